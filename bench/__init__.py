@@ -1,0 +1,1 @@
+"""NFE against quality, likelihood and kernels, with the peers in the same run."""

@@ -1,0 +1,1 @@
+"""How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""

@@ -1,0 +1,10 @@
+"""One thread (the suite runs on shared machines) and Triton's interpreter where there is no GPU."""
+
+import os
+
+import torch
+
+torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # read by triton at import time, which undiffuse delays until a kernel is first asked for
+    os.environ.setdefault("TRITON_INTERPRET", "1")
