@@ -5,3 +5,23 @@ if __name__ == "kernels":
         "this folder is undiffuse.kernels; the bare name `kernels` belongs to another project. "
         "Use `import undiffuse.kernels`, or run Python with -P outside the repository root."
     )
+
+from .dispatch import explain, using
+from .linear import LinearStep, linear_step
+from .noise import normal, rademacher, uniform
+from .philox import PURPOSES, philox4x32
+from .steps import ddpm_step, euler_maruyama_step
+
+__all__ = [
+    "PURPOSES",
+    "LinearStep",
+    "ddpm_step",
+    "euler_maruyama_step",
+    "explain",
+    "linear_step",
+    "normal",
+    "philox4x32",
+    "rademacher",
+    "uniform",
+    "using",
+]

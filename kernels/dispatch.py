@@ -1,0 +1,198 @@
+"""One place where an operator meets a device: PyTorch's dispatcher, and how to overrule it.
+
+Each operator is defined once, as `undiffuse::<name>`, with a pure-PyTorch reference and a Triton
+twin. CPU tensors, float64 and whatever Triton cannot take get the reference; CUDA and HIP tensors
+in float32, bfloat16 and float16 get Triton. All operators are functional.
+"""
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PATHS = ("auto", "reference", "triton")
+NOISES = ("exact", "fast")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# kept alive for the life of the process: the operators vanish with it
+_LIBRARY = torch.library.Library("undiffuse", "FRAGMENT")
+_broken: dict[str, str] = {}  # device type -> why Triton failed there, found at the first launch
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What `using` has chosen: path auto, reference or triton; noise exact or fast."""
+
+    path: str = "auto"
+    noise: str = "exact"
+
+
+_DEFAULT = Mode()
+_mode: ContextVar[Mode] = ContextVar("undiffuse_kernels_mode", default=_DEFAULT)
+
+
+@contextmanager
+def using(path: str | None = None, *, noise: str | None = None) -> Iterator[None]:
+    """Force the path, the noise, or both, for the operators called inside the block.
+
+    path: "reference" (pure PyTorch), "triton", or "auto" (by device and dtype). A forced "triton"
+    that cannot be honoured raises RuntimeError where the operator is called, naming the condition.
+    noise: "exact" (the default: normals bitwise equal on every device) or "fast" (hardware
+    logarithm, sine and cosine on GPUs: the same integers, normals equal to about 1e-6; on a CPU
+    identical to exact). Raises ValueError for any other word.
+    """
+    old = _mode.get()
+    new = replace(old, path=path or old.path, noise=noise or old.noise)
+    if new.path not in PATHS:
+        raise ValueError(f"path must be one of {PATHS}; got {path!r}")
+    if new.noise not in NOISES:
+        raise ValueError(f"noise must be one of {NOISES}; got {noise!r}")
+    token = _mode.set(new)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def fast_noise() -> bool:
+    """Whether `using(noise="fast")` is in force."""
+    return _mode.get().noise == "fast"
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is switched on, which runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True")
+
+
+def why_not_triton(x: Tensor) -> str | None:
+    """The condition that keeps x from the Triton path, or None where it can take it."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if x.device.type not in ("cuda", "cpu"):
+        return f"there is no Triton kernel for device {x.device.type!r}"
+    if x.device.type == "cpu" and not interpreted():
+        return "x is on the CPU and TRITON_INTERPRET=1 was not set when triton was imported"
+    if x.device.type == "cuda" and interpreted():
+        return "TRITON_INTERPRET=1 is set, and x is on a GPU"
+    if x.dtype not in TRITON_DTYPES:
+        return f"dtype {x.dtype} is not one of float32, bfloat16, float16"
+    return _broken.get(x.device.type)
+
+
+def explain(x: Tensor) -> str:
+    """Which path an operator takes for the tensor x under the present `using`, and why."""
+    path, obstacle = _mode.get().path, why_not_triton(x)
+    if path == "reference":
+        return "reference: forced by using('reference')"
+    if path == "triton":
+        if obstacle:
+            return f"error: using('triton') is in force, but {obstacle}"
+        return "triton: forced by using('triton')"
+    if x.device.type == "cpu":
+        return "reference: x is on the CPU"
+    return f"reference: {obstacle}" if obstacle else f"triton: {x.dtype} on {x.device.type}"
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    triton: str,
+    fake: Callable[..., Any],
+    leader: int = 0,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> Any:
+    """Define the operator undiffuse::name and return it (its default overload).
+
+    triton: "module:function" in this folder, imported at the first use. leader: position of the
+    argument whose device and dtype decide. backward, setup_context: as in register_autograd.
+    """
+    module, function = triton.split(":")
+
+    def run_triton(*args: Any) -> Any:
+        package = __name__.rpartition(".")[0]
+        return getattr(importlib.import_module(f"{package}.{module}"), function)(*args)
+
+    def on_cpu(*args: Any) -> Any:
+        if _mode.get().path != "triton":
+            return reference(*args)
+        if obstacle := why_not_triton(args[leader]):
+            raise RuntimeError(f"using('triton') cannot be honoured for {name}: {obstacle}")
+        return run_triton(*args)
+
+    def on_gpu(*args: Any) -> Any:
+        path, x = _mode.get().path, args[leader]
+        if path == "triton":
+            if obstacle := why_not_triton(x):
+                raise RuntimeError(f"using('triton') cannot be honoured for {name}: {obstacle}")
+            return run_triton(*args)
+        if path == "reference" or why_not_triton(x):
+            return reference(*args)
+        try:
+            return run_triton(*args)
+        except (ImportError, OSError, RuntimeError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            # typically no C compiler or no Python.h on the machine: slower, but it works
+            _broken[x.device.type] = f"its first launch failed: {error}"
+            warnings.warn(f"Triton failed; undiffuse uses PyTorch instead: {error}", stacklevel=2)
+            return reference(*args)
+
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, on_gpu, "CUDA")
+    qualified = f"undiffuse::{name}"
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=_LIBRARY
+        )
+    return getattr(torch.ops.undiffuse, name).default
+
+
+def as_seed(seed: int | Tensor, device: torch.device | str) -> Tensor:
+    """A seed as int64 tensor [1] or [B] on the device; a Python int may be any 64-bit number."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() > 1:
+            raise TypeError(
+                f"seed must be an int or an int64 tensor [B]; got {seed.dtype} {list(seed.shape)}"
+            )
+        return seed.to(device).reshape(-1)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or an int64 tensor [B]; got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit in 64 bits; got {seed}")
+    return torch.full((1,), seed if seed < 2**63 else seed - 2**64, device=device)
+
+
+def as_sample_ids(
+    sample_ids: Tensor | Sequence[int] | None, batch: int, device: torch.device | str
+) -> Tensor | None:
+    """Global sample ids as int64 tensor [B] on the device; None (the position) stays None."""
+    if sample_ids is None:
+        return None
+    ids = torch.as_tensor(sample_ids, device=device)
+    if ids.dtype != torch.int64:
+        raise TypeError(f"sample_ids must be int64; got {ids.dtype}")
+    if list(ids.shape) != [batch]:
+        raise ValueError(f"sample_ids must have shape [{batch}], one per sample; got {ids.shape}")
+    return ids
+
+
+def check_batch(name: str, tensor: Tensor, batch: int) -> None:
+    """Raise ValueError unless the tensor has one element or one for each sample."""
+    if tensor.dim() > 1 or tensor.numel() not in (1, batch):
+        raise ValueError(
+            f"{name} must have 1 element or one per sample [{batch}]; got {list(tensor.shape)}"
+        )

@@ -1,0 +1,192 @@
+"""Philox4x32-10 and noise format v1, in torch integer arithmetic: the specification of the noise.
+
+Every random number is a pure function of (seed, sample id, draw index, purpose, element), so the
+same sample gets the same noise whatever the batch, its order, the device or the sharding:
+
+    key     = (low, high) 32 bits of the 64-bit seed
+    counter = (element // 4, sample id, draw index, purpose | sub-draw << 8 | id_high << 16)
+    lane    = element % 4
+
+The normals use integer operations, float32 + and * and a correctly rounded square root only: no
+libm, no fused multiply-add. That makes CPU, compiled CPU, Triton's interpreter and GPUs agree in
+every bit. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+PURPOSES = {
+    "initial": 0,  # x at t_max
+    "predictor": 1,  # the noise of a solver's step
+    "corrector": 2,  # Langevin
+    "brownian": 3,  # the virtual Brownian tree
+    "probe": 4,  # trace estimation
+    "user": 5,
+}
+
+LOW32 = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+
+# Minimax fits (see tests/kernels/test_philox.py for their errors), shared with the Triton twin.
+# -2 ln(1 + f) = f (f Q(f) - 2) on [1/sqrt(2) - 1, sqrt(2) - 1]
+LOG_POLY = (
+    0.99999983, -0.666679, 0.50003511, -0.39924144, 0.33141016, -0.29835953, 0.28615053,
+    -0.17469682,
+)  # fmt: skip
+# sin(pi/4 y) = y S(y^2) and cos(pi/4 y) = C(y^2) on [-1, 1]
+SIN_POLY = (math.pi / 4, -8.07454347e-02, 2.48998973e-03, -3.59390481e-05)
+COS_POLY = (1.0, -0.30842449, 0.0158504, -0.00031916)
+MINUS_2_LN_2 = -2 * math.log(2)
+SQRT_HALF_BITS = 0x3F3504F3  # float32 bits of 1/sqrt(2)
+ONE_BITS = 0x3F800000
+
+# Counters handled at once on a CPU: the int64 temporaries of a chunk stay in the L2 cache.
+CHUNK = 16384
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 10) -> Words:
+    """Four 32-bit words for each 128-bit counter under a 64-bit key (Philox4x32).
+
+    counter: four, key: two int64 tensors (broadcastable) holding values in [0, 2^32).
+    Returns four int64 tensors of the broadcast shape holding values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        # the 64-bit product wraps into int64 without losing a bit: shift and mask recover both halves
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & LOW32) ^ c1 ^ k0,
+            p1 & LOW32,
+            ((p0 >> 32) & LOW32) ^ c3 ^ k1,
+            p0 & LOW32,
+        )
+        k0, k1 = (k0 + WEYL[0]) & LOW32, (k1 + WEYL[1]) & LOW32
+    return c0, c1, c2, c3
+
+
+def horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """c_0 + c_1 x + c_2 x^2 + ... in float32, each product and sum rounded on its own."""
+    total = x * coefficients[-1] + coefficients[-2]
+    for c in reversed(coefficients[:-2]):
+        total = total * x + c
+    return total
+
+
+def squared_radius(word: Tensor) -> Tensor:
+    """-2 ln u for u = (word + 1/2) 2^-32, float32, relative error below 3e-7 for every word."""
+    above = word.to(torch.float32) + 0.5
+    bits = above.view(torch.int32) + (ONE_BITS - SQRT_HALF_BITS)
+    exponent = (bits >> 23) - 159  # bias 127, and the 2^-32 of u
+    mantissa = ((bits & 0x7FFFFF) + SQRT_HALF_BITS).view(torch.float32)
+    # near u = 1 the distance to 1 is formed in integers: float32(word) no longer resolves it
+    near_one = (2 * word + 1 - (1 << 33)).to(torch.float32) * 2.0**-33
+    f = torch.where(word >= 3 << 30, near_one, mantissa - 1.0)
+    log1p = f * (f * horner(LOG_POLY, f) - 2.0)
+    return exponent.to(torch.float32) * MINUS_2_LN_2 + log1p
+
+
+def sin_cos(word: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of 2 pi (word + 1/2) 2^-32, float32, the angle reduced in integers."""
+    quadrant = (word + (1 << 29)) >> 30
+    residual = word - (quadrant << 30)  # [-2^29, 2^29): an eighth of a turn to either side
+    y = (2 * residual + 1).to(torch.float32) * 2.0**-30
+    square = y * y
+    s, c = y * horner(SIN_POLY, square), horner(COS_POLY, square)
+    swap = (quadrant & 1) == 1
+    sine, cosine = torch.where(swap, c, s), torch.where(swap, s, c)
+    sine = torch.where((quadrant & 2) == 2, -sine, sine)
+    cosine = torch.where(((quadrant + 1) & 2) == 2, -cosine, cosine)
+    return sine, cosine
+
+
+def sqrt_rounded(x: Tensor) -> Tensor:
+    """Correctly rounded float32 square root (torch.sqrt is off by an ulp on some CPU builds)."""
+    return x.double().sqrt().float()
+
+
+def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two float32 normals r (sin, cos) of two words: cuRAND's order, largest magnitude 6.77."""
+    radius = sqrt_rounded(squared_radius(word0))
+    sine, cosine = sin_cos(word1)
+    return radius * sine, radius * cosine
+
+
+def normal_lanes(words: Words) -> Tensor:
+    """Standard normals [..., 4]; lanes (0, 1) come from words (0, 1), lanes (2, 3) from (2, 3)."""
+    return torch.stack(box_muller(words[0], words[1]) + box_muller(words[2], words[3]), -1)
+
+
+def uniform_lanes(words: Words) -> Tensor:
+    """Uniforms [..., 4] in the open interval (0, 1): 23 bits and a half-step, exact in float32."""
+    return ((torch.stack(words, -1) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def sign_lanes(words: Words) -> Tensor:
+    """Random signs [..., 4]: -1 or +1 by the top bit of each word."""
+    return 1.0 - 2.0 * (torch.stack(words, -1) >> 31).to(torch.float32)
+
+
+LANES: dict[str, Callable[[Words], Tensor]] = {
+    "normal": normal_lanes,
+    "uniform": uniform_lanes,
+    "sign": sign_lanes,
+}
+
+
+def counter_lanes(
+    index: Tensor, quads: Tensor, quad0: Tensor, streams: Tensor, kind: str
+) -> Tensor:
+    """Lanes [n, 4] of flat counter numbers: index = sample * quads + element // 4 - quad0.
+
+    quads, quad0: int64 tensors of one element (tensors, so that compiled code is reused).
+    streams: int64 [B, 5], the counter's words 1 to 3 and the key's two of each sample.
+    """
+    sample = torch.div(index, quads, rounding_mode="floor")
+    c1, c2, c3, k0, k1 = streams.index_select(0, sample).unbind(1)
+    c0 = index - sample * quads + quad0
+    return LANES[kind](philox4x32((c0, c1, c2, c3), (k0, k1)))
+
+
+def draw(kind: str, n: int, streams: Tensor, element0: int = 0) -> Tensor:
+    """Elements element0 ... element0 + n - 1 of each stream: float32 [B, n].
+
+    kind: "normal", "uniform" or "sign"; streams as in `counter_lanes`.
+    """
+    device = streams.device
+    quad0, skip = divmod(element0, 4)
+    quads = -(-(skip + n) // 4)
+    total = quads * streams.shape[0]
+    chunk = CHUNK if device.type == "cpu" else max(total, 1)
+    width, first = (torch.tensor([v], device=device) for v in (quads, quad0))
+    out = torch.empty(total, 4, device=device)
+    for start in range(0, total, chunk):
+        stop = min(start + chunk, total)
+        index = torch.arange(start, stop, device=device)
+        out[start:stop] = counter_lanes(index, width, first, streams, kind)
+    return out.view(streams.shape[0], quads * 4)[:, skip : skip + n]
+
+
+def stream_table(
+    batch: int, seed: Tensor, sample_ids: Tensor | None, draws: Tensor | int, tag: int
+) -> Tensor:
+    """Counter words 1 to 3 and both key words of each sample: int64 [B, 5].
+
+    seed: int64 [1] or [B]; sample_ids: int64 [B], None = 0 ... B-1; draws: int or int64 [1] or [B];
+    tag: purpose | sub-draw << 8.
+    """
+    if sample_ids is None:
+        sample_ids = torch.arange(batch, device=seed.device)
+    table = torch.empty(batch, 5, dtype=torch.int64, device=seed.device)
+    table[:, 0] = sample_ids & LOW32
+    table[:, 1] = draws & LOW32
+    table[:, 2] = (((sample_ids >> 32) & 0xFFFF) << 16) | tag
+    table[:, 3] = seed & LOW32
+    table[:, 4] = (seed >> 32) & LOW32
+    return table

@@ -1,0 +1,114 @@
+"""Named steps: Euler-Maruyama and DDPM as one row each of the fused step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .linear import compute_dtype, linear_step
+
+Number = float | Tensor
+
+
+def _in_float64(name: str, value: Number, batch: int) -> Tensor:
+    """The value as float64 tensor [1] or [B], or ValueError."""
+    tensor = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+    if tensor.numel() not in (1, batch):
+        raise ValueError(
+            f"{name} must be a number or a tensor [{batch}], one per sample; got {tensor.numel()} "
+            "elements"
+        )
+    return tensor
+
+
+def _one_row(
+    x: Tensor,
+    out: Tensor,
+    columns: Sequence[Tensor],
+    seed: int | Tensor,
+    sample_ids: Tensor | Sequence[int] | None,
+    draw: int,
+    clip: tuple[float, float] | None = None,
+) -> Tensor:
+    """x' of the row [skip, w0, A, B, C], given per step or per sample (then each has a row)."""
+    skip, w0, a, b, c = torch.broadcast_tensors(*columns)
+    zero = torch.zeros_like(skip)
+    table = torch.stack([skip, w0, zero, zero + 1, a, b, c], 1).to(x.device, compute_dtype(x))
+    rows = torch.arange(len(table), device=x.device)
+    draws = torch.full((len(table), 1), draw, device=x.device)
+    return linear_step(
+        x, out, table, rows, draws=draws, seed=seed, sample_ids=sample_ids, clip=clip
+    ).x
+
+
+def euler_maruyama_step(
+    x: Tensor,
+    score: Tensor,
+    f: Number,
+    g: Number,
+    dt: Number,
+    *,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    draw: int = 0,
+) -> Tensor:
+    """Euler-Maruyama on the reverse SDE: x' = x - (f x - g^2 s) dt + g sqrt(dt) z.
+
+    x, score [B, ...] floating; f, g, dt > 0: numbers or tensors [B] (dt counts backwards in time);
+    z standard normal of (seed, sample_ids, draw), purpose "predictor". Coefficients are formed in
+    float64. Returns x' in x's dtype. Raises ValueError if dt is not positive, and as `linear_step`.
+    Song et al., "Score-based generative modeling through SDEs", ICLR 2021, eq. 6 and 46.
+    """
+    batch = x.shape[0]
+    rate, diffusion, step = (_in_float64(n, v, batch) for n, v in (("f", f), ("g", g), ("dt", dt)))
+    if not isinstance(dt, Tensor) and not dt > 0:
+        raise ValueError(f"dt must be positive: it counts from noise to data; got {dt}")
+    zero = torch.zeros_like(step)
+    columns = (zero, zero + 1, 1 - rate * step, diffusion**2 * step, diffusion * step.sqrt())
+    return _one_row(x, score, columns, seed, sample_ids, draw)
+
+
+def ddpm_step(
+    x: Tensor,
+    noise: Tensor,
+    alpha_bar_t: Number,
+    alpha_bar_s: Number,
+    *,
+    variance: str = "small",
+    clip: tuple[float, float] | None = None,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    draw: int = 0,
+) -> Tensor:
+    """One ancestral step of DDPM from time t down to s, by way of the data prediction D.
+
+        D  = (x - sqrt(1 - abar_t) eps) / sqrt(abar_t)                    (clamped to clip)
+        x' = [sqrt(a) (1 - abar_s) x + sqrt(abar_s) (1 - a) D] / (1 - abar_t) + c z
+        a  = abar_t / abar_s,   c^2 = (1 - a) (1 - abar_s) / (1 - abar_t)  "small", 1 - a  "large"
+
+    x, noise (the predicted eps) [B, ...] floating; alpha_bar_t < alpha_bar_s <= 1: numbers or
+    tensors [B]. Without clip the mean is eq. 11 of the paper. z as in `euler_maruyama_step`. At
+    alpha_bar_s = 1 "small" returns D. Returns x' in x's dtype. Raises ValueError for another
+    variance or for numbers that do not satisfy 0 < alpha_bar_t < alpha_bar_s <= 1.
+    Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020, eq. 6, 7 and 11.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f"variance must be 'small' or 'large'; got {variance!r}")
+    on_host = not isinstance(alpha_bar_t, Tensor) and not isinstance(alpha_bar_s, Tensor)
+    if on_host and not 0 < alpha_bar_t < alpha_bar_s <= 1:
+        raise ValueError(
+            "alpha_bar must satisfy 0 < alpha_bar_t < alpha_bar_s <= 1; got "
+            f"{alpha_bar_t} and {alpha_bar_s}"
+        )
+    now = _in_float64("alpha_bar_t", alpha_bar_t, x.shape[0])
+    then = _in_float64("alpha_bar_s", alpha_bar_s, x.shape[0])
+    a = now / then
+    small = (1 - a) * (1 - then) / (1 - now)
+    columns = (
+        now.rsqrt(),
+        -((1 - now) / now).sqrt(),
+        a.sqrt() * (1 - then) / (1 - now),
+        then.sqrt() * (1 - a) / (1 - now),
+        (small if variance == "small" else 1 - a).sqrt(),
+    )
+    return _one_row(x, noise, columns, seed, sample_ids, draw, clip)
