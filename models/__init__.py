@@ -5,3 +5,27 @@ if __name__ == "models":
         "this folder is undiffuse.models. "
         "Use `import undiffuse.models`, or run Python with -P outside the repository root."
     )
+
+from .denoiser import Denoiser
+from .processes import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
+from .readout import READOUTS, Affine, convert
+from .targets import Gaussian, GaussianMixture
+
+__all__ = [
+    "EDM",
+    "PROCESSES",
+    "READOUTS",
+    "VE",
+    "VP",
+    "Affine",
+    "Brownian",
+    "Denoiser",
+    "Flow",
+    "Gaussian",
+    "GaussianMixture",
+    "Prior",
+    "Process",
+    "SubVP",
+    "TabledVP",
+    "convert",
+]

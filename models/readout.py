@@ -1,0 +1,150 @@
+"""What a network predicts, and how to read anything else off it.
+
+Every prediction is linear in the pair (x_0, eps) that the network is unsure of, and so is x
+itself, x = alpha x_0 + sigma eps. A read-out is therefore a row (u, w) with a scale kappa,
+
+    kappa P = u x_0 + w eps,
+
+and changing read-outs is solving a 2 x 2 system with determinant Delta = alpha w - sigma u:
+
+    kappa' P' = [(u' w - w' u) x + (alpha w' - sigma u') kappa P] / Delta.
+
+Nothing is divided by alpha or sigma unless the answer itself is, so a read-out is exact at both
+ends of time wherever it exists, and reading off what the network predicts costs no cancellation:
+the first coefficient is 0 and the second 1, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .processes import Process
+
+
+class Row(NamedTuple):
+    """kappa P = u x_0 + w eps at some times; float64 tensors of one shape."""
+
+    kappa: Tensor
+    u: Tensor
+    w: Tensor
+
+
+def _data(process: Process, t: Tensor, sigma_data: float) -> Row:
+    """x_0."""
+    one = torch.ones_like(t)
+    return Row(one, one, torch.zeros_like(t))
+
+
+def _noise(process: Process, t: Tensor, sigma_data: float) -> Row:
+    """eps (Ho et al. 2020)."""
+    one = torch.ones_like(t)
+    return Row(one, torch.zeros_like(t), one)
+
+
+def _score(process: Process, t: Tensor, sigma_data: float) -> Row:
+    """grad log p_t = -eps/sigma."""
+    return Row(process.sigma(t), torch.zeros_like(t), -torch.ones_like(t))
+
+
+def _v(process: Process, t: Tensor, sigma_data: float) -> Row:
+    """v = alpha eps - sigma x_0 (Salimans & Ho 2022)."""
+    return Row(torch.ones_like(t), -process.sigma(t), process.alpha(t))
+
+
+def _flow(process: Process, t: Tensor, sigma_data: float) -> Row:
+    """The velocity dx/dt = alpha' x_0 + sigma' eps of the probability flow (Lipman et al. 2023)."""
+    return Row(torch.ones_like(t), process.alpha_dot(t), process.sigma_dot(t))
+
+
+def _edm(process: Process, t: Tensor, sigma_data: float) -> Row:
+    """F of D = c_skip x + c_out F(c_in x, c_noise) (Karras et al. 2022, table 1), for any alpha."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    norm = torch.hypot(sigma, alpha * sigma_data)
+    return Row(torch.ones_like(t), sigma / (sigma_data * norm), -alpha * sigma_data / norm)
+
+
+READOUTS: dict[str, Callable[[Process, Tensor, float], Row]] = {
+    "data": _data,
+    "noise": _noise,
+    "score": _score,
+    "v": _v,
+    "flow": _flow,
+    "edm": _edm,
+}
+"""The six read-outs by name."""
+
+
+class Affine(NamedTuple):
+    """P' = skip x + scale P, float64 of the shape of t."""
+
+    skip: Tensor
+    scale: Tensor
+
+
+def convert(
+    process: Process, t: float | Tensor, source: str, target: str, sigma_data: float = 0.5
+) -> Affine:
+    """Coefficients that turn prediction `source` into prediction `target` at times t.
+
+    t: float or tensor of any shape; returns `Affine(skip, scale)`, float64, of that shape.
+    Raises ValueError for unknown names, and at a t where `target` cannot be told from `source`
+    (x_0 from the noise at alpha = 0, the noise from x_0 at sigma = 0).
+    """
+    for argument, name in (("source", source), ("target", target)):
+        if name not in READOUTS:
+            raise ValueError(f"{argument} must be one of {', '.join(READOUTS)}; got {name!r}")
+    t = torch.as_tensor(t, dtype=torch.float64)
+    if source == target:
+        return Affine(torch.zeros_like(t), torch.ones_like(t))
+    a = READOUTS[source](process, t, sigma_data)
+    b = READOUTS[target](process, t, sigma_data)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    delta = alpha * a.w - sigma * a.u
+    det = b.kappa * delta
+    skip = (b.u * a.w - b.w * a.u) / det
+    scale = (alpha * b.w - sigma * b.u) * a.kappa / det
+    if t.device.type == "cpu":  # on a device this would be a synchronisation inside the loop
+        bad = ~(torch.isfinite(skip) & torch.isfinite(scale))
+        if bad.any():
+            _refuse(t[bad].flatten()[0], process, source, target)
+    return Affine(skip, scale)
+
+
+def _refuse(t: Tensor, process: Process, source: str, target: str) -> None:
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    raise ValueError(
+        f"the {target!r} read-out of a network that predicts {source!r} does not exist at "
+        f"t={float(t):g}, where alpha={alpha:g} and sigma={sigma:g}; "
+        "start or end the grid inside, or use a network with another prediction (e.g. 'v')"
+    )
+
+
+def network_scale(process: Process, t: Tensor, predicts: str, sigma_data: float) -> Tensor:
+    """c_in: what x is multiplied by before the network sees it; 1 except for 'edm'."""
+    if predicts != "edm":
+        return torch.ones_like(t)
+    return 1 / torch.hypot(process.sigma(t), process.alpha(t) * sigma_data)
+
+
+def network_time(process: Process, t: Tensor, convention: Any, steps: int) -> Tensor:
+    """c_noise: what the network is told about t, float64 of the shape of t.
+
+    'continuous' t itself; 'index' t*steps - 1 in 0..steps-1; 'edm' log(sigma/alpha)/4;
+    'sigma' sigma/alpha; or a callable of the float64 tensor t.
+    """
+    if callable(convention):
+        return torch.as_tensor(convention(t), dtype=torch.float64)
+    if convention == "continuous":
+        return t
+    if convention == "index":
+        return t * steps - 1
+    if convention == "edm":
+        return -0.25 * process.log_snr(t)
+    return torch.exp(-process.log_snr(t))
+
+
+TIME_CONVENTIONS = ("continuous", "index", "edm", "sigma")

@@ -1,0 +1,240 @@
+"""Grids: where in time the network is called.
+
+A grid is a float64 sequence of times that falls strictly from noise to data. `times` lays one out
+by name, by object (`Karras(rho=5)`) or takes the user's own sequence, and says how it ends:
+
+    final='denoise'  steps nodes from t_max to t_min, then one denoising jump: x = D(x, t_min)
+    final='zero'     steps + 1 nodes, the last at t = 0 itself, where the grid can reach it
+    final='t_min'    steps + 1 nodes from t_max to t_min; x at t_min is what is returned
+
+A denoising jump is an interval that ends where sigma = 0 (`process.t_clean`), so a grid is just its
+times: no flag travels with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..models import Process
+
+# Where alpha(t_max) = 0 the noise-to-signal ratio sigma/alpha is infinite and no grid in it can
+# start there. Such a grid is laid from this ratio on and its first node then moved to t_max; by
+# then the data are 1 % of the state.
+RATIO_CAP = 100.0
+
+FINALS = ("denoise", "zero", "t_min")
+
+
+class Grid(ABC):
+    """A rule that lays n nodes between t_max and t_min."""
+
+    reaches_zero: ClassVar[bool] = False  # can its last node be at t = 0?
+
+    @abstractmethod
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        """n times from t_max down to t_min, float64 [n]."""
+
+
+def _unit(n: int) -> Tensor:
+    """0 .. 1 in n nodes; a single node sits at the noise end."""
+    return torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double()
+
+
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """Equal steps of t (score_sde)."""
+
+    reaches_zero: ClassVar[bool] = True
+
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        return t_max + _unit(n) * (t_min - t_max)
+
+
+@dataclass(frozen=True)
+class Quadratic(Grid):
+    """Equal steps of sqrt(t) (Song et al. 2021a, DDIM; DPM-Solver's 'time_quadratic')."""
+
+    reaches_zero: ClassVar[bool] = True
+
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        a, b = math.sqrt(t_max), math.sqrt(t_min)
+        return (a + _unit(n) * (b - a)).square()
+
+
+class _RatioGrid(Grid):
+    """Laid in the noise-to-signal ratio sigma/alpha."""
+
+    @abstractmethod
+    def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
+        """log(sigma/alpha) at u in [0, 1], given its values at both ends."""
+
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        start = min(-float(process.log_snr(t_max)), math.log(RATIO_CAP) if
+                    float(process.alpha(t_max)) == 0 else math.inf)  # fmt: skip
+        end = -float(process.log_snr(t_min))
+        t = process.inverse_log_snr(-self.log_ratio(_unit(n), start, end))
+        t[0] = t_max  # the ends exactly, not to the rounding of an inverse
+        if n > 1:
+            t[-1] = t_min
+        return t
+
+
+@dataclass(frozen=True)
+class LogSNR(_RatioGrid):
+    """Equal steps of lambda = log alpha/sigma (Lu et al. 2022); k-diffusion's 'exponential'."""
+
+    def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
+        return start + u * (end - start)
+
+
+@dataclass(frozen=True)
+class Karras(_RatioGrid):
+    """Equal steps of (sigma/alpha)^(1/rho) (Karras et al. 2022, 5)."""
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"rho must be > 0; got {self.rho}")
+
+    def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
+        a, b = math.exp(start / self.rho), math.exp(end / self.rho)
+        return self.rho * torch.log(a + u * (b - a))
+
+
+@dataclass(frozen=True)
+class Discrete(Grid):
+    """Integer steps of a network of discrete time, as diffusers spaces them.
+
+    spacing: 'linspace', 'leading' or 'trailing' (Lin et al. 2024, table 2). Index j of
+    `count` is at t = (j + 1)/count; `count` defaults to the process's own table.
+    """
+
+    spacing: str = "trailing"
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("linspace", "leading", "trailing"):
+            raise ValueError(
+                f"spacing must be 'linspace', 'leading' or 'trailing'; got {self.spacing!r}"
+            )
+
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        count = self.count or len(getattr(process, "betas", ())) or 1000
+        if n > count:
+            raise ValueError(f"steps must be at most the network's {count} steps; got {n}")
+        k = torch.arange(n, dtype=torch.float64)
+        if self.spacing == "linspace":
+            index = (count - 1) * (1 - _unit(n))
+        elif self.spacing == "leading":
+            index = (n - 1 - k) * (count // n)
+        else:
+            index = count - k * (count / n) - 1
+        return (torch.round(index) + 1) / count
+
+
+GRIDS: dict[str, Grid] = {
+    "uniform": Uniform(),
+    "quadratic": Quadratic(),
+    "log_snr": LogSNR(),
+    "exponential": LogSNR(),
+    "karras": Karras(),
+    "linspace": Discrete("linspace"),
+    "leading": Discrete("leading"),
+    "trailing": Discrete("trailing"),
+}
+"""Grids by the name that users type."""
+
+
+def times(
+    grid: str | Grid | Sequence[float] | Tensor,
+    process: Process,
+    steps: int | None = 20,
+    final: str = "denoise",
+    t_min: float | None = None,
+) -> Tensor:
+    """The times a solver steps through, float64, strictly falling, noise to data.
+
+    grid: a name, a `Grid`, or times of the user's own from at most t_max down to t_min (or to
+    `process.t_clean`); with times given, `steps` is their number and `final='denoise'` appends
+    the jump. t_min: overrides the process's. Raises ValueError naming what does not fit.
+    """
+    if final not in FINALS:
+        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}; got {final!r}")
+    t_min = process.t_min if t_min is None else t_min
+    if isinstance(grid, str):
+        grid = lookup("grid", grid, GRIDS)
+    if not isinstance(grid, Grid):
+        return _users(torch.as_tensor(grid, dtype=torch.float64), process, final, t_min)
+    if steps is None or steps != int(steps) or steps < 1:
+        raise ValueError(f"steps must be a whole number >= 1; got {steps}")
+    discrete = isinstance(grid, Discrete)
+    if final == "zero" and not (grid.reaches_zero or discrete):
+        raise ValueError(
+            f"final='zero' needs a grid laid in t; {grid} never reaches sigma = 0: "
+            "use final='denoise' or grid='uniform'"
+        )
+    if final == "zero" and not math.isfinite(process.t_clean):
+        raise ValueError(
+            f"final='zero' needs a process whose sigma(0) is 0; {process} has "
+            f"sigma(0)={float(process.sigma(0.0)):g}: use final='denoise' or 't_min'"
+        )
+    if final == "zero" and not discrete:
+        t = grid.nodes(process, int(steps) + 1, process.t_max, 0.0)
+    elif final == "t_min":
+        t = grid.nodes(process, int(steps) + 1, process.t_max, t_min)
+    else:
+        t = grid.nodes(process, int(steps), process.t_max, t_min)
+        t = torch.cat([t, t.new_tensor([process.t_clean])])
+    check(t, process)
+    return t
+
+
+def _users(t: Tensor, process: Process, final: str, t_min: float) -> Tensor:
+    if t.ndim != 1 or len(t) < 1:
+        raise ValueError(f"grid must be a sequence of times; got shape {tuple(t.shape)}")
+    clean = float(t[-1]) == process.t_clean
+    if final == "zero" and not clean:
+        raise ValueError(f"final='zero' needs a grid that ends at 0; got {float(t[-1]):g}")
+    if final == "denoise" and not clean:
+        t = torch.cat([t, t.new_tensor([process.t_clean])])
+    check(t, process, t_min)
+    return t
+
+
+def check(t: Tensor, process: Process, t_min: float | None = None) -> None:
+    """Raises ValueError unless t falls strictly within [t_min or t_clean, t_max], 2 nodes or more."""
+    first, last = float(t[0]), float(t[-1])
+    least = process.t_min if t_min is None else t_min
+    body = t[:-1] if last == process.t_clean else t
+    hint = (
+        f"grid must fall strictly from at most t_max={process.t_max:g} to at least "
+        f"t_min={least:g} (or end at {process.t_clean:g} for a denoising jump); "
+    )
+    if len(t) < 2:
+        raise ValueError(hint + f"got {len(t)} node; a step needs two")
+    if bool(torch.isnan(t).any()) or not bool((t[1:] < t[:-1]).all()):
+        i = int((~(t[1:] < t[:-1])).nonzero()[0])
+        raise ValueError(hint + f"got {float(t[i]):g} -> {float(t[i + 1]):g} at node {i + 1}")
+    slack = 1e-9
+    if first > process.t_max * (1 + slack) or float(body[-1]) < least - slack * abs(least):
+        raise ValueError(hint + f"got {first:g} -> {last:g}")
+
+
+def lookup(what: str, name: str, table: dict[str, object]) -> object:
+    """table[name], or a ValueError that suggests the nearest known name."""
+    key = name.lower().replace("_", "-")
+    for known, value in table.items():
+        if known.replace("_", "-") == key:
+            return value
+    near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")

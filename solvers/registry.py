@@ -1,0 +1,27 @@
+"""Solvers by the names that people type elsewhere."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from . import exponential, heun, stochastic
+from .base import Solver
+from .grids import lookup
+
+SOLVERS: dict[str, Solver] = {
+    **exponential.SOLVERS,
+    **heun.SOLVERS,
+    **stochastic.SOLVERS,
+}
+
+
+def names() -> list[str]:
+    """Registered names, sorted."""
+    return sorted(SOLVERS)
+
+
+def get(name: str | Solver) -> Solver:
+    """The solver of that name. Raises ValueError with the nearest known name otherwise."""
+    if isinstance(name, Solver):
+        return name
+    return cast(Solver, lookup("solver", name, cast("dict[str, object]", SOLVERS)))
