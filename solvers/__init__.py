@@ -1,1 +1,44 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
+
+from .base import Path, Solver
+from .exponential import DDIM, DPMSolverPP
+from .grids import GRIDS, Discrete, Grid, Karras, LogSNR, Quadratic, Uniform, times
+from .heun import Heun
+from .law import Law, gaussian_law, marginal
+from .registry import SOLVERS, get, names
+from .sampler import Result, Sampler, State, StepInfo, sample
+from .status import SolverError, Status
+from .stochastic import DDPM, EulerMaruyama
+from .tableau import Tableau
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "GRIDS",
+    "SOLVERS",
+    "DPMSolverPP",
+    "Discrete",
+    "EulerMaruyama",
+    "Grid",
+    "Heun",
+    "Karras",
+    "Law",
+    "LogSNR",
+    "Path",
+    "Quadratic",
+    "Result",
+    "Sampler",
+    "Solver",
+    "SolverError",
+    "State",
+    "Status",
+    "StepInfo",
+    "Tableau",
+    "Uniform",
+    "gaussian_law",
+    "get",
+    "marginal",
+    "names",
+    "sample",
+    "times",
+]

@@ -18,17 +18,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..models import Process
 
-# Where alpha(t_max) = 0 the noise-to-signal ratio sigma/alpha is infinite and no grid in it can
-# start there. Such a grid is laid from this ratio on and its first node then moved to t_max; by
-# then the data are 1 % of the state.
-RATIO_CAP = 100.0
+# Where alpha(t_max) is 0, or next to it (the cosine schedule), the ratio sigma/alpha is infinite or
+# meaningless and a grid in it would spend its nodes on pure noise. Such a grid is laid from
+# RATIO_START on and its first node then moved to t_max.
+NO_SIGNAL = 1e-3
+RATIO_START = 100.0
 
 FINALS = ("denoise", "zero", "t_min")
 
@@ -77,8 +78,9 @@ class _RatioGrid(Grid):
         """log(sigma/alpha) at u in [0, 1], given its values at both ends."""
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        start = min(-float(process.log_snr(t_max)), math.log(RATIO_CAP) if
-                    float(process.alpha(t_max)) == 0 else math.inf)  # fmt: skip
+        start = -float(process.log_snr(t_max))
+        if float(process.alpha(t_max)) < NO_SIGNAL:
+            start = math.log(RATIO_START)
         end = -float(process.log_snr(t_min))
         t = process.inverse_log_snr(-self.log_ratio(_unit(n), start, end))
         t[0] = t_max  # the ends exactly, not to the rounding of an inverse
@@ -171,7 +173,7 @@ def times(
         raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}; got {final!r}")
     t_min = process.t_min if t_min is None else t_min
     if isinstance(grid, str):
-        grid = lookup("grid", grid, GRIDS)
+        grid = named(grid)
     if not isinstance(grid, Grid):
         return _users(torch.as_tensor(grid, dtype=torch.float64), process, final, t_min)
     if steps is None or steps != int(steps) or steps < 1:
@@ -229,7 +231,15 @@ def check(t: Tensor, process: Process, t_min: float | None = None) -> None:
         raise ValueError(hint + f"got {first:g} -> {last:g}")
 
 
-def lookup(what: str, name: str, table: dict[str, object]) -> object:
+def named(name: str) -> Grid:
+    """The grid of that name. Raises ValueError with the nearest known name otherwise."""
+    return lookup("grid", name, GRIDS)
+
+
+T = TypeVar("T")
+
+
+def lookup(what: str, name: str, table: dict[str, T]) -> T:
     """table[name], or a ValueError that suggests the nearest known name."""
     key = name.lower().replace("_", "-")
     for known, value in table.items():

@@ -52,22 +52,21 @@ class Heun(Solver):
         on = (ratio >= self.s_min) & (ratio <= self.s_max) & torch.isfinite(ratio)
         gamma = torch.where(on, min(self.churn / n, math.sqrt(2) - 1), 0.0)
         hot = self._churned(path, gamma)  # the nodes at which the steps start
-        bring = hot.alpha / path.alpha[:-1].where(gamma > 0, hot.alpha)
-        add = self.s_noise * torch.sqrt(
-            (hot.sigma.square() - (bring * path.sigma[:-1]).square()).clamp(min=0.0)
-        ).where(gamma > 0, torch.zeros(()).double())
+        one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
+        bring = torch.where(gamma > 0, hot.alpha / path.alpha[:-1], one)
+        added = hot.sigma.square() - (bring * path.sigma[:-1]).square()
+        add = torch.where(gamma > 0, self.s_noise * added.clamp(min=0.0).sqrt(), zero)
 
         c0, s0 = self._clock(hot, path)
         c1, s1 = (v[1:] for v in self._clock(path, path))
         d = s1 - s0
         lift = c1 / c0
-        half0, half1 = 0.5 * d / s0, 0.5 * d / s1.where(s1 > 0, torch.ones(()).double())
-        zero = torch.zeros_like(d)
+        half0, half1 = 0.5 * d / s0, 0.5 * d / torch.where(s1 > 0, s1, one)
         euler = ([lift * (1 + d / s0), zero], [-c1 * d / s0, zero], zero)
         heun = ([half1, lift * (1 + half0)], [-c1 * half1, -c1 * half0], zero)
 
         # a churn belongs to the row before it: scale what that row writes, and add the noise
-        scale, noise = torch.cat([bring[1:], zero[:1] + 1]), torch.cat([add[1:], zero[:1]])
+        scale, noise = torch.cat([bring[1:], one[:1]]), torch.cat([add[1:], zero[:1]])
         last = 1 if path.ends_clean else 0
         heun = ([c * scale for c in heun[0]], [c * scale for c in heun[1]], noise)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from . import exponential, heun, stochastic
 from .base import Solver
 from .grids import lookup
@@ -24,4 +22,4 @@ def get(name: str | Solver) -> Solver:
     """The solver of that name. Raises ValueError with the nearest known name otherwise."""
     if isinstance(name, Solver):
         return name
-    return cast(Solver, lookup("solver", name, cast("dict[str, object]", SOLVERS)))
+    return lookup("solver", name, SOLVERS)

@@ -60,6 +60,8 @@ class Tableau:
                 f"draws must have noise's shape {tuple(self.noise.shape)}; "
                 f"got {tuple(self.draws.shape)}"
             )
+        if not all(map(math.isfinite, self.entry)):
+            raise ValueError(f"entry must be two finite numbers; got {self.entry}")
         for what in ("state", "data", "noise"):
             bad = (~torch.isfinite(getattr(self, what))).nonzero()
             if len(bad):

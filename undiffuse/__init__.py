@@ -1,3 +1,32 @@
-"""Diffusion sampling as the numerical integration of reverse-time SDEs and ODEs."""
+"""Diffusion sampling as the numerical integration of reverse-time SDEs and ODEs.
+
+    process = ud.VP()
+    model = ud.Denoiser(net, process, predicts="noise")
+    x = ud.sample(model, (16, 1, 28, 28), solver="dpmpp-2m", steps=20)
+
+A solver is a table of numbers (`ud.solvers`), one fused kernel executes every row of every table
+(`ud.kernels`), and a network is anything that predicts noise, data, score or velocity (`ud.models`).
+"""
+
+from . import kernels, models, solvers
+from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, targets
+from .solvers import Sampler, SolverError, sample
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Brownian",
+    "Denoiser",
+    "Flow",
+    "Sampler",
+    "SolverError",
+    "SubVP",
+    "kernels",
+    "models",
+    "sample",
+    "solvers",
+    "targets",
+]

@@ -1,0 +1,63 @@
+"""A tableau composed with a network's preconditioning, in the kernel's layout.
+
+The table of `kernels.linear_step` has columns skip, w0, w1, c_in and then the tableau's own. Where
+D itself is not needed (no history of it, no clipping) the read-out is folded into the state and
+data columns in float64, so that nothing is cancelled in float32 and the kernel adds two terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.linear import HEAD
+from ..models import Denoiser
+from .tableau import Tableau
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the loop needs, cast once and on the device.
+
+    table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in [N]: c_noise, what the network is
+    told; c_in0: scale of its first input; scaled: whether any c_in differs from 1.
+    """
+
+    table: Tensor
+    draws: Tensor | None
+    t_in: Tensor
+    rows: Tensor
+    c_in0: float
+    scaled: bool
+    states: int
+    datas: int
+
+
+def compose(
+    tableau: Tableau, model: Denoiser, device: torch.device | str, dtype: torch.dtype
+) -> Plan:
+    """Fold `model`'s read-out at the tableau's times into its columns. dtype: the state's."""
+    state, data = tableau.state.clone(), tableau.data.clone()
+    skip, scale = model.coefficients("data", tableau.times)
+    c_in = model.network_scale(tableau.times)
+    w1 = torch.zeros_like(skip)
+    if data.shape[1] == 1 and model.clip is None:
+        state[:, 0] += data[:, 0] * skip
+        data[:, 0] *= scale
+        skip, scale = torch.zeros_like(skip), torch.ones_like(scale)
+    head = [skip, scale, w1, torch.cat([c_in[1:], c_in.new_zeros(1)])]
+    table = torch.cat([torch.stack(head, 1), state, data, tableau.noise], 1)
+    if table.shape[1] != HEAD + state.shape[1] + data.shape[1] + tableau.noise.shape[1]:
+        raise RuntimeError("the table's layout is not the kernel's")
+    return Plan(
+        table=table.to(device, dtype),
+        draws=tableau.draws.to(device) if tableau.noise.shape[1] else None,
+        t_in=model.network_time(tableau.times).to(device, dtype),
+        rows=torch.arange(tableau.nfe, device=device),
+        c_in0=float(c_in[0]),
+        scaled=bool((c_in != 1).any()),
+        states=state.shape[1] - 1,
+        datas=data.shape[1] - 1,
+    )

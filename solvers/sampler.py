@@ -1,0 +1,312 @@
+"""Sampling: the loop, and the same loop turned inside out for callers who own it.
+
+    tableau (float64, host) -> folded with the read-out -> one small device table ->
+    loop: [network] -> linear_step(x, out, history, table, row) -> ...
+
+Between two network calls there is one operator: it reads its row through a pointer, draws its
+normals where they are used, and writes the next state and network input. Nothing in the loop reads
+a tensor's value on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from ..kernels import linear_step, normal
+from ..models import Denoiser, Process
+from . import grids
+from .base import Solver
+from .plan import compose
+from .progress import track
+from .registry import get
+from .status import MEANING, SolverError, Status
+from .tableau import Tableau
+
+GridLike = str | grids.Grid | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that a run needs to go on; `Sampler.tell` returns a new one, so it can be kept or forked.
+
+    x [B, ...]: the state; after the last row, the sample. x_in, t_in [B]: what to call the
+    network with (None when done). row: rows done. states, datas: history, most recent first.
+    """
+
+    x: Tensor
+    x_in: Tensor | None
+    t_in: Tensor | None
+    row: int
+    states: tuple[Tensor, ...]
+    datas: tuple[Tensor, ...]
+    seed: int | Tensor
+    sample_ids: Tensor | None
+
+    @property
+    def done(self) -> bool:
+        return self.x_in is None
+
+
+class StepInfo(NamedTuple):
+    """What a callback sees after each row: x is the new state, out the network's output at t."""
+
+    row: int
+    t: float
+    x: Tensor
+    out: Tensor
+
+
+class Result(NamedTuple):
+    """x [B, ...]; nfe: network calls; times [nfe] float64: where; status int64 [B]."""
+
+    x: Tensor
+    nfe: int
+    times: Tensor
+    status: Tensor
+
+
+class Sampler:
+    """A solver on a grid for a model, with the loop left to the caller.
+
+        state = sampler.init(shape, seed=0)
+        while not state.done:
+            state = sampler.tell(state, net(state.x_in, state.t_in))
+        state.x
+
+    model: a `Denoiser`, or a `Process` together with `predicts` where the network lives
+    elsewhere. solver: a name, a `Solver`, or a `Tableau`. steps, grid, final: see `grids.times`.
+    dtype: float32 (default) or float64 for the state; a half type keeps the state in float32 and
+    hands the network that type. Raises ValueError for what does not fit, before any call.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser | Process,
+        solver: str | Solver | Tableau = "dpmpp-2m",
+        steps: int | None = 20,
+        grid: GridLike = "karras",
+        *,
+        final: str = "denoise",
+        predicts: str = "noise",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if isinstance(model, Process):
+            model = Denoiser(_no_network, model, predicts=predicts)
+        if not isinstance(model, Denoiser):
+            raise TypeError(f"model must be a Denoiser or a Process; got {type(model).__name__}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating type; got {dtype}")
+        self.model = model
+        self.device = torch.device(device or _device_of(model))
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.net_dtype = dtype or torch.float32
+        if isinstance(solver, Tableau):
+            self.tableau = solver
+        else:
+            t = grids.times(_for_model(grid, model), model.process, steps, final, model.t_min)
+            self.tableau = get(solver).tableau(model.process, t)
+        self.plan = compose(self.tableau, model, self.device, self.dtype)
+
+    @property
+    def nfe(self) -> int:
+        """Network calls of one run."""
+        return self.tableau.nfe
+
+    def init(
+        self,
+        shape: Sequence[int],
+        seed: int | Tensor = 0,
+        sample_ids: Tensor | Sequence[int] | None = None,
+        x_init: Tensor | None = None,
+    ) -> State:
+        """The state before the first call: x_init, or sigma(t_0) z with z of draw 0, 'initial'.
+
+        shape: (B, ...). seed: int or int64 [B]; sample_ids: int64 [B], global ids, by default
+        0..B-1. The same (seed, sample id) gives the same sample in any batch, order or shard.
+        """
+        shape = tuple(int(n) for n in shape)
+        if len(shape) < 2 or min(shape) < 1:
+            raise ValueError(f"shape must be (batch, ...) of positive sizes; got {shape}")
+        ids = torch.arange(shape[0]) if sample_ids is None else torch.as_tensor(sample_ids)
+        ids = ids.to(self.device)
+        if x_init is None:
+            z = normal(shape, seed, ids, purpose="initial", device=self.device)
+            x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))
+        elif tuple(x_init.shape) != shape:
+            raise ValueError(f"x_init must have shape {shape}; got {tuple(x_init.shape)}")
+        else:
+            x = x_init.to(self.device, self.dtype).contiguous()
+        scale, noise = self.tableau.entry
+        if (scale, noise) != (1.0, 0.0):
+            z = normal(shape, seed, ids, draw=0, purpose="predictor", device=self.device)
+            x = scale * x + noise * z.to(self.dtype)
+        x_in = (x * self.plan.c_in0 if self.plan.scaled else x).to(self.net_dtype)
+        return State(x, x_in, self._t_in(0, shape[0]), 0, (), (), seed, ids)
+
+    def tell(self, state: State, out: Tensor) -> State:
+        """Take the network's output at (state.x_in, state.t_in) and step to the next row.
+
+        Raises ValueError if the run is over or `out` has another shape than the state.
+        """
+        if state.x_in is None:
+            raise ValueError(f"the run is over after {self.nfe} network calls; start with init()")
+        plan, i = self.plan, state.row
+        last = i == self.nfe - 1
+        fresh = plan.scaled or self.net_dtype != state.x.dtype  # x_in is not x itself
+        step = linear_step(
+            state.x,
+            out,
+            plan.table,
+            plan.rows[i : i + 1],
+            states=_padded(state.states, plan.states, state.x),
+            data=_padded(state.datas, plan.datas, state.x),
+            draws=plan.draws,
+            seed=state.seed,
+            sample_ids=state.sample_ids,
+            keep_data=plan.datas > 0 and not last,
+            next_dtype=self.net_dtype if fresh and not last else None,
+            clip=self.model.clip,
+        )
+        history = (state.x, *state.states)[: plan.states]
+        datas = () if step.data is None else (step.data, *state.datas)[: plan.datas]
+        x_in = None if last else step.x_in if fresh else step.x
+        t_in = None if last else self._t_in(i + 1, len(state.x))
+        return replace(
+            state, x=step.x, x_in=x_in, t_in=t_in, row=i + 1, states=history, datas=datas
+        )
+
+    def _t_in(self, row: int, batch: int) -> Tensor:
+        return self.plan.t_in[row].to(self.net_dtype).expand(batch)
+
+
+@overload
+def sample(
+    model: Denoiser, shape: Sequence[int], solver: str | Solver | Tableau = ...,
+    steps: int | None = ..., grid: GridLike = ..., *, return_result: Literal[True], **rest: Any,
+) -> Result: ...  # fmt: skip
+@overload
+def sample(
+    model: Denoiser, shape: Sequence[int], solver: str | Solver | Tableau = ...,
+    steps: int | None = ..., grid: GridLike = ..., seed: int | Tensor = ..., **rest: Any,
+) -> Tensor: ...  # fmt: skip
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: str | Solver | Tableau = "dpmpp-2m",
+    steps: int | None = 20,
+    grid: GridLike = "karras",
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_init: Tensor | None = None,
+    cond: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    final: str = "denoise",
+    progress: bool = False,
+    callback: Callable[[StepInfo], None] | None = None,
+    return_result: bool = False,
+    on_failure: str = "raise",
+) -> Tensor | Result:
+    """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
+
+    model: a `Denoiser`. shape: (B, ...). solver, steps, grid, final: what to integrate with and
+    where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`).
+    seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
+    `ud.encode`. cond: keyword arguments for the network. callback: called after each row with a
+    `StepInfo`. on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf
+    appeared, or 'return' what there is, with `status`.
+
+    Gradients flow only if x_init requires them. Raises ValueError for bad input before any call.
+    """
+    if on_failure not in ("raise", "return"):
+        raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
+    if x_init is not None and device is None:
+        device = x_init.device
+    sampler = Sampler(model, solver, steps, grid, final=final, dtype=dtype, device=device)
+    cond = {**model.cond, **(cond or {})}
+    times = sampler.tableau.times.tolist()
+
+    def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
+        state = sampler.init(shape, seed, sample_ids, x_init)
+        for i, t in enumerate(track(times, "sampling", sampler.nfe, progress and watch is None)):
+            out = model.net(state.x_in, state.t_in, **cond)
+            state = sampler.tell(state, out)
+            if watch is not None:
+                watch(i, out, state.x)
+            elif callback is not None:
+                callback(StepInfo(i, t, state.x, out))
+        return state.x
+
+    with torch.set_grad_enabled(x_init is not None and x_init.requires_grad):
+        x = run()
+        status, message = _verdict(x, run, times)
+    result = Result(x, sampler.nfe, sampler.tableau.times, status)
+    if message and on_failure == "raise":
+        raise SolverError(message, status, result)
+    return result if return_result else x
+
+
+def _verdict(
+    x: Tensor, run: Callable[..., Tensor], times: list[float]
+) -> tuple[Tensor, str | None]:
+    """Status of each sample, and a sentence if any failed.
+
+    NaN and Inf survive every later step, so one look at the end is enough; only after a failure is
+    the run repeated (the noise is the same) to find the step at which they appeared.
+    """
+    finite = torch.isfinite(x).flatten(1).all(1)
+    status = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    if bool(finite.all()):
+        return status, None
+    first: dict[int, tuple[int, Status]] = {}
+
+    def watch(i: int, out: Tensor, state: Tensor) -> None:
+        for code, v in ((Status.NETWORK_NOT_FINITE, out), (Status.STATE_NOT_FINITE, state)):
+            for j in (~torch.isfinite(v).flatten(1).all(1)).nonzero().flatten().tolist():
+                first.setdefault(j, (i, code))
+
+    run(watch)
+    failed = (~finite).nonzero().flatten().tolist()
+    sentences = []
+    for j in failed:
+        i, code = first.get(j, (len(times) - 1, Status.STATE_NOT_FINITE))
+        status[j] = code
+        sentences.append((i, code, j))
+    i, code, _ = min(sentences)
+    same = [j for (k, c, j) in sentences if (k, c) == (i, code)]
+    shown = ", ".join(map(str, same[:8])) + (", ..." if len(same) > 8 else "")
+    return status, (
+        f"{MEANING[code]} at step {i} (t={times[i]:g}) for sample {shown}; "
+        f"{len(failed)} of {len(x)} samples failed in all"
+    )
+
+
+def _padded(history: tuple[Tensor, ...], size: int, x: Tensor) -> tuple[Tensor, ...]:
+    """Fill missing history with x: its coefficients are 0, so it does not take part."""
+    return history + (x,) * (size - len(history))
+
+
+def _for_model(grid: GridLike, model: Denoiser) -> GridLike:
+    """A discrete spacing counts the network's own steps where it has any."""
+    if isinstance(grid, str):
+        grid = grids.named(grid)
+    if isinstance(grid, grids.Discrete) and grid.count is None and model.time == "index":
+        return replace(grid, count=model.steps)
+    return grid
+
+
+def _device_of(model: Denoiser) -> torch.device:
+    if isinstance(model.net, torch.nn.Module):
+        for p in model.net.parameters():
+            return p.device
+    return torch.device("cpu")
+
+
+def _no_network(x: Tensor, t: Tensor) -> Tensor:
+    raise RuntimeError("this Sampler was made for a Process: call the network yourself")
