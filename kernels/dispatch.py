@@ -23,7 +23,8 @@ NOISES = ("exact", "fast")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # kept alive for the life of the process: the operators vanish with it
-_LIBRARY = torch.library.Library("undiffuse", "FRAGMENT")
+_library: Any = torch.library  # parts of it carry no annotations
+_LIBRARY = _library.Library("undiffuse", "FRAGMENT")
 _broken: dict[str, str] = {}  # device type -> why Triton failed there, found at the first launch
 
 

@@ -91,7 +91,6 @@ def reference(
     keep_data: bool,
     next_dtype: torch.dtype | None,
     limits: Sequence[float] | None,
-    fast: bool,
 ) -> list[Tensor]:
     """[x'] then [D] if keep_data, then [x_in] if next_dtype; shapes and dtypes as `linear_step`."""
     dtype = compute_dtype(x)
@@ -134,7 +133,6 @@ def _fake(
     keep_data: bool,
     next_dtype: torch.dtype | None,
     limits: Sequence[float] | None,
-    fast: bool,
 ) -> list[Tensor]:
     result = [torch.empty_like(x, memory_format=torch.contiguous_format)]
     if keep_data:
@@ -174,14 +172,14 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     g_outs = [(c[W0 + j] * g_d).to(t) for j, t in enumerate(outs)]
     g_states = [(c[HEAD + 1 + k] * g).to(t) for k, t in enumerate(states)]
     g_data = [(c[data0 + 1 + h] * g).to(t) for h, t in enumerate(data)]
-    return (g_x, g_outs, g_states, g_data, *[None] * 10)
+    return (g_x, g_outs, g_states, g_data, *[None] * 9)
 
 
 _linear_step = dispatch.define(
     "linear_step",
     "(Tensor x, Tensor[] outs, Tensor[] states, Tensor[] data, Tensor table, Tensor row, "
     "Tensor? draws, Tensor? seed, Tensor? sample_ids, int tag, bool keep_data, "
-    "ScalarType? next_dtype, float[]? limits, bool fast) -> Tensor[]",
+    "ScalarType? next_dtype, float[]? limits) -> Tensor[]",
     reference=reference,
     triton="triton_linear:linear_step",
     fake=_fake,
@@ -232,7 +230,7 @@ def linear_step(
         ids = as_sample_ids(sample_ids, x.shape[0], x.device)
     new, *rest = _linear_step(
         x, outs, states, data, table, row, draws, seeds, ids, tag_of(purpose), keep_data,
-        next_dtype, clip, dispatch.fast_noise(),
+        next_dtype, clip,
     )  # fmt: skip
     return LinearStep(
         new, rest[0] if keep_data else None, rest[-1] if next_dtype is not None else None

@@ -20,7 +20,6 @@ def _reference(
     tag: int,
     element0: int,
     kind: int,
-    fast: bool,
 ) -> Tensor:
     """Float32 tensor of the given shape [B, ...]; noise format v1 of philox.py."""
     streams = philox.stream_table(shape[0], seed, sample_ids, draw, tag)
@@ -38,15 +37,14 @@ def _fake(
     tag: int,
     element0: int,
     kind: int,
-    fast: bool,
 ) -> Tensor:
     return seed.new_empty(shape, dtype=torch.float32)
 
 
 _noise = dispatch.define(
     "noise",
-    "(Tensor seed, Tensor? sample_ids, SymInt[] shape, int draw, int tag, int element0, int kind, "
-    "bool fast) -> Tensor",
+    "(Tensor seed, Tensor? sample_ids, SymInt[] shape, int draw, int tag, int element0, int kind) "
+    "-> Tensor",
     reference=_reference,
     triton="triton_noise:noise",
     fake=_fake,
@@ -86,9 +84,7 @@ def _draw(
     check_batch("seed", seeds, shape[0])
     ids = as_sample_ids(sample_ids, shape[0], device)
     tag = tag_of(purpose, subdraw)
-    out: Tensor = _noise(
-        seeds, ids, list(shape), draw, tag, element0, KINDS.index(kind), dispatch.fast_noise()
-    )
+    out: Tensor = _noise(seeds, ids, list(shape), draw, tag, element0, KINDS.index(kind))
     return out.to(dtype)
 
 

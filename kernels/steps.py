@@ -31,13 +31,14 @@ def _one_row(
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
     """x' of the row [skip, w0, A, B, C], given per step or per sample (then each has a row)."""
-    skip, w0, a, b, c = torch.broadcast_tensors(*columns)
+    rows = max(column.numel() for column in columns)
+    skip, w0, a, b, c = (column.expand(rows) for column in columns)
     zero = torch.zeros_like(skip)
     table = torch.stack([skip, w0, zero, zero + 1, a, b, c], 1).to(x.device, compute_dtype(x))
-    rows = torch.arange(len(table), device=x.device)
-    draws = torch.full((len(table), 1), draw, device=x.device)
+    row = torch.arange(rows, device=x.device)
+    draws = torch.full((rows, 1), draw, device=x.device)
     return linear_step(
-        x, out, table, rows, draws=draws, seed=seed, sample_ids=sample_ids, clip=clip
+        x, out, table, row, draws=draws, seed=seed, sample_ids=sample_ids, clip=clip
     ).x
 
 
