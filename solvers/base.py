@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..models import Process
-from .grids import check
+from ..models import VP, Process
+from .grids import check, times
 from .tableau import Tableau
 
 
@@ -51,9 +50,21 @@ class Solver(ABC):
     that of the law. Both are declared here and measured by the tests.
     """
 
-    order: float
-    weak_order: float | None = None
-    stochastic: ClassVar[bool] = False
+    @property
+    @abstractmethod
+    def order(self) -> float:
+        """Declared global order."""
+
+    @property
+    @abstractmethod
+    def weak_order(self) -> float:
+        """Declared order of the law; `order` for a deterministic solver."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether its tables draw normals."""
+        process = VP()
+        return self.tableau(process, times("log_snr", process, 4)).stochastic
 
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> Tableau:
         """The table for these times: float64, strictly falling, ending at `process.t_clean` for a

@@ -66,7 +66,7 @@ class DPMSolverPP(Solver):
     eta >= 0: 0 the probability flow, 1 the reverse SDE. Raises ValueError otherwise.
     """
 
-    order: int = 2  # type: ignore[assignment]
+    order: int = 2
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class DPMSolverPP(Solver):
             raise ValueError(f"eta must be >= 0; got {self.eta}")
 
     @property
-    def weak_order(self) -> float:  # type: ignore[override]
+    def weak_order(self) -> float:
         return float(self.order)
 
     def rows(self, path: Path) -> Tableau:

@@ -35,21 +35,22 @@ def gaussian_law(
     mean, var: number or [d] float64, the data's. init: law of x_init; the exact marginal at the
     grid's first time by default, so that what is measured is the solver's error alone.
     """
-    mean = torch.as_tensor(mean, dtype=torch.float64)
-    var = torch.as_tensor(var, dtype=torch.float64)
-    mean, var = torch.broadcast_tensors(torch.atleast_1d(mean), torch.atleast_1d(var))
+    m = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
+    c = torch.as_tensor(var, dtype=torch.float64).reshape(-1)
+    m, c = m.expand(max(len(m), len(c))), c.expand(max(len(m), len(c)))
     if init is None:
-        init = marginal(process, tableau.grid[0], mean, var)
+        init = marginal(process, tableau.grid[0], m, c)
     alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)
-    gain = alpha[:, None] * var / (alpha.square()[:, None] * var + sigma.square()[:, None])
-    offset = mean - gain * alpha[:, None] * mean
+    gain = alpha[:, None] * c / (alpha.square()[:, None] * c + sigma.square()[:, None])
+    offset = m - gain * alpha[:, None] * m
 
     sources, index = torch.unique(tableau.draws, return_inverse=True)
     # a state is a row of coefficients on (1, x_init, z_0, z_draws...), per component
     width = 3 + len(sources)
-    x = mean.new_zeros(len(mean), width)
+    x = m.new_zeros(len(m), width)
     x[:, 1], x[:, 2] = tableau.entry
-    states, datas = [x], []
+    states: list[Tensor] = [x]
+    datas: list[Tensor] = []
     for i in range(tableau.nfe):
         d = gain[i][:, None] * states[0]
         d[:, 0] += offset[i]
@@ -59,8 +60,8 @@ def gaussian_law(
             torch.zeros_like(states[0]),
         )
         x = x + sum(b * s for b, s in zip(tableau.data[i], datas, strict=False))
-        for m in range(tableau.noise.shape[1]):
-            x[:, 3 + int(index[i, m])] += tableau.noise[i, m]
+        for j in range(tableau.noise.shape[1]):
+            x[:, 3 + int(index[i, j])] += tableau.noise[i, j]
         states.insert(0, x)
         del states[tableau.state.shape[1] :], datas[tableau.data.shape[1] :]
     x = states[0]

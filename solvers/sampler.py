@@ -195,7 +195,7 @@ def sample(
     model: Denoiser, shape: Sequence[int], solver: str | Solver | Tableau = ...,
     steps: int | None = ..., grid: GridLike = ..., seed: int | Tensor = ..., **rest: Any,
 ) -> Tensor: ...  # fmt: skip
-def sample(
+def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out here
     model: Denoiser,
     shape: Sequence[int],
     solver: str | Solver | Tableau = "dpmpp-2m",

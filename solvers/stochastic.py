@@ -25,7 +25,6 @@ class EulerMaruyama(Solver):
 
     order: ClassVar[float] = 1.0
     weak_order: ClassVar[float] = 1.0
-    stochastic: ClassVar[bool] = True
 
     def rows(self, path: Path) -> Tableau:
         process, t = path.process, path.t[:-1]
@@ -54,7 +53,6 @@ class DDPM(Solver):
 
     order: ClassVar[float] = 1.0
     weak_order: ClassVar[float] = 1.0
-    stochastic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large"):

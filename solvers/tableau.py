@@ -102,7 +102,7 @@ class Tableau:
             + [_subscript("D", h) for h in range(self.data.shape[1])]
             + ["z" if self.noise.shape[1] == 1 else f"z{m}" for m in range(self.noise.shape[1])]
         )
-        shown = range(self.nfe)
+        shown = list(range(self.nfe))
         if self.nfe > 24:
             shown = [*range(12), -1, *range(self.nfe - 12, self.nfe)]
         rows = [["..."] * len(columns) if i < 0 else self._cells(i) for i in shown]
