@@ -6,26 +6,43 @@ if __name__ == "models":
         "Use `import undiffuse.models`, or run Python with -P outside the repository root."
     )
 
+from . import data
+from .checkpoint import Checkpoint, load_default
+from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
+from .losses import LOSSES, Objective
+from .networks import MLP, NETWORKS
 from .processes import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
 from .readout import READOUTS, Affine, convert
 from .targets import Gaussian, GaussianMixture
+from .trainer import TrainingError
+from .training import train
 
 __all__ = [
     "EDM",
+    "LOSSES",
+    "MLP",
+    "NETWORKS",
     "PROCESSES",
     "READOUTS",
     "VE",
     "VP",
     "Affine",
     "Brownian",
+    "Checkpoint",
     "Denoiser",
     "Flow",
     "Gaussian",
     "GaussianMixture",
+    "Objective",
     "Prior",
     "Process",
     "SubVP",
     "TabledVP",
+    "TrainingError",
     "convert",
+    "data",
+    "load_checkpoint",
+    "load_default",
+    "train",
 ]

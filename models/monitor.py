@@ -1,0 +1,59 @@
+"""What a person sees of a training run: a progress bar and a loss curve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .checkpoint import atomically
+
+Report = Callable[[int, float, float | None], None]
+"""report(step, loss, held_out loss or None)."""
+
+
+def plot(history: list[dict[str, float]], path: Path) -> None:
+    """The loss curve as a PNG, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    axes.plot([r["step"] for r in history], [r["loss"] for r in history], label="training", lw=0.8)
+    held = [(r["step"], r["held_out"]) for r in history if "held_out" in r]
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", ms=3, label="held out, averaged weights")
+    axes.legend()
+    atomically(path, lambda p: figure.savefig(p, format="png", dpi=120))
+
+
+@contextmanager
+def reporter(steps: int, start: int, progress: bool) -> Iterator[Report]:
+    """A progress bar with loss and speed, or a function that does nothing."""
+    if not progress:
+        yield lambda step, loss, held: None
+        return
+    try:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        raise ImportError("the progress bar needs rich: pip install 'undiffuse[bench]'") from None
+    columns = (
+        TextColumn("training {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    began = time.perf_counter()
+    with Progress(*columns) as bar:
+        task = bar.add_task("training", total=steps, completed=start, note="")
+        kept = ""
+
+        def report(step: int, loss: float, held: float | None) -> None:
+            nonlocal kept
+            kept = kept if held is None else f", held out {held:.4f}"
+            speed = (step - start) / (time.perf_counter() - began)
+            bar.update(task, completed=step, note=f"loss {loss:.4f}{kept}, {speed:.0f} steps/s")
+
+        yield report

@@ -1,0 +1,293 @@
+"""The training loop and all of its state.
+
+    theta <- AdamW(theta, clip(grad L), lr(k)),   lr(k) = lr min(1, k/warm) (1 + cos(pi k/n))/2
+    ema   <- d ema + (1 - d) theta,               d = min(ema, (1 + k)/(10 + k))
+
+Every random number of a run comes from one generator, which is part of the state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .checkpoint import Checkpoint, atomically, process_to_dict
+from .data import UNREADABLE, Data
+from .denoiser import Denoiser
+from .monitor import Report, plot
+from .networks import network_for
+from .processes import Process
+
+Loss = Callable[..., Tensor]
+Tensors = tuple[Tensor, ...] | list[Tensor]
+_CHECK = 50  # steps between looks at the losses: each look is a synchronisation on a device
+
+
+class TrainingError(RuntimeError):
+    """The loss or its gradient was not finite at `step`; earlier checkpoints stand."""
+
+    def __init__(self, step: int, value: float, kept: Path | None) -> None:
+        where = f"the last good checkpoint is {kept}" if kept else "nothing was kept (out=None)"
+        super().__init__(
+            f"loss or gradient is {value} at step {step}; {where}. Lower lr, or look at the data"
+        )
+        self.step = step
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a training run is, but for its data and process; recorded in checkpoints.
+
+    Ranges: steps, batch, every >= 1; lr > 0; 0 <= ema < 1; clip > 0 (norm of the gradient);
+    warmup >= 0 steps; 0 <= drop_label <= 1; raises ValueError outside.
+    """
+
+    steps: int = 10_000
+    batch: int = 256
+    lr: float = 2e-3
+    ema: float = 0.999
+    seed: int = 0
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    warmup: int = 200
+    every: int = 1000
+    held_out: float = 0.2
+    dequantize: bool = True
+    conditional: bool = False
+    drop_label: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0; got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
+        if not 0 <= self.drop_label <= 1:
+            raise ValueError(f"drop_label must lie in [0, 1]; got {self.drop_label}")
+
+    def learning_rate(self, step: int) -> float:
+        """lr(k) of the module's first lines, k = 0..steps-1."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class Trainer:
+    """One training run: everything that changes from step to step, and how it is kept."""
+
+    def __init__(
+        self,
+        data: Data,
+        process: Process,
+        settings: Settings,
+        loss: Loss,
+        *,
+        predicts: str,
+        network: tuple[str, dict[str, Any]],
+        time: str | None,
+        sigma_data: float | None,
+        out: Path | None,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.loss, self.out, self.device = settings, loss, out, device
+        self.data = data
+        train, held = data.split(settings.held_out)
+        self.x, self.held = train.x.to(device), held.x[:1024].to(device)
+        self.labels = self.held_labels = None
+        name, config = network
+        if settings.conditional:
+            if train.labels is None or held.labels is None or data.labels is None:
+                raise ValueError(f"conditional=True needs labels; data {data.name!r} has none")
+            self.labels, self.held_labels = train.labels.to(device), held.labels[:1024].to(device)
+            config = {"classes": int(data.labels.max()) + 1, **config}
+        with torch.random.fork_rng(devices=[]):  # the initial weights belong to the seed alone
+            torch.manual_seed(settings.seed)
+            net = network_for(name, data.event_shape, **config)
+        self.network = (name, dict(net.config))  # type: ignore[arg-type]
+        if time is None:
+            time = "edm" if float(process.alpha(process.t_max)) > 0 else "continuous"
+        if sigma_data is None:
+            sigma_data = round(float(train.x.double().square().mean().sqrt()), 4)
+        self.denoiser = Denoiser(
+            net.to(device), process, predicts=predicts, time=time, sigma_data=sigma_data
+        )
+        self.net = net
+        self.average = AveragedModel(net, multi_avg_fn=self._average)
+        self.optimizer = torch.optim.AdamW(
+            net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.recent: list[Tensor] = []
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    def advance(self, report: Report) -> None:
+        """Run to the last step, with a checkpoint every `every` steps and at the end."""
+        settings = self.settings
+        while self.step < settings.steps:
+            self._one_step()
+            last = self.step == settings.steps
+            save = last or self.step % settings.every == 0
+            if save or self.step % _CHECK == 0:
+                self._look(save)
+                row = self.history[-1]
+                report(self.step, row["loss"], row.get("held_out"))
+            if save:
+                self._keep()
+
+    def _one_step(self) -> None:
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate(self.step)
+        x_0, cond = self._batch()
+        loss = self._evaluate(self.denoiser, x_0, self.generator, cond)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), settings.clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.net)
+        self.recent.append(torch.stack([loss.detach(), norm]))
+        self.step += 1
+
+    def _evaluate(
+        self, model: Denoiser, x_0: Tensor, generator: torch.Generator, cond: dict[str, Tensor]
+    ) -> Tensor:
+        cuda = self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
+            return self.loss(model, x_0, generator, **cond).mean()
+
+    def _batch(self) -> tuple[Tensor, dict[str, Tensor]]:
+        g, n = self.generator, self.settings.batch
+        index = torch.randint(len(self.x), (n,), generator=g, device=self.device)
+        x_0 = self._dequantized(self.x[index], g)
+        if self.labels is None:
+            return x_0, {}
+        dropped = torch.rand(n, generator=g, device=self.device) < self.settings.drop_label
+        return x_0, {"label": torch.where(dropped, -1, self.labels[index])}
+
+    def _dequantized(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x + U(-spacing/2, spacing/2), if asked: a density for data that have levels."""
+        if not (self.settings.dequantize and self.data.spacing):
+            return x
+        u = torch.rand(x.shape, generator=generator, device=x.device) - 0.5
+        return x + self.data.spacing * u
+
+    def _average(self, averaged: Tensors, current: Tensors, count: int | Tensor) -> None:
+        # `count` lives on the device; the step is the same number without a synchronisation
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    # --- what is looked at and kept -------------------------------------------------------------
+
+    def _look(self, evaluate: bool) -> None:
+        """Move the recent losses into the history; raises where one was not finite."""
+        recent = torch.stack(self.recent).double().cpu()
+        bad = (~torch.isfinite(recent)).any(1).nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            value = next(v for v in recent[first].tolist() if not math.isfinite(v))
+            kept = self.out / "model.safetensors" if self.out else None
+            step = self.step - len(recent) + first + 1
+            raise TrainingError(step, value, kept if kept and kept.exists() else None)
+        self.recent.clear()
+        loss, norm = recent.mean(0).tolist()
+        row = {"step": self.step, "loss": loss, "grad_norm": norm}
+        if evaluate and len(self.held):
+            row["held_out"] = self.held_out_loss()
+        self.history.append(row)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean loss of the averaged weights on held-out events, always at the same noise."""
+        g = torch.Generator(self.device).manual_seed(1)
+        cond = {} if self.held_labels is None else {"label": self.held_labels}
+        x_0 = self._dequantized(self.held, g)
+        return float(self._evaluate(self.averaged(), x_0, g, cond))
+
+    def averaged(self) -> Denoiser:
+        """The denoiser of the averaged weights."""
+        net = self.average.module.eval().requires_grad_(False)
+        return dataclasses.replace(self.denoiser, net=net)
+
+    def _description(self) -> dict[str, Any]:
+        """What makes this run this run; equal descriptions give equal bits."""
+        model = self.denoiser
+        return {
+            "data": self.data.name,
+            "events": len(self.data),
+            "split": {"held_out": self.settings.held_out, "seed": 0},
+            "process": process_to_dict(model.process),
+            "network": list(self.network),
+            "predicts": model.predicts,
+            "time": model.time,
+            "sigma_data": model.sigma_data,
+            "loss": _describe(self.loss),
+            "settings": dataclasses.asdict(self.settings),
+        }
+
+    def _keep(self) -> None:
+        if self.out is None:
+            return
+        training = {**self._description(), "step": self.step, **self.history[-1]}
+        Checkpoint(
+            self.averaged(),
+            self.data.event_shape,
+            self.data.range,
+            self.data.spacing,
+            self.network,
+            training,
+        ).save(self.out / "model.safetensors")
+        state = {
+            "description": json.dumps(self._description()),
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "history": self.history,
+        }
+        atomically(self.out / "state.pt", lambda p: torch.save(state, p))
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        atomically(self.out / "loss.jsonl", lambda p: p.write_text(lines))
+        plot(self.history, self.out / "loss.png")
+
+    def restore(self) -> None:
+        """Take up the state in `out`, if there is one of this very run."""
+        path = None if self.out is None else self.out / "state.pt"
+        if path is None or not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            theirs = json.loads(state["description"])
+        except UNREADABLE as e:
+            raise ValueError(f"{path} cannot be resumed from ({e}); pass resume=False") from None
+        ours = json.loads(json.dumps(self._description()))
+        for key in ours:
+            if ours[key] != theirs.get(key):
+                raise ValueError(
+                    f"{path} is of a run with other arguments: {key} was {theirs.get(key)}, is "
+                    f"now {ours[key]}; choose another out, or pass resume=False to start over"
+                )
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.step, self.history = state["step"], state["history"]
+
+
+def _describe(loss: Loss) -> Any:
+    if dataclasses.is_dataclass(loss) and not isinstance(loss, type):
+        return {"name": type(loss).__name__, **dataclasses.asdict(loss)}
+    return getattr(loss, "__qualname__", type(loss).__qualname__)

@@ -1,0 +1,97 @@
+"""Training a network on data: AdamW, an exponential average of the weights, exact resume.
+
+With `out`, every `every` steps four files are replaced, each whole or not at all: `model.safetensors`
+(the average, ready to sample from), `state.pt` (all that the next step needs: weights, average,
+moments, generator, history), `loss.jsonl` and `loss.png`. A run that was killed goes on from
+`state.pt` and ends, on the CPU, with the bits of a run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import Data, load
+from .denoiser import Denoiser
+from .losses import LOSSES
+from .monitor import reporter
+from .processes import PROCESSES, VP, Process
+from .trainer import Loss, Settings, Trainer
+
+
+def train(
+    data: str | Path | Tensor | Data,
+    process: Process | str | None = None,
+    *,
+    predicts: str = "edm",
+    loss: str | Loss = "uniform-snr",
+    network: str = "mlp",
+    network_config: dict[str, Any] | None = None,
+    time: str | None = None,
+    sigma_data: float | None = None,
+    out: str | Path | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    resume: bool = True,
+    **settings: Any,
+) -> Denoiser:
+    """Train a network; returns the denoiser of its averaged weights, in evaluation mode.
+
+    data: what `load` takes. The round(held_out N) events of its split are never trained on.
+    process: a process, its name, or None for VP().
+    predicts, time, sigma_data: as in `Denoiser`. time: 'edm' unless alpha = 0 at t_max, where
+        that is infinite: then 'continuous'. sigma_data: the training data's root mean square.
+    loss: a name in LOSSES, an `Objective`, or a callable (denoiser, x_0, generator, **cond) that
+        returns one loss for each sample.
+    network, network_config: a name in NETWORKS and arguments of that class.
+    out: folder for checkpoints and the loss curve; None keeps everything in memory.
+    resume: go on from out/state.pt if there is one.
+    settings: the fields of `Settings` (steps, batch, lr, ema, seed, held_out, ...).
+
+    bfloat16 autocast is used on CUDA devices only. Raises ValueError for bad arguments and where
+    out holds a run with others, TrainingError (with `.step`) when the loss is not finite.
+    """
+    try:
+        chosen = Settings(**settings)
+    except TypeError:
+        known = ", ".join(f.name for f in dataclasses.fields(Settings))
+        raise ValueError(f"settings must be among {known}; got {', '.join(settings)}") from None
+    run = Trainer(
+        load(data),
+        _process(process),
+        chosen,
+        _loss(loss),
+        predicts=predicts,
+        network=(network, dict(network_config or {})),
+        time=time,
+        sigma_data=sigma_data,
+        out=None if out is None else Path(out),
+        device=torch.device(device or "cpu"),
+    )
+    if resume:
+        run.restore()
+    with reporter(chosen.steps, run.step, progress) as report:
+        run.advance(report)
+    return run.averaged()
+
+
+def _process(process: Process | str | None) -> Process:
+    if process is None:
+        return VP()
+    if isinstance(process, Process):
+        return process
+    if process not in PROCESSES:
+        raise ValueError(f"process must be one of {', '.join(PROCESSES)}; got {process!r}")
+    return PROCESSES[process]()
+
+
+def _loss(loss: str | Loss) -> Loss:
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a callable; got {loss!r}")
+    return LOSSES[loss]
