@@ -1,10 +1,12 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
 from .base import Path, Solver
+from .drift import ReverseSDE, probability_flow, reverse_sde
 from .exponential import DDIM, DPMSolverPP
 from .grids import GRIDS, Discrete, Grid, Karras, LogSNR, Quadratic, Uniform, times
 from .heun import Heun
 from .law import Law, gaussian_law, marginal
+from .likelihood import LogProb, decode, encode, log_prob
 from .registry import SOLVERS, get, names
 from .sampler import Result, Sampler, State, StepInfo, sample
 from .status import SolverError, Status
@@ -23,10 +25,12 @@ __all__ = [
     "Heun",
     "Karras",
     "Law",
+    "LogProb",
     "LogSNR",
     "Path",
     "Quadratic",
     "Result",
+    "ReverseSDE",
     "Sampler",
     "Solver",
     "SolverError",
@@ -35,10 +39,15 @@ __all__ = [
     "StepInfo",
     "Tableau",
     "Uniform",
+    "decode",
+    "encode",
     "gaussian_law",
     "get",
+    "log_prob",
     "marginal",
     "names",
+    "probability_flow",
+    "reverse_sde",
     "sample",
     "times",
 ]

@@ -1,0 +1,129 @@
+"""The vector fields of the reversal, as callables that other libraries integrate.
+
+    probability flow   dx/dt = f x - 1/2 g^2 s(x, t)                        (Song et al. 2021, 13)
+    reverse SDE        dy = [-f y + g^2 s(y, t)] ds + g dw,  s = t_max - t  (Anderson 1982)
+
+Both are read off the network by one affine map folded in float64 (models/readout.py): a network
+that predicts the velocity is handed through unchanged, and nothing is divided by sigma unless the
+answer itself is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import VE, VP, Brownian, Denoiser, Flow, SubVP
+
+CLOSED_FORM = (VP, SubVP, VE, Brownian, Flow)  # processes in closed form down to t = 0
+T_MIN = 1e-5
+
+
+def start_time(model: Denoiser, t_min: float | None = None) -> float:
+    """Where an integration over data starts: t_min, or by default 1e-5 for processes in closed form
+    down to 0 and networks of continuous time, else the model's own t_min.
+
+    Raises TypeError for a model that is not a `Denoiser`, ValueError for t_min outside (0, t_max).
+    """
+    process = _denoiser(model).process
+    if t_min is None:
+        free = isinstance(process, CLOSED_FORM) and model.time != "index"
+        return min(T_MIN, process.t_min) if free else model.t_min
+    if not 0 < t_min < process.t_max:
+        raise ValueError(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
+    return float(t_min)
+
+
+def probability_flow(
+    model: Denoiser, cond: dict[str, Any] | None = None, t_min: float | None = None
+) -> Callable[[float | Tensor, Tensor], Tensor]:
+    """f(t, x) = dx/dt of the probability flow: the right-hand side for torchdiffeq.odeint.
+
+        odeint(probability_flow(model), x_T, torch.tensor([t_max, t_min]))      # samples
+        odeint(probability_flow(model), x, torch.tensor([t_min, t_max]))        # encodes
+
+    t: a float or a scalar tensor (or [B], a time for each sample); x [B, *event] of any event
+    shape; the answer has x's shape and dtype. cond: keyword arguments for the network.
+    Raises TypeError for a model that is not a `Denoiser`; the callable raises ValueError at a
+    time where the velocity cannot be read off what the network predicts.
+    """
+    first, last = start_time(model, t_min), model.process.t_max
+    extra = dict(cond or {})
+
+    def velocity(t: float | Tensor, x: Tensor) -> Tensor:
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).clamp(first, last)
+        return model.velocity(x, t, **extra)
+
+    return velocity
+
+
+class ReverseSDE:
+    """The reverse SDE in the form torchsde asks for; made by `reverse_sde`.
+
+    f(s, y), g(s, y): drift and diffusion [B, d] at s = t_max - t; noise_type 'diagonal',
+    sde_type 'ito'. span = (0, t_max - t_min): from noise to data.
+    """
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(
+        self,
+        model: Denoiser,
+        event_shape: Sequence[int] | None = None,
+        cond: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = _denoiser(model)
+        self.event_shape = None if event_shape is None else tuple(int(n) for n in event_shape)
+        self.cond = dict(cond or {})
+        self.span = (0.0, model.process.t_max - model.t_min)
+
+    def time(self, s: float | Tensor) -> Tensor:
+        """t = t_max - s, float64, kept from falling below 0 or t_min by the rounding of s."""
+        t = self.model.process.t_max - torch.as_tensor(s, dtype=torch.float64)
+        slack = 1e-6 * self.span[1]
+        return torch.where((t - self.model.t_min).abs() < slack, self.model.t_min, t)
+
+    def f(self, s: float | Tensor, y: Tensor) -> Tensor:
+        """-f y + g^2 s(y, t), [B, d]."""
+        t = self.time(s)
+        process = self.model.process
+        rate, g2 = process.drift_rate(t), process.diffusion(t).square()
+        if not bool(torch.isfinite(rate) & torch.isfinite(g2)):
+            raise ValueError(
+                f"the reverse SDE of {process} is singular at s={float(s):g} (t={float(t):g}), "
+                "where alpha=0: start it later, e.g. at s=1e-3"
+            )
+        x = y if self.event_shape is None else y.reshape(-1, *self.event_shape)
+        score = self.model.score(x, t, **self.cond).reshape(y.shape)
+        return g2.to(y.dtype) * score - rate.to(y.dtype) * y
+
+    def g(self, s: float | Tensor, y: Tensor) -> Tensor:
+        """g(t) for every component, [B, d]."""
+        return self.model.process.diffusion(self.time(s)).to(y.dtype).expand_as(y)
+
+
+def reverse_sde(
+    model: Denoiser,
+    event_shape: Sequence[int] | None = None,
+    cond: dict[str, Any] | None = None,
+) -> ReverseSDE:
+    """dy = [-f y + g^2 score] ds + g dw with s = t_max - t, for torchsde.sdeint.
+
+        sde = reverse_sde(model, event_shape=(1, 28, 28))
+        y = torchsde.sdeint(sde, y_0, torch.tensor(sde.span), dt=1e-2, method="euler")[-1]
+
+    torchsde integrates y [B, d]; event_shape restores the shape the network expects. cond:
+    keyword arguments for the network. Raises TypeError for a model that is not a `Denoiser`;
+    `f` raises ValueError at t_max of a flow, where g is infinite.
+    """
+    return ReverseSDE(model, event_shape, cond)
+
+
+def _denoiser(model: Denoiser) -> Denoiser:
+    if not isinstance(model, Denoiser):
+        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
+    return model
