@@ -82,11 +82,7 @@ class _RatioGrid(Grid):
         if float(process.alpha(t_max)) < NO_SIGNAL:
             start = math.log(RATIO_START)
         end = -float(process.log_snr(t_min))
-        t = process.inverse_log_snr(-self.log_ratio(_unit(n), start, end))
-        t[0] = t_max  # the ends exactly, not to the rounding of an inverse
-        if n > 1:
-            t[-1] = t_min
-        return t
+        return process.inverse_log_snr(-self.log_ratio(_unit(n), start, end))
 
 
 @dataclass(frozen=True)
@@ -189,12 +185,13 @@ def times(
             f"final='zero' needs a process whose sigma(0) is 0; {process} has "
             f"sigma(0)={float(process.sigma(0.0)):g}: use final='denoise' or 't_min'"
         )
-    if final == "zero" and not discrete:
-        t = grid.nodes(process, int(steps) + 1, process.t_max, 0.0)
-    elif final == "t_min":
-        t = grid.nodes(process, int(steps) + 1, process.t_max, t_min)
-    else:
-        t = grid.nodes(process, int(steps), process.t_max, t_min)
+    jump = final == "denoise" or (final == "zero" and discrete)
+    end = t_min if final != "zero" or discrete else 0.0
+    t = grid.nodes(process, int(steps) + (not jump), process.t_max, end)
+    if not discrete:  # the ends exactly, not to the rounding of a formula
+        t[0] = process.t_max
+        t[-1] = end if len(t) > 1 else process.t_max
+    if jump:
         t = torch.cat([t, t.new_tensor([process.t_clean])])
     check(t, process)
     return t
