@@ -1,8 +1,9 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
+from .adams import IPNDM, Adams
 from .base import Path, Solver
 from .drift import ReverseSDE, probability_flow, reverse_sde
-from .exponential import DDIM, DPMSolverPP
+from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .grids import GRIDS, Discrete, Grid, Karras, LogSNR, Quadratic, Uniform, times
 from .heun import Heun
 from .law import Law, gaussian_law, marginal
@@ -12,13 +13,17 @@ from .sampler import Result, Sampler, State, StepInfo, sample
 from .status import SolverError, Status
 from .stochastic import DDPM, EulerMaruyama
 from .tableau import Tableau
+from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
     "GRIDS",
+    "IPNDM",
     "SOLVERS",
+    "Adams",
     "DPMSolverPP",
+    "DPMSolverPP3Compat",
     "Discrete",
     "EulerMaruyama",
     "Grid",
@@ -38,6 +43,7 @@ __all__ = [
     "Status",
     "StepInfo",
     "Tableau",
+    "UniPC",
     "Uniform",
     "decode",
     "encode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import exponential, heun, stochastic
+from . import adams, exponential, heun, stochastic, unipc
 from .base import Solver
 from .grids import lookup
 
@@ -10,6 +10,8 @@ SOLVERS: dict[str, Solver] = {
     **exponential.SOLVERS,
     **heun.SOLVERS,
     **stochastic.SOLVERS,
+    **adams.SOLVERS,
+    **unipc.SOLVERS,
 }
 
 

@@ -1,0 +1,83 @@
+"""UniPC: the exponential Adams predictor with a corrector that reuses the next call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .adams import check_points
+from .base import Path, Solver
+from .multistep import FORMS, body, multistep, weights
+from .tableau import Tableau
+
+
+@dataclass(frozen=True)
+class UniPC(Solver):
+    """UniPC-p (Zhao et al. 2023, algorithms 1 and 2; B1(h) = h, B2(h) = e^h - 1).
+
+    The predictor goes through p = `points` predictions, the corrector through those and the one
+    at the step's end: exponential Adams-Bashforth and -Moulton. Their weights do not depend on
+    B(h) but for the two underdetermined cases, predictor p = 2 and corrector p = 1, where they are
+        B(h)/2 (P_{i-1} - P_i)/r   and   B(h)/2 (P_{i+1} - P_i).
+    The network is called at the predicted state; the corrected one is the next step's base. The
+    last step has no call at its end and is not corrected. Order: points + 1 with the corrector.
+    form: 'data' or 'noise'. variant: 'bh1' or 'bh2'. Raises ValueError otherwise.
+    """
+
+    points: int = 3
+    variant: str = "bh2"
+    form: str = "data"
+    corrector: bool = True
+
+    def __post_init__(self) -> None:
+        check_points(self.points)
+        if self.variant not in ("bh1", "bh2"):
+            raise ValueError(f"variant must be 'bh1' or 'bh2'; got {self.variant!r}")
+        if self.form not in FORMS[:2]:
+            raise ValueError(f"form must be 'data' or 'noise'; got {self.form!r}")
+
+    @property
+    def order(self) -> float:
+        return float(self.points + self.corrector)
+
+    @property
+    def weak_order(self) -> float:
+        return self.order
+
+    def rows(self, path: Path) -> Tableau:
+        inner = body(path)
+        predict = weights(inner, self.points, self.form)
+        correct = weights(inner, self.points, self.form, ahead=True)
+        half = self._half_b(inner)
+        if self.points == 2 and len(half) > 1:
+            h = inner.h
+            lean = half[1:] * h[1:] / h[:-1]  # 0 where the earlier step is infinite
+            first = predict.points[1:].sum(1)
+            predict.points[1:] = torch.stack([first + lean, -lean], 1)
+        # with one earlier point, in the first step of every order, the corrector is B(h)/2 as well
+        single = slice(None) if self.points == 1 else slice(0, 1)
+        whole = correct.points[single].sum(1)
+        correct.points[single, 0] = half[single]
+        correct.points[single, 1] = whole - half[single]
+        kind = "" if self.form == "data" else "-noise"
+        return multistep(
+            f"unipc-{self.points}" + ("" if self.variant == "bh2" else "-bh1") + kind,
+            path, self.form, predict, correct if self.corrector else None,
+            order=self.order, weak_order=self.weak_order,
+        )  # fmt: skip
+
+    def _half_b(self, path: Path) -> torch.Tensor:
+        """B(h)/2 with the factor in front, so that it weighs a difference of predictions."""
+        h = torch.where(torch.isfinite(path.h), path.h, 1.0)
+        if self.form == "data":
+            return 0.5 * path.alpha[1:] * (h if self.variant == "bh1" else -torch.expm1(-h))
+        return -0.5 * path.sigma[1:] * (h if self.variant == "bh1" else torch.expm1(h))
+
+
+SOLVERS: dict[str, Solver] = {
+    **{f"unipc-{p}": UniPC(p) for p in (1, 2, 3, 4)},
+    **{f"unipc-{p}-bh1": UniPC(p, "bh1") for p in (1, 2)},
+    **{f"unipc-{p}-noise": UniPC(p, form="noise") for p in (1, 2, 3, 4)},
+    **{f"unip-{p}": UniPC(p, corrector=False) for p in (2, 3)},
+}
