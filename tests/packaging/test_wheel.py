@@ -1,0 +1,64 @@
+"""The wheel holds what the folders hold, and works where nothing else of the checkout is."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("solvers", "kernels", "models", "bench")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    # from a copy of the tracked files: a build in place would leave its folder in the checkout
+    source = tmp_path_factory.mktemp("source")
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)],
+        check=False, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_its_file_list_is_that_of_the_folders(wheel):
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("undiffuse/")}
+    expected = {f"undiffuse/{p.name}" for p in (ROOT / "undiffuse").glob("*.py")}
+    expected |= {"undiffuse/py.typed"}
+    for folder in FOLDERS:
+        expected |= {f"undiffuse/{folder}/{p.name}" for p in (ROOT / folder).glob("*.py")}
+    expected |= {f"undiffuse/models/{p.name}" for p in (ROOT / "models").glob("*.safetensors")}
+    assert names == expected
+    assert "undiffuse/models/digits.safetensors" in names
+    licences = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("LICENSE")]
+    assert len(licences) == 1
+
+
+@pytest.mark.slow
+def test_unpacked_alone_it_imports_and_samples(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "import undiffuse as ud, undiffuse.models.checkpoint as c\n"
+        f"assert ud.__file__.startswith({str(tmp_path)!r}), ud.__file__\n"
+        "digits = c.load_default()\n"
+        "x = ud.sample(digits.denoiser, (4, *digits.event_shape), steps=5)\n"
+        "print(tuple(x.shape), bool(x.isfinite().all()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.strip() == "(4, 1, 8, 8) True", done.stdout + done.stderr

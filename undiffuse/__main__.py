@@ -1,0 +1,7 @@
+"""`python -m undiffuse`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,242 @@
+"""The command line: sample, likelihood, bench, train, solvers.
+
+Each command parses its options, calls one function of the library and says where it wrote.
+Heavy modules are imported by the command that needs them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        print(f"undiffuse {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="undiffuse",
+        description="Diffusion sampling as the numerical integration of reverse-time SDEs and ODEs.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _sample(commands)
+    _likelihood(commands)
+    _bench(commands)
+    _train(commands)
+    _solvers(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="where to write")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same numbers")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; default: the CPU")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(n) for n in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want whole numbers like 5,10,20; got {text!r}") from None
+
+
+def _checkpoint(path: str | None, device: str | None) -> Any:
+    from .models import checkpoint
+
+    loaded = checkpoint.load_default() if path is None else checkpoint.load(path, device)
+    if device is not None:
+        net: Any = loaded.denoiser.net
+        net.to(device)
+    return loaded
+
+
+# --- sample -----------------------------------------------------------------------------------
+
+
+def _sample(commands: Any) -> None:
+    p = _command(commands, "sample", _run_sample, "Draw samples from a network.")
+    p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
+    p.add_argument("--n", type=int, default=64, help="how many")
+    p.add_argument("--solver", default="dpmpp-2m", help="see `undiffuse solvers`")
+    p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
+    p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...")
+    p.add_argument("--final", default="denoise", choices=["denoise", "zero", "t_min"],
+                   help="how the last step ends")  # fmt: skip
+    p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
+    _common(p, "out/sample")
+
+
+def _run_sample(args: argparse.Namespace) -> None:
+    import torch
+
+    from .bench.figures import is_picture, sample_grid
+    from .models.checkpoint import atomically
+    from .solvers import sample
+
+    if args.n < 1 or args.batch < 1:
+        raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
+    loaded = _checkpoint(args.model, args.device)
+    parts = []
+    for first in range(0, args.n, args.batch):
+        ids = torch.arange(first, min(first + args.batch, args.n))
+        shape = (len(ids), *loaded.event_shape)
+        parts.append(
+            sample(
+                loaded.denoiser, shape, args.solver, args.steps, args.grid, seed=args.seed,
+                sample_ids=ids, final=args.final, device=args.device, progress=True,
+            ).cpu()
+        )  # fmt: skip
+    x = torch.cat(parts)
+    path = atomically(args.out / "samples.pt", lambda part: torch.save(x, part))
+    print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {path}")
+    if is_picture(loaded.event_shape):
+        lo, hi = loaded.data_range
+        shown = (x[:64] - lo) * (2 / (hi - lo)) - 1
+        rows = [("", shown[i : i + 8]) for i in range(0, len(shown), 8)]
+        sample_grid(args.out / "samples.png", rows, f"{args.solver}, {args.steps} steps")
+        print(f"picture: {args.out / 'samples.png'}")
+
+
+# --- likelihood -------------------------------------------------------------------------------
+
+
+def _likelihood(commands: Any) -> None:
+    p = _command(commands, "likelihood", _run_likelihood,
+                 "Bits/dim of data under a network, with error bars.")  # fmt: skip
+    p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
+    p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
+                   "default: the digits that the shipped network never saw")  # fmt: skip
+    p.add_argument("--limit", type=int, default=None, help="only the first so many items")
+    p.add_argument("--probes", type=int, default=1, help="Hutchinson probes per item")
+    p.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance of the path")
+    p.add_argument("--atol", type=float, default=1e-5, help="absolute tolerance of the path")
+    p.add_argument("--batch", type=int, default=64, help="items at a time")
+    _common(p, "out/likelihood")
+
+
+def _run_likelihood(args: argparse.Namespace) -> None:
+    from .bench.dataset_likelihood import run
+
+    run(**_without(args, "run", "command"))
+
+
+# --- bench ------------------------------------------------------------------------------------
+
+
+def _bench(commands: Any) -> None:
+    p = _command(commands, "bench", _run_bench,
+                 "NFE against quality, likelihood and kernels, with the peers in the same run.")  # fmt: skip
+    p.add_argument("what", nargs="?", default="nfe", choices=["nfe", "kernels"], help="what")
+    p.add_argument("--checkpoint", default=None, help="a network of yours; default: the digits")
+    p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
+    p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
+    p.add_argument("--grid", type=_names, default=None, metavar="A,B", help="default: a choice")
+    p.add_argument("--peers", type=_names, default=None, metavar="A,B", help="'' for none")
+    p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
+    p.add_argument("--batch", type=int, default=None, help="samples a cell")
+    p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
+    _common(p, "out/bench")
+
+
+def _run_bench(args: argparse.Namespace) -> None:
+    if args.what == "kernels":
+        from .bench.kernels import run as run_kernels
+
+        run_kernels(args.out, args.device)
+        return
+    from .bench.nfe import run
+
+    run(**_without(args, "run", "command", "what"))
+
+
+def _without(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {k: v for k, v in vars(args).items() if k not in names}
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+def _train(commands: Any) -> None:
+    p = _command(commands, "train", _run_train,
+                 "Train a small network; a run that was killed goes on.")  # fmt: skip
+    p.add_argument("data", help="digits, .npz, .npy, idx, tensor file or image folder")
+    p.add_argument("--process", default="vp", help="vp, vp-cosine, subvp, ve, edm, flow, brownian")
+    p.add_argument("--predicts", default="edm", help="edm, noise, data, score, v or flow")
+    p.add_argument("--loss", default="uniform-snr", help="a name in undiffuse.models.LOSSES")
+    p.add_argument("--network", default="mlp", help="a name in undiffuse.models.NETWORKS")
+    p.add_argument("--steps", type=int, default=None, help="optimiser steps")
+    p.add_argument("--batch", type=int, default=None, help="events a step")
+    p.add_argument("--lr", type=float, default=None, help="peak learning rate")
+    p.add_argument("--restart", action="store_true", help="do not go on from --out")
+    _common(p, "out/train")
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from .models.training import train
+
+    settings = {k: getattr(args, k) for k in ("steps", "batch", "lr") if getattr(args, k)}
+    train(
+        args.data, args.process, predicts=args.predicts, loss=args.loss, network=args.network,
+        out=args.out, device=args.device, progress=True, resume=not args.restart, seed=args.seed,
+        **settings,
+    )  # fmt: skip
+    print(f"network: {args.out / 'model.safetensors'}")
+
+
+# --- solvers ----------------------------------------------------------------------------------
+
+
+def _solvers(commands: Any) -> None:
+    p = _command(commands, "solvers", _run_solvers, "List the solvers, or print one as a table.")
+    p.add_argument("name", nargs="?", help="print this solver's tableau")
+    p.add_argument("--steps", type=int, default=5, help="steps of the printed tableau")
+    p.add_argument("--process", default="vp", help="process of the printed tableau")
+    p.add_argument("--grid", default="karras", help="grid of the printed tableau")
+
+
+def _run_solvers(args: argparse.Namespace) -> None:
+    from .models import PROCESSES
+    from .solvers import get, names, times
+    from .solvers.grids import lookup
+
+    process = lookup("process", args.process, PROCESSES)()
+    if args.name:
+        print(get(args.name).tableau(process, times(args.grid, process, args.steps)))
+        return
+    print(f"{'name':24} {'order':>5} {'weak':>5} {'calls for 10 steps':>19}  what it is")
+    for name in names():
+        solver = get(name)
+        calls = solver.tableau(process, times("log_snr", process, 10)).nfe
+        lines = (type(solver).__doc__ or "").strip().splitlines()
+        law = f"{solver.weak_order:g}" if solver.stochastic else "-"
+        print(f"{name:24} {solver.order:5g} {law:>5} {calls:19d}  {lines[0] if lines else ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
