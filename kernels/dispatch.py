@@ -10,7 +10,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 PATHS = ("auto", "reference", "triton")
 NOISES = ("exact", "fast")
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)  # int64: seeds
 
 # kept alive for the life of the process: the operators vanish with it
 _library: Any = torch.library  # parts of it carry no annotations
@@ -197,3 +197,8 @@ def check_batch(name: str, tensor: Tensor, batch: int) -> None:
         raise ValueError(
             f"{name} must have 1 element or one per sample [{batch}]; got {list(tensor.shape)}"
         )
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes x's GPU the current one: Triton launches on the current device, not on the tensor's."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

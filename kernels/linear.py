@@ -7,9 +7,9 @@ Table row: skip, w0, w1, c_in, then K state, H data and M noise coefficients.
     x_in = c_in x'                             (cast to `next_dtype`)
 
 Sums run from left to right in this order; each product and each sum is rounded on its own, in
-float32 (float64 if x is float64), so every path gives the same bits. A state, an earlier data
-prediction or a noise whose coefficient is exactly 0 does not take part, whatever its memory holds;
-the network's outputs always do, so that their NaNs show.
+float32 (float64 if x is float64), so every path gives the same bits. An earlier state, an earlier
+data prediction or a noise whose coefficient is exactly 0 does not take part, whatever its memory
+holds; x and the network's outputs always do, so that their NaNs show.
 """
 
 import math
@@ -99,7 +99,8 @@ def reference(
     d = data_prediction(xs[0], os, c, None if limits is None else (limits[0], limits[1]))
     data0 = HEAD + len(xs)
     noise0 = data0 + 1 + len(ds)
-    terms = [present(c[HEAD + k], v) for k, v in enumerate(xs)]
+    terms: list[Tensor | None] = [xs[0] * c[HEAD]]
+    terms += [present(c[HEAD + k], v) for k, v in enumerate(xs[1:], 1)]
     terms.append(d * c[data0])
     terms += [present(c[data0 + 1 + h], v) for h, v in enumerate(ds)]
     if draws is not None and seed is not None:

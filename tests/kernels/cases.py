@@ -1,0 +1,52 @@
+"""The launches whose machine code is gated: kernel, dtype and noise mode."""
+
+import torch
+
+from undiffuse.kernels import triton_linear, triton_noise, using
+
+SIZE = 1 << 20
+
+
+def linear(dtype, noise, *, pair=False, states=0, data=0, draws=0, **options):
+    """A launch of the fused step on [1, SIZE] operands."""
+    x = torch.empty(1, SIZE, dtype=dtype)
+    table = torch.empty(4, 6 + states + data + draws)
+    row, seed = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    draw_table = torch.zeros(4, draws, dtype=torch.int64) if draws else None
+    defaults = {"tag": 1, "keep_data": False, "next_dtype": None, "limits": None}
+
+    def launch():
+        with using(noise=noise):
+            triton_linear.linear_step(
+                x, [x] * (1 + pair), [x] * states, [x] * data, table, row, draw_table,
+                seed if draws else None, None, **{**defaults, **options},
+            )  # fmt: skip
+
+    return launch
+
+
+def fill(noise):
+    def launch():
+        with using(noise=noise):
+            triton_noise.noise(torch.zeros(1, dtype=torch.int64), None, [1, SIZE], 0, 0, 0, 0)
+
+    return launch
+
+
+def cases():
+    found = {}
+    for noise in ("fast", "exact"):
+        found[f"noise float32 {noise}"] = fill(noise)
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            found[f"em {name} {noise}"] = linear(dtype, noise, draws=1)
+            found[f"ddpm clip {name} {noise}"] = linear(dtype, noise, draws=1, limits=[-1.0, 1.0])
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        found[f"guided 2m {name}"] = linear(dtype, "exact", pair=True, data=1, keep_data=True)
+        found[f"guided next {name}"] = linear(
+            dtype, "fast", pair=True, draws=1, next_dtype=torch.bfloat16
+        )
+        found[f"full {name} fast"] = linear(
+            dtype, "fast", pair=True, states=3, data=3, draws=2, keep_data=True,
+            next_dtype=torch.bfloat16, limits=[-1.0, 1.0],
+        )  # fmt: skip
+    return found

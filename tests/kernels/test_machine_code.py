@@ -1,0 +1,61 @@
+"""Gates on the machine code of every kernel, compiled for GPUs that need not be there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from undiffuse.kernels.budget import INSTRUCTIONS, REGISTERS, WIDE_REGISTERS
+
+
+@pytest.fixture(scope="module", params=["sm_90", "sm_80", "gfx942"])
+def report(request: pytest.FixtureRequest) -> tuple[str, dict]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("sass.py")), request.param],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    if done.returncode and "not found" in done.stderr and request.param == "gfx942":
+        pytest.skip("this Triton has no AMD backend")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return request.param, json.loads(done.stdout)
+
+
+def test_every_case_has_a_budget_and_every_budget_a_case(report) -> None:
+    assert set(report[1]) == set(INSTRUCTIONS)
+
+
+def test_nothing_spills_and_no_layout_goes_through_shared_memory(report) -> None:
+    for case, figures in report[1].items():
+        assert figures["local"] == 0, case
+        if "langevin" not in case and "threshold" not in case and "error" not in case:
+            assert figures["shared"] == 0, case  # reductions need it, nothing else does
+
+
+def test_registers(report) -> None:
+    for case, figures in report[1].items():
+        limit = WIDE_REGISTERS if "last stage" in case else REGISTERS
+        assert figures["registers"] <= limit, (case, figures["registers"])
+
+
+def test_instructions_per_element(report) -> None:
+    target, cases = report
+    for case, figures in cases.items():
+        budget = INSTRUCTIONS[case] * (1.0 if target == "sm_90" else 1.2)
+        # far below the budget the count itself would be in doubt
+        assert 0.3 * budget < figures["per_element"] <= budget, (case, figures["per_element"])
+
+
+def test_float32_tensors_move_128_bits_at_a_time(report) -> None:
+    target, cases = report
+    wide = "dwordx4" if target == "gfx942" else ".128"
+    for case, figures in cases.items():
+        if "float32" in case and "bfloat16" not in case and "next" not in case:
+            allowed = 1 if "full" in case else 0  # its last store is the next input, in bfloat16
+            narrow = [s for s in figures["stores"] if wide not in s]
+            assert figures["stores"] and len(narrow) <= allowed, (case, narrow)
+            if "noise" not in case:
+                assert any(wide in load for load in figures["loads"]), case
