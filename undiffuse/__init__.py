@@ -3,6 +3,7 @@
     process = ud.VP()
     model = ud.Denoiser(net, process, predicts="noise")
     x = ud.sample(model, (16, 1, 28, 28), solver="dpmpp-2m", steps=20)
+    lp = ud.log_prob(model, x)
 
 A solver is a table of numbers (`ud.solvers`), one fused kernel executes every row of every table
 (`ud.kernels`), and a network is anything that predicts noise, data, score or velocity (`ud.models`).
@@ -10,7 +11,18 @@ A solver is a table of numbers (`ud.solvers`), one fused kernel executes every r
 
 from . import kernels, models, solvers
 from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, targets
-from .solvers import Sampler, SolverError, sample
+from .models.checkpoint import load, load_default
+from .models.training import train
+from .solvers import (
+    Sampler,
+    SolverError,
+    decode,
+    encode,
+    log_prob,
+    probability_flow,
+    reverse_sde,
+    sample,
+)
 
 __version__ = "0.1.0"
 
@@ -24,9 +36,17 @@ __all__ = [
     "Sampler",
     "SolverError",
     "SubVP",
+    "decode",
+    "encode",
     "kernels",
+    "load",
+    "load_default",
+    "log_prob",
     "models",
+    "probability_flow",
+    "reverse_sde",
     "sample",
     "solvers",
     "targets",
+    "train",
 ]
