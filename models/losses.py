@@ -42,6 +42,13 @@ def _uniform_log_snr(u: Tensor, process: Process, objective: Objective) -> Tenso
     return process.inverse_log_snr(clean + (noisy - clean) * u)
 
 
+def _uniform_sigma(u: Tensor, process: Process, objective: Objective) -> Tensor:
+    """sigma/alpha uniform between its values at the two ends."""
+    clean = torch.exp(-process.log_snr(process.t_min))
+    noisy = torch.exp(-process.log_snr(process.t_max)).clamp(max=1e5)
+    return process.inverse_log_snr(-torch.log(clean + (noisy - clean) * u))
+
+
 def _log_normal(u: Tensor, process: Process, objective: Objective) -> Tensor:
     """log(sigma/alpha) ~ N(P_mean, P_std^2) (Karras et al. 2022, table 1)."""
     z = torch.special.ndtri(u)
@@ -51,6 +58,7 @@ def _log_normal(u: Tensor, process: Process, objective: Objective) -> Tensor:
 TIMES: dict[str, Callable[[Tensor, Process, Objective], Tensor]] = {
     "uniform": _uniform,
     "log_snr": _uniform_log_snr,
+    "sigma": _uniform_sigma,
     "log_normal": _log_normal,
 }
 """Laws of training times by name, each a map of uniforms u in (0, 1), [B] float64."""
@@ -91,7 +99,8 @@ class Objective:
         the score (Song et al. 2021b, 7), corrected for the law of the times; 'snr', the noise
         error SNR ||x_0 error||^2 whatever is predicted; 'min-snr', min(SNR, gamma) ||x_0
         error||^2 (Hang et al. 2023); or a read-out's name, its error with weight 1.
-    times: 'uniform' in t, 'log_snr' uniform in lambda, or 'log_normal' (EDM; P_mean, P_std).
+    times: 'uniform' in t, 'log_snr' uniform in lambda (NCSN's geometric levels), 'sigma' uniform
+        in sigma/alpha, or 'log_normal' (EDM; P_mean, P_std).
     stratified: one uniform for the whole batch, shifted by i/B (Kingma et al. 2021, I.1): the
         same law for each sample, less variance for the batch.
 
@@ -168,9 +177,11 @@ class Objective:
             return torch.ones_like(t)
         rate = process.sigma_dot(t) / process.sigma(t) - process.drift_rate(t)  # -d lambda/dt
         lam = process.log_snr(t)
+        clean, noisy = process.log_snr(process.t_min), process.log_snr(process.t_max)
         if self.times == "log_snr":
-            clean, noisy = process.log_snr(process.t_min), process.log_snr(process.t_max)
             density = rate / (clean - noisy.clamp(min=-12.0))
+        elif self.times == "sigma":
+            density = rate * torch.exp(-lam) / (torch.exp(-noisy).clamp(max=1e5) - torch.exp(-clean))
         else:
             z = (-lam - self.P_mean) / self.P_std
             density = rate * torch.exp(-0.5 * z.square()) / (self.P_std * math.sqrt(2 * math.pi))

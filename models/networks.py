@@ -81,6 +81,7 @@ class MLP(nn.Module):
     dim: components of one event (64 for 8 x 8 digits); x may have any shape [B, ...] of as many.
     width, depth: of the residual trunk; embedding: width of the time embedding.
     classes: number of labels; 0 for an unconditional network.
+    outputs: how many times x's channels are returned, 2 for a learned variance.
     time_scale: brings the denoiser's time to order one, see the module's first lines.
 
     The last layer starts at zero, so that training starts from the preconditioning's own answer.
@@ -94,26 +95,28 @@ class MLP(nn.Module):
         depth: int = 4,
         embedding: int = 64,
         classes: int = 0,
+        outputs: int = 1,
         time_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _at_least_one(dim=dim, width=width, depth=depth, embedding=embedding)
+        _at_least_one(dim=dim, width=width, depth=depth, embedding=embedding, outputs=outputs)
         self.config = {
             "dim": dim,
             "width": width,
             "depth": depth,
             "embedding": embedding,
             "classes": classes,
+            "outputs": outputs,
             "time_scale": time_scale,
         }
+        self.outputs = outputs
         self.time = TimeEmbedding(embedding, time_scale=time_scale)
         self.label = LabelEmbedding(classes, embedding) if classes else None
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_ResidualBlock(width, embedding) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, dim)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = nn.Linear(width, outputs * dim)
+        _silence(self.leave)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)
@@ -121,20 +124,125 @@ class MLP(nn.Module):
             raise ValueError(
                 f"x must have {self.config['dim']} components per sample; got {tuple(x.shape)}"
             )
-        e = self.time(t)
-        if self.label is not None:
-            e = e + self.label.of(label, len(x))
-        elif label is not None:
-            raise ValueError("label was given to a network without classes; build it with classes=")
-        e = nn.functional.silu(e)
+        e = _embed(self.time, self.label, t, label)
         h = self.enter(flat)
         for block in self.blocks:
             h = block(h, e)
         out: Tensor = self.leave(self.norm(h))
-        return out.reshape(x.shape)
+        return out.reshape(x.shape[0], self.outputs * x.shape[1], *x.shape[2:])
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
+class _ConvBlock(nn.Module):
+    """skip(h) + C_2 silu(norm(C_1 silu(norm h)) (1 + scale(e)) + shift(e)), C a 3 x 3 convolution."""
+
+    def __init__(self, inner: int, outer: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _group_norm(inner), _group_norm(outer)
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * outer)
+        self.skip = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        scale, shift = self.film(e)[:, :, None, None].chunk(2, 1)
+        inner = self.conv1(nn.functional.silu(self.norm1(h)))
+        inner = nn.functional.silu(self.norm2(inner) * (1 + scale) + shift)
+        out: Tensor = self.skip(h) + self.conv2(inner)
+        return out
+
+
+class _Attention(nn.Module):
+    """h + softmax(q k^T / sqrt(c)) v over the positions of an image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.leave = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(h)).flatten(2).mT.chunk(3, 2)  # [B, HW, C]
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = h + self.leave(mixed.mT.reshape(h.shape))
+        return out
+
+
+class UNet(nn.Module):
+    """Small convolutional U-Net for images [B, channels, H, W] (Ronneberger 2015, Ho et al. 2020).
+
+    channels: of the image; width: of the first level, `width * m` for m in `multipliers` below.
+    blocks: residual blocks at each level, down and up; self-attention at the lowest level.
+    embedding, classes, outputs, time_scale: as in `MLP`.
+
+    H and W must be multiples of 2^(levels - 1). Raises ValueError where they are not.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        embedding: int = 128,
+        classes: int = 0,
+        outputs: int = 1,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _at_least_one(channels=channels, width=width, blocks=blocks, embedding=embedding)
+        _at_least_one(levels=len(multipliers), multipliers=min(multipliers, default=1))
+        self.config = {
+            "channels": channels,
+            "width": width,
+            "multipliers": list(multipliers),
+            "blocks": blocks,
+            "embedding": embedding,
+            "classes": classes,
+            "outputs": outputs,
+            "time_scale": time_scale,
+        }
+        self.time = TimeEmbedding(embedding, time_scale=time_scale)
+        self.label = LabelEmbedding(classes, embedding) if classes else None
+        widths = [width * m for m in multipliers]
+        self.enter = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        below = widths[0]
+        for w in widths:
+            ins = [below] + [w] * (blocks - 1)
+            self.down.append(nn.ModuleList(_ConvBlock(i, w, embedding) for i in ins))
+            below = w
+        self.middle = _ConvBlock(below, below, embedding)
+        self.attention = _Attention(below)
+        for w in reversed(widths):
+            ins = [below + w] + [w] * (blocks - 1)
+            self.up.append(nn.ModuleList(_ConvBlock(i, w, embedding) for i in ins))
+            below = w
+        self.norm = _group_norm(below)
+        self.leave = nn.Conv2d(below, outputs * channels, 3, padding=1)
+        _silence(self.leave)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        unit = 2 ** (len(self.down) - 1)
+        if x.ndim != 4 or x.shape[1] != self.config["channels"] or x.shape[2] % unit or x.shape[3] % unit:
+            raise ValueError(
+                f"x must be [B, {self.config['channels']}, H, W], H and W multiples of {unit}; "
+                f"got {tuple(x.shape)}"
+            )
+        e = _embed(self.time, self.label, t, label)
+        h, kept = self.enter(x), []
+        for level, group in enumerate(self.down):
+            h = nn.functional.avg_pool2d(h, 2) if level else h
+            h = _through(group, h, e)
+            kept.append(h)
+        h = self.attention(self.middle(h, e))
+        for level, group in enumerate(self.up):
+            h = nn.functional.interpolate(h, scale_factor=2.0) if level else h
+            h = _through(group, torch.cat([h, kept.pop()], 1), e)
+        out: Tensor = self.leave(nn.functional.silu(self.norm(h)))
+        return out
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet}
 """Networks by the name that checkpoints and the command line use."""
 
 
@@ -152,7 +260,37 @@ def network_for(name: str, event_shape: Sequence[int], **config: Any) -> nn.Modu
     """The network `name` sized for events of this shape; other arguments as in its class."""
     if name == "mlp":
         config = {"dim": math.prod(event_shape), **config}
+    elif name == "unet":
+        config = {"channels": event_shape[0], **config}
     return build(name, config)
+
+
+def _embed(
+    time: TimeEmbedding, labels: LabelEmbedding | None, t: Tensor, label: Tensor | None
+) -> Tensor:
+    """silu of the embedding of time and label, [B, width]."""
+    e: Tensor = time(t)
+    if labels is not None:
+        e = e + labels.of(label, len(t))
+    elif label is not None:
+        raise ValueError("label was given to a network without classes; build it with classes=")
+    return nn.functional.silu(e)
+
+
+def _through(blocks: nn.Module, h: Tensor, e: Tensor) -> Tensor:
+    for block in blocks.children():
+        h = block(h, e)
+    return h
+
+
+def _silence(layer: nn.Linear | nn.Conv2d) -> None:
+    """Weight and bias to zero."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 def _at_least_one(**sizes: int) -> None:

@@ -116,7 +116,7 @@ def test_likelihood_weighting_corrects_for_the_law_of_the_times():
     process = VP()
     model = TARGET.denoiser(process)
     values = {}
-    for times in ("uniform", "log_snr", "log_normal"):
+    for times in TIMES:
         objective = Objective("likelihood", times, P_mean=0.0, P_std=3.0)
         n = 200_000  # one uniform, shifted: a midpoint rule in the law's own quantiles
         t = objective.sample_times(n, process, torch.Generator().manual_seed(0))
@@ -127,11 +127,14 @@ def test_likelihood_weighting_corrects_for_the_law_of_the_times():
             (objective.weight(model, t) * score_to_data / process.diffusion(t) ** 2 * smooth).mean()
         )
     assert values["log_snr"] == pytest.approx(values["uniform"], rel=2e-3)
+    # sigma/alpha up to 150 while the loss lives below 2: a coarser rule
+    assert values["sigma"] == pytest.approx(values["uniform"], rel=1e-2)
     assert values["log_normal"] == pytest.approx(values["uniform"], rel=2e-3)
 
 
 def test_training_times_follow_their_law_and_stay_inside():
     n, process = 10_000, VP()
+    noise = [float((-process.log_snr(t)).exp()) for t in (process.t_min, process.t_max)]
     g = torch.Generator().manual_seed(0)
     for stratified in (True, False):
         for times in TIMES:
@@ -144,6 +147,7 @@ def test_training_times_follow_their_law_and_stay_inside():
                 "uniform": (t - process.t_min) / (process.t_max - process.t_min),
                 "log_snr": (process.log_snr(t) - process.log_snr(process.t_min))
                 / (process.log_snr(process.t_max) - process.log_snr(process.t_min)),
+                "sigma": ((-process.log_snr(t)).exp() - noise[0]) / (noise[1] - noise[0]),
                 "log_normal": torch.special.ndtr((-process.log_snr(t) + 0.5) / 0.7),
             }[times]
             edf = torch.arange(1, n + 1, dtype=torch.float64) / n

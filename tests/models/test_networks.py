@@ -44,9 +44,9 @@ def test_time_and_label_are_heard_and_samples_are_independent(name):
     for other in (1, 2, 3):
         assert (out[0] - out[other]).abs().max() > 1e-3
     alone = net(x[1:2], t[1:2], label=torch.tensor([0]))
-    torch.testing.assert_close(alone, out[1:2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, out[1:2], rtol=1e-4, atol=1e-5)
     # no label and the label -1 are the same: unconditional
-    torch.testing.assert_close(net(x[:1], t[:1]), out[3:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net(x[:1], t[:1]), out[3:], rtol=1e-4, atol=1e-5)
 
 
 def test_time_scale_is_a_change_of_units():

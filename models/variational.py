@@ -1,0 +1,217 @@
+"""The variational bound of discrete-time diffusion, as objectives (Ho et al. 2020, 5).
+
+    -log p(x_0) <= KL(q(x_T|x_0) | p) + sum_{i=2}^{n} L_i + L_1
+    L_i = KL( q(x_s | x_t, x_0) | p(x_s | x_t) ),     L_1 = -log p(x_0 | x_1)
+
+with q(x_s | x_t, x_0) = N(a x_t + b x_0, v), where alpha_ts = alpha_t/alpha_s,
+sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2 and
+
+    a = alpha_ts sigma_s^2/sigma_t^2,   b = alpha_s sigma_ts^2/sigma_t^2,
+    v = sigma_ts^2 sigma_s^2/sigma_t^2  ('small', beta tilde; 'large' is sigma_ts^2, beta).
+
+p(x_s | x_t) = N(a x_t + b D(x_t), v_p), v_p small, large or learned:
+log v_p = r log v_large + (1 - r) log v_small, r = (1 + o)/2 (Nichol & Dhariwal 2021, 15), o the
+second half of the network's output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Denoiser
+from .losses import LOSSES, Objective
+from .processes import Process
+
+
+class Posterior(NamedTuple):
+    """q(x_s | x_t, x_0) = N(a x_t + b x_0, small), and `large` = q(x_s | x_t)'s for white data."""
+
+    a: Tensor
+    b: Tensor
+    small: Tensor
+    large: Tensor
+
+
+def posterior(process: Process, s: float | Tensor, t: float | Tensor) -> Posterior:
+    """The coefficients of q(x_s | x_t, x_0), s < t, float64 of their shape."""
+    alpha_s, alpha_t = process.alpha(s), process.alpha(t)
+    var_s, var_t = process.sigma(s).square(), process.sigma(t).square()
+    # sigma_ts^2 = sigma_t^2 (1 - SNR_t/SNR_s), without the difference of near numbers
+    large = -var_t * torch.expm1(2 * (process.log_snr(t) - process.log_snr(s)))
+    return Posterior(
+        alpha_t / alpha_s * var_s / var_t, alpha_s * large / var_t, large * var_s / var_t, large
+    )
+
+
+class VarianceHead(nn.Module):
+    """A network of twice as many channels, whose second half says where the variance lies.
+
+    Called like any network it returns the first half; `both` returns (prediction, o), each of
+    x's shape. Raises ValueError where the inner network does not double dimension 1.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def both(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """(prediction, o)."""
+        out = self.net(x, t, **cond)
+        if out.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+            raise ValueError(
+                f"a network with learned variance must return {2 * x.shape[1]} channels for "
+                f"x {tuple(x.shape)}; got {tuple(out.shape)}"
+            )
+        prediction, o = out.chunk(2, 1)
+        return prediction, o
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.both(x, t, **cond)[0]
+
+
+@dataclass(frozen=True)
+class VLB:
+    """n times one term of the bound, chosen uniformly: its mean is the bound less KL_T, nats/dim.
+
+    steps: n; the chain visits n times from t_min to t_max, equally spaced.
+    variance: 'small', 'large', or 'learned' for a denoiser whose net is a `VarianceHead`.
+    spacing: distance of the data's levels, for the discretised decoder (Ho et al. 2020, 13);
+        0 for continuous data and a Gaussian density.
+
+    Raises ValueError for steps < 2 and unknown variances, TypeError for a net without the head.
+    """
+
+    steps: int = 1000
+    variance: str = "small"
+    spacing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"steps must be >= 2; got {self.steps}")
+        if self.variance not in ("small", "large", "learned"):
+            raise ValueError(
+                f"variance must be one of small, large, learned; got {self.variance!r}"
+            )
+
+    def __call__(
+        self, denoiser: Denoiser, x_0: Tensor, generator: torch.Generator, **cond: Any
+    ) -> Tensor:
+        """One draw for each sample: x_0 [B, *event] -> [B]."""
+        device, n = generator.device, len(x_0)
+        i = torch.randint(1, self.steps + 1, (n,), device=device, generator=generator)
+        eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator)
+        i, eps = i.to(x_0.device), eps.to(x_0.device)
+        return self.steps * self.at(denoiser, x_0, i, eps, **cond)
+
+    def at(self, denoiser: Denoiser, x_0: Tensor, i: Tensor, eps: Tensor, **cond: Any) -> Tensor:
+        """L_i, i = 1..steps [B], in nats per component, at given normals; [B]."""
+        process = denoiser.process
+        step = (process.t_max - process.t_min) / (self.steps - 1)
+        t = process.t_min + step * (i.double() - 1)
+        s = torch.where(i > 1, t - step, t)  # unused where i = 1
+        column = _columns(x_0)
+        x_t = column(process.alpha(t)) * x_0 + column(process.sigma(t)) * eps
+        d, o = self._predict(denoiser, x_t, t, cond)
+        q = posterior(process, torch.where(i > 1, s, 0.5 * t), t)
+        log_p = self._log_variance(q, o, column)
+        kl = 0.5 * (
+            log_p - column(q.small.log())
+            + (column(q.small) + (column(q.b) * (d - x_0)).square()) * torch.exp(-log_p)
+            - 1
+        )
+        # the decoder's own branch is taken at i = 1 alone; elsewhere it must only be finite
+        width = column(torch.where(i > 1, 1.0, process.sigma(t) / process.alpha(t)))
+        terms = torch.where(column(i > 1).bool(), kl, decoder_nll(x_0, d, width, self.spacing))
+        return terms.flatten(1).mean(1)
+
+    def _predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.variance != "learned":
+            return denoiser(x_t, t, **cond), None
+        return data_and_variance(denoiser, x_t, t, **cond)
+
+    def _log_variance(self, q: Posterior, o: Tensor | None, column: Callable[[Tensor], Tensor]) -> Tensor:
+        small, large = column(q.small.log()), column(q.large.log())
+        if o is None:
+            return large if self.variance == "large" else small
+        r = 0.5 * (1 + o)
+        out: Tensor = r * large + (1 - r) * small
+        return out
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """L_simple + weight L_vlb, the bound teaching the variance alone (Nichol & Dhariwal 2021, 16).
+
+    The mean is detached in the bound, as there. For a denoiser whose net is a `VarianceHead`.
+    """
+
+    steps: int = 1000
+    weight: float = 0.001
+    simple: Objective = LOSSES["simple"]
+
+    def __call__(
+        self, denoiser: Denoiser, x_0: Tensor, generator: torch.Generator, **cond: Any
+    ) -> Tensor:
+        """One draw for each sample: x_0 [B, *event] -> [B]."""
+        bound = _DetachedMean(self.steps, "learned")
+        simple = self.simple(denoiser, x_0, generator, **cond)
+        return simple + self.weight * bound(denoiser, x_0, generator, **cond)
+
+
+class _DetachedMean(VLB):
+    def _predict(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        d, o = data_and_variance(denoiser, x_t, t, **cond)
+        return d.detach(), o
+
+
+def data_and_variance(
+    denoiser: Denoiser, x: Tensor, t: float | Tensor, **cond: Any
+) -> tuple[Tensor, Tensor]:
+    """D(x, t) and the variance's place o in [-1, 1] or beyond, from one call of the network."""
+    head = denoiser.net
+    if not isinstance(head, VarianceHead):
+        raise TypeError(f"learned variances need a VarianceHead as net; got {type(head).__name__}")
+    kept: list[Tensor] = []
+
+    def net(x_in: Tensor, t_in: Tensor, **cond: Any) -> Tensor:
+        prediction, o = head.both(x_in, t_in, **cond)
+        kept.append(o)
+        return prediction
+
+    split = replace(denoiser, net=net)
+    return split(x, t, **cond), kept[0]
+
+
+def decoder_nll(x_0: Tensor, mean: Tensor, std: Tensor, spacing: float = 0.0) -> Tensor:
+    """-log p(x_0) of N(mean, std^2), or of its mass on x_0's level of width `spacing`; nats.
+
+    The lowest and highest levels of [-1, 1] take the whole tail (Ho et al. 2020, 13).
+    """
+    z = (x_0 - mean) / std
+    if spacing == 0:
+        return 0.5 * z.square() + std.log() + 0.5 * math.log(2 * math.pi)
+    half = 0.5 * spacing / std
+    edge = x_0.abs() > 1 - 0.25 * spacing
+    end = torch.special.log_ndtr(half - torch.sign(x_0) * z)  # from the inner edge to infinity
+    # from the nearer tail, where differences of the distribution function keep their digits
+    upper = torch.special.log_ndtr(half - z.abs())
+    lower = torch.special.log_ndtr(-half - z.abs())
+    inside = upper + torch.log1p(-torch.exp(lower - upper))
+    return -torch.where(edge, end, inside)
+
+
+def _columns(x: Tensor) -> Callable[[Tensor], Tensor]:
+    def column(c: Tensor) -> Tensor:
+        return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+    return column
