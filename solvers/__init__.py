@@ -1,6 +1,7 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
 from .adams import IPNDM, Adams
+from .adaptive_ode import Controller, OdeSolution, integrate
 from .base import Path, Solver
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
@@ -22,6 +23,7 @@ __all__ = [
     "IPNDM",
     "SOLVERS",
     "Adams",
+    "Controller",
     "DPMSolverPP",
     "DPMSolverPP3Compat",
     "Discrete",
@@ -32,6 +34,7 @@ __all__ = [
     "Law",
     "LogProb",
     "LogSNR",
+    "OdeSolution",
     "Path",
     "Quadratic",
     "Result",
@@ -49,6 +52,7 @@ __all__ = [
     "encode",
     "gaussian_law",
     "get",
+    "integrate",
     "log_prob",
     "marginal",
     "names",
