@@ -7,22 +7,33 @@ from .drift import ReverseSDE, probability_flow, reverse_sde
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .grids import GRIDS, Discrete, Grid, Karras, LogSNR, Quadratic, Uniform, times
 from .heun import Heun
-from .law import Law, gaussian_law, marginal
+from .law import Law, gaussian_law, marginal, response
 from .likelihood import LogProb, decode, encode, log_prob
 from .registry import SOLVERS, get, names
+from .restart import Consistency, Restart
+from .runge_kutta import DPM2, Butcher, RungeKutta
+from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
+from .singlestep import DPMPPSDE, SEEDS, SingleStep
 from .status import SolverError, Status
-from .stochastic import DDPM, EulerMaruyama
+from .stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
 from .tableau import Tableau
 from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DPM2",
+    "DPMPPSDE",
+    "ERSDE",
     "GRIDS",
     "IPNDM",
+    "SEEDS",
     "SOLVERS",
+    "SRA1",
     "Adams",
+    "Butcher",
+    "Consistency",
     "Controller",
     "DPMSolverPP",
     "DPMSolverPP3Compat",
@@ -37,9 +48,14 @@ __all__ = [
     "OdeSolution",
     "Path",
     "Quadratic",
+    "Restart",
     "Result",
+    "ReverseDiffusion",
     "ReverseSDE",
+    "RungeKutta",
+    "SASolver",
     "Sampler",
+    "SingleStep",
     "Solver",
     "SolverError",
     "State",
@@ -57,6 +73,7 @@ __all__ = [
     "marginal",
     "names",
     "probability_flow",
+    "response",
     "reverse_sde",
     "sample",
     "times",

@@ -35,19 +35,26 @@ def gaussian_law(
     mean, var: number or [d] float64, the data's. init: law of x_init; the exact marginal at the
     grid's first time by default, so that what is measured is the solver's error alone.
     """
-    m = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
-    c = torch.as_tensor(var, dtype=torch.float64).reshape(-1)
-    m, c = m.expand(max(len(m), len(c))), c.expand(max(len(m), len(c)))
+    m, c = _pair(mean, var)
     if init is None:
         init = marginal(process, tableau.grid[0], m, c)
+    x = response(tableau, process, m, c)
+    return Law(
+        x[:, 0] + x[:, 1] * init.mean,
+        x[:, 1].square() * init.var + x[:, 2:].square().sum(1),
+    )
+
+
+def response(
+    tableau: Tableau, process: Process, mean: float | Tensor, var: float | Tensor
+) -> Tensor:
+    """x_N as a row of coefficients on (1, x_init, z_0, z of each draw in order), [d, 3 + draws]."""
+    m, c = _pair(mean, var)
     alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)
     gain = alpha[:, None] * c / (alpha.square()[:, None] * c + sigma.square()[:, None])
     offset = m - gain * alpha[:, None] * m
-
     sources, index = torch.unique(tableau.draws, return_inverse=True)
-    # a state is a row of coefficients on (1, x_init, z_0, z_draws...), per component
-    width = 3 + len(sources)
-    x = m.new_zeros(len(m), width)
+    x = m.new_zeros(len(m), 3 + len(sources))
     x[:, 1], x[:, 2] = tableau.entry
     states: list[Tensor] = [x]
     datas: list[Tensor] = []
@@ -55,20 +62,23 @@ def gaussian_law(
         d = gain[i][:, None] * states[0]
         d[:, 0] += offset[i]
         datas.insert(0, d)
-        x = sum(
-            (a * s for a, s in zip(tableau.state[i], states, strict=False)),
-            torch.zeros_like(states[0]),
-        )
-        x = x + sum(b * s for b, s in zip(tableau.data[i], datas, strict=False))
+        x = torch.zeros_like(d)
+        for coefficients, terms in ((tableau.state[i], states), (tableau.data[i], datas)):
+            for weight, term in zip(coefficients.tolist(), terms, strict=False):
+                if weight:
+                    x = x + weight * term
         for j in range(tableau.noise.shape[1]):
             x[:, 3 + int(index[i, j])] += tableau.noise[i, j]
         states.insert(0, x)
         del states[tableau.state.shape[1] :], datas[tableau.data.shape[1] :]
-    x = states[0]
-    return Law(
-        x[:, 0] + x[:, 1] * init.mean,
-        x[:, 1].square() * init.var + x[:, 2:].square().sum(1),
-    )
+    return states[0]
+
+
+def _pair(mean: float | Tensor, var: float | Tensor) -> tuple[Tensor, Tensor]:
+    m = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
+    c = torch.as_tensor(var, dtype=torch.float64).reshape(-1)
+    size = max(len(m), len(c))
+    return m.expand(size), c.expand(size)
 
 
 def marginal(process: Process, t: float | Tensor, mean: Tensor, var: Tensor) -> Law:

@@ -176,7 +176,9 @@ def multistep(
     points = predict.points
     from_noise = n > 0 and form != "velocity" and not bool(torch.isfinite(inner.lam[0]))
     if correct is not None and n > 1:
-        change = correct.points.clone()
+        change = torch.nn.functional.pad(
+            correct.points, (0, max(0, held + 1 - correct.points.shape[1]))
+        )
         change[:, 1 : 1 + held] -= predict.points
         if from_noise:
             change[0] = 0.0

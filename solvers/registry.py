@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import adams, exponential, heun, stochastic, unipc
+from . import (
+    adams,
+    exponential,
+    heun,
+    restart,
+    runge_kutta,
+    sa_solver,
+    singlestep,
+    stochastic,
+    unipc,
+)
 from .base import Solver
 from .grids import lookup
 
@@ -12,6 +22,10 @@ SOLVERS: dict[str, Solver] = {
     **stochastic.SOLVERS,
     **adams.SOLVERS,
     **unipc.SOLVERS,
+    **runge_kutta.SOLVERS,
+    **singlestep.SOLVERS,
+    **sa_solver.SOLVERS,
+    **restart.SOLVERS,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from .base import Path, Solver
 from .exponential import DDIM
+from .stages import Node, Stage, legs, single_step
 from .tableau import Tableau, from_rows
 
 
@@ -71,8 +72,71 @@ class DDPM(Solver):
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ReverseDiffusion(Solver):
+    """Reverse diffusion sampling (Song et al. 2021, 46): the forward step's own coefficients.
+
+        x_s = (2 - a) x + G^2 score + G z,   a = alpha_t/alpha_s,  G^2 = sigma_t^2 - a^2 sigma_s^2
+
+    The last interval down to sigma = 0 is one denoising jump.
+    """
+
+    order: ClassVar[float] = 1.0
+    weak_order: ClassVar[float] = 1.0
+
+    def rows(self, path: Path) -> Tableau:
+        sigma, a = path.sigma[:-1], path.alpha[:-1] / path.alpha[1:]
+        g2 = sigma.square() - (a * path.sigma[1:]).square()
+        pull = g2 / sigma.square()
+        state, data, noise = 2 - a - pull, pull * path.alpha[:-1], torch.sqrt(g2)
+        if path.ends_clean:
+            state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
+        return from_rows(
+            "reverse-diffusion", path.t, path.t[:-1], [state], [data], [noise],
+            order=self.order, weak_order=self.weak_order,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SRA1(Solver):
+    """Stochastic Runge-Kutta of strong order 1.5 for additive noise (Roessler 2010, SRA1).
+
+    In y = x/alpha with the variance v = (sigma/alpha)^2 as clock the reverse SDE has unit noise,
+    dy = b dr + dW with b = (D - y)/v and r = -v, whatever the process. Over a step d of v
+
+        y_2 = y + 3/4 d b_1 + 3/2 (W/2 + H),    y' = y + d (b_1 + 2 b_2)/3 + W
+
+    W ~ N(0, d) is the increment, H ~ N(0, d/12) the space-time area. Two calls a step. Wants
+    steps with d < v, as every explicit scheme in x does. From alpha = 0 the first step is DDIM's.
+    """
+
+    order: ClassVar[float] = 1.5
+    weak_order: ClassVar[float] = 2.0
+
+    def rows(self, path: Path) -> Tableau:
+        steps = legs(path)
+        v0, v1 = torch.exp(-2 * steps.start.lam), torch.exp(-2 * steps.end.lam)
+        d = v0 - v1
+        v2 = v0 - 0.75 * d
+        two = Node.at(path.process, -0.5 * torch.log(v2))
+        w, area = torch.sqrt(d), torch.sqrt(d / 12)
+        a0, a2, a1 = steps.start.alpha, two.alpha, steps.end.alpha
+        pull = 0.75 * d / v0
+        stage = Stage(
+            two.lam, [a2 / a0 * (1 - pull)], [a2 * pull], [0.75 * a2 * w, 1.5 * a2 * area]
+        )
+        one, other = d / (3 * v0), 2 * d / (3 * v2)
+        end = Stage(None, [a1 / a0 * (1 - one), -a1 / a2 * other], [a1 * one, a1 * other], [a1 * w])
+        return single_step(
+            "sra1", path, steps, [stage, end], eta=1.0,
+            order=self.order, weak_order=self.weak_order,
+        )  # fmt: skip
+
+
 SOLVERS: dict[str, Solver] = {
     "euler-maruyama": EulerMaruyama(),
+    "reverse-diffusion": ReverseDiffusion(),
+    "sra1": SRA1(),
     "ddpm": DDPM(),
     "ddpm-large": DDPM("large"),
 }
