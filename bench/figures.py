@@ -1,0 +1,191 @@
+"""The two pictures of a run: nfe.png (error against NFE, log-log) and samples.png."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .store import Record, write
+from .table import MEASURES, Measure
+
+OURS = ("#1f5fb4", "#d1495b", "#2a8c6a", "#8a4fbf", "#c77f0a", "#0f8ea3", "#7a5230", "#c23b9b")
+PEER = "#7d8590"
+DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+SHOWN_OURS, SHOWN_PEERS = 7, 6
+
+Curve = tuple[str, str, list[Record]]  # library, label, records in order of cost
+
+
+def pyplot() -> Any:
+    """matplotlib without a display. Raises ImportError naming the extra."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'undiffuse[bench]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
+    """One curve a solver, on the grid where its geometric mean is least, best solvers first."""
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for r in records:
+        ok = r["status"] == "ok" and r.get("stochastic") is m.stochastic
+        if ok and r.get(m.field) is not None:
+            by_grid = groups.setdefault((r["library"], r["solver"]), {})
+            by_grid.setdefault(r["grid"], []).append(r)
+    out = []
+    for (library, solver), by_grid in groups.items():
+        grid, held = min(by_grid.items(), key=lambda item: _level(item[1], m))
+        label = f"{solver} · {grid}" if library == "undiffuse" else f"{library} {solver}"
+        out.append((_level(held, m), (library, label, sorted(held, key=lambda r: int(r["nfe"])))))
+    return [curve for _, curve in sorted(out, key=lambda pair: pair[0])]
+
+
+def _level(records: Sequence[Record], m: Measure) -> float:
+    return sum(math.log(max(abs(r[m.field]), 1e-12)) for r in records) / len(records)
+
+
+def error_against_nfe(
+    path: Path, records: Sequence[Record], panels: Sequence[tuple[str, str]], floors: dict[str, Any]
+) -> None:
+    """Draw a panel for each (problem, field), titled with the problem; curves carry their names.
+
+    Shaded: 95 % intervals. floors: problem -> (mean, least, largest) sw2 of two exact sets.
+    """
+    plt = pyplot()
+    measures = {m.field: m for m in MEASURES}
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(8.2 * columns, 5.4 * rows), squeeze=False, layout="constrained"
+    )
+    colors: dict[str, str] = {}
+    for ax, (problem, field) in zip(axes.flat, panels, strict=False):
+        m = measures[field]
+        _panel(ax, [r for r in records if r["problem"] == problem], m, colors)
+        if field == "sw2" and problem in floors:
+            ax.axhspan(*floors[problem][1:], color="#dfe3e8", zorder=0, label="two exact sets")
+        if m.stochastic:
+            ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+        ax.set_title(f"{problem}: {m.title}", loc="left", fontsize=11)
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_axis_off()
+    write(path, lambda part: fig.savefig(part, dpi=120))
+    plt.close(fig)
+
+
+def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -> None:
+    found = curves(records, m)
+    mine = [c for c in found if c[0] == "undiffuse"][:SHOWN_OURS]
+    theirs = [c for c in found if c[0] != "undiffuse"][:SHOWN_PEERS]
+    ends = []
+    for _, label, held in mine:
+        color = colors.setdefault(held[0]["solver"], OURS[len(colors) % len(OURS)])
+        style = {"color": color, "lw": 1.8, "marker": "o", "ms": 3.5, "zorder": 3}
+        ends.append(_draw(ax, held, m, label, style))
+    for i, (_, label, held) in enumerate(theirs):
+        style = {"color": PEER, "lw": 1.2, "ls": DASHES[i % len(DASHES)], "zorder": 2}
+        ends.append(_draw(ax, held, m, label, style))
+    costs = sorted({int(r["nfe_asked"]) for r in records})
+    ax.set_xscale("log")
+    ax.set_xticks(costs, [str(n) for n in costs])
+    ax.set_xlim(min(costs) * 0.93, max(costs) * 1.03)
+    ax.set_xlabel("network calls (NFE)")
+    if m.signed:
+        ax.set_yscale("symlog", linthresh=0.01)
+        ax.axhline(0, color="#444", lw=0.8)
+        ax.set_ylim(max(ax.get_ylim()[0], -3), min(ax.get_ylim()[1], 3))
+    else:
+        ax.set_yscale("log")
+    ax.minorticks_off()
+    ax.grid(True, which="major", color="#e6e9ed", lw=0.7)
+    ax.spines[["top", "right"]].set_visible(False)
+    if not m.stochastic:
+        _label_ends(ax, ends)
+
+
+def _draw(
+    ax: Any, held: list[Record], m: Measure, label: str, style: dict[str, Any]
+) -> tuple[float, float, str, str]:
+    x = [r["nfe"] for r in held]
+    y = [r[m.field] for r in held]
+    ax.plot(x, y, label=label, **style)
+    if style["color"] != PEER:
+        lo, hi = ([r[f"{m.field}_{end}"] for r in held] for end in ("lo", "hi"))
+        ax.fill_between(x, lo, hi, color=style["color"], alpha=0.13, lw=0)
+    return x[-1], y[-1], label, style["color"]
+
+
+def _label_ends(ax: Any, ends: list[tuple[float, float, str, str]]) -> None:
+    """Names at the right of the axes, pushed apart so that none covers another."""
+    ax.figure.canvas.draw()
+    to_axes = ax.transData + ax.transAxes.inverted()
+    at = sorted((float(to_axes.transform((x, y))[1]), x, label, c) for x, y, label, c in ends)
+    heights = _apart([min(max(h, 0.0), 1.0) for h, *_ in at], gap=0.045)
+    for height, (h, x, label, color) in zip(heights, at, strict=True):
+        ax.annotate(
+            label, (float(to_axes.transform((x, 1.0))[0]), h), (1.035, height),
+            xycoords="axes fraction", textcoords="axes fraction", color=color, fontsize=9,
+            va="center", arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6},
+        )  # fmt: skip
+
+
+def _apart(rising: list[float], gap: float) -> list[float]:
+    """Move sorted heights as little as a two-way sweep needs for neighbours to be gap apart."""
+    out = list(rising)
+    for _ in range(200):
+        moved = False
+        for i in range(1, len(out)):
+            lack = gap - (out[i] - out[i - 1])
+            if lack > 1e-6:
+                out[i - 1], out[i] = out[i - 1] - lack / 2, out[i] + lack / 2
+                moved = True
+        if not moved:
+            break
+    return out
+
+
+def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
+    """One line of pictures a row, [n, C, H, W] in [-1, 1], the row's name at its left."""
+    plt = pyplot()
+    n = max(len(x) for _, x in rows)
+    strips = [_strip(x, n) for _, x in rows]
+    margin, unit = 1.9, 0.62
+    wide, high = unit * n + margin, unit * len(rows) + 0.45
+    fig = plt.figure(figsize=(wide, high))
+    for i, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
+        bottom = (len(rows) - 1 - i) * unit / high
+        ax = fig.add_axes((margin / wide, bottom, unit * n / wide, unit / high))
+        ax.imshow(strip.numpy(), vmin=0, vmax=1, cmap="gray", interpolation="nearest", aspect="auto")
+        ax.set_axis_off()
+        fig.text((margin - 0.12) / wide, bottom + unit / high / 2, name, ha="right", va="center",
+                 fontsize=9)  # fmt: skip
+    fig.text(0.12 / wide, 1 - 0.22 / high, title, ha="left", va="center", fontsize=10)
+    write(path, lambda part: fig.savefig(part, dpi=120))
+    plt.close(fig)
+
+
+def _strip(x: Tensor, n: int) -> Tensor:
+    """Pictures [m, C, H, W] side by side with white rims: [H + 1, n (W + 1), C or none]."""
+    image = (x.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    missing = n - len(image)
+    image = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, 0, 0, missing), value=1.0)
+    scale = max(1, 48 // image.shape[-1])  # rims stay thin whatever the resolution
+    image = image.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    image = torch.nn.functional.pad(image, (0, 3, 0, 3), value=1.0)
+    line = torch.cat(list(image), 2).permute(1, 2, 0)
+    return line[..., 0] if line.shape[-1] == 1 else line
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether an event [C, H, W] can be drawn: one channel or three."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+

@@ -1,0 +1,57 @@
+"""Bits per dimension of digits that the network was not trained on.
+
+The data are levels `spacing` apart. With u uniform in one level's width, E log p(x + u) + d log
+spacing is a lower bound on the log probability of the levels (uniform dequantisation, Theis et al.
+2016), so bits/dim carries the offset -log2(spacing) = 3 for the digits' 17 levels. The trace is
+exact: 64 products an evaluation, no probe noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.checkpoint import Checkpoint
+from ..models.data import load, split
+from ..solvers.likelihood import log_prob
+from . import metrics
+
+
+def held_out(checkpoint: Checkpoint) -> Tensor:
+    """Events [M, *event] of the checkpoint's data that its training left out.
+
+    Raises ValueError where the checkpoint does not say what it was trained on, and what `load`
+    raises where that cannot be read here.
+    """
+    record = checkpoint.training
+    if "data" not in record or "split" not in record:
+        raise ValueError("the checkpoint does not say which data it was trained on, and how split")
+    return split(load(record["data"]).x, **record["split"])[1]
+
+
+def bits_per_dim(
+    checkpoint: Checkpoint, x: Tensor, count: int = 32, seed: int = 0
+) -> dict[str, Any]:
+    """Mean bits/dim of the first `count` events of x [M, *event], its 95 % interval over events.
+
+    Returns bits_per_dim, lo, hi, count, nfe, offset (bits added for the levels), t_min and blur
+    (where time is cut off, and the noise left there).
+    """
+    x = x[:count]
+    spacing = checkpoint.spacing
+    if spacing:
+        g = torch.Generator().manual_seed(seed)
+        x = x + spacing * (torch.rand(x.shape, generator=g) - 0.5)
+    offset = -math.log2(spacing) if spacing else 0.0
+    found = log_prob(
+        checkpoint.denoiser, x, trace="exact", rtol=1e-4, atol=1e-4, offset=offset
+    )  # fmt: skip
+    e = metrics.mean_interval(found.bits_per_dim, seed=seed)
+    calls = found.nfe if isinstance(found.nfe, int) else int(found.nfe.max())
+    return {
+        "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "count": len(x), "nfe": calls,
+        "offset": offset, "t_min": found.t_min, "blur": found.blur,
+    }  # fmt: skip

@@ -1,0 +1,165 @@
+"""A configuration on a grid of a given cost: what will be called, where it starts and ends.
+
+A plan is made before anything runs. It knows the number of network calls that the scheme declares,
+and its first and last ratio sigma/alpha, which are what the reference is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..models import Denoiser, Process
+from ..solvers import Sampler, Solver, Tableau, get, names
+from ..solvers import grids as grid_rules
+from .problems import Problem, from_unit, ratio_at, to_unit
+
+
+class Unavailable(Exception):
+    """This configuration cannot run here; the message says why. It becomes a row, not a crash."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """calls: network evaluations as declared. start, end: ratios sigma/alpha of first and last
+    node (end 0: a clean sample). run(model, w, seed): from states w at `start` to w at `end`."""
+
+    calls: int
+    start: float
+    end: float
+    stochastic: bool
+    run: Callable[[Denoiser, Tensor, int], Tensor]
+
+
+class Config(Protocol):
+    """One curve of the plot: a solver with its settings."""
+
+    @property
+    def library(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def grid(self) -> str: ...
+    def plan(self, problem: Problem, nfe: int) -> Plan:
+        """The plan with the most calls <= nfe. Raises Unavailable where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A registered solver on a named grid. final: see `solvers.grids.times`."""
+
+    name: str
+    grid: str = "log_snr"
+    final: str = "t_min"
+    library: str = "undiffuse"
+
+    def plan(self, problem: Problem, nfe: int) -> Plan:
+        solver, process = get(self.name), problem.process
+        try:
+            tableau = largest(solver, problem.model, self.grid, self.final, nfe)
+        except (ValueError, NotImplementedError) as error:
+            raise Unavailable(str(error)) from error
+        t0, t1 = float(tableau.grid[0]), float(tableau.grid[-1])
+        end = 0.0 if t1 == process.t_clean else ratio_at(process, t1)
+
+        def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
+            sampler = Sampler(model, tableau, dtype=torch.float64, device=w.device)
+            state = sampler.init(w.shape, seed, x_init=from_unit(process, w, t0))
+            while not state.done:
+                out = model.net(state.x_in, state.t_in, **model.cond)
+                state = sampler.tell(state, out)
+            return to_unit(process, state.x, t1) if end > 0 else state.x
+
+        return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run)
+
+
+def largest(solver: Solver, model: Denoiser, grid: str, final: str, nfe: int) -> Tableau:
+    """The tableau with the most steps whose network evaluations are at most nfe.
+
+    Raises Unavailable if one step already costs more, and what the solver raises for a bad grid.
+    """
+
+    def tableau(steps: int) -> Tableau:
+        t = grid_rules.times(grid, model.process, steps, final, model.t_min)
+        return solver.tableau(model.process, t)
+
+    low, high = 0, nfe + 1  # low fits (or is nothing), high is one too many
+    best = None
+    while high - low > 1:
+        middle = (low + high) // 2
+        made = _or_none(tableau, middle) if middle > 1 else tableau(middle)
+        if made is not None and made.nfe <= nfe:
+            low, best = middle, made
+        elif made is None and best is None:
+            low = middle  # too few steps for this scheme (a history, a leading grid): look above
+        else:
+            high = middle
+    if best is None:
+        raise Unavailable(f"one step costs more than {nfe} network evaluations on grid {grid!r}")
+    return best
+
+
+def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
+    try:
+        return tableau(steps)
+    except ValueError:
+        return None
+
+
+COMMON = (
+    "ddim", "heun", "dpmpp-2m", "unipc-3", "deis-3", "ipndm-4", "ddpm", "dpmpp-2m-sde",
+)  # fmt: skip
+"""Looked at first: what people type."""
+
+
+def default_solvers(process: Process, limit: int = 10) -> list[str]:
+    """The common ones, then of each other family its member of the highest declared order.
+
+    Families are classes of solvers; deterministic and stochastic members count apart. Left out of
+    them: stages (at few calls, what follows from one call a step is ahead), tables that the process
+    does not have, and those that another name has already ('euler-ancestral' is 'ddpm').
+    """
+    t = grid_rules.times("log_snr", process, 8, "t_min")
+    tables: dict[str, str] = {}
+    families: dict[tuple[str, bool], list[tuple[float, str]]] = {}
+    for name in [n for n in COMMON if n in names()] + [n for n in names() if n not in COMMON]:
+        solver = get(name)
+        try:
+            tableau = solver.tableau(process, t)
+        except (ValueError, NotImplementedError):
+            continue
+        if tables.setdefault(_content(tableau), name) != name:
+            continue
+        if tableau.nfe > len(t) - 1 and name not in COMMON:
+            continue
+        order = solver.weak_order if tableau.stochastic else solver.order
+        family = families.setdefault((type(solver).__name__, tableau.stochastic), [])
+        family.append((-float(order or 0.0), name))
+    chosen = [n for n in COMMON if n in tables.values()]
+    for members in families.values():
+        if not any(name in chosen for _, name in members):
+            chosen.append(min(members)[1])
+    return chosen[:limit]
+
+
+def _content(tableau: Tableau) -> str:
+    """The coefficients to nine digits, without names."""
+    columns = (tableau.times, tableau.state, tableau.data, tableau.noise)
+    return repr([[f"{v:.9g}" for v in c.flatten().tolist()] for c in columns])
+
+
+def ours(solvers: list[str], grids: list[str], final: str = "t_min") -> list[Config]:
+    """Every solver on every grid. Raises ValueError, naming the nearest, for unknown names."""
+    for name in solvers:
+        get(name)
+    for name in grids:
+        grid_rules.named(name)
+    if final not in grid_rules.FINALS:
+        known = ", ".join(map(repr, grid_rules.FINALS))
+        raise ValueError(f"final must be one of {known}; got {final!r}")
+    return [Ours(s, g, final) for s in solvers for g in grids]

@@ -1,0 +1,175 @@
+"""What is integrated in a benchmark, in coordinates that every library shares.
+
+VP, VE, EDM and flow models integrate one and the same ODE: only the scale of the state and the
+clock differ. A node is therefore named by its noise-to-signal ratio r = sigma/alpha, and a state
+is kept as w = x / sqrt(alpha^2 + sigma^2), which is finite at both ends and of order one. Starts
+and ends of different libraries can then be compared, and printed, as two numbers.
+
+All runs of a problem start from the same noise: w_b at the ratio r_max for sample b.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import normal
+from ..models import Denoiser, GaussianMixture, Process
+from .targets import Target
+
+ZERO_RATIO = 1e-5
+"""Stands for sigma = 0 in the reference of an exact target: x there is x(0) to 1e-8."""
+
+
+class Counter:
+    """A network that counts its calls and lets them through unchanged."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        self.net = net
+        self.calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.calls += 1
+        return self.net(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model with the starts of its samples.
+
+    start: [B, *event] float64, the states w at the ratio r_max. law: the exact data distribution
+    where it is known. data: [M, *event] real data where the model was trained on some.
+    std: root mean variance of a data component, the unit of errors. seed: of the starts.
+    """
+
+    name: str
+    about: str
+    model: Denoiser
+    start: Tensor
+    std: float
+    seed: int
+    law: GaussianMixture | None = None
+    data: Tensor | None = None
+
+    @property
+    def process(self) -> Process:
+        return self.model.process
+
+    @property
+    def r_max(self) -> float:
+        """Where all samples start: sigma/alpha at t_max; inf for a flow."""
+        return ratio_at(self.process, self.process.t_max)
+
+    @property
+    def r_min(self) -> float:
+        """Where the model's own range of times ends."""
+        return ratio_at(self.process, self.model.t_min)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 digits of a hash of what the numbers depend on: starts, model, process, data."""
+        h = hashlib.sha256(repr((self.process, self.model.predicts, self.model.time)).encode())
+        probe = self.start[:2]
+        middle = math.sqrt(min(self.r_max, 1e3) * self.r_min)
+        with torch.no_grad():
+            d = data_prediction(self.model, probe, middle)
+        for tensor in (self.start, d, self.data):
+            if tensor is not None:
+                h.update((tensor * 1e6).round().long().numpy().tobytes())
+        return h.hexdigest()[:16]
+
+    def counted(self) -> tuple[Denoiser, Counter]:
+        """The model with a network that counts its calls, and the counter."""
+        counter = Counter(self.model.net)
+        return replace(self.model, net=counter), counter
+
+
+def exact(target: Target, batch: int, seed: int = 0) -> Problem:
+    """A problem whose starts are exact draws of p_{t_max}: x_0 of the law, noised.
+
+    So no error of a mismatched prior is in what is measured. Raises ValueError for batch < 2.
+    """
+    _check(batch)
+    shape = (batch, *target.law.event_shape)
+    x0 = target.law.sample(batch, seed=seed)
+    z = normal(shape, seed, purpose="user", dtype=torch.float64)
+    alpha, sigma = (float(f(target.process.t_max)) for f in _scales(target.process))
+    start = (alpha * x0 + sigma * z) / math.hypot(alpha, sigma)
+    model = target.law.denoiser(target.process)
+    return Problem(
+        target.name, target.about, model, start, target.std, seed, target.law
+    )  # fmt: skip
+
+
+def network(
+    name: str, about: str, model: Denoiser, data: Tensor, batch: int, seed: int = 0
+) -> Problem:
+    """A problem with a trained network: starts are the prior N(0, sigma(t_max)^2), as users start.
+
+    data [M, *event]: real data of the network's kind, for the unit of errors and for distances.
+    The network runs in float64, so that rounding does not hide the solvers' errors.
+    """
+    _check(batch)
+    if isinstance(model.net, torch.nn.Module):
+        import copy
+
+        model = replace(model, net=copy.deepcopy(model.net).double())
+    shape = (batch, *data.shape[1:])
+    z = normal(shape, seed, purpose="initial", dtype=torch.float64)
+    alpha, sigma = (float(f(model.process.t_max)) for f in _scales(model.process))
+    start = sigma * z / math.hypot(alpha, sigma)
+    std = float(data.double().flatten(1).var(0).mean().sqrt())
+    return Problem(name, about, model, start, std, seed, data=data.double())
+
+
+def ratio_at(process: Process, t: float | Tensor) -> float:
+    """sigma/alpha at t: 0 at a clean end, inf at pure noise."""
+    return math.exp(-float(process.log_snr(t)))
+
+
+def time_at(process: Process, ratio: float) -> float:
+    """The t at which sigma/alpha = ratio, kept inside [.., t_max]."""
+    if math.isinf(ratio):
+        return process.t_max
+    lam = torch.tensor(-math.log(ratio), dtype=torch.float64)
+    return min(float(process.inverse_log_snr(lam)), process.t_max)
+
+
+def data_prediction(model: Denoiser, w: Tensor, ratio: float) -> Tensor:
+    """D of the state w [B, *event] at sigma/alpha = ratio > 0."""
+    t = time_at(model.process, ratio)
+    alpha, sigma = (float(f(t)) for f in _scales(model.process))
+    return model(w * math.hypot(alpha, sigma), t)
+
+
+def to_unit(process: Process, x: Tensor, t: float) -> Tensor:
+    """x at time t -> w."""
+    alpha, sigma = (float(f(t)) for f in _scales(process))
+    return x / math.hypot(alpha, sigma)
+
+
+def from_unit(process: Process, w: Tensor, t: float) -> Tensor:
+    """w -> x at time t."""
+    alpha, sigma = (float(f(t)) for f in _scales(process))
+    return w * math.hypot(alpha, sigma)
+
+
+def signal(w: Tensor, ratio: float) -> Tensor:
+    """w -> x/alpha, the noised data on the data's own scale: w sqrt(1 + ratio^2)."""
+    return w * math.hypot(1.0, ratio)
+
+
+def _scales(process: Process) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    return process.alpha, process.sigma
+
+
+def _check(batch: int) -> None:
+    if batch < 2:
+        raise ValueError(f"batch must be at least 2 samples, for intervals; got {batch}")

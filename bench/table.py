@@ -1,0 +1,181 @@
+"""The results as tables: on the terminal with rich, as Markdown, or as plain text.
+
+A row is a solver on a grid, a column a number of network calls. The least value of a column is
+marked, and with it every row whose interval overlaps with its: those are not ranked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .metrics import Estimate
+from .store import Record
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column family of the tables. field: in the records; size: what 'least' is taken of."""
+
+    field: str
+    title: str
+    stochastic: bool
+    signed: bool = False
+
+
+MEASURES = (
+    Measure("error", "error to the exact trajectory / data std", False),
+    Measure("log_density_gap", "mean log density gap, nats/dim (0 is right)", True, signed=True),
+    Measure("sw2", "sliced Wasserstein-2 / data std", True),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """title, columns, rows of text; best[i][j]: whether that cell is not beaten."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    best: list[list[bool]]
+
+
+def tables(records: Sequence[Record], problem: str, notes: dict[str, str]) -> list[Table]:
+    """The tables of one problem. notes: field -> what to add to its title (a floor)."""
+    mine = [r for r in records if r["problem"] == problem]
+    out = []
+    for m in MEASURES:
+        shown = [r for r in mine if r.get("stochastic") is m.stochastic]
+        shown = [r for r in shown if r["status"] != "ok" or r.get(m.field) is not None]
+        if any(r["status"] == "ok" for r in shown):
+            note = notes.get(m.field, "")
+            out.append(_table(shown, m, f"{problem}: {m.title}{note}"))
+    missing = [r for r in mine if r["status"] == "unavailable"]
+    if missing:
+        out.append(_missing(missing, problem))
+    return out
+
+
+def _table(records: list[Record], m: Measure, title: str) -> Table:
+    costs = sorted({r["nfe_asked"] for r in records})
+    curves: dict[tuple[str, ...], dict[int, Record]] = {}
+    for r in records:
+        curves.setdefault((r["library"], r["solver"], r["grid"]), {})[r["nfe_asked"]] = r
+    winners = {n: _winner([c[n] for c in curves.values() if n in c], m) for n in costs}
+    ordered = sorted(curves.items(), key=lambda item: (_rank(item[1], m), item[0]))
+    rows, best = [], []
+    for curve, by_cost in ordered:
+        any_one = next(iter(by_cost.values()))
+        ends = f"{any_one['start']:.3g} > {any_one['end']:.2g}"
+        rows.append([*curve, ends, *(_text(by_cost.get(n), m) for n in costs)])
+        best.append([False] * 4 + [_unbeaten(by_cost.get(n), winners[n], m) for n in costs])
+    columns = ["library", "solver", "grid", "from > to", *(f"{n}" for n in costs)]
+    return Table(title, columns, rows, best)
+
+
+def _missing(records: list[Record], problem: str) -> Table:
+    """Why some rows are absent: one line for each reason."""
+    reasons: dict[tuple[str, ...], list[str]] = {}
+    for r in records:
+        why = (r["library"], r["solver"], r["grid"], r["message"])
+        reasons.setdefault(why, []).append(str(r["nfe_asked"]))
+    rows = [[*k[:3], ", ".join(costs), k[3]] for k, costs in reasons.items()]
+    columns = ["library", "solver", "grid", "NFE", "why"]
+    return Table(f"{problem}: not run", columns, rows, [[False] * 5 for _ in rows])
+
+
+def _size(r: Record, m: Measure) -> float:
+    return abs(r[m.field]) if m.signed else float(r[m.field])
+
+
+def _rank(by_cost: dict[int, Record], m: Measure) -> float:
+    """Order of the rows: geometric mean of the sizes, failures last."""
+    import math
+
+    sizes = [_size(r, m) for r in by_cost.values() if r["status"] == "ok"]
+    if not sizes:
+        return math.inf
+    return sum(math.log(max(s, 1e-300)) for s in sizes) / len(sizes)
+
+
+def _winner(records: list[Record], m: Measure) -> Record | None:
+    done = [r for r in records if r["status"] == "ok"]
+    return min(done, key=lambda r: _size(r, m)) if done else None
+
+
+def _unbeaten(r: Record | None, winner: Record | None, m: Measure) -> bool:
+    if r is None or winner is None or r["status"] != "ok":
+        return False
+    return interval(r, m.field).overlaps(interval(winner, m.field))
+
+
+def interval(r: Record, field: str) -> Estimate:
+    """The record's value with its interval."""
+    return Estimate(r[field], r[f"{field}_lo"], r[f"{field}_hi"])
+
+
+def _text(r: Record | None, m: Measure) -> str:
+    if r is None or r["status"] == "unavailable":
+        return "-"
+    if r["status"] == "failed":
+        return "failed"
+    v = float(r[m.field])
+    value = f"{v:+.3f}" if m.signed and abs(v) < 9.9995 else f"{v:+.0f}" if m.signed else short(v)
+    return value if r["nfe"] == r["nfe_asked"] else f"{value} ({r['nfe']})"
+
+
+def short(v: float) -> str:
+    """Two significant digits: 0.28, 0.0056, 5.3, 36, 2.4e-05."""
+    return f"{float(f'{v:.2g}'):.6g}" if 1e-4 <= abs(v) < 1e4 or v == 0 else f"{v:.1e}"
+
+
+def plain(t: Table) -> str:
+    """Text with aligned columns; unbeaten cells carry a star."""
+    body = [[c + ("*" if b else " ") for c, b in zip(r, f, strict=True)]
+            for r, f in zip(t.rows, t.best, strict=True)]  # fmt: skip
+    head = [c + " " for c in t.columns]
+    width = [max(len(r[j]) for r in [head, *body]) for j in range(len(head))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) for r in [head, *body]]
+    return "\n".join([t.title, *(line.rstrip() for line in lines)])
+
+
+def markdown(t: Table) -> str:
+    """A Markdown table; unbeaten cells are bold."""
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+    body = [[f"**{c}**" if b else c for c, b in zip(r, f, strict=True)]
+            for r, f in zip(t.rows, t.best, strict=True)]  # fmt: skip
+    rule = "|" + "|".join("---" for _ in t.columns) + "|"
+    return "\n".join([f"**{t.title}**", "", row(t.columns), rule, *(row(r) for r in body), ""])
+
+
+def show(shown: Sequence[Table], lines: Sequence[str] = ()) -> None:
+    """Print on standard output: with rich where it is installed, else plain."""
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+    except ImportError:
+        sys.stdout.write("\n\n".join([*(plain(t) for t in shown), "\n".join(lines)]) + "\n")
+        return
+    console: Any = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for t in shown:
+        drawn = RichTable(title=t.title, title_justify="left", title_style="bold", box=box.SIMPLE)
+        for j, name in enumerate(t.columns):
+            wrap = t.columns[-1] == "why" and j == 4
+            drawn.add_column(name, no_wrap=not wrap, justify="left" if j < 4 or wrap else "right")
+        for row, flags in zip(t.rows, t.best, strict=True):
+            style = "" if row[0] == "undiffuse" else "dim"
+            drawn.add_row(
+                *(Text(c, "bold green" if b else style) for c, b in zip(row, flags, strict=True))
+            )
+        console.print(drawn)
+    for line in lines:
+        console.print(line, highlight=False)
