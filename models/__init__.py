@@ -6,7 +6,7 @@ if __name__ == "models":
         "Use `import undiffuse.models`, or run Python with -P outside the repository root."
     )
 
-from . import data
+from . import data, guidance
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingError",
     "convert",
     "data",
+    "guidance",
     "load_checkpoint",
     "load_default",
     "train",

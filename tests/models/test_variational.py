@@ -103,7 +103,7 @@ def test_the_discretised_decoder_is_a_distribution_over_the_levels():
     levels = torch.linspace(-1, 1, 17, dtype=F64)
     for mean in (-1.3, -0.99, 0.03, 1.0):
         for std in (0.01, 0.1, 2.0):
-            mass = torch.exp(-decoder_nll(levels, torch.tensor(mean), torch.tensor(std), 1 / 8))
+            mass = torch.exp(-decoder_nll(levels, torch.tensor(mean, dtype=F64), torch.tensor(std, dtype=F64), 1 / 8))
             assert float(mass.sum()) == pytest.approx(1.0, abs=1e-10)
             wanted = Normal(mean, std).cdf(levels[8] + 1 / 16) - Normal(mean, std).cdf(
                 levels[8] - 1 / 16

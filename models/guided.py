@@ -1,0 +1,93 @@
+"""A denoiser made from a denoiser: what all guidance has in common.
+
+A rule sees x and the true time t, whatever the network is handed, and returns an output in one
+read-out. The new denoiser keeps the old one's process, time convention and options, so that every
+solver, grid and likelihood takes it as it took the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Denoiser
+
+Rule = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""rule(x [B, ...], t float64 [B], cond) -> output of x's shape."""
+
+
+class Guided(nn.Module):
+    """net(x, t, **cond) of a rule; holds the networks it calls, and prints as what it does."""
+
+    def __init__(self, call: Callable[..., Tensor], title: str, *models: Denoiser) -> None:
+        super().__init__()
+        self.call, self.title = call, title
+        nets = [m.net for m in models if isinstance(m.net, nn.Module)]
+        self.nets = nn.ModuleList(nets)  # their device and parameters are this module's
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.call(x, t, **cond)
+
+    def __repr__(self) -> str:
+        return self.title
+
+
+def apply_rule(
+    model: Denoiser, title: str, rule: Rule, predicts: str | None = None, *others: Denoiser
+) -> Denoiser:
+    """`model` with `rule` in the place of its network, its output read as `predicts`.
+
+    title: how it prints. others: further denoisers that the rule calls.
+    """
+    predicts = predicts or model.predicts
+    named = not callable(model.time)
+    shell = replace(model, net=_unset, predicts=predicts, time=model.time if named else "continuous")
+
+    def net(x_in: Tensor, t_in: Tensor, **cond: Any) -> Tensor:
+        t = true_time(shell, t_in)
+        x = x_in
+        if predicts == "edm":
+            x = x_in / column(shell.network_scale(t), x_in)
+        return rule(x, t, cond)
+
+    return replace(shell, net=Guided(net, title, model, *others))
+
+
+def true_time(model: Denoiser, t_in: Tensor) -> Tensor:
+    """The t, float64 [B], at which a network of a named time convention is handed t_in [B]."""
+    t = t_in.double()
+    if model.time == "continuous":
+        return t
+    if model.time == "index":
+        return (t + 1) / model.steps
+    lam = -4 * t if model.time == "edm" else -t.log()
+    return model.process.inverse_log_snr(lam)
+
+
+def data_and_vjp(
+    model: Denoiser, x: Tensor, t: Tensor, cond: dict[str, Any]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """D(x, t), unclipped, and v -> (dD/dx)^T v; both differentiable where gradients are on."""
+    keep = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        leaf = x if keep else x.detach().requires_grad_()
+        d = replace(model, clip=None)(leaf, t, **cond)
+
+    def vjp(v: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(d, leaf, v, retain_graph=True, create_graph=keep)
+        return g
+
+    return (d if keep else d.detach()), vjp
+
+
+def column(c: Tensor, x: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...] of x's dtype."""
+    return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _unset(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    raise NotImplementedError
