@@ -8,6 +8,7 @@ if __name__ == "kernels":
 
 from .dispatch import explain, using
 from .linear import LinearStep, linear_step
+from .native import warm_up
 from .noise import normal, rademacher, uniform
 from .philox import PURPOSES, philox4x32
 from .steps import ddpm_step, euler_maruyama_step
@@ -24,4 +25,5 @@ __all__ = [
     "rademacher",
     "uniform",
     "using",
+    "warm_up",
 ]

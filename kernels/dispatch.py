@@ -1,15 +1,15 @@
 """One place where an operator meets a device: PyTorch's dispatcher, and how to overrule it.
 
 Each operator is defined once, as `undiffuse::<name>`, with a pure-PyTorch reference and a Triton
-twin. CPU tensors, float64 and whatever Triton cannot take get the reference; CUDA and HIP tensors
-in float32, bfloat16 and float16 get Triton. All operators are functional.
+twin. CUDA and HIP tensors in float32, bfloat16 and float16 get Triton; CPU tensors, float64 and
+whatever Triton cannot take get the reference, or on a CPU its compiled twin, which is bitwise equal. All operators are functional.
 """
 
 import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ _mode: ContextVar[Mode] = ContextVar("undiffuse_kernels_mode", default=_DEFAULT)
 def using(path: str | None = None, *, noise: str | None = None) -> Iterator[None]:
     """Force the path, the noise, or both, for the operators called inside the block.
 
-    path: "reference" (pure PyTorch), "triton", or "auto" (by device and dtype). A forced "triton"
+    path: "reference" (pure PyTorch, nothing compiled), "triton", or "auto" (by device and dtype). A forced "triton"
     that cannot be honoured raises RuntimeError where the operator is called, naming the condition.
     noise: "exact" (the default: normals bitwise equal on every device) or "fast" (hardware
     logarithm, sine and cosine on GPUs: the same integers, normals equal to about 1e-6; on a CPU
@@ -109,6 +109,7 @@ def define(
     reference: Callable[..., Any],
     triton: str,
     fake: Callable[..., Any],
+    native: Callable[..., Any] | None = None,
     leader: int = 0,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
@@ -116,7 +117,8 @@ def define(
     """Define the operator undiffuse::name and return it (its default overload).
 
     triton: "module:function" in this folder, imported at the first use. leader: position of the
-    argument whose device and dtype decide. backward, setup_context: as in register_autograd.
+    argument whose device and dtype decide. native: the compiled CPU path, tried first; it returns
+    None where it cannot take the arguments. backward, setup_context: as in register_autograd.
     """
     module, function = triton.split(":")
 
@@ -125,7 +127,10 @@ def define(
         return getattr(importlib.import_module(f"{package}.{module}"), function)(*args)
 
     def on_cpu(*args: Any) -> Any:
-        if _mode.get().path != "triton":
+        path = _mode.get().path
+        if path == "auto" and native is not None and (result := native(*args)) is not None:
+            return result
+        if path != "triton":
             return reference(*args)
         if obstacle := why_not_triton(args[leader]):
             raise RuntimeError(f"using('triton') cannot be honoured for {name}: {obstacle}")
@@ -160,43 +165,6 @@ def define(
             qualified, backward, setup_context=setup_context, lib=_LIBRARY
         )
     return getattr(torch.ops.undiffuse, name).default
-
-
-def as_seed(seed: int | Tensor, device: torch.device | str) -> Tensor:
-    """A seed as int64 tensor [1] or [B] on the device; a Python int may be any 64-bit number."""
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.dim() > 1:
-            raise TypeError(
-                f"seed must be an int or an int64 tensor [B]; got {seed.dtype} {list(seed.shape)}"
-            )
-        return seed.to(device).reshape(-1)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or an int64 tensor [B]; got {type(seed).__name__}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must fit in 64 bits; got {seed}")
-    return torch.full((1,), seed if seed < 2**63 else seed - 2**64, device=device)
-
-
-def as_sample_ids(
-    sample_ids: Tensor | Sequence[int] | None, batch: int, device: torch.device | str
-) -> Tensor | None:
-    """Global sample ids as int64 tensor [B] on the device; None (the position) stays None."""
-    if sample_ids is None:
-        return None
-    ids = torch.as_tensor(sample_ids, device=device)
-    if ids.dtype != torch.int64:
-        raise TypeError(f"sample_ids must be int64; got {ids.dtype}")
-    if list(ids.shape) != [batch]:
-        raise ValueError(f"sample_ids must have shape [{batch}], one per sample; got {ids.shape}")
-    return ids
-
-
-def check_batch(name: str, tensor: Tensor, batch: int) -> None:
-    """Raise ValueError unless the tensor has one element or one for each sample."""
-    if tensor.dim() > 1 or tensor.numel() not in (1, batch):
-        raise ValueError(
-            f"{name} must have 1 element or one per sample [{batch}]; got {list(tensor.shape)}"
-        )
 
 
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:

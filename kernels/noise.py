@@ -1,12 +1,13 @@
 """Counter-based noise: the same (seed, sample id, draw, element) gives the same number anywhere."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import dispatch, philox
-from .dispatch import as_sample_ids, as_seed, check_batch
+from . import dispatch, native, philox
+from .checks import as_sample_ids, as_seed, check_batch
 from .philox import PURPOSES
 
 KINDS = ("normal", "uniform", "sign")
@@ -23,10 +24,24 @@ def _reference(
 ) -> Tensor:
     """Float32 tensor of the given shape [B, ...]; noise format v1 of philox.py."""
     streams = philox.stream_table(shape[0], seed, sample_ids, draw, tag)
-    n = 1
-    for size in shape[1:]:
-        n *= size
-    return philox.draw(KINDS[kind], n, streams, element0).reshape(shape)
+    return philox.draw(KINDS[kind], math.prod(shape[1:]), streams, element0).reshape(shape)
+
+
+def _native(
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    shape: Sequence[int],
+    draw: int,
+    tag: int,
+    element0: int,
+    kind: int,
+) -> Tensor | None:
+    library = native.library(math.prod(shape))
+    if library is None:
+        return None
+    streams = philox.stream_table(shape[0], seed, sample_ids, draw, tag)
+    out = torch.empty(shape[0], math.prod(shape[1:]))
+    return native.noise(library, out, streams, None, element0, kind).view(shape)
 
 
 def _fake(
@@ -47,6 +62,7 @@ _noise = dispatch.define(
     "-> Tensor",
     reference=_reference,
     triton="triton_noise:noise",
+    native=_native,
     fake=_fake,
 )
 

@@ -140,12 +140,9 @@ LANES: dict[str, Callable[[Words], Tensor]] = {
 }
 
 
-def counter_lanes(
-    index: Tensor, quads: Tensor, quad0: Tensor, streams: Tensor, kind: str
-) -> Tensor:
+def counter_lanes(index: Tensor, quads: int, quad0: int, streams: Tensor, kind: str) -> Tensor:
     """Lanes [n, 4] of flat counter numbers: index = sample * quads + element // 4 - quad0.
 
-    quads, quad0: int64 tensors of one element (tensors, so that compiled code is reused).
     streams: int64 [B, 5], the counter's words 1 to 3 and the key's two of each sample.
     """
     sample = torch.div(index, quads, rounding_mode="floor")
@@ -159,18 +156,17 @@ def draw(kind: str, n: int, streams: Tensor, element0: int = 0) -> Tensor:
 
     kind: "normal", "uniform" or "sign"; streams as in `counter_lanes`.
     """
-    device = streams.device
+    device, batch = streams.device, streams.shape[0]
     quad0, skip = divmod(element0, 4)
     quads = -(-(skip + n) // 4)
-    total = quads * streams.shape[0]
+    total = quads * batch
     chunk = CHUNK if device.type == "cpu" else max(total, 1)
-    width, first = (torch.tensor([v], device=device) for v in (quads, quad0))
     out = torch.empty(total, 4, device=device)
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
         index = torch.arange(start, stop, device=device)
-        out[start:stop] = counter_lanes(index, width, first, streams, kind)
-    return out.view(streams.shape[0], quads * 4)[:, skip : skip + n]
+        out[start:stop] = counter_lanes(index, quads, quad0, streams, kind)
+    return out.view(batch, quads * 4)[:, skip : skip + n]
 
 
 def stream_table(

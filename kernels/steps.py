@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .linear import compute_dtype, linear_step
+from .linear import linear_step
+from .linear_reference import compute_dtype
 
 Number = float | Tensor
 

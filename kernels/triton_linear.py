@@ -1,14 +1,14 @@
 # mypy: ignore-errors
 # (triton's language is compiled from the source of these functions, not typed Python)
-"""The Triton twin of linear.py: one launch for a table row, its noise drawn on chip."""
+"""The Triton twin of linear_reference.py: one launch for a table row, its noise drawn on chip."""
 
 import torch
 import triton
 import triton.language as tl
 
 from . import dispatch
-from .linear import C_IN as _C_IN
-from .linear import HEAD as _HEAD
+from .linear_reference import C_IN as _C_IN
+from .linear_reference import HEAD as _HEAD
 from .triton_launch import block_of, launch_options, noise_mode
 from .triton_noise import normals, per_sample, tile
 
@@ -40,7 +40,7 @@ def taken(pointer, offset, mask, c):
 
 @triton.jit(do_not_specialize=["size", "quads", "total", "low", "high"])
 def linear_kernel(
-    x, outs, states, data, table, row, draws, seed, ids, results, size, quads, total, low, high,
+    x, outs, states, data, variance, table, row, draws, seed, ids, results, size, quads, total, low, high,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, DRAWS: tl.constexpr, TAG: tl.constexpr,
     KEEP: tl.constexpr, CLIP: tl.constexpr, MODE: tl.constexpr, SEEDS: tl.constexpr,
     Q: tl.constexpr, FLAT: tl.constexpr, ALIGNED: tl.constexpr,
@@ -55,8 +55,8 @@ def linear_kernel(
         w = column(table, at, 1 + j, inside, ROWS, FLAT)
         d += w * tl.load(outs[j] + offset, mask=mask).to(tl.float32)
     if CLIP:
-        d = tl.maximum(d, low, propagate_nan=tl.PropagateNan.ALL)
-        d = tl.minimum(d, high, propagate_nan=tl.PropagateNan.ALL)
+        clamped = tl.minimum(tl.maximum(d, low), high)
+        d = clamped + d * 0.0  # NaN where D is NaN or infinite: clamping must not hide a failure
 
     new = column(table, at, HEAD, inside, ROWS, FLAT) * v
     for k in tl.static_range(len(states)):
@@ -75,7 +75,12 @@ def linear_kernel(
                 draw = tl.load(draws + index * DRAWS + m, mask=inside, other=0)
             else:
                 draw = tl.load(draws + index * DRAWS + m)
-            new += c * normals(c0, sample, draw, TAG, key, MODE)
+            z = c * normals(c0, sample, draw, TAG, key, MODE)
+            if m == 0 and variance is not None:
+                v = tl.load(variance + offset, mask=mask).to(tl.float32)
+                ratio = column(table, at, COLUMNS - 1, inside, ROWS, FLAT)
+                z = z * tl.exp2((v * 0.5 + 0.5) * ratio)
+            new += z
 
     tl.store(results[0] + offset, new, mask=mask)
     if KEEP:
@@ -86,8 +91,9 @@ def linear_kernel(
 
 
 def linear_step(
-    x, outs, states, data, table, row, draws, seed, sample_ids, tag, keep_data, next_dtype, limits
-):
+    x, outs, states, data, variance, table, row, draws, seed, sample_ids, tag, keep_data,
+    next_dtype, limits,
+):  # fmt: skip
     """The operator `undiffuse::linear_step` on a GPU (or in the interpreter)."""
     results = [torch.empty_like(x, memory_format=torch.contiguous_format)]
     if keep_data:
@@ -102,7 +108,7 @@ def linear_step(
     operands = (tuple(v.contiguous() for v in group) for group in (outs, states, data))
     with dispatch.device_guard(x):
         linear_kernel[block.grid](
-            x.contiguous(), *operands, table, row, draws, seed, sample_ids, tuple(results),
+            x.contiguous(), *operands, None if variance is None else variance.contiguous(), table, row, draws, seed, sample_ids, tuple(results),
             x[0].numel(), block.quads, block.total, float(low), float(high),
             COLUMNS=table.shape[1], ROWS=int(row.numel() > 1),
             DRAWS=0 if draws is None else draws.shape[1], TAG=tag, KEEP=keep_data,

@@ -18,8 +18,8 @@ def linear(dtype, noise, *, pair=False, states=0, data=0, draws=0, **options):
     def launch():
         with using(noise=noise):
             triton_linear.linear_step(
-                x, [x] * (1 + pair), [x] * states, [x] * data, table, row, draw_table,
-                seed if draws else None, None, **{**defaults, **options},
+                x, [x] * (1 + pair), [x] * states, [x] * data, None, table, row,
+                draw_table, seed if draws else None, None, **{**defaults, **options},
             )  # fmt: skip
 
     return launch

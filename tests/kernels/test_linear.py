@@ -173,7 +173,7 @@ def test_opcheck(requires_grad, rows) -> None:
         v.requires_grad_(requires_grad)
     seed, ids = torch.tensor([3]), torch.tensor([0, 5, 1])
     args = (
-        o.x, list(o.out), o.states, o.data, o.table, torch.tensor(rows), o.draws, seed, ids, 1,
+        o.x, list(o.out), o.states, o.data, None, o.table, torch.tensor(rows), o.draws, seed, ids, 1,
         True, torch.bfloat16, [-1.0, 1.0],
     )  # fmt: skip
     torch.library.opcheck(torch.ops.undiffuse.linear_step.default, args)
@@ -243,8 +243,8 @@ def test_no_scalar_is_read_and_one_operator_runs_per_row() -> None:
     assert ops == ["undiffuse::linear_step"] * 5
     with Count() as inside:
         for row in (rows[1], torch.tensor([1, 2])):
-            args = (o.x, o.out, o.states, o.data, o.table, row, o.draws, torch.tensor([1]), None)
-            linear.reference(*args, 1, True, torch.bfloat16, None)
+            args = (o.x, o.out, o.states, o.data, None, o.table, row, o.draws, torch.tensor([1]))
+            linear.reference(*args, None, 1, True, torch.bfloat16, None)
     assert inside.names.count("aten::mul.Tensor") > 10  # the mode does look inside
     scalar_reads = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero"}
     assert not scalar_reads & set(outside.names + inside.names)

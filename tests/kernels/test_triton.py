@@ -10,7 +10,7 @@ import torch
 
 from undiffuse.kernels import linear_step, normal, philox4x32, rademacher, uniform, using
 
-from .test_linear import operands, step
+from .test_linear import operands, step  # noqa: TID251  (tests.kernels is meant)
 
 interpreter_only = pytest.mark.skipif(
     torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU"

@@ -1,0 +1,77 @@
+"""What the operators' public wrappers require of their arguments, in one voice."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_seed(seed: int | Tensor, device: torch.device | str) -> Tensor:
+    """A seed as int64 tensor [1] or [B] on the device; a Python int may be any 64-bit number."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() > 1:
+            raise TypeError(
+                f"seed must be an int or an int64 tensor [B]; got {seed.dtype} {list(seed.shape)}"
+            )
+        return seed.to(device).reshape(-1)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or an int64 tensor [B]; got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit in 64 bits; got {seed}")
+    return torch.full((1,), seed if seed < 2**63 else seed - 2**64, device=device)
+
+
+def as_sample_ids(
+    sample_ids: Tensor | Sequence[int] | None, batch: int, device: torch.device | str
+) -> Tensor | None:
+    """Global sample ids as int64 tensor [B] on the device; None (the position) stays None."""
+    if sample_ids is None:
+        return None
+    ids = torch.as_tensor(sample_ids, device=device)
+    if ids.dtype != torch.int64:
+        raise TypeError(f"sample_ids must be int64; got {ids.dtype}")
+    if list(ids.shape) != [batch]:
+        raise ValueError(f"sample_ids must have shape [{batch}], one per sample; got {ids.shape}")
+    return ids
+
+
+def check_batch(name: str, tensor: Tensor, batch: int) -> None:
+    """Raise ValueError unless the tensor has one element or one for each sample."""
+    if tensor.dim() > 1 or tensor.numel() not in (1, batch):
+        raise ValueError(
+            f"{name} must have 1 element or one per sample [{batch}]; got {list(tensor.shape)}"
+        )
+
+
+def check_operands(x: Tensor, **groups: Sequence[Tensor]) -> None:
+    """Raise unless x is floating [B, ...] and every tensor of the named groups fits it."""
+    if x.dim() < 1 or not x.dtype.is_floating_point:
+        raise TypeError(f"x must be floating and [B, ...]; got {x.dtype} {list(x.shape)}")
+    for name, group in groups.items():
+        for v in group:
+            if v.shape != x.shape:
+                raise ValueError(
+                    f"{name} must have the shape of x, {list(x.shape)}; got {list(v.shape)}"
+                )
+            if not v.dtype.is_floating_point:
+                raise TypeError(f"{name} must be floating; got {v.dtype}")
+
+
+def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, columns: int) -> None:
+    """Raise unless table, row and draws are as `linear_step` documents them."""
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if table.dtype != wanted:
+        raise TypeError(f"table must be {wanted} for x of {x.dtype}; got {table.dtype}")
+    if table.dim() != 2 or table.shape[1] != columns:
+        raise ValueError(
+            f"table must be [rows, {columns}] = skip, w0, w1, c_in and one column per state, data "
+            f"prediction and noise; got {list(table.shape)}"
+        )
+    if row.dtype != torch.int64:
+        raise TypeError(f"row must be int64; got {row.dtype}")
+    check_batch("row", row, x.shape[0])
+    if draws is not None and (draws.dtype != torch.int64 or len(draws) != len(table)):
+        raise ValueError(
+            f"draws must be int64 [{len(table)}, M], a row for each of the table's; got "
+            f"{draws.dtype} {list(draws.shape)}"
+        )
