@@ -78,9 +78,13 @@ static void draw_block(float *out, uint32_t first, const int64_t *stream, int ki
         for (int k = 0; k < 4; k++) out[4 * i + k] = z[k][i];
 }
 
-static void scaled(float *sum, const float *v, float c, int64_t n, int first) {
+static void scaled(float *restrict sum, const float *restrict v, float c, int64_t n, int first) {
     if (first) for (int64_t i = 0; i < n; i++) sum[i] = c * v[i];
     else for (int64_t i = 0; i < n; i++) sum[i] = sum[i] + c * v[i];
+}
+
+static void two(float *restrict sum, const float *x, float a, const float *d, float b, int64_t n) {
+    for (int64_t i = 0; i < n; i++) sum[i] = a * x[i] + b * d[i];
 }
 
 /* Jobs first ... last - 1 of a fill, each BLOCK elements of one row: out [rows, n] is the lanes of
@@ -115,24 +119,34 @@ void undiffuse_linear(int64_t first, int64_t last, float *const *tensors, const 
                       int64_t stride, int64_t outs, int64_t states, int64_t data, int64_t draws) {
     float *const *results = tensors + 1 + outs + states + data;
     int64_t jobs = (n + BLOCK - 1) / BLOCK;
-    float d[BLOCK], sum[BLOCK], z[BLOCK];
+    float scratch[BLOCK], z[BLOCK];
     for (int64_t job = first; job < last; job++) {
         int64_t b = job / jobs, at = job % jobs * BLOCK, here = b * n + at;
         int64_t m = n - at < BLOCK ? n - at : BLOCK;
         const float *head = c + b * stride, *k = head + 4, *x = tensors[0] + here;
         float *const *v = tensors + 1;
-        if (head[0] != 0.0f) scaled(d, x, head[0], m, 1);
-        for (int64_t j = 0; j < outs; j++)
-            scaled(d, *v++ + here, head[1 + j], m, j == 0 && head[0] == 0.0f);
+        float *sum = results[0] + here, *d = results[1] ? results[1] + here : scratch;
+        if (outs == 1 && !limits && !results[1] && head[0] == 0.0f && head[1] == 1.0f) {
+            d = *v++ + here; /* the output is the data prediction: no pass of its own */
+        } else {
+            if (head[0] != 0.0f) scaled(d, x, head[0], m, 1);
+            for (int64_t j = 0; j < outs; j++)
+                scaled(d, *v++ + here, head[1 + j], m, j == 0 && head[0] == 0.0f);
+        }
         if (limits)
             for (int64_t i = 0; i < m; i++) {
                 float low = d[i] < limits[0] ? limits[0] : d[i]; /* NaN passes both */
-                d[i] = low > limits[1] ? limits[1] : low;
+                d[i] = (low > limits[1] ? limits[1] : low) + 0.0f * d[i]; /* and Inf turns NaN */
             }
-        scaled(sum, x, *k++, m, 1);
-        for (int64_t j = 0; j < states; j++, v++, k++)
-            if (*k != 0.0f) scaled(sum, *v + here, *k, m, 0);
-        scaled(sum, d, *k++, m, 0);
+        if (states == 0) {
+            two(sum, x, k[0], d, k[1], m);
+            k += 2;
+        } else {
+            scaled(sum, x, *k++, m, 1);
+            for (int64_t j = 0; j < states; j++, v++, k++)
+                if (*k != 0.0f) scaled(sum, *v + here, *k, m, 0);
+            scaled(sum, d, *k++, m, 0);
+        }
         for (int64_t j = 0; j < data; j++, v++, k++)
             if (*k != 0.0f) scaled(sum, *v + here, *k, m, 0);
         for (int64_t j = 0; j < draws; j++, k++)
@@ -140,8 +154,6 @@ void undiffuse_linear(int64_t first, int64_t last, float *const *tensors, const 
                 draw_block(z, (uint32_t)(at / 4), streams + 5 * (j * rows + b), NORMAL);
                 scaled(sum, z, *k, m, 0);
             }
-        memcpy(results[0] + here, sum, 4 * m);
-        if (results[1]) memcpy(results[1] + here, d, 4 * m);
         if (results[2]) scaled(results[2] + here, sum, head[3], m, 1);
     }
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.linear import HEAD
+from ..kernels.linear_reference import HEAD
 from ..models import Denoiser
 from .tableau import Tableau
 

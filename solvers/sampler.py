@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from ..kernels import linear_step, normal
+from ..kernels.checks import as_seed
 from ..models import Denoiser, Process
 from . import grids
 from .base import Solver
+from .graph import GraphedRun
 from .plan import compose
 from .progress import track
 from .registry import get
-from .status import MEANING, SolverError, Status
+from .status import SolverError, verdict
 from .tableau import Tableau
 
 GridLike = str | grids.Grid | Sequence[float] | Tensor
@@ -44,8 +46,8 @@ class State:
     row: int
     states: tuple[Tensor, ...]
     datas: tuple[Tensor, ...]
-    seed: int | Tensor
-    sample_ids: Tensor | None
+    seed: Tensor
+    sample_ids: Tensor
 
     @property
     def done(self) -> bool:
@@ -134,7 +136,7 @@ class Sampler:
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(f"shape must be (batch, ...) of positive sizes; got {shape}")
         ids = torch.arange(shape[0]) if sample_ids is None else torch.as_tensor(sample_ids)
-        ids = ids.to(self.device)
+        ids, seed = ids.to(self.device), as_seed(seed, self.device)
         if x_init is None:
             z = normal(shape, seed, ids, purpose="initial", device=self.device)
             x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))
@@ -181,6 +183,21 @@ class Sampler:
             state, x=step.x, x_in=x_in, t_in=t_in, row=i + 1, states=history, datas=datas
         )
 
+    def capture(
+        self,
+        shape: Sequence[int],
+        cond: dict[str, Any] | None = None,
+        x_init: Tensor | None = None,
+    ) -> GraphedRun:
+        """Capture the whole run of `model.net` in one CUDA graph; replay as often as you like.
+
+            run = sampler.capture(shape)
+            x = run(seed=1)          # new seeds and sample ids are written into its buffers
+
+        Raises ValueError where the sampler is not on a CUDA device.
+        """
+        return GraphedRun(self, self.model.net, shape, {**self.model.cond, **(cond or {})}, x_init)
+
     def _t_in(self, row: int, batch: int) -> Tensor:
         return self.plan.t_in[row].to(self.net_dtype).expand(batch)
 
@@ -212,6 +229,7 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     callback: Callable[[StepInfo], None] | None = None,
     return_result: bool = False,
     on_failure: str = "raise",
+    graph: bool = False,
 ) -> Tensor | Result:
     """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
 
@@ -220,7 +238,8 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
     `ud.encode`. cond: keyword arguments for the network. callback: called after each row with a
     `StepInfo`. on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf
-    appeared, or 'return' what there is, with `status`.
+    appeared, or 'return' what there is, with `status`. graph: capture the run in one CUDA graph
+    (for many runs of one shape keep the graph instead: `Sampler.capture`); no callback then.
 
     Gradients flow only if x_init requires them. Raises ValueError for bad input before any call.
     """
@@ -228,6 +247,8 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
         raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
     if x_init is not None and device is None:
         device = x_init.device
+    if graph and callback is not None:
+        raise ValueError("graph=True leaves no moment between steps to call `callback`")
     sampler = Sampler(model, solver, steps, grid, final=final, dtype=dtype, device=device)
     cond = {**model.cond, **(cond or {})}
     times = sampler.tableau.times.tolist()
@@ -244,47 +265,12 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
         return state.x
 
     with torch.set_grad_enabled(x_init is not None and x_init.requires_grad):
-        x = run()
-        status, message = _verdict(x, run, times)
+        x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
+        status, message = verdict(x, run, times)
     result = Result(x, sampler.nfe, sampler.tableau.times, status)
     if message and on_failure == "raise":
         raise SolverError(message, status, result)
     return result if return_result else x
-
-
-def _verdict(
-    x: Tensor, run: Callable[..., Tensor], times: list[float]
-) -> tuple[Tensor, str | None]:
-    """Status of each sample, and a sentence if any failed.
-
-    NaN and Inf survive every later step, so one look at the end is enough; only after a failure is
-    the run repeated (the noise is the same) to find the step at which they appeared.
-    """
-    finite = torch.isfinite(x).flatten(1).all(1)
-    status = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    if bool(finite.all()):
-        return status, None
-    first: dict[int, tuple[int, Status]] = {}
-
-    def watch(i: int, out: Tensor, state: Tensor) -> None:
-        for code, v in ((Status.NETWORK_NOT_FINITE, out), (Status.STATE_NOT_FINITE, state)):
-            for j in (~torch.isfinite(v).flatten(1).all(1)).nonzero().flatten().tolist():
-                first.setdefault(j, (i, code))
-
-    run(watch)
-    failed = (~finite).nonzero().flatten().tolist()
-    sentences = []
-    for j in failed:
-        i, code = first.get(j, (len(times) - 1, Status.STATE_NOT_FINITE))
-        status[j] = code
-        sentences.append((i, code, j))
-    i, code, _ = min(sentences)
-    same = [j for (k, c, j) in sentences if (k, c) == (i, code)]
-    shown = ", ".join(map(str, same[:8])) + (", ..." if len(same) > 8 else "")
-    return status, (
-        f"{MEANING[code]} at step {i} (t={times[i]:g}) for sample {shown}; "
-        f"{len(failed)} of {len(x)} samples failed in all"
-    )
 
 
 def _padded(history: tuple[Tensor, ...], size: int, x: Tensor) -> tuple[Tensor, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +37,38 @@ class SolverError(RuntimeError):
         super().__init__(message)
         self.status = status
         self.result = result
+
+
+def verdict(
+    x: Tensor, run: Callable[..., Tensor], times: list[float]
+) -> tuple[Tensor, str | None]:
+    """Status of each sample, and a sentence if any failed.
+
+    NaN and Inf survive every later step, so one look at the end is enough; only after a failure is
+    the run repeated (the noise is the same) to find the step at which they appeared.
+    """
+    finite = torch.isfinite(x).flatten(1).all(1)
+    status = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    if bool(finite.all()):
+        return status, None
+    first: dict[int, tuple[int, Status]] = {}
+
+    def watch(i: int, out: Tensor, state: Tensor) -> None:
+        for code, v in ((Status.NETWORK_NOT_FINITE, out), (Status.STATE_NOT_FINITE, state)):
+            for j in (~torch.isfinite(v).flatten(1).all(1)).nonzero().flatten().tolist():
+                first.setdefault(j, (i, code))
+
+    run(watch)
+    failed = (~finite).nonzero().flatten().tolist()
+    sentences = []
+    for j in failed:
+        i, code = first.get(j, (len(times) - 1, Status.STATE_NOT_FINITE))
+        status[j] = code
+        sentences.append((i, code, j))
+    i, code, _ = min(sentences)
+    same = [j for (k, c, j) in sentences if (k, c) == (i, code)]
+    shown = ", ".join(map(str, same[:8])) + (", ..." if len(same) > 8 else "")
+    return status, (
+        f"{MEANING[code]} at step {i} (t={times[i]:g}) for sample {shown}; "
+        f"{len(failed)} of {len(x)} samples failed in all"
+    )

@@ -5,6 +5,7 @@ ddpm_mnist_cnn/ddpm_mnist_starter.pth (Y. Zhang, MIT licence), by default ../sha
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class MnistNet(nn.Module):
             [Block(1, 16), Block(16, 32), Block(32, 32), Block(32, 16), nn.Conv2d(16, 1, 3, padding=1)]
         )
         widths = (32, 128, 128, 128, 16)
-        layers = [m for a, b in zip(widths, widths[1:]) for m in (nn.Linear(a, b), nn.GELU())]
+        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
         self.time_embed = nn.Sequential(*layers[:-1])
 
     def forward(self, x, t):

@@ -1,0 +1,64 @@
+"""Whole runs in one CUDA graph."""
+
+import pytest
+import torch
+
+import undiffuse as ud
+
+
+def model(device="cpu"):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.SiLU(), torch.nn.Linear(64, 16))
+    net = net.to(device).requires_grad_(False)
+    return ud.Denoiser(lambda x, t: net(x) * t[:, None], ud.VP(), predicts="v")
+
+
+def test_a_graph_is_refused_where_there_is_no_gpu():
+    with pytest.raises(ValueError, match="CUDA graph needs a CUDA device; this run is on cpu"):
+        ud.sample(model(), (2, 16), steps=3, graph=True)
+    with pytest.raises(ValueError, match="CUDA device"):
+        ud.Sampler(model(), steps=3).capture((2, 16))
+    with pytest.raises(ValueError, match="callback"):
+        ud.sample(model(), (2, 16), steps=3, graph=True, callback=print)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "ddpm", "heun-churn"])
+def test_replays_equal_the_eager_loop_for_new_seeds_and_ids(solver):
+    sampler = ud.Sampler(model("cuda"), solver, steps=8, device="cuda")
+    run = sampler.capture((4, 16))
+    for seed, ids in ((0, None), (7, [5, 3, 1, 9])):
+        eager = ud.sample(
+            model("cuda"), (4, 16), solver, 8, seed=seed, sample_ids=ids, device="cuda"
+        )
+        assert torch.equal(run(seed, ids), eager)
+
+
+@pytest.mark.gpu
+def test_the_loop_never_waits_for_the_device():
+    sampler = ud.Sampler(model("cuda"), "dpmpp-2m-sde", steps=8, device="cuda")
+    state = sampler.init((4, 16), seed=torch.zeros(4, dtype=torch.int64, device="cuda"))
+    sampler.tell(state, sampler.model.net(state.x_in, state.t_in))  # compiles the kernel
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        while not state.done:
+            state = sampler.tell(state, sampler.model.net(state.x_in, state.t_in))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(torch.isfinite(state.x).all())
+
+
+@pytest.mark.gpu
+def test_the_same_seed_gives_the_same_sample_on_every_device():
+    def elementwise(x, t):
+        return x * t[:, None]
+
+    for solver in ("dpmpp-2m", "ddpm", "heun-churn"):
+        run = {
+            device: ud.sample(
+                ud.Denoiser(elementwise, ud.VP()), (3, 5, 7), solver, 6, seed=4, device=device
+            ).cpu()
+            for device in ("cpu", "cuda")
+        }
+        assert torch.equal(run["cpu"], run["cuda"])
