@@ -19,16 +19,17 @@ from .tableau import Tableau
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the loop needs, cast once and on the device.
+    """What the loop needs, cast once, on the device, and cut into rows once.
 
-    table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in [N]: c_noise, what the network is
-    told; c_in0: scale of its first input; scaled: whether any c_in differs from 1.
+    table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in: N scalars, c_noise, what the
+    network is told, in its own dtype; rows: N indices, int64 [1]; c_in0: scale of the network's
+    first input; scaled: whether any c_in differs from 1; states, datas: lengths of the histories.
     """
 
     table: Tensor
     draws: Tensor | None
-    t_in: Tensor
-    rows: Tensor
+    t_in: tuple[Tensor, ...]
+    rows: tuple[Tensor, ...]
     c_in0: float
     scaled: bool
     states: int
@@ -36,7 +37,11 @@ class Plan:
 
 
 def compose(
-    tableau: Tableau, model: Denoiser, device: torch.device | str, dtype: torch.dtype
+    tableau: Tableau,
+    model: Denoiser,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    net_dtype: torch.dtype,
 ) -> Plan:
     """Fold `model`'s read-out at the tableau's times into its columns. dtype: the state's."""
     state, data = tableau.state.clone(), tableau.data.clone()
@@ -54,8 +59,8 @@ def compose(
     return Plan(
         table=table.to(device, dtype),
         draws=tableau.draws.to(device) if tableau.noise.shape[1] else None,
-        t_in=model.network_time(tableau.times).to(device, dtype),
-        rows=torch.arange(tableau.nfe, device=device),
+        t_in=model.network_time(tableau.times).to(device, net_dtype).unbind(),
+        rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
         c_in0=float(c_in[0]),
         scaled=bool((c_in != 1).any()),
         states=state.shape[1] - 1,

@@ -11,7 +11,7 @@ a tensor's value on the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -32,12 +32,12 @@ from .tableau import Tableau
 GridLike = str | grids.Grid | Sequence[float] | Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class State:
+class State(NamedTuple):
     """All that a run needs to go on; `Sampler.tell` returns a new one, so it can be kept or forked.
 
     x [B, ...]: the state; after the last row, the sample. x_in, t_in [B]: what to call the
     network with (None when done). row: rows done. states, datas: history, most recent first.
+    seed int64 [1] or [B], sample_ids int64 [B]: whose noise this is.
     """
 
     x: Tensor
@@ -51,6 +51,7 @@ class State:
 
     @property
     def done(self) -> bool:
+        """Whether `x` is the sample."""
         return self.x_in is None
 
 
@@ -113,7 +114,7 @@ class Sampler:
         else:
             t = grids.times(_for_model(grid, model), model.process, steps, final, model.t_min)
             self.tableau = get(solver).tableau(model.process, t)
-        self.plan = compose(self.tableau, model, self.device, self.dtype)
+        self.plan = compose(self.tableau, model, self.device, self.dtype, self.net_dtype)
 
     @property
     def nfe(self) -> int:
@@ -149,7 +150,7 @@ class Sampler:
             z = normal(shape, seed, ids, draw=0, purpose="predictor", device=self.device)
             x = scale * x + noise * z.to(self.dtype)
         x_in = (x * self.plan.c_in0 if self.plan.scaled else x).to(self.net_dtype)
-        return State(x, x_in, self._t_in(0, shape[0]), 0, (), (), seed, ids)
+        return State(x, x_in, self.plan.t_in[0].expand(shape[0]), 0, (), (), seed, ids)
 
     def tell(self, state: State, out: Tensor) -> State:
         """Take the network's output at (state.x_in, state.t_in) and step to the next row.
@@ -165,7 +166,7 @@ class Sampler:
             state.x,
             out,
             plan.table,
-            plan.rows[i : i + 1],
+            plan.rows[i],
             states=_padded(state.states, plan.states, state.x),
             data=_padded(state.datas, plan.datas, state.x),
             draws=plan.draws,
@@ -175,13 +176,13 @@ class Sampler:
             next_dtype=self.net_dtype if fresh and not last else None,
             clip=self.model.clip,
         )
-        history = (state.x, *state.states)[: plan.states]
+        states = (state.x, *state.states)[: plan.states]
         datas = () if step.data is None else (step.data, *state.datas)[: plan.datas]
-        x_in = None if last else step.x_in if fresh else step.x
-        t_in = None if last else self._t_in(i + 1, len(state.x))
-        return replace(
-            state, x=step.x, x_in=x_in, t_in=t_in, row=i + 1, states=history, datas=datas
-        )
+        if last:
+            return State(step.x, None, None, i + 1, states, datas, state.seed, state.sample_ids)
+        x_in = step.x_in if fresh else step.x
+        t_in = plan.t_in[i + 1].expand(len(step.x))
+        return State(step.x, x_in, t_in, i + 1, states, datas, state.seed, state.sample_ids)
 
     def capture(
         self,
@@ -197,9 +198,6 @@ class Sampler:
         Raises ValueError where the sampler is not on a CUDA device.
         """
         return GraphedRun(self, self.model.net, shape, {**self.model.cond, **(cond or {})}, x_init)
-
-    def _t_in(self, row: int, batch: int) -> Tensor:
-        return self.plan.t_in[row].to(self.net_dtype).expand(batch)
 
 
 @overload
