@@ -130,8 +130,8 @@ class Consistency(Solver):
 
     gamma = 1 is Song et al. 2023, algorithm 1, and LCM: x_s = alpha_s D + sigma_s z. gamma < 1 is
     TCD (Zheng et al. 2024, algorithm 4): denoise to s' of sigma(s')/alpha(s') = (1 - gamma) times
-    that of s, then noise up; gamma = 0 is DDIM's step. Exact in law for an exact consistency
-    function at any number of steps; for an ordinary denoiser it does not converge (order 0).
+    that of s, then noise up; gamma = 0 is DDIM's step. gamma = 1 is exact in law for an exact
+    consistency function at any number of steps; an ordinary denoiser does not converge (order 0).
     Raises ValueError for gamma outside [0, 1].
     """
 
@@ -141,7 +141,7 @@ class Consistency(Solver):
     weak_order: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        check_share(self.gamma)
+        check_share(self.gamma, "gamma")
 
     def rows(self, path: Path) -> Tableau:
         alpha, sigma = path.alpha[1:], path.sigma[1:]

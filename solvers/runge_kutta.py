@@ -145,10 +145,10 @@ def _scale(node: Node, clock: str) -> Tensor:
     return node.alpha if clock == "sigma" else node.alpha + node.sigma
 
 
-def check_share(eta: float) -> None:
-    """Raises ValueError unless 0 <= eta <= 1."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1]; got {eta}")
+def check_share(share: float, name: str = "eta") -> None:
+    """Raises ValueError unless 0 <= share <= 1."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must lie in [0, 1]; got {share}")
 
 
 SOLVERS: dict[str, Solver] = {

@@ -37,13 +37,17 @@ def evaluate(tableau, denoise, x, normals=None):
     a, c = tableau.entry
     x = a * x + (c * normals[0] if c else 0.0)
     states, datas = [x], []
-    for i, t in enumerate(tableau.times):
+    rows = (tableau.state, tableau.data, tableau.noise, tableau.draws)
+    for t, *row in zip(tableau.times, *(m.tolist() for m in rows), strict=True):
         datas.insert(0, denoise(states[0], t))
-        new = sum(float(w) * v for w, v in zip(tableau.state[i], states, strict=False))
-        new = new + sum(float(w) * v for w, v in zip(tableau.data[i], datas, strict=False))
-        for w, d in zip(tableau.noise[i], tableau.draws[i], strict=True):
-            if float(w):
-                new = new + float(w) * normals[int(d)]
+        new = torch.zeros_like(x)
+        for weights, terms in ((row[0], states), (row[1], datas)):
+            for w, v in zip(weights, terms, strict=False):
+                if w:
+                    new = new + w * v
+        for w, d in zip(row[2], row[3], strict=True):
+            if w:
+                new = new + w * normals[d]
         states.insert(0, new)
     return states[0]
 
