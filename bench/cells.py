@@ -107,7 +107,7 @@ def measure(problem: Problem, plan: Plan, w: Tensor, reference: Reference) -> di
         out["error_max"] = float(error.max())
         out["reference_error"] = reference.error
     elif problem.law is not None or problem.data is not None:
-        y = exact_draw(problem, plan.end, len(x), problem.seed + 77)
+        y = exact_draw(problem, plan.end, len(x), 2 * problem.seed + 76)
         found = metrics.jackknife(metrics.sliced_wasserstein, x, y)
         out |= _named("sw2", metrics.Estimate(*(v / problem.std for v in found)))
     if problem.law is not None:
@@ -120,7 +120,8 @@ def measure(problem: Problem, plan: Plan, w: Tensor, reference: Reference) -> di
 def exact_draw(problem: Problem, ratio: float, n: int, seed: int) -> Tensor:
     """n exact samples at sigma/alpha = ratio on the data's scale, x/alpha; float64 [n, *event].
 
-    Of the law, or of the real data: without replacement as far as it lasts.
+    Of the law; or of the real data without replacement, and then fewer if need be: one half of
+    them for an even seed, the other for the odd one that follows, so the two share no point.
     """
     x = _clean_draw(problem, n, seed)
     if ratio == 0.0:
@@ -134,14 +135,15 @@ def _clean_draw(problem: Problem, n: int, seed: int) -> Tensor:
         return problem.law.sample(n, seed=seed)
     if problem.data is None:
         raise ValueError(f"problem {problem.name!r} has neither a law nor data to draw from")
-    g = torch.Generator().manual_seed(seed)
-    return problem.data[torch.randperm(len(problem.data), generator=g)[:n]]
+    g = torch.Generator().manual_seed(seed // 2)
+    order = torch.randperm(len(problem.data), generator=g)
+    return problem.data[order[seed % 2 :: 2][:n]]
 
 
 @lru_cache(maxsize=64)
 def _exact_log_density(problem: Problem, ratio: float) -> Tensor:
     """log p of exact samples at this ratio, [EXACT_DRAWS]."""
-    x = exact_draw(problem, ratio, EXACT_DRAWS, problem.seed + 78)
+    x = exact_draw(problem, ratio, EXACT_DRAWS, 2 * problem.seed + 77)
     return _log_density(problem, x / math.hypot(1.0, ratio), ratio)
 
 

@@ -97,7 +97,7 @@ def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -
     costs = sorted({int(r["nfe_asked"]) for r in records})
     ax.set_xscale("log")
     ax.set_xticks(costs, [str(n) for n in costs])
-    ax.set_xlim(min(costs) * 0.93, max(costs) * 1.03)
+    ax.set_xlim(min([r["nfe"] for r in records if "nfe" in r]) * 0.95, max(costs) * 1.03)
     ax.set_xlabel("network calls (NFE)")
     if m.signed:
         ax.set_yscale("symlog", linthresh=0.01)
@@ -105,6 +105,12 @@ def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -
         ax.set_ylim(max(ax.get_ylim()[0], -3), min(ax.get_ylim()[1], 3))
     else:
         ax.set_yscale("log")
+        lo, hi = ax.get_ylim()
+        if hi / lo < 100:  # too few decades for the labels of the powers of ten alone
+            ticks = [t * 10**k for k in range(-9, 5) for t in (1, 2, 5)]
+            shown = [v for v in ticks if lo <= v <= hi]
+            ax.set_yticks(shown, [f"{v:g}" for v in shown])
+            ax.set_ylim(lo, hi)
     ax.minorticks_off()
     ax.grid(True, which="major", color="#e6e9ed", lw=0.7)
     ax.spines[["top", "right"]].set_visible(False)

@@ -32,6 +32,14 @@ def held_out(checkpoint: Checkpoint) -> Tensor:
     return split(load(record["data"]).x, **record["split"])[1]
 
 
+def dequantised(x: Tensor, spacing: float, seed: int) -> Tensor:
+    """x + U(-spacing/2, spacing/2): a density for data that have levels."""
+    if not spacing:
+        return x
+    g = torch.Generator().manual_seed(seed)
+    return x + spacing * (torch.rand(x.shape, generator=g) - 0.5)
+
+
 def bits_per_dim(
     checkpoint: Checkpoint, x: Tensor, count: int = 32, seed: int = 0
 ) -> dict[str, Any]:
@@ -40,11 +48,8 @@ def bits_per_dim(
     Returns bits_per_dim, lo, hi, count, nfe, offset (bits added for the levels), t_min and blur
     (where time is cut off, and the noise left there).
     """
-    x = x[:count]
     spacing = checkpoint.spacing
-    if spacing:
-        g = torch.Generator().manual_seed(seed)
-        x = x + spacing * (torch.rand(x.shape, generator=g) - 0.5)
+    x = dequantised(x[:count], spacing, seed)
     offset = -math.log2(spacing) if spacing else 0.0
     found = log_prob(
         checkpoint.denoiser, x, trace="exact", rtol=1e-4, atol=1e-4, offset=offset

@@ -38,7 +38,7 @@ from .reference import TOLERANCES, Reference, cached
 from .store import Record, Store, write_text
 from .targets import get as get_target
 
-NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30, 50), (5, 10, 20)
+NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
 BATCH, QUICK_BATCH = 256, 64
 GRIDS = ("log_snr", "karras")
 FINER = 20
@@ -81,7 +81,8 @@ def run(
     trained = _checkpoint(checkpoint, device)
     posed = [problems.exact(get_target(t), batch, seed) for t in _targets(targets)]
     if trained is not None:
-        posed.append(_network(trained, batch, seed))
+        name = "digits network" if checkpoint is None else Path(checkpoint).stem
+        posed.append(_network(trained, name, batch, seed))
     if not posed:
         raise ValueError("nothing to measure: name a target or a checkpoint")
     todo: list[Cell] = []
@@ -128,11 +129,11 @@ def _checkpoint(path: str | Path | None, device: Any) -> Checkpoint | None:
     return load_default() if path is None else load(path, device)
 
 
-def _network(trained: Checkpoint, batch: int, seed: int) -> Problem:
-    size = sum(p.numel() for p in trained.denoiser.net.parameters())  # type: ignore[attr-defined]
-    about = f"a trained network of {size} parameters, {trained.denoiser.process}"
-    data = heldout.held_out(trained)
-    return problems.network("network", about, trained.denoiser, data, batch, seed)
+def _network(trained: Checkpoint, name: str, batch: int, seed: int) -> Problem:
+    """The checkpoint on its held-out data, dequantised as in training."""
+    data = heldout.dequantised(heldout.held_out(trained), trained.spacing, seed)
+    about = f"a trained network, {trained.denoiser.process}"
+    return problems.network(name, about, trained.denoiser, data, batch, seed)
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def _measure(problem: Problem, todo: list[Cell], store: Store, shown: Bar) -> Re
                 store.append(record)
             shown.advance()
     ratios = {r for plan in planned.values() for r in (plan.start, plan.end)} | {0.0}
-    file = store.path.parent / f"reference-{problem.name}.pt"
+    file = store.path.parent / f"reference-{problem.name.replace(' ', '-')}.pt"
     for level in range(len(TOLERANCES) - 1):
         shown.say(f"{problem.name}: reference solution")
         reference = cached(file, problem, ratios, level)
@@ -304,7 +305,7 @@ def _pictures(path: Path, problem: Problem, todo: list[Cell], reference: Referen
             except (Unavailable, KeyError, RuntimeError):
                 continue
             rows.append((f"{name}, {plan.calls} NFE", cells.clean(problem, w, plan.end)[:16]))
-    rows.append(("exact trajectory", reference.at(0.0)[:16]))
+    rows.append(("reference", reference.at(0.0)[:16]))
     if problem.data is not None:
         rows.append(("held-out data", problem.data[:16]))
     figures.sample_grid(path, rows, f"{problem.name}: the same noise in every row")
@@ -312,7 +313,7 @@ def _pictures(path: Path, problem: Problem, todo: list[Cell], reference: Referen
 
 def _closing(out: Path, summary: dict[str, Any]) -> list[str]:
     """The lines under the tables."""
-    lines = ["* or bold green: no other row of the column is shown to be better (95 % intervals)."]
+    lines = ["*: no other row of the column is shown to be better (95 % intervals)."]
     for name, p in summary["problems"].items():
         lines.append(
             f"{name}: {p['about']}; {p['batch']} samples, sigma/alpha {p['r_max']:.4g} to "

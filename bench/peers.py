@@ -13,6 +13,7 @@ without it are what people type.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -54,8 +55,7 @@ class DiffusersPeer:
         ratios = _ratios(made)
 
         def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
-            return self._run(self._scheduled(problem.process, steps + self.stop_short),
-                             ratios, calls, model, w, seed)  # fmt: skip
+            return self._run(copy.deepcopy(made), ratios, calls, model, w, seed)
 
         return Plan(calls, ratios[0], ratios[calls], self.stochastic, run)
 
@@ -148,7 +148,8 @@ class KDiffusionPeer:
                 return data_prediction(model, x / math.hypot(1.0, r), r)
 
             x = w * math.hypot(1.0, start)
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torchsde's, about ends in float32
                 torch.manual_seed(seed)
                 sample = getattr(module, f"sample_{self.function}")
                 x = sample(denoise, x, sigmas, disable=True, **self.options)

@@ -26,7 +26,7 @@ class Measure:
 
 
 MEASURES = (
-    Measure("error", "error to the exact trajectory / data std", False),
+    Measure("error", "error to the reference trajectory / data std", False),
     Measure("log_density_gap", "mean log density gap, nats/dim (0 is right)", True, signed=True),
     Measure("sw2", "sliced Wasserstein-2 / data std", True),
 )
@@ -174,7 +174,8 @@ def show(shown: Sequence[Table], lines: Sequence[str] = ()) -> None:
         for row, flags in zip(t.rows, t.best, strict=True):
             style = "" if row[0] == "undiffuse" else "dim"
             drawn.add_row(
-                *(Text(c, "bold green" if b else style) for c, b in zip(row, flags, strict=True))
+                *(Text(c + "*" * b, "bold green" if b else style)
+                  for c, b in zip(row, flags, strict=True))
             )
         console.print(drawn)
     for line in lines:
