@@ -6,12 +6,12 @@ if __name__ == "models":
         "Use `import undiffuse.models`, or run Python with -P outside the repository root."
     )
 
-from . import data, guidance
+from . import adapters, data, guidance, score_matching, variational
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
 from .losses import LOSSES, Objective
-from .networks import MLP, NETWORKS
+from .networks import MLP, NETWORKS, UNet
 from .processes import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
 from .readout import READOUTS, Affine, convert
 from .targets import Gaussian, GaussianMixture
@@ -40,10 +40,14 @@ __all__ = [
     "SubVP",
     "TabledVP",
     "TrainingError",
+    "UNet",
+    "adapters",
     "convert",
     "data",
     "guidance",
     "load_checkpoint",
     "load_default",
+    "score_matching",
     "train",
+    "variational",
 ]

@@ -111,8 +111,9 @@ def test_imputation_keeps_what_is_known_and_completes_the_rest():
     unconditional = (MEAN[2:] - conditional).norm()
     error = (x[:, 2:].mean(0) - conditional).norm() / unconditional
     assert 0.1 < error < 0.6  # 0.44: imputation is biased even here; the posterior is not
-    select = lambda x: x[:, :2]  # noqa: E731
-    guided = guidance.posterior(PRIOR.denoiser(VP()), known[:, :2], select, 1e-2, iterations=2)
+    guided = guidance.posterior(
+        PRIOR.denoiser(VP()), known[:, :2], lambda x: x[:, :2], 1e-2, iterations=2
+    )
     x = ud.sample(guided, (n, D), "heun", steps=40, seed=6, dtype=F64)
     assert (x[:, 2:].mean(0) - conditional).norm() < 0.05 * unconditional
 
