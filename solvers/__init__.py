@@ -5,7 +5,20 @@ from .adaptive_ode import Controller, OdeSolution, integrate
 from .base import Path, Solver
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
-from .grids import GRIDS, Discrete, Grid, Karras, LogSNR, Quadratic, Uniform, times
+from .grids import (
+    GRIDS,
+    Beta,
+    Cosine,
+    Discrete,
+    Grid,
+    Karras,
+    Laplace,
+    LogSNR,
+    Quadratic,
+    Shifted,
+    Uniform,
+    times,
+)
 from .heun import Heun
 from .law import Law, gaussian_law, marginal, response
 from .likelihood import LogProb, decode, encode, log_prob
@@ -32,9 +45,11 @@ __all__ = [
     "SOLVERS",
     "SRA1",
     "Adams",
+    "Beta",
     "Butcher",
     "Consistency",
     "Controller",
+    "Cosine",
     "DPMSolverPP",
     "DPMSolverPP3Compat",
     "Discrete",
@@ -42,6 +57,7 @@ __all__ = [
     "Grid",
     "Heun",
     "Karras",
+    "Laplace",
     "Law",
     "LogProb",
     "LogSNR",
@@ -55,6 +71,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "Sampler",
+    "Shifted",
     "SingleStep",
     "Solver",
     "SolverError",

@@ -15,128 +15,45 @@ from __future__ import annotations
 
 import difflib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..models import Process
+from .spacing import (
+    Beta,
+    Cosine,
+    Discrete,
+    Grid,
+    Karras,
+    Laplace,
+    LogSNR,
+    Quadratic,
+    Shifted,
+    Uniform,
+)
 
-# Where alpha(t_max) is 0, or next to it (the cosine schedule), the ratio sigma/alpha is infinite or
-# meaningless and a grid in it would spend its nodes on pure noise. Such a grid is laid from
-# RATIO_START on and its first node then moved to t_max.
-NO_SIGNAL = 1e-3
-RATIO_START = 100.0
+__all__ = [
+    "GRIDS",
+    "Beta",
+    "Cosine",
+    "Discrete",
+    "Grid",
+    "Karras",
+    "Laplace",
+    "LogSNR",
+    "Quadratic",
+    "Shifted",
+    "Uniform",
+    "check",
+    "lookup",
+    "named",
+    "times",
+]
 
 FINALS = ("denoise", "zero", "t_min")
-
-
-class Grid(ABC):
-    """A rule that lays n nodes between t_max and t_min."""
-
-    reaches_zero: ClassVar[bool] = False  # can its last node be at t = 0?
-
-    @abstractmethod
-    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        """n times from t_max down to t_min, float64 [n]."""
-
-
-def _unit(n: int) -> Tensor:
-    """0 .. 1 in n nodes; a single node sits at the noise end."""
-    return torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double()
-
-
-@dataclass(frozen=True)
-class Uniform(Grid):
-    """Equal steps of t (score_sde)."""
-
-    reaches_zero: ClassVar[bool] = True
-
-    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        return t_max + _unit(n) * (t_min - t_max)
-
-
-@dataclass(frozen=True)
-class Quadratic(Grid):
-    """Equal steps of sqrt(t) (Song et al. 2021a, DDIM; DPM-Solver's 'time_quadratic')."""
-
-    reaches_zero: ClassVar[bool] = True
-
-    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        a, b = math.sqrt(t_max), math.sqrt(t_min)
-        return (a + _unit(n) * (b - a)).square()
-
-
-class _RatioGrid(Grid):
-    """Laid in the noise-to-signal ratio sigma/alpha."""
-
-    @abstractmethod
-    def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
-        """log(sigma/alpha) at u in [0, 1], given its values at both ends."""
-
-    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        start = -float(process.log_snr(t_max))
-        if float(process.alpha(t_max)) < NO_SIGNAL:
-            start = math.log(RATIO_START)
-        end = -float(process.log_snr(t_min))
-        return process.inverse_log_snr(-self.log_ratio(_unit(n), start, end))
-
-
-@dataclass(frozen=True)
-class LogSNR(_RatioGrid):
-    """Equal steps of lambda = log alpha/sigma (Lu et al. 2022); k-diffusion's 'exponential'."""
-
-    def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
-        return start + u * (end - start)
-
-
-@dataclass(frozen=True)
-class Karras(_RatioGrid):
-    """Equal steps of (sigma/alpha)^(1/rho) (Karras et al. 2022, 5)."""
-
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise ValueError(f"rho must be > 0; got {self.rho}")
-
-    def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
-        a, b = math.exp(start / self.rho), math.exp(end / self.rho)
-        return self.rho * torch.log(a + u * (b - a))
-
-
-@dataclass(frozen=True)
-class Discrete(Grid):
-    """Integer steps of a network of discrete time, as diffusers spaces them.
-
-    spacing: 'linspace', 'leading' or 'trailing' (Lin et al. 2024, table 2). Index j of
-    `count` is at t = (j + 1)/count; `count` defaults to the process's own table.
-    """
-
-    spacing: str = "trailing"
-    count: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.spacing not in ("linspace", "leading", "trailing"):
-            raise ValueError(
-                f"spacing must be 'linspace', 'leading' or 'trailing'; got {self.spacing!r}"
-            )
-
-    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        count = self.count or len(getattr(process, "betas", ())) or 1000
-        if n > count:
-            raise ValueError(f"steps must be at most the network's {count} steps; got {n}")
-        k = torch.arange(n, dtype=torch.float64)
-        if self.spacing == "linspace":
-            index = (count - 1) * (1 - _unit(n))
-        elif self.spacing == "leading":
-            index = (n - 1 - k) * (count // n)
-        else:
-            index = count - k * (count / n) - 1
-        return (torch.round(index) + 1) / count
 
 
 GRIDS: dict[str, Grid] = {
@@ -145,6 +62,10 @@ GRIDS: dict[str, Grid] = {
     "log_snr": LogSNR(),
     "exponential": LogSNR(),
     "karras": Karras(),
+    "cosine": Cosine(),
+    "laplace": Laplace(),
+    "beta": Beta(),
+    "shifted": Shifted(),
     "linspace": Discrete("linspace"),
     "leading": Discrete("leading"),
     "trailing": Discrete("trailing"),

@@ -64,7 +64,7 @@ def test_its_table_reads_back_and_counts_its_calls(name, process):
         with pytest.raises(ValueError, match="scheme is singular there"):
             SOLVERS[name].tableau(process, sampling_grid(process))
         return
-    table = SOLVERS[name].tableau(process, sampling_grid(process, 14))
+    table = SOLVERS[name].tableau(process, sampling_grid(process, 20))
     again = Tableau.from_json(table.to_json())
     assert again == table and hash(again) == hash(table)
     assert all(isinstance(v, (int, float)) for v in json.loads(table.to_json())["times"])
