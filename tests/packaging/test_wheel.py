@@ -40,6 +40,7 @@ def test_its_file_list_is_that_of_the_folders(wheel):
     for folder in FOLDERS:
         expected |= {f"undiffuse/{folder}/{p.name}" for p in (ROOT / folder).glob("*.py")}
     expected |= {f"undiffuse/models/{p.name}" for p in (ROOT / "models").glob("*.safetensors")}
+    expected |= {f"undiffuse/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.c")}
     assert names == expected
     assert "undiffuse/models/digits.safetensors" in names
     licences = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("LICENSE")]
