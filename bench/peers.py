@@ -68,10 +68,12 @@ class DiffusersPeer:
         if kind is None:
             raise Unavailable(f"diffusers {diffusers.__version__} has no {self.scheduler}")
         try:
-            made = kind(
-                num_train_timesteps=TABLE, trained_betas=betas(process).tolist(), **self.options
-            )
-            made.set_timesteps(steps)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its own use of numpy
+                made = kind(
+                    num_train_timesteps=TABLE, trained_betas=betas(process).tolist(), **self.options
+                )
+                made.set_timesteps(steps)
         except (ValueError, TypeError, IndexError) as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
         return made

@@ -67,12 +67,18 @@ def _table(records: list[Record], m: Measure, title: str) -> Table:
     ordered = sorted(curves.items(), key=lambda item: (_rank(item[1], m), item[0]))
     rows, best = [], []
     for curve, by_cost in ordered:
-        any_one = next(iter(by_cost.values()))
-        ends = f"{any_one['start']:.3g} > {any_one['end']:.2g}"
+        ends = f"{_span(by_cost, 'start', 3)} > {_span(by_cost, 'end', 2)}"
         rows.append([*curve, ends, *(_text(by_cost.get(n), m) for n in costs)])
         best.append([False] * 4 + [_unbeaten(by_cost.get(n), winners[n], m) for n in costs])
     columns = ["library", "solver", "grid", "from > to", *(f"{n}" for n in costs)]
     return Table(title, columns, rows, best)
+
+
+def _span(by_cost: dict[int, Record], field: str, digits: int) -> str:
+    """The field's value, or its range where it depends on the cost ('leading' grids)."""
+    values = [float(r[field]) for r in by_cost.values()]
+    lo, hi = (f"{v:.{digits}g}" for v in (min(values), max(values)))
+    return lo if max(values) <= 1.01 * min(values) else f"{lo}-{hi}"
 
 
 def _missing(records: list[Record], problem: str) -> Table:

@@ -1,0 +1,315 @@
+"""The main job: cells are run once, counted, resumed, tabled, drawn; bad input is refused first."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from undiffuse.bench import cells, nfe, plans, problems, reference, store, table
+from undiffuse.bench.plans import Ours, Unavailable
+from undiffuse.bench.targets import get
+from undiffuse.models import VP
+
+pytest.importorskip("scipy")
+
+SMALL = {"checkpoint": "none", "targets": ["ring2"], "peers": [], "batch": 8, "progress": False}
+
+
+def run(out, **more):
+    return nfe.run(out, **{**SMALL, "solvers": ["ddim", "dpmpp-2m"], "nfe": [4, 8], **more})
+
+
+def computed(monkeypatch):
+    """The keys of the cells that are run from here on."""
+    keys, real = [], cells.run
+
+    def spy(cell, plan, ref):
+        keys.append(cell.key)
+        return real(cell, plan, ref)
+
+    monkeypatch.setattr(cells, "run", spy)
+    return keys
+
+
+def test_a_run_writes_its_files_and_returns_the_summary(tmp_path, capsys):
+    summary = run(tmp_path, solvers=["ddim", "dpmpp-2m", "ddpm"], grid=["log_snr"])
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["cells"] == 6 and summary["failed"] == 0
+    about = summary["problems"]["ring2"]
+    assert about["r_max"] == pytest.approx(157.407, rel=1e-4)
+    assert 20 * about["reference_error"] <= about["smallest_error"]
+    records = store.Store(tmp_path).records.values()
+    errors = {(r["solver"], r["nfe"]): r["error"] for r in records if "error" in r}
+    assert errors["ddim", 8] < errors["ddim", 4]
+    assert errors["dpmpp-2m", 8] < errors["ddim", 8]
+    for r in records:
+        assert ("sw2" in r) is r["stochastic"] is (r["solver"] == "ddpm")
+        assert r["log_density_gap_lo"] <= r["log_density_gap"] <= r["log_density_gap_hi"]
+        assert r["nfe"] == r["nfe_asked"] and r["start"] > r["end"] > 0
+    assert (tmp_path / "nfe.png").stat().st_size > 10_000
+    assert not (tmp_path / "samples.png").exists()  # ring2 has no pictures
+    printed = capsys.readouterr().out
+    assert "ring2: error to the reference trajectory" in printed and "dpmpp-2m" in printed
+
+
+def test_a_second_run_repeats_no_cell_and_a_wider_one_only_what_is_new(tmp_path, monkeypatch):
+    run(tmp_path)
+    before = (tmp_path / "results.jsonl").read_text()
+    keys = computed(monkeypatch)
+    run(tmp_path)
+    assert keys == [] and (tmp_path / "results.jsonl").read_text() == before
+    run(tmp_path, nfe=[4, 6, 8])
+    assert len(keys) == len(set(keys)) == 4 and all(json.loads(k)[6] == 6 for k in keys)
+
+
+def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch):
+    run(tmp_path / "whole")
+    real, count = cells.run, []
+
+    def dies(cell, plan, ref):
+        count.append(1)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        return real(cell, plan, ref)
+
+    monkeypatch.setattr(cells, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    assert len(store.Store(tmp_path / "cut").records) == 3
+    monkeypatch.setattr(cells, "run", real)
+    keys = computed(monkeypatch)
+    run(tmp_path / "cut")
+    assert len(keys) == 5
+    whole, cut = ((tmp_path / d / "results.jsonl").read_text() for d in ("whole", "cut"))
+    assert sorted(whole.splitlines()) == sorted(cut.splitlines())
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_gives_the_same_file(tmp_path):
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from undiffuse.bench import nfe\n"
+        "nfe.run({out!r}, checkpoint='none', targets=['digits64'], peers=[], batch=64,\n"
+        "        solvers=['ddim', 'heun', 'dpmpp-2m'], nfe=[10, 20, 40, 60], progress=False)"
+    )
+
+    def start(out):
+        return subprocess.Popen([sys.executable, "-c", code.format(out=str(out))])
+
+    killed = start(tmp_path / "killed")
+    file = tmp_path / "killed" / "results.jsonl"
+    while not (file.exists() and file.read_text().count("\n") >= 5):
+        assert killed.poll() is None, "finished before it could be killed"
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    kept = file.read_text().count("\n")
+    assert kept < 24
+    assert start(tmp_path / "killed").wait() == 0
+    assert start(tmp_path / "whole").wait() == 0
+    lines = [(tmp_path / d / "results.jsonl").read_text().splitlines() for d in ("killed", "whole")]
+    assert sorted(lines[0]) == sorted(lines[1]) and len(lines[0]) == 24
+    seconds = (tmp_path / "killed" / "timings.jsonl").read_text().splitlines()
+    assert len(seconds) <= 25  # every cell once, and the one in flight perhaps twice
+
+
+# --- broken solvers -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tampered:
+    """`Ours` with a run that was tampered with."""
+
+    tamper: object
+    name: str = "tampered"
+    grid: str = "log_snr"
+    library: str = "undiffuse"
+
+    def plan(self, problem, nfe):
+        honest = Ours("dpmpp-2m").plan(problem, nfe)
+        return replace(honest, run=lambda model, w, seed: self.tamper(honest, model, w, seed))
+
+
+def outcome(tamper, size=8):
+    problem = problems.exact(get("ring2"), size)
+    cell = cells.Cell(problem, Tampered(tamper), 6)
+    plan = cell.config.plan(problem, 6)
+    ref = reference.solve(problem, [plan.start, plan.end])
+    return cells.run(cell, plan, ref)[0]
+
+
+def test_an_honest_solver_passes():
+    record = outcome(lambda plan, model, w, seed: plan.run(model, w, seed))
+    assert record["status"] == "ok" and record["error"] < 0.2
+
+
+def test_an_extra_network_call_is_a_failed_row_that_says_so():
+    def greedy(plan, model, w, seed):
+        model(w, 0.5)
+        return plan.run(model, w, seed)
+
+    record = outcome(greedy)
+    assert record["status"] == "failed"
+    assert "made 7 network calls where its table declares 6" in record["message"]
+    assert "error" not in record
+
+
+def test_a_solver_that_diverges_or_raises_is_a_failed_row():
+    def nan(plan, model, w, seed):
+        out = plan.run(model, w, seed)
+        out[3] = math.nan
+        return out
+
+    def broken(plan, model, w, seed):
+        raise ArithmeticError("no such coefficient")
+
+    assert "1 of 8 samples are not finite" in outcome(nan)["message"]
+    assert outcome(broken)["message"] == "ArithmeticError: no such coefficient"
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [1, 4, 5, 9, 10])
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp-2m"])
+def test_a_plan_makes_the_most_steps_that_fit(name, asked):
+    problem = problems.exact(get("ring2"), 4)
+    stages = 2 if name == "heun" else 1
+    if stages > asked:
+        with pytest.raises(Unavailable, match="one step costs more than 1"):
+            Ours(name).plan(problem, asked)
+        return
+    plan = Ours(name).plan(problem, asked)
+    assert plan.calls == asked - asked % stages
+    cells.integrate(problem, plan, problem.start)  # raises unless that many calls are made
+    assert (plan.start, plan.end) == (problem.r_max, problem.r_min)
+
+
+def test_a_denoising_end_is_a_clean_end():
+    problem = problems.exact(get("ring2"), 4)
+    plan = Ours("heun", final="denoise").plan(problem, 9)
+    assert plan.calls == 9 and plan.end == 0.0
+
+
+def test_the_default_choice_has_no_twice_the_same_table_and_both_kinds():
+    chosen = plans.default_solvers(VP())
+    assert {"ddim", "dpmpp-2m", "ddpm"} <= set(chosen) and len(chosen) <= 10
+    assert "euler" not in chosen and "euler-ancestral" not in chosen
+    assert chosen == list(dict.fromkeys(chosen))
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def rows():
+    common = {"problem": "p", "library": "undiffuse", "grid": "g", "status": "ok",
+              "stochastic": False, "start": 157.4, "end": 0.01}  # fmt: skip
+
+    def row(solver, n, error, half, **more):
+        return {**common, "solver": solver, "nfe_asked": n, "nfe": n, "error": error,
+                "error_lo": error - half, "error_hi": error + half, **more}  # fmt: skip
+
+    return [
+        row("first", 5, 0.10, 0.02),
+        row("close", 5, 0.13, 0.02),
+        row("worse", 5, 0.30, 0.02, nfe=4),
+        row("first", 10, 0.010, 0.001),
+        row("close", 10, 0.013, 0.001),
+        {**common, "solver": "worse", "nfe_asked": 10, "status": "failed", "message": "m"},
+        {"problem": "p", "library": "peer", "solver": "gone", "grid": "-", "nfe_asked": 5,
+         "status": "unavailable", "message": "not installed"},
+    ]  # fmt: skip
+
+
+def test_a_table_ranks_only_what_does_not_overlap():
+    t, missing = table.tables(rows(), "p", {"error": " (note)"})
+    assert t.title == "p: error to the reference trajectory / data std (note)"
+    assert t.columns == ["library", "solver", "grid", "from > to", "5", "10"]
+    by_name = {row[1]: (row[3:], flags[4:]) for row, flags in zip(t.rows, t.best, strict=True)}
+    assert by_name["first"] == (["157 > 0.01", "0.1", "0.01"], [True, True])
+    assert by_name["close"] == (["157 > 0.01", "0.13", "0.013"], [True, False])
+    assert by_name["worse"] == (["157 > 0.01", "0.3 (4)", "failed"], [False, False])
+    assert [row[1] for row in t.rows] == ["first", "close", "worse"]
+    assert missing.rows == [["peer", "gone", "-", "5", "not installed"]]
+
+
+def test_tables_as_text_and_markdown():
+    t = table.tables(rows(), "p", {})[0]
+    lines = table.plain(t).splitlines()
+    assert lines[1].split()[:3] == ["library", "solver", "grid"] and "0.13*" in lines[3]
+    marked = table.markdown(t).splitlines()
+    assert marked[3] == "|---|---|---|---|---|---|"
+    assert marked[5] == "| undiffuse | close | g | 157 > 0.01 | **0.13** | 0.013 |"
+
+
+@pytest.mark.parametrize(
+    ("v", "text"), [(0.2849, "0.28"), (0.00056, "0.00056"), (5.31, "5.3"), (36.4, "36"),
+                    (2.4e-7, "2.4e-07"), (0.0, "0")]
+)  # fmt: skip
+def test_numbers_are_short(v, text):
+    assert table.short(v) == text
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"nfe": []}, "nfe must be whole numbers"),
+        ({"nfe": [0, 5]}, "nfe must be whole numbers"),
+        ({"nfe": [2.5]}, "nfe must be whole numbers"),
+        ({"solvers": ["dpmp-2m"]}, "did you mean 'dpmpp-2m'"),
+        ({"grid": "kerras"}, "did you mean 'karras'"),
+        ({"targets": ["digit64"]}, "did you mean 'digits64'"),
+        ({"peers": ["difusers"]}, "unknown 'difusers'"),
+        ({"final": "end"}, "final must be one of"),
+        ({"batch": 1}, "batch must be at least 2"),
+        ({"targets": []}, "nothing to measure"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "out", **bad)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_absent_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        run(tmp_path / "out", checkpoint=str(tmp_path / "none.safetensors"))
+
+
+# --- the network that ships ---------------------------------------------------------------------
+
+
+def test_the_shipped_network_is_measured_with_bits_and_pictures(tmp_path):
+    summary = nfe.run(
+        tmp_path, targets=[], peers=[], solvers=["ddim", "dpmpp-2m"], nfe=[5, 10], grid="log_snr",
+        batch=8, quick=True, progress=False,
+    )  # fmt: skip
+    errors = {
+        (r["solver"], r["nfe"]): r["error"] for r in store.Store(tmp_path).records.values()
+    }
+    assert errors["dpmpp-2m", 10] < errors["dpmpp-2m", 5] < errors["ddim", 5] < 1.0
+    held = summary["likelihood"]
+    assert held["count"] == 8 and held["offset"] == 3.0
+    assert held["lo"] < held["bits_per_dim"] < held["hi"]
+    assert 1.0 < held["bits_per_dim"] < 4.09  # log2(17) is what knowing nothing costs
+    assert (tmp_path / "samples.png").stat().st_size > 5_000
+    assert Path(tmp_path / "table.md").read_text().count("digits network") == 1
+
+
+def test_data_floors_use_two_halves_that_share_no_point():
+    problem = replace(
+        problems.exact(get("ring2"), 8), law=None, data=torch.arange(21.0)[:, None].double()
+    )
+    one, two = (cells.exact_draw(problem, 0.0, 100, seed).flatten().tolist() for seed in (6, 7))
+    assert len(one) + len(two) == 21 and not set(one) & set(two)

@@ -1,0 +1,135 @@
+"""Peers: our tables equal theirs on their own grids, and their calls, starts and ends are known."""
+
+import math
+
+import pytest
+import torch
+
+from undiffuse.bench import peers, problems
+from undiffuse.bench.cells import integrate
+from undiffuse.bench.peers import DiffusersPeer, KDiffusionPeer
+from undiffuse.bench.plans import Unavailable
+from undiffuse.bench.problems import from_unit, time_at, to_unit
+from undiffuse.bench.targets import get
+from undiffuse.solvers import DDIM, DPMSolverPP, Heun, sample
+
+RING = problems.exact(get("ring2"), 16, seed=2)
+
+
+def ours_on(solver, ratios):
+    """Our solver through the same ratios, ending where the peer ends; w."""
+    process = RING.process
+    times = [time_at(process, r) for r in ratios if r > 0]
+    ends_clean = ratios[-1] == 0
+    grid = torch.tensor([*times, process.t_clean] if ends_clean else times, dtype=torch.float64)
+    tableau = solver.tableau(process, grid)
+    start = from_unit(process, RING.start, times[0])
+    x = sample(RING.model, RING.start.shape, tableau, x_init=start, dtype=torch.float64)
+    return x if ends_clean else to_unit(process, x, times[-1])
+
+
+def k_diffusion_or_skip():
+    try:
+        return peers._k_diffusion()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("options", "solver"),
+    [
+        ({"use_karras_sigmas": True}, DPMSolverPP(2)),
+        ({"use_exponential_sigmas": True, "solver_order": 1}, DDIM()),
+    ],
+    ids=["2M-karras", "1M-exponential"],
+)
+def test_our_multistep_equals_diffusers_on_its_grid(options, solver):
+    pytest.importorskip("diffusers")
+    peer = DiffusersPeer("x", "DPMSolverMultistepScheduler", options)
+    plan = peer.plan(RING, 12)
+    made = peer._scheduled(RING.process, 12)
+    theirs = plan.run(RING.model, RING.start, 0)
+    torch.testing.assert_close(theirs, ours_on(solver, made.sigmas.tolist()), rtol=0, atol=3e-5)
+    assert plan.calls == 12 and plan.end == 0.0 and plan.start == pytest.approx(RING.r_max, rel=1e-4)
+
+
+def test_our_ddim_equals_diffusers_ddim():
+    pytest.importorskip("diffusers")
+    peer = DiffusersPeer("x", "DDIMScheduler", {"clip_sample": False})
+    plan = peer.plan(RING, 10)
+    ratios = peers._ratios(peer._scheduled(RING.process, 10))
+    theirs = plan.run(RING.model, RING.start, 0)
+    torch.testing.assert_close(theirs, ours_on(DDIM(), ratios), rtol=0, atol=3e-5)
+    assert plan.start == pytest.approx(60.82, rel=1e-3)  # 'leading' does not start at t_max
+
+
+@pytest.mark.parametrize(
+    ("function", "stages", "solver"),
+    [("dpmpp_2m", 1, DPMSolverPP(2)), ("heun", 2, Heun()), ("euler", 1, DDIM())],
+)
+@pytest.mark.parametrize("stop_short", [True, False])
+def test_our_tables_equal_k_diffusion_on_its_grid(function, stages, solver, stop_short):
+    module = k_diffusion_or_skip()
+    peer = KDiffusionPeer("x", function, stages=stages, stop_short=stop_short)
+    plan = peer.plan(RING, 12)
+    steps = 12 // stages
+    sigmas = module.get_sigmas_karras(steps + stop_short, RING.r_min, RING.r_max).double()
+    ratios = (sigmas[:-1] if stop_short else sigmas).tolist()
+    theirs = plan.run(RING.model, RING.start, 0)
+    torch.testing.assert_close(theirs, ours_on(solver, ratios), rtol=0, atol=1e-9)
+    assert plan.end == ratios[-1]
+
+
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda p: f"{p.library} {p.name}")
+@pytest.mark.parametrize("nfe", [5, 8])
+def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
+    if peer.library == "k-diffusion":
+        k_diffusion_or_skip()
+    else:
+        pytest.importorskip("diffusers")
+    plan = peer.plan(RING, nfe)
+    assert nfe - 1 <= plan.calls <= nfe
+    w = integrate(RING, plan, RING.start)  # raises where the count differs
+    assert w.dtype == torch.float64 and bool(torch.isfinite(w).all())
+
+
+def test_stopping_short_leaves_the_jump_out_and_ends_at_sigma_min():
+    pytest.importorskip("diffusers")
+    options = {"use_exponential_sigmas": True}
+    short = DiffusersPeer("x", "UniPCMultistepScheduler", options, stop_short=True).plan(RING, 9)
+    whole = DiffusersPeer("x", "UniPCMultistepScheduler", options).plan(RING, 9)
+    assert (short.calls, whole.calls) == (9, 9)
+    assert short.end == pytest.approx(RING.r_min, rel=1e-4) and whole.end == 0.0
+
+
+def test_the_discrete_table_of_a_process_has_its_marginals():
+    given = torch.tensor(RING.process.betas, dtype=torch.float64)
+    torch.testing.assert_close(peers.betas(RING.process), given)
+
+
+def test_a_peer_that_is_absent_says_so(monkeypatch):
+    gone = DiffusersPeer("x", "NoSuchScheduler")
+    with pytest.raises(Unavailable, match="NoSuchScheduler|not installed"):
+        gone.plan(RING, 5)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(__import__("sys").modules, "_k_diffusion_alone.sampling", raising=False)
+    with pytest.raises(Unavailable, match="not installed"):
+        KDiffusionPeer("x", "heun").plan(RING, 5)
+
+
+def test_peers_are_chosen_by_library_or_name():
+    assert {p.library for p in peers.chosen(["k-diffusion"])} == {"k-diffusion"}
+    assert [p.name for p in peers.chosen(["DPM++2M karras"])] == ["DPM++2M karras"]
+    assert peers.chosen([]) == [] and peers.chosen(["none"]) == []
+    assert len(peers.chosen(None)) == len(peers.PEERS)
+    with pytest.raises(ValueError, match="unknown 'difusers'"):
+        peers.chosen(["difusers"])
+
+
+def test_stochastic_peers_repeat_with_their_seed():
+    pytest.importorskip("diffusers")
+    plan = DiffusersPeer("x", "EulerAncestralDiscreteScheduler", space="ratio",
+                         stochastic=True).plan(RING, 6)  # fmt: skip
+    a, b, c = (plan.run(RING.model, RING.start, s) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert math.isfinite(float(a.sum()))

@@ -1,0 +1,68 @@
+"""Results on disk: cut lines, resumption, merging, whole files or none."""
+
+import json
+
+import pytest
+
+from undiffuse.bench import store
+from undiffuse.bench.store import Store
+
+
+def record(key, **values):
+    return {"key": key, "status": "ok", **values}
+
+
+def test_records_come_back(tmp_path):
+    first = Store(tmp_path / "run")
+    first.append(record("a", error=1.5))
+    first.append(record("b", error=float("inf")))
+    again = Store(tmp_path / "run")
+    assert "a" in again and again["a"]["error"] == 1.5
+    assert again["b"]["error"] is None  # JSON has no infinity
+
+
+def test_a_line_cut_by_a_kill_is_lost_alone_and_mended(tmp_path):
+    first = Store(tmp_path)
+    first.append(record("a"))
+    first.append(record("b"))
+    text = first.path.read_text()
+    first.path.write_text(text + '{"key": "c", "sta')
+    again = Store(tmp_path)
+    assert set(again.records) == {"a", "b"}
+    assert again.path.read_text() == text
+    again.append(record("c"))
+    assert [json.loads(line)["key"] for line in again.path.read_text().splitlines()] == list("abc")
+
+
+def test_the_last_record_of_a_key_wins(tmp_path):
+    first = Store(tmp_path)
+    first.append(record("a", error=1.0))
+    first.append(record("a", error=2.0))
+    assert Store(tmp_path)["a"]["error"] == 2.0
+
+
+def test_merging_joins_runs_and_prefers_what_succeeded(tmp_path):
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    one.append(record("a", error=1.0))
+    one.append(record("b", error=2.0))
+    two.append({"key": "b", "status": "unavailable"})
+    two.append(record("c", error=3.0))
+    assert store.merge([tmp_path / "one", tmp_path / "two"], tmp_path / "all") == 3
+    joined = Store(tmp_path / "all")
+    assert joined["b"]["error"] == 2.0 and set(joined.records) == set("abc")
+    with pytest.raises(FileNotFoundError, match="no results.jsonl in"):
+        store.merge([tmp_path / "nowhere"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    store.write_text(path, "old")
+
+    def half(part):
+        part.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.write(path, half)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
