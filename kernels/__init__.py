@@ -7,6 +7,7 @@ if __name__ == "kernels":
     )
 
 from .dispatch import explain, using
+from .langevin import langevin_step
 from .linear import LinearStep, linear_step
 from .native import warm_up
 from .noise import normal, rademacher, uniform
@@ -19,6 +20,7 @@ __all__ = [
     "ddpm_step",
     "euler_maruyama_step",
     "explain",
+    "langevin_step",
     "linear_step",
     "normal",
     "philox4x32",

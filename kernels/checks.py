@@ -75,3 +75,14 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
             f"draws must be int64 [{len(table)}, M], a row for each of the table's; got "
             f"{draws.dtype} {list(draws.shape)}"
         )
+
+
+def as_float64(name: str, value: float | Tensor | None, batch: int) -> Tensor:
+    """The value as float64 tensor [1] or [B], or ValueError."""
+    tensor = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+    if tensor.numel() not in (1, batch):
+        raise ValueError(
+            f"{name} must be a number or a tensor [{batch}], one per sample; got {tensor.numel()} "
+            "elements"
+        )
+    return tensor

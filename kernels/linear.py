@@ -139,6 +139,7 @@ def linear_step(
     next_dtype: torch.dtype | None = None,
     clip: tuple[float, float] | None = None,
     purpose: str = "predictor",
+    subdraw: int = 0,
 ) -> LinearStep:
     """One table row: x' = sum_k A_k x_{i-k} + sum_h B_h D_{i-h} + sum_m C_m z_m.
 
@@ -147,8 +148,8 @@ def linear_step(
     (D_{i-1}, ...): floating, of x's shape and device. table: float32 (float64 for float64 x)
     [rows, 4 + K + H + M] with columns skip, w0, w1, c_in, K = 1 + len(states) of A,
     H = 1 + len(data) of B, M of C. row: int64, one element or [B] (each sample at its own row).
-    draws: int64 [rows, M], the draw index of each normal (None: M = 0). seed, sample_ids, purpose:
-    as in `normal`. variance: a network's v in [-1, 1], of x's shape; then the table has one more,
+    draws: int64 [rows, M], the draw index of each normal (None: M = 0). seed, sample_ids, purpose,
+    subdraw: as in `normal`. variance: a network's v in [-1, 1], of x's shape; then the table has one more,
     last column R, and the first noise is scaled by 2^(R (v + 1)/2).
     Returns (x' in x's dtype, D in x's dtype if keep_data, x_in if next_dtype is given); arithmetic
     is float32 (float64 for float64 x). Differentiable in x, out, states and data;
@@ -171,7 +172,7 @@ def linear_step(
         check_batch("seed", seeds, x.shape[0])
         ids = as_sample_ids(sample_ids, x.shape[0], x.device)
     new, *rest = _linear_step(
-        x, outs, states, data, variance, table, row, draws, seeds, ids, tag_of(purpose),
+        x, outs, states, data, variance, table, row, draws, seeds, ids, tag_of(purpose, subdraw),
         keep_data, next_dtype, clip,
     )  # fmt: skip
     return LinearStep(

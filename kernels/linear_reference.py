@@ -2,7 +2,7 @@
 
 Table row: skip, w0, w1, c_in, then K state, H data and M noise coefficients.
 
-    D  = skip x + w0 out0 + w1 out1            (clamped to `clip` if given)
+    D  = skip x + w0 out0 + w1 out1            (clamped to `clip` if given; Inf turns NaN)
     x' = sum_k A_k x_{i-k} + sum_h B_h D_{i-h} + sum_m C_m z_m
     x_in = c_in x'                             (cast to `next_dtype`)
 

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from . import philox
 
-FLAGS = ["-std=c11", "-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 PAYS = 1 << 22  # normals: drawing them in PyTorch takes about as long as the compiler
 BLOCK = 1024  # of native.c
 PARALLEL = 1 << 17  # elements worth a thread of their own
@@ -110,9 +119,7 @@ def _run(function: Any, jobs: int, elements: int, arguments: Sequence[Any]) -> N
     """function(first, last, *arguments) over all jobs, in as many threads as PyTorch would use."""
     threads = max(1, min(torch.get_num_threads(), elements // PARALLEL))
     bounds = [jobs * i // threads for i in range(threads + 1)]
-    ranges = [
-        (ctypes.c_int64(a), ctypes.c_int64(b)) for a, b in itertools.pairwise(bounds)
-    ]
+    ranges = [(ctypes.c_int64(a), ctypes.c_int64(b)) for a, b in itertools.pairwise(bounds)]
     # threads of this call only: a pool would not survive a fork
     others = [threading.Thread(target=function, args=(*r, *arguments)) for r in ranges[1:]]
     for thread in others:

@@ -5,21 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import as_float64
 from .linear import linear_step
 from .linear_reference import compute_dtype
 
 Number = float | Tensor
-
-
-def _in_float64(name: str, value: Number, batch: int) -> Tensor:
-    """The value as float64 tensor [1] or [B], or ValueError."""
-    tensor = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-    if tensor.numel() not in (1, batch):
-        raise ValueError(
-            f"{name} must be a number or a tensor [{batch}], one per sample; got {tensor.numel()} "
-            "elements"
-        )
-    return tensor
 
 
 def _one_row(
@@ -30,16 +20,25 @@ def _one_row(
     sample_ids: Tensor | Sequence[int] | None,
     draw: int,
     clip: tuple[float, float] | None = None,
+    variance: Tensor | None = None,
 ) -> Tensor:
-    """x' of the row [skip, w0, A, B, C], given per step or per sample (then each has a row)."""
+    """x' of the row [skip, w0, A, B, C, (R)], given per step or per sample (then each has one)."""
     rows = max(column.numel() for column in columns)
-    skip, w0, a, b, c = (column.expand(rows) for column in columns)
+    skip, w0, *others = (column.expand(rows) for column in columns)
     zero = torch.zeros_like(skip)
-    table = torch.stack([skip, w0, zero, zero + 1, a, b, c], 1).to(x.device, compute_dtype(x))
+    table = torch.stack([skip, w0, zero, zero + 1, *others], 1).to(x.device, compute_dtype(x))
     row = torch.arange(rows, device=x.device)
     draws = torch.full((rows, 1), draw, device=x.device)
     return linear_step(
-        x, out, table, row, draws=draws, seed=seed, sample_ids=sample_ids, clip=clip
+        x,
+        out,
+        table,
+        row,
+        draws=draws,
+        seed=seed,
+        sample_ids=sample_ids,
+        clip=clip,
+        variance=variance,
     ).x
 
 
@@ -62,7 +61,7 @@ def euler_maruyama_step(
     Song et al., "Score-based generative modeling through SDEs", ICLR 2021, eq. 6 and 46.
     """
     batch = x.shape[0]
-    rate, diffusion, step = (_in_float64(n, v, batch) for n, v in (("f", f), ("g", g), ("dt", dt)))
+    rate, diffusion, step = (as_float64(n, v, batch) for n, v in (("f", f), ("g", g), ("dt", dt)))
     if not isinstance(dt, Tensor) and not dt > 0:
         raise ValueError(f"dt must be positive: it counts from noise to data; got {dt}")
     zero = torch.zeros_like(step)
@@ -76,7 +75,7 @@ def ddpm_step(
     alpha_bar_t: Number,
     alpha_bar_s: Number,
     *,
-    variance: str = "small",
+    variance: str | Tensor = "small",
     clip: tuple[float, float] | None = None,
     seed: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
@@ -87,30 +86,37 @@ def ddpm_step(
         D  = (x - sqrt(1 - abar_t) eps) / sqrt(abar_t)                    (clamped to clip)
         x' = [sqrt(a) (1 - abar_s) x + sqrt(abar_s) (1 - a) D] / (1 - abar_t) + c z
         a  = abar_t / abar_s,   c^2 = (1 - a) (1 - abar_s) / (1 - abar_t)  "small", 1 - a  "large"
+        or learned: log c^2 = (1 + v)/2 log large + (1 - v)/2 log small, v a tensor like x
 
     x, noise (the predicted eps) [B, ...] floating; alpha_bar_t < alpha_bar_s <= 1: numbers or
     tensors [B]. Without clip the mean is eq. 11 of the paper. z as in `euler_maruyama_step`. At
     alpha_bar_s = 1 "small" returns D. Returns x' in x's dtype. Raises ValueError for another
     variance or for numbers that do not satisfy 0 < alpha_bar_t < alpha_bar_s <= 1.
-    Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020, eq. 6, 7 and 11.
+    Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020, eq. 6, 7 and 11;
+    Nichol & Dhariwal, "Improved DDPM", ICML 2021, eq. 15.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance must be 'small' or 'large'; got {variance!r}")
+    learned = variance if isinstance(variance, Tensor) else None
+    if learned is None and variance not in ("small", "large"):
+        raise ValueError(f"variance must be 'small', 'large' or a tensor; got {variance!r}")
     on_host = not isinstance(alpha_bar_t, Tensor) and not isinstance(alpha_bar_s, Tensor)
     if on_host and not 0 < alpha_bar_t < alpha_bar_s <= 1:
         raise ValueError(
             "alpha_bar must satisfy 0 < alpha_bar_t < alpha_bar_s <= 1; got "
             f"{alpha_bar_t} and {alpha_bar_s}"
         )
-    now = _in_float64("alpha_bar_t", alpha_bar_t, x.shape[0])
-    then = _in_float64("alpha_bar_s", alpha_bar_s, x.shape[0])
+    now = as_float64("alpha_bar_t", alpha_bar_t, x.shape[0])
+    then = as_float64("alpha_bar_s", alpha_bar_s, x.shape[0])
     a = now / then
     small = (1 - a) * (1 - then) / (1 - now)
-    columns = (
+    large = 1 - a
+    columns = [
         now.rsqrt(),
         -((1 - now) / now).sqrt(),
         a.sqrt() * (1 - then) / (1 - now),
         then.sqrt() * (1 - a) / (1 - now),
-        (small if variance == "small" else 1 - a).sqrt(),
-    )
-    return _one_row(x, noise, columns, seed, sample_ids, draw, clip)
+        (large if learned is None and variance == "large" else small).sqrt(),
+    ]
+    if learned is not None:
+        # where the small variance is 0 (the last step) there is no noise to scale
+        columns.append(torch.where(small > 0, 0.5 * (large / small).log2(), 0.0))
+    return _one_row(x, noise, columns, seed, sample_ids, draw, clip, learned)

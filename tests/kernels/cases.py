@@ -2,7 +2,7 @@
 
 import torch
 
-from undiffuse.kernels import triton_linear, triton_noise, using
+from undiffuse.kernels import triton_langevin, triton_linear, triton_noise, using
 
 SIZE = 1 << 20
 
@@ -33,6 +33,17 @@ def fill(noise):
     return launch
 
 
+def langevin(dtype, noise, size):
+    def launch():
+        x, one = torch.empty(1, size, dtype=dtype), torch.ones(1)
+        with using(noise=noise):
+            triton_langevin.langevin_step(
+                x, x, one, torch.zeros(1, dtype=torch.int64), None, 0, 2, False
+            )
+
+    return launch
+
+
 def cases():
     found = {}
     for noise in ("fast", "exact"):
@@ -41,6 +52,9 @@ def cases():
             found[f"em {name} {noise}"] = linear(dtype, noise, draws=1)
             found[f"ddpm clip {name} {noise}"] = linear(dtype, noise, draws=1, limits=[-1.0, 1.0])
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        for noise in ("fast", "exact"):
+            found[f"langevin small {name} {noise}"] = langevin(dtype, noise, 4096)
+            found[f"langevin large {name} {noise}"] = langevin(dtype, noise, SIZE)
         found[f"guided 2m {name}"] = linear(dtype, "exact", pair=True, data=1, keep_data=True)
         found[f"guided next {name}"] = linear(
             dtype, "fast", pair=True, draws=1, next_dtype=torch.bfloat16

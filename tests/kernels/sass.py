@@ -18,15 +18,13 @@ NVIDIA_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)\s
 AMD_LINE = re.compile(r"^\s+([a-z][a-z0-9_]+)(.*)$")
 
 
-def shortest_path(text: str) -> int:
-    """Instructions on the shortest way from the entry to the end: slow paths do not count."""
-    code = NVIDIA_LINE.findall(text)
-    position = {int(address, 16): i for i, (address, *_) in enumerate(code)}
-    best, heap = {0: 1}, [(1, 0)]
+def distance(code, position, start: int, goal: int | None) -> int:
+    """Instructions on the shortest way from start to goal, or to the end where goal is None."""
+    best, heap = {start: 1}, [(1, start)]
     while heap:
         cost, i = heapq.heappop(heap)
         _, guard, name, operands = code[i]
-        if name == "EXIT" and not guard:
+        if i == goal or (goal is None and name == "EXIT" and not guard):
             return cost
         follow = [] if name.startswith(("BRA", "RET", "EXIT")) and not guard else [i + 1]
         if name.startswith("BRA"):
@@ -35,7 +33,23 @@ def shortest_path(text: str) -> int:
             if cost + 1 < best.get(j, 1 << 30):
                 best[j] = cost + 1
                 heapq.heappush(heap, (cost + 1, j))
-    raise RuntimeError("no way to the end was found")
+    raise RuntimeError("no way to the goal was found")
+
+
+def shortest_path(text: str) -> int:
+    """Instructions from the entry to the end: slow paths do not count, the longest loop once."""
+    code = NVIDIA_LINE.findall(text)
+    position = {int(address, 16): i for i, (address, *_) in enumerate(code)}
+    loops = {}
+    for i, (_, guard, name, operands) in enumerate(code):
+        if name.startswith("BRA") and guard:
+            target = position[int(operands.split()[-1].strip("`()"), 16)]
+            if target < i:
+                loops[i - target] = i
+    if not loops:
+        return distance(code, position, 0, None)
+    end = loops[max(loops)]
+    return distance(code, position, 0, end) + distance(code, position, end + 1, None)
 
 
 def nvidia_figures(kernel, binary_folder: Path) -> dict:

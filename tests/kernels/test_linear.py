@@ -138,6 +138,9 @@ def test_nan_shows_in_outputs_and_hides_behind_zero_coefficients(rows) -> None:
         o.out[1][0, 3] = float("nan")
         nan = step(o, torch.tensor(rows), clip=clip).x.isnan()
         assert nan[0, 3] and nan.sum() == 1
+    o.table[1, 2] = 1.0
+    o.out[1][0, 3] = float("inf")  # a clamp must not make it look sound
+    assert not step(o, torch.tensor(rows), clip=(-1.0, 1.0)).x[0, 3].isfinite()
 
 
 @pytest.mark.parametrize("clip", [None, (-0.5, 0.5)])
@@ -282,6 +285,25 @@ def test_ddpm_without_clip_is_equation_11(variance) -> None:
     assert torch.allclose(got, mean + var**0.5 * z, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("path", ["reference", "triton"])
+def test_ddpm_with_learned_variance_is_equation_15(path) -> None:
+    if path == "triton" and torch.cuda.is_available():
+        pytest.skip("Triton's interpreter is off where there is a GPU")
+    x, eps, v = torch.randn(3, 40), torch.randn(3, 40), torch.rand(3, 40) * 2 - 1
+    v[0], v[1] = -1.0, 1.0  # the ends are the small and the large variance
+    bar_t, bar_s = 0.3, 0.45
+    beta = 1 - bar_t / bar_s
+    small = beta * (1 - bar_s) / (1 - bar_t)
+    log_variance = (v + 1) / 2 * np.log(beta) + (1 - v) / 2 * np.log(small)
+    mean = (x - beta / (1 - bar_t) ** 0.5 * eps) / (1 - beta) ** 0.5
+    z = normal(x.shape, 1, draw=2, purpose="predictor")
+    with using(path):
+        got = ddpm_step(x, eps, bar_t, bar_s, variance=v, seed=1, draw=2)
+        last = ddpm_step(x, eps, bar_t, 1.0, variance=v, seed=1, draw=2)
+    assert torch.allclose(got, mean + (log_variance / 2).exp() * z, rtol=1e-5, atol=2e-6)
+    assert torch.allclose(last, ddpm_step(x, eps, bar_t, 1.0), rtol=1e-6, atol=1e-6)
+
+
 def test_ddpm_clips_the_data_prediction_and_ends_in_it() -> None:
     x, eps = torch.randn(2, 40), torch.randn(2, 40)
     last = ddpm_step(x, eps, 0.9, 1.0, clip=(-1.0, 1.0))
@@ -329,6 +351,7 @@ def test_forcing_a_path(monkeypatch) -> None:
         ({"row": torch.tensor([0, 1])}, ValueError, "row"),
         ({"row": torch.tensor([0.0])}, TypeError, "row"),
         ({"draws": torch.zeros(3, 1, dtype=torch.int64)}, ValueError, "table|draws"),
+        ({"variance": torch.zeros(3, 4)}, ValueError, "variance"),
         ({"purpose": "x", "draws": torch.zeros(2, 0, dtype=torch.int64)}, ValueError, "purpose"),
     ],
 )
@@ -347,4 +370,4 @@ def test_fronts_refuse_impossible_numbers() -> None:
     with pytest.raises(ValueError, match="alpha_bar"):
         ddpm_step(x, x, 0.5, 0.4)
     with pytest.raises(ValueError, match="variance"):
-        ddpm_step(x, x, 0.4, 0.5, variance="learned")
+        ddpm_step(x, x, 0.4, 0.5, variance="medium")

@@ -63,6 +63,8 @@ def test_nan_and_zero_coefficients(built) -> None:
     for clip in (None, (-1.0, 1.0)):
         nan = step(o, torch.tensor([1]), clip=clip).x.isnan()
         assert nan[0, 3] and nan.sum() == 1
+    o.out[1][0, 3] = float("inf")
+    assert not step(o, torch.tensor([1]), clip=(-1.0, 1.0)).x[0, 3].isfinite()
 
 
 def test_threads_and_strides_do_not_matter(built, monkeypatch) -> None:

@@ -1,0 +1,113 @@
+"""The Langevin corrector with a step size set by the signal-to-noise ratio of each sample."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import dispatch, philox
+from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_operands
+from .linear import linear_step
+from .linear_reference import compute_dtype
+from .noise import tag_of
+
+NORMS = ("sample", "batch")
+
+
+def _reference(
+    x: Tensor,
+    score: Tensor,
+    gain: Tensor,
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    draw: int,
+    tag: int,
+    batch_mean: bool,
+) -> Tensor:
+    """x + eps s + sqrt(2 eps) z with eps = gain |z|^2 / |s|^2; gain [1] or [B]."""
+    dtype, batch = compute_dtype(x), x.shape[0]
+    streams = philox.stream_table(batch, seed, sample_ids, draw, tag)
+    z = philox.draw("normal", math.prod(x.shape[1:]), streams).to(dtype)
+    s = score.reshape(batch, -1).to(dtype)
+    squares = torch.stack([v.double().square().sum(1) for v in (z, s)])  # [2, B]
+    if batch_mean:
+        squares = squares.sqrt().mean(1, keepdim=True).square()
+    zz, ss = squares.to(dtype)
+    eps = torch.where(ss > 0, gain.to(dtype) * zz / ss, 0.0).view(-1, 1)
+    new = x.reshape(batch, -1).to(dtype) + eps * s + (2 * eps).sqrt() * z
+    return new.view(x.shape).to(x.dtype)
+
+
+def _fake(
+    x: Tensor,
+    score: Tensor,
+    gain: Tensor,
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    draw: int,
+    tag: int,
+    batch_mean: bool,
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_langevin_step = dispatch.define(
+    "langevin_step",
+    "(Tensor x, Tensor score, Tensor gain, Tensor seed, Tensor? sample_ids, int draw, int tag, "
+    "bool batch_mean) -> Tensor",
+    reference=_reference,
+    triton="triton_langevin:langevin_step",
+    fake=_fake,
+)
+
+
+def langevin_step(
+    x: Tensor,
+    score: Tensor,
+    *,
+    snr: float | Tensor | None = None,
+    step_size: float | Tensor | None = None,
+    alpha: float | Tensor = 1.0,
+    norm: str = "sample",
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    draw: int = 0,
+    subdraw: int = 0,
+) -> Tensor:
+    """Unadjusted Langevin: x' = x + eps s + sqrt(2 eps) z, eps = 2 alpha (snr |z| / |s|)^2.
+
+    x, score [B, ...] floating. Give either snr or step_size (then eps = step_size, as in annealed
+    Langevin), each a number or a tensor [B]; alpha (a number or [B]) is 1 for VE and the step's
+    1 - beta for VP. norm: "sample" takes both norms of each sample alone; "batch" their means over
+    the batch, as score_sde does, and then a sample depends on its neighbours. z is normal of
+    (seed, sample_ids, draw, subdraw), purpose "corrector". A sample whose score is 0 stays put.
+    Returns x' in x's dtype. With snr no gradient flows. Raises ValueError unless exactly one of
+    snr and step_size is given, or for operands that do not fit.
+    Song et al., ICLR 2021, algorithms 4 and 5; Song & Ermon, NeurIPS 2019, algorithm 1.
+    """
+    check_operands(x, score=(score,))
+    if (snr is None) == (step_size is None):
+        raise ValueError("give exactly one of snr and step_size")
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {NORMS}; got {norm!r}")
+    batch = x.shape[0]
+    if step_size is not None:
+        eps = as_float64("step_size", step_size, batch).to(x.device)
+        zero = torch.zeros_like(eps)
+        columns = (zero, zero + 1, zero, zero + 1, zero + 1, eps, (2 * eps).sqrt())
+        return linear_step(
+            x, score, torch.stack(columns, 1).to(compute_dtype(x)),
+            torch.arange(len(eps), device=x.device),
+            draws=torch.full((len(eps), 1), draw, device=x.device), seed=seed,
+            sample_ids=sample_ids, purpose="corrector", subdraw=subdraw,
+        ).x  # fmt: skip
+    seeds = as_seed(seed, x.device)
+    check_batch("seed", seeds, batch)
+    gain = 2 * as_float64("alpha", alpha, batch) * as_float64("snr", snr, batch) ** 2
+    out: Tensor = _langevin_step(
+        x, score, gain.to(x.device, compute_dtype(x)), seeds,
+        as_sample_ids(sample_ids, batch, x.device), draw, tag_of("corrector", subdraw),
+        norm == "batch",
+    )  # fmt: skip
+    return out
