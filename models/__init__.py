@@ -10,6 +10,8 @@ from . import adapters, data, guidance, score_matching, variational
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
+from .ito import ItoSDE
+from .learned import LearnedVP, MonotoneOmega
 from .losses import LOSSES, Objective
 from .networks import MLP, NETWORKS, UNet
 from .processes import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
@@ -34,6 +36,9 @@ __all__ = [
     "Flow",
     "Gaussian",
     "GaussianMixture",
+    "ItoSDE",
+    "LearnedVP",
+    "MonotoneOmega",
     "Objective",
     "Prior",
     "Process",
