@@ -118,7 +118,7 @@ def weights(
         nodes = torch.cat([ticks[1:, None], nodes], 1)
         used = torch.nn.functional.pad(used, (1, 0), value=True)
 
-    u, w = gauss(24)
+    u, w = gauss(16)
     alpha, sigma, c = path.alpha[1:], path.sigma[1:], path.alpha + path.sigma
     noise = torch.zeros_like(alpha)
     if form == "velocity":

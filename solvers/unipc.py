@@ -50,16 +50,18 @@ class UniPC(Solver):
         predict = weights(inner, self.points, self.form)
         correct = weights(inner, self.points, self.form, ahead=True)
         half = self._half_b(inner)
-        if self.points == 2 and len(half) > 1:
+        begin = 0 if bool(torch.isfinite(inner.lam[0])) else 1
+        two = slice(begin + 1, None if self.points == 2 else begin + 2)  # steps from two points
+        if self.points >= 2 and len(half) > begin + 1:
             h = inner.h
-            lean = half[1:] * h[1:] / h[:-1]  # 0 where the earlier step is infinite
-            first = predict.points[1:].sum(1)
-            predict.points[1:] = torch.stack([first + lean, -lean], 1)
-        # with one earlier point, in the first step of every order, the corrector is B(h)/2 as well
-        single = slice(None) if self.points == 1 else slice(0, 1)
-        whole = correct.points[single].sum(1)
-        correct.points[single, 0] = half[single]
-        correct.points[single, 1] = whole - half[single]
+            lean = half[two] * h[two] / h[begin : begin + len(h[two])]
+            first = predict.points[two].sum(1)
+            predict.points[two] = 0.0
+            predict.points[two, 0], predict.points[two, 1] = first + lean, -lean
+        one = slice(None) if self.points == 1 else slice(0, begin + 1)  # corrected from one
+        whole = correct.points[one].sum(1)
+        correct.points[one] = 0.0
+        correct.points[one, 0], correct.points[one, 1] = half[one], whole - half[one]
         kind = "" if self.form == "data" else "-noise"
         return multistep(
             f"unipc-{self.points}" + ("" if self.variant == "bh2" else "-bh1") + kind,
