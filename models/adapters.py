@@ -155,7 +155,7 @@ def retime(model: Denoiser, process: Process) -> Denoiser:
 
 
 class KDiffusionModel(nn.Module):
-    """A `Denoiser` as k-diffusion calls one: model(x, sigma [B], **cond) -> D, x = x_0 + sigma eps."""
+    """A `Denoiser` as k-diffusion has one: model(x, sigma [B], **cond) -> D, alpha = 1."""
 
     def __init__(self, model: Denoiser) -> None:
         super().__init__()

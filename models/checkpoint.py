@@ -136,7 +136,8 @@ def process_to_dict(process: Process) -> dict[str, Any]:
         return {"name": "brownian", "args": args}
     for name, kind in PROCESSES.items():
         if type(process) is kind:
-            return {"name": name, "args": dataclasses.asdict(process)}  # type: ignore[call-overload]
+            args = dataclasses.asdict(process)  # type: ignore[call-overload]
+            return {"name": name, "args": args}
     raise ValueError(
         f"process {type(process).__name__} has no name in PROCESSES ({', '.join(PROCESSES)})"
     )

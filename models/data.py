@@ -259,10 +259,12 @@ def _events(x: Tensor, name: str, labels: Tensor | None = None) -> Data:
         return Data(x.float() / 127.5 - 1, (-1.0, 1.0), 2 / 255, labels, name)
     if not x.is_floating_point():
         raise ValueError(
-            f"{name} must hold floats or bytes (uint8); got {x.dtype}: bring it to floats yourself, "
-            "since its range is not known"
+            f"{name} must hold floats or bytes (uint8); got {x.dtype}, whose range is not "
+            "known: bring it to floats yourself"
         )
     if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{name} must be finite; {int((~torch.isfinite(x)).sum())} entries are not")
+        raise ValueError(
+            f"{name} must be finite; {int((~torch.isfinite(x)).sum())} entries are not"
+        )
     x = x.float()
     return Data(x, (float(x.min()), float(x.max())), 0.0, labels, name)

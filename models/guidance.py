@@ -53,7 +53,9 @@ def cfg(
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale must lie in [0, 1]; got {rescale}")
     if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ValueError(f"interval must be (low, high) in sigma/alpha, 0 <= low < high; got {interval}")
+        raise ValueError(
+            f"interval must be (low, high) in sigma/alpha, 0 <= low < high; got {interval}"
+        )
 
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if not cond:
@@ -76,7 +78,7 @@ def cfg(
 
 
 def cfgpp(process: Process, grid: Sequence[float] | Tensor, strength: float) -> Scale:
-    """The scale at which DDIM on `grid` becomes CFG++ of `strength` (Chung et al. 2024, algorithm 2).
+    """The scale at which DDIM on `grid` is CFG++ of `strength` (Chung et al. 2024, algorithm 2).
 
     CFG++ adds back the unconditional noise, x_s = alpha_s D_w + sigma_s eps_u, which is DDIM with
     w(t) = strength/(1 - exp(lambda_t - lambda_s)) on the step from t to s: a schedule like any
@@ -161,7 +163,9 @@ def threshold(model: Denoiser, ratio: float = 0.995, limit: float = 1.0) -> Deno
         s = column(torch.quantile(d.flatten(1).abs().float(), ratio, 1).clamp(min=limit), d)
         return d.clamp(-s, s) * (limit / s)
 
-    return apply_rule(model, f"threshold(ratio={ratio}, limit={limit}, {_name(model)})", rule, "data")
+    return apply_rule(
+        model, f"threshold(ratio={ratio}, limit={limit}, {_name(model)})", rule, "data"
+    )
 
 
 def _scale_at(scale: Scale, t: Tensor) -> Tensor:

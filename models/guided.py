@@ -45,7 +45,9 @@ def apply_rule(
     """
     predicts = predicts or model.predicts
     named = not callable(model.time)
-    shell = replace(model, net=_unset, predicts=predicts, time=model.time if named else "continuous")
+    shell = replace(
+        model, net=_unset, predicts=predicts, time=model.time if named else "continuous"
+    )
 
     def net(x_in: Tensor, t_in: Tensor, **cond: Any) -> Tensor:
         t = true_time(shell, t_in)

@@ -1,4 +1,4 @@
-"""Ito diffusions dX = b(X, t) dt + S(X, t) dB of any drift and matrix diffusion, and their reversal.
+"""Ito diffusions dX = b(X, t) dt + S(X, t) dB of any b and S, and their reversal.
 
 With a = S S^T and p_t the law of X_t, the process run backwards is a diffusion with the same S
 and drift (Anderson 1982; Haussmann & Pardoux 1986)
@@ -61,22 +61,20 @@ class ItoSDE:
         return s @ s.mT
 
     def divergence(self, x: Tensor, t: Tensor) -> Tensor:
-        """(div a)_i = sum_j d a_ij/d x_j, [B, d], by automatic differentiation; 0 where S is constant."""
+        """(div a)_i = sum_j d a_ij/d x_j, [B, d], by automatic differentiation."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             a = self.covariance(leaf, t)
             if not a.requires_grad:
                 return torch.zeros_like(x)
             rows = [
-                torch.stack(
-                    [_derivative(a[:, i, j], leaf, j) for j in range(x.shape[1])], 1
-                ).sum(1)
+                torch.stack([_derivative(a[:, i, j], leaf, j) for j in range(x.shape[1])], 1).sum(1)
                 for i in range(x.shape[1])
             ]
         return torch.stack(rows, 1)
 
     def reversed(self, score: Field) -> ItoSDE:
-        """The same process in the time s = t_min + t_max - t, given score(x, t) = grad log p_t(x)."""
+        """The process in the time s = t_min + t_max - t, given score(x, t) = grad log p_t(x)."""
 
         def mirror(s: Tensor) -> Tensor:
             return self.t_min + self.t_max - s
@@ -107,7 +105,9 @@ class ItoSDE:
             at = t.expand(len(x))
             b, s = self.drift(x, at), self.matrix(x, at)
             if b.shape != x.shape:
-                raise ValueError(f"drift must return x's shape {tuple(x.shape)}; got {tuple(b.shape)}")
+                raise ValueError(
+                    f"drift must return x's shape {tuple(x.shape)}; got {tuple(b.shape)}"
+                )
             dw = torch.randn(len(x), s.shape[2], dtype=x.dtype, device=x.device, generator=g)
             x = x + dt * b + dt**0.5 * torch.einsum("bij,bj->bi", s, dw)
             states.append(x)

@@ -1,10 +1,11 @@
 """A noise schedule that is learned: SNR(t) = exp(-omega(t)), omega rising (Kingma et al. 2021).
 
-    alpha^2 = sigmoid(-omega), sigma^2 = sigmoid(omega),   f = -sigma^2 omega'/2, g^2 = sigma^2 omega'
+    alpha^2 = sigmoid(-omega), sigma^2 = sigmoid(omega), f = -sigma^2 omega'/2, g^2 = sigma^2 omega'
 
 In continuous time the bound depends on omega at its two ends alone,
 
-    -log p(x_0) <= KL(q(x_1|x_0) | N(0, I)) + E[-log p(x_0|x_t), t = 0] + 1/2 E_t omega'(t) ||eps error||^2,
+    -log p(x_0) <= KL(q(x_1|x_0) | N(0, I)) - E log p(x_0|x_{t=0})
+                   + 1/2 E_t omega'(t) ||eps_net - eps||^2,
 
 so the ends are trained by the bound and what lies between by the variance of its estimate.
 """

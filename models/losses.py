@@ -181,7 +181,9 @@ class Objective:
         if self.times == "log_snr":
             density = rate / (clean - noisy.clamp(min=-12.0))
         elif self.times == "sigma":
-            density = rate * torch.exp(-lam) / (torch.exp(-noisy).clamp(max=1e5) - torch.exp(-clean))
+            density = (
+                rate * torch.exp(-lam) / (torch.exp(-noisy).clamp(max=1e5) - torch.exp(-clean))
+            )
         else:
             z = (-lam - self.P_mean) / self.P_std
             density = rate * torch.exp(-0.5 * z.square()) / (self.P_std * math.sqrt(2 * math.pi))

@@ -133,7 +133,7 @@ class MLP(nn.Module):
 
 
 class _ConvBlock(nn.Module):
-    """skip(h) + C_2 silu(norm(C_1 silu(norm h)) (1 + scale(e)) + shift(e)), C a 3 x 3 convolution."""
+    """skip(h) + C_2 silu(scale(e) * norm(C_1 silu(norm h)) + shift(e)), C 3 x 3 convolutions."""
 
     def __init__(self, inner: int, outer: int, embedding: int) -> None:
         super().__init__()
@@ -223,7 +223,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         unit = 2 ** (len(self.down) - 1)
-        if x.ndim != 4 or x.shape[1] != self.config["channels"] or x.shape[2] % unit or x.shape[3] % unit:
+        fits = x.ndim == 4 and x.shape[1] == self.config["channels"]
+        if not fits or x.shape[2] % unit or x.shape[3] % unit:
             raise ValueError(
                 f"x must be [B, {self.config['channels']}, H, W], H and W multiples of {unit}; "
                 f"got {tuple(x.shape)}"

@@ -101,6 +101,8 @@ def _rademacher(x: Tensor, count: int, generator: torch.Generator | None) -> Ten
     if count < 1:
         raise ValueError(f"probes must be >= 1; got {count}")
     if generator is None:
-        raise ValueError("random probes need a generator; pass one, or probes=0 for the exact trace")
+        raise ValueError(
+            "random probes need a generator; pass one, or probes=0 for the exact trace"
+        )
     bits = torch.randint(2, (count, *x.shape), generator=generator, device=x.device)
     return (2 * bits - 1).to(x.dtype)

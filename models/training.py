@@ -1,8 +1,8 @@
 """Training a network on data: AdamW, an exponential average of the weights, exact resume.
 
-With `out`, every `every` steps four files are replaced, each whole or not at all: `model.safetensors`
-(the average, ready to sample from), `state.pt` (all that the next step needs: weights, average,
-moments, generator, history), `loss.jsonl` and `loss.png`. A run that was killed goes on from
+With `out`, every `every` steps four files are replaced, each whole or not at all:
+`model.safetensors` (the average, ready to sample from), `state.pt` (all that the next step needs:
+weights, average, moments, generator, history), `loss.jsonl` and `loss.png`. A run that was killed goes on from
 `state.pt` and ends, on the CPU, with the bits of a run that was not.
 """
 

@@ -121,7 +121,8 @@ class VLB:
         q = posterior(process, torch.where(i > 1, s, 0.5 * t), t)
         log_p = self._log_variance(q, o, column)
         kl = 0.5 * (
-            log_p - column(q.small.log())
+            log_p
+            - column(q.small.log())
             + (column(q.small) + (column(q.b) * (d - x_0)).square()) * torch.exp(-log_p)
             - 1
         )
@@ -137,7 +138,9 @@ class VLB:
             return denoiser(x_t, t, **cond), None
         return data_and_variance(denoiser, x_t, t, **cond)
 
-    def _log_variance(self, q: Posterior, o: Tensor | None, column: Callable[[Tensor], Tensor]) -> Tensor:
+    def _log_variance(
+        self, q: Posterior, o: Tensor | None, column: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         small, large = column(q.small.log()), column(q.large.log())
         if o is None:
             return large if self.variance == "large" else small

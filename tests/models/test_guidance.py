@@ -93,7 +93,9 @@ def test_cfg_scale_may_depend_on_time_and_sample_and_be_confined():
 def test_cfg_rescale_brings_back_the_standard_deviation():
     x, t = torch.randn(4, 200, dtype=F64), torch.full((4,), 0.5, dtype=F64)
     model = Denoiser(lambda x, t, label=None: x * (0.3 if label is None else 0.5), PROCESS)
-    plain, half, full = (guidance.cfg(model, 5.0, rescale=r).raw(x, t, label=0) for r in (0, 0.5, 1))
+    plain, half, full = (
+        guidance.cfg(model, 5.0, rescale=r).raw(x, t, label=0) for r in (0, 0.5, 1)
+    )
     torch.testing.assert_close(full.std(1), 0.5 * x.std(1))
     torch.testing.assert_close(half, 0.5 * (plain + full))
 

@@ -58,7 +58,7 @@ def test_the_divergence_of_a_matrix_is_summed_over_its_columns():
 
 
 def test_reversing_a_state_dependent_matrix_diffusion_gives_back_its_start():
-    n, steps = 20_000, 100
+    n, steps = 6000, 60
     end = lognormal_start(n, 1.0, seed=1)
     start = geometric().reversed(geometric_score).simulate(end, steps, seed=2).states[-1].log()
     # four standard errors, and the scheme's weak error of about 1/steps

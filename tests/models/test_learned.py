@@ -45,7 +45,9 @@ def test_it_is_a_process_with_the_identities_of_one(omega):
     torch.testing.assert_close(f, process.alpha_dot(mid) / alpha)
     wanted = 2 * sigma * process.sigma_dot(mid) - 2 * f * sigma**2
     torch.testing.assert_close(g**2, wanted, rtol=1e-7, atol=1e-9)
-    assert not process.alpha(t).requires_grad and LearnedVP(omega, learn=True).alpha(t).requires_grad
+    assert (
+        not process.alpha(t).requires_grad and LearnedVP(omega, learn=True).alpha(t).requires_grad
+    )
 
 
 def test_samplers_take_it():
@@ -62,7 +64,9 @@ def test_the_bound_of_the_exact_network_is_the_entropy_and_the_prior_mismatch(om
     # -E log p(x_0) = 1/2 log(2 pi e C); what is lost is KL(p_1 | N(0, 1)) alone
     process, n = LearnedVP(omega), 20_000
     x_0 = TARGET.sample(n, seed=1)
-    bound = ContinuousVLB()(TARGET.denoiser(process), x_0, torch.Generator().manual_seed(2)).detach()
+    bound = ContinuousVLB()(
+        TARGET.denoiser(process), x_0, torch.Generator().manual_seed(2)
+    ).detach()
     alpha2, sigma2 = (float(s(1.0)) ** 2 for s in (process.alpha, process.sigma))
     variance = alpha2 * C + sigma2
     lost = 0.5 * (variance + alpha2 * MEAN**2 - 1 - math.log(variance))

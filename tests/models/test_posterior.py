@@ -152,7 +152,9 @@ def test_bad_values_are_refused():
         with pytest.raises(ValueError, match=message):
             guidance.posterior(model, Y, measure, **{"noise": 0.1, **options})
     wrong = guidance.posterior(model, Y, lambda x: x, 0.1)
-    with pytest.raises(ValueError, match=r"operator must map D to y's shape \(1, 3\); got \(2, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"operator must map D to y's shape \(1, 3\); got \(2, 5\)"
+    ):
         wrong(torch.zeros(2, D, dtype=F64), 0.5)
     with pytest.raises(ValueError, match="mask must broadcast against known"):
         guidance.inpaint(model, torch.zeros(1, D), torch.zeros(3))

@@ -28,7 +28,9 @@ def gen(seed=0):
 
 
 def mean_error(difference):
-    return float(difference.detach().mean()), float(difference.detach().std()) / math.sqrt(len(difference))
+    return float(difference.detach().mean()), float(difference.detach().std()) / math.sqrt(
+        len(difference)
+    )
 
 
 LOSSES = {

@@ -146,7 +146,9 @@ def test_what_is_written_describes_the_run(tmp_path):
     assert kept.event_shape == (3,) and kept.data_range == (float(X.min()), float(X.max()))
     assert kept.training["split"] == {"held_out": 0.2, "seed": 0}
     rows = [json.loads(line) for line in (tmp_path / "loss.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [20, 40] and rows[1]["held_out"] == kept.training["held_out"]
+    assert [r["step"] for r in rows] == [20, 40] and rows[1]["held_out"] == kept.training[
+        "held_out"
+    ]
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
     # the end of a flow, where alpha = 0 and log(sigma/alpha) is infinite, is no exception
     assert torch.isfinite(model(torch.randn(4, 3), 1.0)).all()
@@ -203,3 +205,12 @@ def test_digits_on_their_levels_are_dequantised():
     offsets = (seen[0] + 1) * 8 - ((seen[0] + 1) * 8).round()
     # uniform on +-1/2 of a level: variance 1/12 = 0.0833 to 4096 numbers' 3 %
     assert float(offsets.var()) == pytest.approx(1 / 12, rel=0.1)
+
+
+def test_the_unet_trains_and_comes_back(tmp_path):
+    x = torch.rand(40, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    arguments = {"network": "unet", "network_config": {"width": 8}, "batch": 8, "out": tmp_path}
+    model = train(x, "flow", predicts="flow", loss="flow", steps=5, **arguments)
+    again = load_checkpoint(tmp_path / "model.safetensors")
+    assert again.network[0] == "unet" and again.event_shape == (2, 8, 8)
+    assert torch.equal(model(x[:2], 0.5), again.denoiser(x[:2], 0.5))
