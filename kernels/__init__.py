@@ -6,6 +6,7 @@ if __name__ == "kernels":
         "Use `import undiffuse.kernels`, or run Python with -P outside the repository root."
     )
 
+from .brownian import BrownianPath
 from .dispatch import explain, using
 from .langevin import langevin_step
 from .linear import LinearStep, linear_step
@@ -16,6 +17,7 @@ from .steps import ddpm_step, euler_maruyama_step
 
 __all__ = [
     "PURPOSES",
+    "BrownianPath",
     "LinearStep",
     "ddpm_step",
     "euler_maruyama_step",

@@ -42,14 +42,14 @@ def shortest_path(text: str) -> int:
     position = {int(address, 16): i for i, (address, *_) in enumerate(code)}
     loops = {}
     for i, (_, guard, name, operands) in enumerate(code):
-        if name.startswith("BRA") and guard:
+        if name.startswith("BRA"):
             target = position[int(operands.split()[-1].strip("`()"), 16)]
             if target < i:
-                loops[i - target] = i
+                loops[i - target] = i, i + 1 if guard else target
     if not loops:
         return distance(code, position, 0, None)
-    end = loops[max(loops)]
-    return distance(code, position, 0, end) + distance(code, position, end + 1, None)
+    end, after = loops[max(loops)]
+    return distance(code, position, 0, end) + distance(code, position, after, None)
 
 
 def nvidia_figures(kernel, binary_folder: Path) -> dict:

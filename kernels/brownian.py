@@ -1,0 +1,205 @@
+"""Brownian paths as functions: W(s, t) for any two times, nothing stored.
+
+A query is a row of coefficients, like every step: by Lévy's construction W is linear in the
+normals of its nodes, so W(s, t) = sum_j c_j z_j, with c_j from the times alone, formed in float64
+(no cancellation however close s and t are), and z_j drawn from counters where they are summed.
+The same row can go into `linear_step` (purpose "brownian"), and then a step needs no increment.
+
+The path is made of independent increments over the cells between `knots`, each refined by midpoint
+splits, `depth` times, down to its leaves. Nodes are numbered as in a heap, over all cells.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import dispatch, native, philox
+from .checks import as_sample_ids, as_seed, check_batch
+from .noise import tag_of
+
+CELL = 1 << 31  # draws of the cells' own increments; below it, heap numbers of the splits
+
+
+def _reference(
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    shape: Sequence[int],
+    coefficients: Tensor,
+    draws: Tensor,
+    tag: int,
+) -> Tensor:
+    """sum_j c_j z_j, float32 of the shape [B, ...]; coefficients and draws [1 or B, J]."""
+    batch, n = shape[0], math.prod(shape[1:])
+    out = torch.zeros(batch, n, device=seed.device)
+    for c, draw in zip(coefficients.unbind(1), draws.unbind(1), strict=True):
+        z = philox.draw("normal", n, philox.stream_table(batch, seed, sample_ids, draw, tag))
+        out += torch.where(c != 0, c, 0.0).view(-1, 1) * z
+    return out.view(shape)
+
+
+def _native(
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    shape: Sequence[int],
+    coefficients: Tensor,
+    draws: Tensor,
+    tag: int,
+) -> Tensor | None:
+    library = native.library(math.prod(shape) * draws.shape[1])
+    if library is None:
+        return None
+    batch = shape[0]
+    streams = torch.stack(
+        [philox.stream_table(batch, seed, sample_ids, d, tag) for d in draws.unbind(1)]
+    )
+    out = torch.empty(batch, math.prod(shape[1:]))
+    return native.noise(library, out, streams, coefficients.contiguous(), 0, 0).view(shape)
+
+
+def _fake(
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    shape: Sequence[int],
+    coefficients: Tensor,
+    draws: Tensor,
+    tag: int,
+) -> Tensor:
+    return seed.new_empty(shape, dtype=torch.float32)
+
+
+_weighted = dispatch.define(
+    "weighted_noise",
+    "(Tensor seed, Tensor? sample_ids, SymInt[] shape, Tensor coefficients, Tensor draws, int tag) "
+    "-> Tensor",
+    reference=_reference,
+    native=_native,
+    triton="triton_brownian:weighted_noise",
+    fake=_fake,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BrownianPath:
+    """One Brownian path per sample, W(knots[0]) = 0, of shape [B, ...], in O(1) memory.
+
+    knots: strictly increasing times, at least two; a solver whose grid they are pays one normal an
+    increment. depth: halvings below each cell, so that a leaf is cell / 2^depth; increments that
+    share a leaf's interior have the right law each, but only steps at least a leaf long add up.
+    seed, sample_ids, subdraw: as in `normal`; the same ones give the same path on every device,
+    in any order of queries and whatever the batch.
+    Raises ValueError for knots out of order, and where cells times 2^depth exceeds 2^30.
+    Lévy 1948; virtual trees: Li et al. 2020, Jelinčič, Foster & Kidger 2024 (arXiv 2405.06464).
+    """
+
+    shape: Sequence[int]
+    seed: int | Tensor = 0
+    knots: Sequence[float] = (0.0, 1.0)
+    depth: int = 12
+    sample_ids: Tensor | Sequence[int] | None = None
+    subdraw: int = 0
+    device: torch.device | str = "cpu"
+    _knots: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        knots = torch.as_tensor(self.knots, dtype=torch.float64).cpu()
+        if knots.dim() != 1 or len(knots) < 2 or not bool((knots.diff() > 0).all()):
+            raise ValueError(f"knots must be two or more strictly increasing times; got {knots}")
+        if self.depth < 0 or self._base(len(knots) - 1) + self.depth > 30:
+            raise ValueError(
+                f"cells * 2^depth must not exceed 2^30; got {len(knots) - 1} cells, depth "
+                f"{self.depth}"
+            )
+        object.__setattr__(self, "_knots", knots)
+
+    @staticmethod
+    def _base(cells: int) -> int:
+        """Level of the heap at which the cells are the nodes."""
+        return (cells - 1).bit_length()
+
+    def _streams(self) -> tuple[Tensor, Tensor | None]:
+        seed = as_seed(self.seed, self.device)
+        check_batch("seed", seed, self.shape[0])
+        return seed, as_sample_ids(self.sample_ids, self.shape[0], self.device)
+
+    def increment(self, s: float | Tensor, t: float | Tensor) -> Tensor:
+        """W(t) - W(s): float32 [B, ...]; s <= t are times, or tensors [B] with a time per sample.
+
+        Times outside the knots count as their ends. Raises ValueError where s > t.
+        """
+        coefficients, draws = self.row(s, t)
+        seed, ids = self._streams()
+        out: Tensor = _weighted(
+            seed, ids, list(self.shape), coefficients.to(seed.device, torch.float32),
+            draws.to(seed.device), tag_of("brownian", self.subdraw),
+        )  # fmt: skip
+        return out
+
+    def row(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients (float64) and draw indices (int64), both [1 or B, J], of W(t) - W(s)."""
+        start, stop = (torch.as_tensor(v, dtype=torch.float64).cpu().reshape(-1) for v in (s, t))
+        start, stop = torch.broadcast_to(start, stop.shape), torch.broadcast_to(stop, start.shape)
+        check_batch("s and t", start, self.shape[0])
+        if bool((start > stop).any()):
+            raise ValueError(f"s must not exceed t; got s={s} and t={t}")
+        low, high = float(self._knots[0]), float(self._knots[-1])
+        start, stop = start.clamp(low, high), stop.clamp(low, high)
+        columns = [self._cells(start, stop), *self._splits(start, stop)]
+        coefficients = torch.cat([c for c, _ in columns], 1)
+        draws = torch.cat([d.expand_as(c) for c, d in columns], 1)
+        used = (coefficients != 0).any(0)
+        used[0] |= not bool(used.any())  # s = t: one column, of coefficient 0
+        return coefficients[:, used], draws[:, used]
+
+    def _cells(self, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells' own normals: overlap / width * sqrt(width), where they overlap [s, t]."""
+        left, right = self._knots[:-1], self._knots[1:]
+        overlap = torch.minimum(stop[:, None], right) - torch.maximum(start[:, None], left)
+        return overlap.clamp(min=0.0) / (right - left).sqrt(), CELL + torch.arange(len(left))
+
+    def _splits(self, start: Tensor, stop: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The split normals on the ways down to s and to t: two columns a level.
+
+        A split of [a, a + h] adds sqrt(h)/2 z to W at the middle and linearly less to the sides:
+        W(s, t) gets sqrt(h)/2 (hat(t) - hat(s)), both hats in one column where the node is shared.
+        """
+        places = [self._place(v) for v in (start, stop)]
+        root = 1 << self._base(len(self._knots) - 1)
+        columns = []
+        for level in range(self.depth + 1):
+            nodes, hats = [], []
+            for cell, fraction, width in places:
+                scaled = fraction * 2.0**level
+                index = scaled.floor().clamp(max=2.0**level - 1)
+                inside = scaled - index
+                if level < self.depth:
+                    hat = 0.5 * (width * 0.5**level).sqrt() * (1 - (2 * inside - 1).abs())
+                else:  # the leaf's exact bridge
+                    hat = (width * 0.5**level * inside * (1 - inside)).sqrt()
+                nodes.append((root + cell) * 2**level + index.long())
+                hats.append(hat)
+            shared = nodes[0] == nodes[1]
+            joint = hats[1] - hats[0]
+            if level == self.depth:
+                joint = self._within_leaf(places, level)
+            columns.append((torch.where(shared, joint, -hats[0])[:, None], nodes[0][:, None]))
+            columns.append((torch.where(shared, 0.0, hats[1])[:, None], nodes[1][:, None]))
+        return columns
+
+    def _place(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cell, position in the cell [0, 1] and width of the cell of each time."""
+        cell = (torch.searchsorted(self._knots, time, right=True) - 1).clamp(
+            max=len(self._knots) - 2
+        )
+        width = self._knots[cell + 1] - self._knots[cell]
+        return cell, (time - self._knots[cell]) / width, width
+
+    @staticmethod
+    def _within_leaf(places: list[tuple[Tensor, Tensor, Tensor]], level: int) -> Tensor:
+        """Two times in one leaf of width h: the bridge's increment over a share p of it has
+        variance p (1 - p) h, and mean p of the leaf's increment (which the other levels give)."""
+        (_, first, width), (_, second, _) = places
+        share = (second - first) * 2.0**level
+        return (width * 0.5**level * share * (1 - share)).clamp(min=0.0).sqrt()
