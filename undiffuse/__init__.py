@@ -10,7 +10,7 @@ A solver is a table of numbers (`ud.solvers`), one fused kernel executes every r
 """
 
 from . import kernels, models, solvers
-from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, targets
+from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, guidance, targets
 from .models.checkpoint import load, load_default
 from .models.training import train
 from .solvers import (
@@ -38,6 +38,7 @@ __all__ = [
     "SubVP",
     "decode",
     "encode",
+    "guidance",
     "kernels",
     "load",
     "load_default",

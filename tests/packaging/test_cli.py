@@ -1,0 +1,85 @@
+"""The command line, as a newcomer meets it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import undiffuse as ud
+from undiffuse.cli import main
+
+COMMANDS = ["sample", "likelihood", "bench", "train", "solvers"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option_with_a_sentence(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: undiffuse {command}")
+    assert "default" in text
+
+
+def test_the_entry_point_and_the_module_are_one_program():
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "undiffuse", "--help"],
+        check=False, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_solvers_are_listed_with_what_they_declare(capsys):
+    assert main(["solvers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0]: line.split() for line in lines[1:]}
+    assert set(listed) == set(ud.solvers.names())
+    assert listed["heun"][1] == "2" and listed["heun"][3] == "19"  # order, calls for ten steps
+    assert listed["ddpm"][1:3] == ["1", "1"] and listed["ddim"][2] == "-"
+
+
+def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
+    options = ["sample", "--n", "5", "--steps", "3", "--solver", "ddpm"]
+    assert main([*options, "--out", str(tmp_path / "a")]) == 0
+    assert main([*options, "--out", str(tmp_path / "b"), "--batch", "2"]) == 0
+    a, b = (torch.load(tmp_path / f / "samples.pt", weights_only=True) for f in "ab")
+    assert a.shape == (5, 1, 8, 8)
+    # the digits network multiplies matrices, which round differently in another batch
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert (tmp_path / "a" / "samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert str(tmp_path / "a" / "samples.pt") in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "nowhere.safetensors"], "no checkpoint at 'nowhere.safetensors'"),
+        (["sample", "--solver", "dpmp-2m"], "did you mean 'dpmpp-2m'"),
+        (["sample", "--grid", "kerras"], "did you mean 'karras'"),
+        (["sample", "--steps", "0"], "steps must be a whole number >= 1"),
+        (["sample", "--n", "0"], "--n and --batch must be >= 1"),
+        (["solvers", "unipc-33"], "unknown solver 'unipc-33'"),
+        (["train", "nowhere.npz"], "nowhere.npz"),
+        (["likelihood", "nowhere.safetensors"], "no checkpoint"),
+        (["bench", "--solvers", "dpmp-2m"], "dpmpp-2m"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and len(error.splitlines()) == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path, capsys):
+    whole = (ud.models.checkpoint.load_default(), tmp_path / "digits.safetensors")
+    whole[0].save(whole[1])
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(whole[1].read_bytes()[:100_000])
+    assert main(["sample", str(broken), "--out", str(tmp_path / "out")]) == 2
+    assert "no whole safetensors file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
