@@ -49,6 +49,20 @@ def posterior(process: Process, s: float | Tensor, t: float | Tensor) -> Posteri
     )
 
 
+def from_mean(net: Callable[..., Tensor], process: Process, steps: int = 1000) -> Denoiser:
+    """A network of the mean of p(x_s | x_t), one step of `steps` down (Ho et al. 2020, 8).
+
+    Called as net(x, i, **cond), i = 0..steps-1 at t = (i+1)/steps; D = (mean - a x_t)/b.
+    """
+
+    def data(x: Tensor, i: Tensor, **cond: Any) -> Tensor:
+        t = (i.double() + 1) / steps
+        q, column = posterior(process, t - 1 / steps, t), _columns(x)
+        return (net(x, i, **cond) - column(q.a) * x) / column(q.b)
+
+    return Denoiser(data, process, predicts="data", time="index", steps=steps)
+
+
 class VarianceHead(nn.Module):
     """A network of twice as many channels, whose second half says where the variance lies.
 

@@ -14,6 +14,7 @@ from undiffuse.models.variational import (
     VarianceHead,
     data_and_variance,
     decoder_nll,
+    from_mean,
     posterior,
 )
 
@@ -68,6 +69,22 @@ def test_ddpm_coefficients_are_those_of_the_paper():
     assert float(q.a) == pytest.approx(
         float((1 - beta).sqrt() * (1 - bar_before) / (1 - bar)), rel=1e-9
     )
+
+
+def test_a_network_of_the_mean_is_read_as_data():
+    process, steps = VP.from_betas(torch.linspace(1e-3, 0.2, 20, dtype=F64)), 20
+    exact = TARGET.denoiser(process)
+    x = normals(steps)
+    t = torch.arange(1, steps + 1, dtype=F64) / steps  # all of them, down to the last step
+
+    def mean(x, i):
+        t = (i.double() + 1) / steps
+        q = posterior(process, t - 1 / steps, t)
+        return q.a[:, None] * x + q.b[:, None] * exact(x, t)
+
+    torch.testing.assert_close(from_mean(mean, process, steps)(x, t), exact(x, t))
+    # at the last step, to data, the mean is the data prediction itself
+    torch.testing.assert_close(mean(x[:1], torch.zeros(1)), exact(x[:1], t[:1]))
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
