@@ -13,6 +13,7 @@ One host synchronisation a step: the verdict decides who goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -93,6 +94,7 @@ def integrate(
     controller: Controller | None = None,
     first_step: float | None = None,
     min_step: float | None = None,
+    max_step: float = math.inf,
     max_steps: int = 4096,
     save_at: Tensor | None = None,
     dense: bool = False,
@@ -104,7 +106,7 @@ def integrate(
     float64; t0, t1: floats or float64 [B]. method: 'bosh3', 'dopri5', 'tsit5', 'dopri8' or a
     `Pair`. rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
     [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
-    min_step: default 1e-13 of the span. save_at: times [J] or [B, J] at which to keep x. dense:
+    min_step: default 1e-13 of the span. max_step: longest step. save_at: times [J] or [B, J] at which to keep x. dense:
     keep the interpolant of every step, (degree + 1) states a step.
 
     A sample that fails stops with a `Status` of its own and leaves the others alone. Gradients are
@@ -120,6 +122,7 @@ def integrate(
     with torch.no_grad():
         run = _Run(f, x0, t0, t1, pair, rtol, atol, norm, controller or Controller())
         run.recorder = Recorder(pair, x0) if dense or save_at is not None else None
+        run.max_step = abs(max_step)
         run.start(first_step)
         while len(run.rows):
             run.step(max_steps, min_step)
@@ -135,6 +138,7 @@ class _Run:
     """The samples under way: rows, t, h, x, k (= f(t, x)) and past errors, all of length n."""
 
     recorder: Recorder | None = None
+    max_step = math.inf
 
     def __init__(
         self, f: Field, x0: Tensor, t0: float | Tensor, t1: float | Tensor, pair: Pair,
@@ -180,7 +184,7 @@ class _Run:
         if first_step is not None:
             self.h = self.span.sign() * abs(first_step)
         elif len(self.rows):
-            self.h = self.hairer()
+            self.h = self.hairer().clamp(-self.max_step, self.max_step)
 
     def hairer(self) -> Tensor:
         """The first step (Hairer, Norsett & Wanner 1993, II.4), [n]."""
@@ -220,7 +224,7 @@ class _Run:
         self.x, self.k = torch.where(wide, x, self.x), torch.where(wide, stages[-1], self.k)
         self.e_2 = torch.where(accept, self.e_1, self.e_2)
         self.e_1 = torch.where(accept, e, self.e_1)
-        self.h = h * factor
+        self.h = (h * factor).clamp(-self.max_step, self.max_step)
         self.judge(accept & last, accept, fine, network_fine, max_steps, min_step)
 
     def advance(self, h: Tensor, goal: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -64,6 +64,16 @@ class DensePath:
     ) -> None:
         self._pieces, self._start, self._h, self._x0, self._index = pieces, start, h, x0, index
 
+    @property
+    def start(self) -> Tensor:
+        """Where each sample's steps begin, float64 [B, P], NaN where a sample took fewer."""
+        return self._start
+
+    @property
+    def h(self) -> Tensor:
+        """Their sizes, float64 [B, P], NaN likewise."""
+        return self._h
+
     def __call__(self, t: Tensor) -> Tensor:
         return self._evaluate(t, slope=False)
 

@@ -1,17 +1,20 @@
 """log p of data under the probability flow, with error bars (Song et al. 2021, D.2).
 
-Along the flow dx/dt = v(x, t) of `drift.probability_flow`
+Along the flow dx/dt = v(x, t)
 
-    log p_0(x_0) = log p_T(x_T) + int_0^T div v dt,        p_T = N(0, sigma(T)^2 I).
+    log p_0(x_0) = log p_T(x_T) + int_0^T div v dt,        p_T = N(0, sigma(T)^2 I),
 
-The data enter at t_min, where x_t = alpha x_0 up to noise of size sigma(t_min): what is returned is
-log of the density of x_t/alpha, the data blurred by sigma/alpha at t_min.
+and with a random probe for the divergence the probe is nearly all of the error of a single datum's
+log p. Two methods: 'quadrature' (quadrature.py), which puts its cost where that error is, and
+'augmented' (augmented.py), the classic coupled ODE. The data enter at t_min as x_t/alpha: what is
+returned is the log density of the data blurred by noise of standard deviation sigma/alpha there,
+and `truncation` says what that blur is worth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,86 +22,210 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser
-from ..models.readout import convert
+from . import augmented, quadrature
 from . import trace as traces
-from .drift import start_time
+from .adaptive_ode import OdeSolution, integrate
 from .grids import lookup
+from .pairs import PAIRS
+from .scaled_flow import ScaledFlow
 from .status import MEANING, SolverError, Status
 
+METHODS = {"quadrature": ("bosh3", 1e-2, 4.0), "augmented": ("dopri5", 1e-5, 1.0)}
+"""Methods, with their default solver, tolerance and probes."""
+LONGEST = 2.0  # in lambda: where the path is straight the trace may still bend, as e^(2 lambda)
 TRACES = ("hutchinson", "gaussian", "exact")
-BACKENDS = {"dopri5": "dopri5", "bosh3": "bosh3", "dopri8": "dopri8", "rk4": "rk4"}
+BACKENDS = ("native", "torchdiffeq")
 
 
 @dataclass(frozen=True, eq=False)
 class LogProb:
-    """What `log_prob` found; tensors are [B].
+    """What `log_prob` found; tensors are [B], float64 unless said.
 
-    log_prob: nats, float64. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, in
-    nats, from the probes alone (0 for an exact trace). nfe: network evaluations. latent: x at
-    t_max, [B, *event]. status: codes of `Status`, 0 = fine. t_min: where time was cut off; the
-    density is that of data blurred by noise of standard deviation `blur` = sigma/alpha there.
+    log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
+    the probes; `bits_std_error` in bits/dim. nfe: network evaluations, int64; products: Jacobian
+    products, int64. latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
+    path_error: estimate of what path and quadrature contribute, nats ('quadrature' only, else nan).
+    prior_gap: what log_prob would change by if the prior's mean were the data's, nats.
+    truncation: estimate of log p_0 - log_prob, first order in blur^2, nats (nan if not asked for).
+    blur: sigma/alpha at t_min, the noise that the data carry.
     """
 
     log_prob: Tensor
     bits_per_dim: Tensor
     std_error: Tensor
-    nfe: int | Tensor
+    nfe: Tensor
+    products: Tensor
     latent: Tensor
     status: Tensor
+    path_error: Tensor
+    prior_gap: Tensor
+    truncation: Tensor
     t_min: float
     blur: float
+
+    @property
+    def bits_std_error(self) -> Tensor:
+        """std_error in bits/dim."""
+        return self.std_error / (self.latent[0].numel() * math.log(2))
 
 
 def log_prob(
     model: Denoiser,
     x: Tensor,
-    solver: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    solver: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
     trace: str = "hutchinson",
-    probes: int = 1,
+    probes: float | None = None,
     seed: int | Tensor = 0,
     *,
+    method: str | None = None,
+    backend: str = "native",
+    target_std_error: float | None = None,
+    max_probes: float = 64,
+    points: int | None = None,
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
+    truncation: bool = False,
     offset: float = 0.0,
+    max_steps: int = 1000,
     on_failure: str = "raise",
 ) -> LogProb:
     """log p(x) for each sample of x [B, *event], float32 or float64, with its standard error.
 
-    solver: 'dopri5', 'bosh3', 'dopri8' (adaptive, rtol and atol). trace: 'hutchinson' (Rademacher
-    probes), 'gaussian', or 'exact' (d products an evaluation). probes: K, held along the path;
-    the network is evaluated once for the drift and all K products. seed, sample_ids: a sample's
-    probes depend on these alone. t_min: where time starts; 1e-5 for processes in closed form
-    down to 0, else the model's own. offset: added to bits_per_dim (score_sde: 7 for 256 levels
-    scaled to [-1, 1], 8 for [0, 1]). on_failure: 'raise' a SolverError, or 'return'.
+    method: 'quadrature' (default: path first, then the trace at Gauss nodes with probes of their
+    own) or 'augmented' (x and log p in one ODE, probes held along it). solver: 'bosh3', 'dopri5',
+    'tsit5', 'dopri8'; rtol, atol: of the path. By default bosh3 at 1e-2 for 'quadrature', where the
+    path need not be exact, and dopri5 at 1e-5 for 'augmented'.
+    trace: 'hutchinson' (Rademacher probes), 'exact' (d products a node), 'gaussian' (augmented
+    only). probes: of each path ('augmented', whole), or the mean number a node ('quadrature', 4);
+    target_std_error: instead, the standard error to reach in bits/dim with at most max_probes a
+    node ('quadrature'). points: nodes a step, by default 3, or 4 where the trace is exact or a
+    target set. seed, sample_ids: a sample's probes depend on these
+    alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
+    is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
+    model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
+    added to bits_per_dim (see `bits.offset`). backend: 'torchdiffeq' runs 'augmented' through
+    torchdiffeq. on_failure: 'raise' a SolverError, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any network call.
     """
+    if method is None:
+        method = "augmented" if backend == "torchdiffeq" or trace == "gaussian" else "quadrature"
+    default_solver, tolerance, default_probes = lookup("method", method, METHODS)
+    rtol = tolerance if rtol is None else rtol
+    atol = tolerance if atol is None else atol
+    probes = default_probes if probes is None else probes
+    if points is None:
+        points = 3 if trace != "exact" and target_std_error is None else 4
     _check(model, x, rtol, atol, on_failure)
-    if trace not in TRACES:
-        raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
-    if probes < 1:
-        raise ValueError(f"probes must be >= 1; got {probes}; use trace='exact' for none")
-    method = lookup("solver", solver, BACKENDS)
-    start = start_time(model, t_min)
-    alpha = float(model.process.alpha(start))
-    blur = float(model.process.sigma(start)) / alpha
+    _check_options(method, backend, trace, probes, target_std_error, max_probes, points)
+    name = lookup("solver", solver or default_solver, PAIRS).name
+    ids = quadrature.as_ids(sample_ids, len(x))
+    flow = ScaledFlow(model, len(x), cond, t_min)
+    if method == "quadrature":
+        goal = None
+        if target_std_error is not None:
+            goal = (target_std_error * x[0].numel() * math.log(2)) ** 2
+        parts = _by_quadrature(
+            flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, seed, ids, max_steps
+        )
+    else:
+        parts = _by_augmented(
+            flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
+        )
+    blurred = _truncation(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
+    value, error, latent, products, status, path_error, gap = parts
+    value = torch.where(status_failed(status), torch.nan, value)
+    bits = -value / (x[0].numel() * math.log(2)) + offset
+    result = LogProb(
+        value, bits, error, flow.forwards, products, latent, status, path_error, gap, blurred,
+        flow.t_min, flow.blur,
+    )  # fmt: skip
+    raise_if_failed(status, result, on_failure)
+    return result
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _by_quadrature(
+    flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: float,
+    max_probes: float, goal: float | None, points: int, seed: int | Tensor, ids: Tensor,
+    max_steps: int,
+) -> Parts:  # fmt: skip
+    """log p, its standard error, latent, products, status, path error, prior gap."""
+    run = integrate(
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=solver, rtol=rtol,
+        atol=atol, max_step=LONGEST, max_steps=max_steps, dense=True,
+    )  # fmt: skip
+    path, batch = run.path, len(x)
+    if path is None:
+        raise RuntimeError("the path was not kept")
+    status = run.status.clone()
+    with torch.no_grad():
+        nodes = quadrature.lay(flow, path, points, status == Status.OK)
+        chunk = quadrature.chunk_rows(batch, x[0].numel())
+        prober = quadrature.Prober(flow, nodes, seed, ids.to(x.device), chunk)
+        if trace == "exact":
+            prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
+            variance = torch.zeros(batch, dtype=torch.float64)
+        else:
+            goals = None if goal is None else torch.full((batch,), goal, dtype=torch.float64)
+            variance = quadrature.spend(prober, probes, max_probes, goals)
+        change = quadrature.change(nodes, batch)
+        path_error = quadrature.path_error(flow, path, nodes, points)
+        far = torch.tensor([flow.lam_noise], dtype=torch.float64)
+        slope = path.slope(far)[:, 0]  # exact at the end of a step: it gives D there for nothing
+        n, ratio = float(flow.norm(flow.lam_noise)), math.exp(-flow.lam_noise)
+        x_hat = run.x * n
+        data = slope * n + x_hat * (1 - (ratio / n) ** 2)
+        latent = flow.latent(run.x, data)
+        value = flow.prior(latent) - change
+        mean = data * float(flow.model.process.alpha(flow.model.process.t_max))
+        gap = flow.prior(latent, mean) - flow.prior(latent)
+    if goal is not None:
+        missed = (variance > goal * (1 + 1e-9)) & (status == Status.OK)
+        status[missed] = int(Status.TARGET_NOT_MET)
+    return value, variance.sqrt(), latent, prober.products, status, path_error, gap
+
+
+def _by_augmented(
+    flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: int,
+    seed: int | Tensor, ids: Tensor, backend: str, max_steps: int,
+) -> Parts:  # fmt: skip
     v = None
     if trace != "exact":
         kind = "rademacher" if trace == "hutchinson" else trace
-        v = traces.probes(kind, probes, x, seed, sample_ids)
-    field = _Augmented(model, start, cond, v)
-    x_T, sums = field.integrate(alpha * x, method, rtol, atol)
-    d = x[0].numel()
-    change, error = field.reduce(sums, d)
-    total = model.process.prior.log_prob(x_T) + change + d * math.log(alpha)
-    status = _status(x_T, total)
-    bits = -total / (d * math.log(2)) + offset
-    result = LogProb(total, bits, error, field.nfe, x_T, status, start, blur)
-    raise_if_failed(status, result, on_failure)
-    return result
+        v = traces.probes(kind, probes, x, seed, ids)
+    if backend == "native":
+        run = augmented.native(flow, x, v, solver, rtol, atol, max_steps)
+        prior = flow.prior(run.latent)
+    else:
+        run = augmented.by_torchdiffeq(flow, x, v, solver, rtol, atol)
+        prior = flow.model.process.prior.log_prob(run.latent)
+        flow.forwards = run.forwards
+    unknown = torch.full_like(run.change, torch.nan)
+    value = prior + run.change
+    return value, run.std_error, run.latent, run.products, run.status, unknown, unknown.clone()
+
+
+def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
+    """log p_0(x) - log p_blurred(x) = -blur^2/2 (tr grad s + |s|^2) + O(blur^4), [B], one probe.
+
+    By the heat equation d p/d(blur^2) = laplacian(p)/2, with blur^2 s = D - x.
+    """
+    lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
+    leaf = x.detach().clone().requires_grad_()
+    v = traces.probes("rademacher", 1, x, seed, ids, draw0=(1 << 32) - 1)
+    with torch.enable_grad():
+        a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
+        form = (v * traces.products(out, leaf, v)).double().flatten(2).sum(2)[0]
+    r = ((a - 1).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) * x
+         + b.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) * out.detach()).double()  # fmt: skip
+    trace = (a - 1) * x[0].numel() + b * form
+    return -0.5 * (trace + r.square().flatten(1).sum(1) / flow.blur**2)
 
 
 def encode(
@@ -110,15 +237,22 @@ def encode(
     *,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
+    max_steps: int = 1000,
 ) -> Tensor:
-    """The latent of x [B, *event]: the probability flow from t_min to t_max; `decode` undoes it."""
+    """The latent of x [B, *event] at t_max, unique to x: the probability flow from data to noise.
+
+    Each sample has its own steps: a latent does not depend on its batch. `decode` undoes it.
+    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
+    """
     _check(model, x, rtol, atol, "raise")
-    start = start_time(model, t_min)
-    x_start = float(model.process.alpha(start)) * x
-    method = lookup("solver", solver, BACKENDS)
-    return _Augmented(model, start, cond).flow(
-        x_start, start, model.process.t_max, method, rtol, atol
-    )
+    flow, name = ScaledFlow(model, len(x), cond, t_min), lookup("solver", solver, PAIRS).name
+    run = integrate(
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol, atol=atol,
+        max_steps=max_steps,
+    )  # fmt: skip
+    _raise_for(run)
+    with torch.no_grad():
+        return flow.latent(run.x)
 
 
 def decode(
@@ -130,99 +264,22 @@ def decode(
     *,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
+    max_steps: int = 1000,
 ) -> Tensor:
-    """The data of a latent z [B, *event]: the flow from t_max to t_min, divided by alpha there."""
+    """The data of a latent z [B, *event] at t_max: the probability flow from noise to data.
+
+    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
+    """
     _check(model, z, rtol, atol, "raise")
-    start = start_time(model, t_min)
-    method = lookup("solver", solver, BACKENDS)
-    x_start = _Augmented(model, start, cond).flow(
-        z, model.process.t_max, start, method, rtol, atol
-    )
-    return x_start / float(model.process.alpha(start))
-
-
-class _Augmented:
-    """x and the integrals of div v together, one network evaluation a right-hand side."""
-
-    def __init__(
-        self, model: Denoiser, start: float, cond: dict[str, Any] | None, v: Tensor | None = None
-    ) -> None:
-        self.model, self.start, self.cond, self.v = model, start, dict(cond or {}), v
-        self.nfe = 0
-
-    def field(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(skip, scale, out) with velocity = skip x + scale out, scalars in float64."""
-        self.nfe += 1
-        model = self.model
-        t = t.double().clamp(self.start, model.process.t_max)  # torchdiffeq steps past the end
-        if model.clip is None:
-            return *model.coefficients("flow", t), model.raw(x, t, **self.cond)
-        affine = convert(model.process, t, "data", "flow", model.sigma_data)
-        return *affine, model(x, t, **self.cond)
-
-    def flow(
-        self, x: Tensor, a: float, b: float, method: str, rtol: float, atol: float
-    ) -> Tensor:
-        def rhs(t: Tensor, x: Tensor) -> Tensor:
-            skip, scale, out = self.field(t, x)
-            return skip.to(x.dtype) * x + scale.to(x.dtype) * out
-
-        with torch.no_grad():
-            solved: Tensor = _odeint(rhs, x, a, b, method, rtol, atol)
-        return solved
-
-    def integrate(
-        self, x: Tensor, method: str, rtol: float, atol: float
-    ) -> tuple[Tensor, Tensor]:
-        """x at t_max, and int scale * (v_i w_i) dt for each probe and component: [K, B, d]."""
-        shape = (1, len(x)) if self.v is None else (len(self.v), len(x), x[0].numel())
-
-        def rhs(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            x = state[0].detach().requires_grad_()
-            with torch.enable_grad():
-                skip, scale, out = self.field(t, x)
-                if self.v is None:
-                    terms = traces.exact(out, x)[None]
-                else:
-                    terms = (self.v * traces.products(out, x, self.v)).flatten(2)
-            dx = skip.to(x.dtype) * x.detach() + scale.to(x.dtype) * out.detach()
-            # the exact part of the divergence, skip * d, is spread over the components
-            per = float(x[0].numel()) if self.v is None else 1.0
-            return dx, skip.to(x.dtype) * per + scale.to(x.dtype) * terms
-
-        with torch.no_grad():
-            first = (x, x.new_zeros(shape))
-            b = self.model.process.t_max
-            x_T, sums = _odeint(rhs, first, self.start, b, method, rtol, atol)
-        return x_T, sums
-
-    def reduce(self, sums: Tensor, d: int) -> tuple[Tensor, Tensor]:
-        """Mean over the probes of int div v dt and its standard error, float64 [B].
-
-        With one probe the spread is read off the product itself: w = M^T v with M = int J dt has
-        E|w|^2 = |M|_F^2, so the variance 2 (|M|_F^2 - sum M_ii^2) is estimated, slightly from
-        above, by 2 (|w|^2 - (v.w)^2/d).
-        """
-        sums = sums.double()
-        if self.v is None:
-            return sums[0], torch.zeros_like(sums[0])
-        forms = sums.sum(-1)
-        k = len(forms)
-        if k > 1:
-            return forms.mean(0), forms.std(0) / math.sqrt(k)
-        excess = sums.square().sum(-1) - forms.square() / d
-        return forms[0], (2 * excess[0].clamp(min=0)).sqrt()
-
-
-def _odeint(
-    rhs: Callable[..., Any], state: Any, a: float, b: float, method: str, rtol: float, atol: float
-) -> Any:
-    from torchdiffeq import odeint
-
-    first = state[0] if isinstance(state, tuple) else state
-    t = torch.tensor([a, b], dtype=torch.float64, device=first.device)
-    solved = odeint(rhs, state, t, rtol=rtol, atol=atol, method=method)
-    return tuple(s[-1] for s in solved) if isinstance(solved, tuple) else solved[-1]
+    flow, name = ScaledFlow(model, len(z), cond, t_min), lookup("solver", solver, PAIRS).name
+    with torch.no_grad():
+        u = flow.from_latent(z)
+    run = integrate(
+        flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
+        max_steps=max_steps,
+    )  # fmt: skip
+    _raise_for(run)
+    return flow.leave(run.x)
 
 
 def _check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str) -> None:
@@ -243,9 +300,40 @@ def _check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str
         raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
 
 
-def _status(x_T: Tensor, total: Tensor) -> Tensor:
-    fine = torch.isfinite(x_T).flatten(1).all(1) & torch.isfinite(total)
-    return torch.where(fine, int(Status.OK), int(Status.NETWORK_NOT_FINITE))
+def _check_options(
+    method: str, backend: str, trace: str, probes: float, target: float | None, most: float,
+    points: int,
+) -> None:  # fmt: skip
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if trace not in TRACES:
+        raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
+    if not probes >= 1:
+        raise ValueError(f"probes must be >= 1; got {probes}; use trace='exact' for none")
+    if points < 1:
+        raise ValueError(f"points must be >= 1; got {points}")
+    if method == "quadrature":
+        if backend == "torchdiffeq":
+            raise ValueError("backend='torchdiffeq' needs method='augmented'")
+        if trace == "gaussian":
+            raise ValueError("trace='gaussian' needs method='augmented'; Rademacher is better")
+        if target is not None and not target > 0:
+            raise ValueError(f"target_std_error must be > 0 bits/dim; got {target}")
+        if not most >= 1:
+            raise ValueError(f"max_probes must be >= 1; got {most}")
+    elif target is not None:
+        raise ValueError("target_std_error needs method='quadrature'")
+    elif probes != int(probes):
+        raise ValueError(f"probes must be whole with method='augmented'; got {probes}")
+
+
+def status_failed(status: Tensor) -> Tensor:
+    """Samples without a value: those that stopped, not those that missed their target."""
+    return (status != Status.OK) & (status != Status.TARGET_NOT_MET)
+
+
+def _raise_for(run: OdeSolution) -> None:
+    raise_if_failed(run.status, run, "raise")
 
 
 def raise_if_failed(status: Tensor, result: Any, on_failure: str) -> None:

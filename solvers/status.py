@@ -18,6 +18,7 @@ class Status(IntEnum):
     STATE_NOT_FINITE = 2
     STEP_TOO_SMALL = 3
     TOO_MANY_STEPS = 4
+    TARGET_NOT_MET = 5
 
 
 MEANING = {
@@ -27,6 +28,7 @@ MEANING = {
     "the scheme is unstable on this grid; use more steps or another solver",
     Status.STEP_TOO_SMALL: "the step size underflowed: loosen rtol/atol or raise t_min",
     Status.TOO_MANY_STEPS: "max_steps was reached: loosen rtol/atol or raise max_steps",
+    Status.TARGET_NOT_MET: "target_std_error was not reached: raise max_probes or the target",
 }
 
 
