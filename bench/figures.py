@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .quality import Measure
 from .store import Record, write
-from .table import MEASURES, Measure
+from .table import kind
 
 OURS = ("#1f5fb4", "#d1495b", "#2a8c6a", "#8a4fbf", "#c77f0a", "#0f8ea3", "#7a5230", "#c23b9b")
 PEER = "#7d8590"
@@ -37,8 +38,7 @@ def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
     """One curve a solver, on the grid where its geometric mean is least, best solvers first."""
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for r in records:
-        ok = r["status"] == "ok" and r.get("stochastic") is m.stochastic
-        if ok and r.get(m.field) is not None:
+        if r["status"] == "ok" and kind(r) in m.kinds and r.get(m.field) is not None:
             by_grid = groups.setdefault((r["library"], r["solver"]), {})
             by_grid.setdefault(r["grid"], []).append(r)
     out = []
@@ -54,26 +54,28 @@ def _level(records: Sequence[Record], m: Measure) -> float:
 
 
 def error_against_nfe(
-    path: Path, records: Sequence[Record], panels: Sequence[tuple[str, str]], floors: dict[str, Any]
+    path: Path,
+    records: Sequence[Record],
+    panels: Sequence[tuple[str, Measure]],
+    floors: dict[str, dict[str, Any]],
 ) -> None:
-    """Draw a panel for each (problem, field), titled with the problem; curves carry their names.
+    """Draw a panel for each (problem, measure), titled so; curves carry their names.
 
-    Shaded: 95 % intervals. floors: problem -> (mean, least, largest) sw2 of two exact sets.
+    Shaded: 95 % intervals. floors: problem -> field -> (mean, least, largest) of two exact sets.
     """
     plt = pyplot()
-    measures = {m.field: m for m in MEASURES}
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     fig, axes = plt.subplots(
         rows, columns, figsize=(8.2 * columns, 5.4 * rows), squeeze=False, layout="constrained"
     )
     colors: dict[str, str] = {}
-    for ax, (problem, field) in zip(axes.flat, panels, strict=False):
-        m = measures[field]
+    for ax, (problem, m) in zip(axes.flat, panels, strict=False):
         _panel(ax, [r for r in records if r["problem"] == problem], m, colors)
-        if field == "sw2" and problem in floors:
-            ax.axhspan(*floors[problem][1:], color="#dfe3e8", zorder=0, label="two exact sets")
-        if m.stochastic:
+        floor = floors.get(problem, {}).get(m.field)
+        if floor is not None:
+            ax.axhspan(*floor[1:], color="#dfe3e8", zorder=0, label="two exact sets")
+        if m.field != "error":
             ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
         ax.set_title(f"{problem}: {m.title}", loc="left", fontsize=11)
     for ax in list(axes.flat)[len(panels) :]:
@@ -114,7 +116,7 @@ def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -
     ax.minorticks_off()
     ax.grid(True, which="major", color="#e6e9ed", lw=0.7)
     ax.spines[["top", "right"]].set_visible(False)
-    if not m.stochastic:
+    if m.field == "error":
         _label_ends(ax, ends)
 
 

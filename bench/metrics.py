@@ -115,6 +115,34 @@ def sliced_wasserstein(
     return math.pow(float(wasserstein_1d(x @ theta, y @ theta, p).mean()), 1 / p)
 
 
+def assignment(x: Tensor, y: Tensor, p: int = 2) -> float:
+    """W_p of two sets of points by the exact assignment; cubic in their number, sets are cut to
+    the smaller one's. Needs SciPy."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError("exact transport needs SciPy: pip install 'undiffuse[bench]'") from error
+    n = min(len(x), len(y))
+    cost = torch.cdist(_flat(x[:n]), _flat(y[:n])).pow(p)
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return math.pow(float(cost[rows, columns].mean()), 1 / p)
+
+
+def knn_log_density(points: Tensor, x: Tensor, k: int = 5, exclude_self: bool = False) -> Tensor:
+    """log density at points [m, d] of the law that x [n, d] was drawn from, nats, [m].
+
+    By the distance to the k-th neighbour, log q = psi(k) - log(n) - log V_d - d log r_k, which
+    makes the mean of -log q an unbiased entropy to first order (Kozachenko & Leonenko 1987).
+    exclude_self: points are x itself; then n - 1 others count.
+    """
+    points, x = _flat(points), _flat(x)
+    n, d = len(x) - exclude_self, x.shape[1]
+    near = torch.cdist(points, x).kthvalue(k + exclude_self, dim=1).values
+    volume = 0.5 * d * math.log(math.pi) - math.lgamma(1 + d / 2)
+    psi = float(torch.digamma(torch.tensor(float(k))))
+    return psi - math.log(n) - volume - d * near.clamp(min=1e-300).log()
+
+
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased, so it may fall below 0 for equal laws."""
     x, y = _flat(x), _flat(y)

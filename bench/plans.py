@@ -112,7 +112,8 @@ def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
 
 
 COMMON = (
-    "ddim", "heun", "dpmpp-2m", "unipc-3", "deis-3", "ipndm-4", "ddpm", "dpmpp-2m-sde",
+    "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-4-noise", "deis-3", "ipndm-3",
+    "ddpm", "dpmpp-2m-sde",
 )  # fmt: skip
 """Looked at first: what people type."""
 

@@ -12,24 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .metrics import Estimate
+from .quality import Measure
 from .store import Record
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column family of the tables. field: in the records; size: what 'least' is taken of."""
-
-    field: str
-    title: str
-    stochastic: bool
-    signed: bool = False
-
-
-MEASURES = (
-    Measure("error", "error to the reference trajectory / data std", False),
-    Measure("log_density_gap", "mean log density gap, nats/dim (0 is right)", True, signed=True),
-    Measure("sw2", "sliced Wasserstein-2 / data std", True),
-)
 
 
 @dataclass(frozen=True)
@@ -42,20 +26,26 @@ class Table:
     best: list[list[bool]]
 
 
-def tables(records: Sequence[Record], problem: str, notes: dict[str, str]) -> list[Table]:
+def tables(
+    records: Sequence[Record], problem: str, measures: Sequence[Measure], notes: dict[str, str]
+) -> list[Table]:
     """The tables of one problem. notes: field -> what to add to its title (a floor)."""
     mine = [r for r in records if r["problem"] == problem]
     out = []
-    for m in MEASURES:
-        shown = [r for r in mine if r.get("stochastic") is m.stochastic]
+    for m in measures:
+        shown = [r for r in mine if "stochastic" in r and kind(r) in m.kinds]
         shown = [r for r in shown if r["status"] != "ok" or r.get(m.field) is not None]
         if any(r["status"] == "ok" for r in shown):
-            note = notes.get(m.field, "")
-            out.append(_table(shown, m, f"{problem}: {m.title}{note}"))
+            out.append(_table(shown, m, f"{problem}: {m.title}{notes.get(m.field, '')}"))
     missing = [r for r in mine if r["status"] == "unavailable"]
     if missing:
         out.append(_missing(missing, problem))
     return out
+
+
+def kind(r: Record) -> str:
+    """'ode' or 'sde'."""
+    return "sde" if r["stochastic"] else "ode"
 
 
 def _table(records: list[Record], m: Measure, title: str) -> Table:

@@ -1,7 +1,11 @@
 """Distributions with exact scores and densities, to hold solvers to.
 
-    digits64   one Gaussian a class of scikit-learn's 8 x 8 digits, 64 dimensions
-    ring2      8 narrow modes on a circle, weights 1..8, 2 dimensions
+    digits64      one Gaussian a class of scikit-learn's 8 x 8 digits, 64 dimensions
+    ring2         8 narrow modes on a circle, weights 1..8, 2 dimensions
+    moons, spiral, checkerboard   the customary pictures in the plane, as mixtures that fit them
+    images192     3 x 8 x 8 fields with the power spectrum of photographs, 4 kinds, 192 dimensions
+    stiff         one Gaussian of 16 dimensions, variances from 1e-6 to 1
+    lognormal16   fields exp(Gaussian) on 16 sites, as the mixture fitted to 64 000 of them
 
 Each is a Gaussian mixture, so D, the score, log p_t and samples are closed forms at every time and
 what a benchmark measures is the solver's error alone. They come with DDPM's 1000-step linear beta
@@ -74,7 +78,92 @@ def ring2() -> Target:
     return Target("ring2", law, ddpm_process(), "8 modes on a circle, weights 1..8 (exact scores)")
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"digits64": digits64, "ring2": ring2}
+def moons() -> Target:
+    """Two interleaved half circles, 24 modes each, deviation 0.07."""
+    angle = math.pi * (torch.arange(24, dtype=torch.float64) + 0.5) / 24
+    upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
+    lower = torch.stack([0.5 - angle.cos(), 0.25 - angle.sin()], 1)
+    law = GaussianMixture([1.0] * 48, torch.cat([upper, lower]), 0.07**2)
+    return Target("moons", law, ddpm_process(), "two half circles (exact scores)")
+
+
+def spiral() -> Target:
+    """Two turns of an Archimedean spiral, 60 modes of deviation 0.04, equal along its length."""
+    u = torch.sqrt((torch.arange(60, dtype=torch.float64) + 0.5) / 60)
+    angle = 4 * math.pi * u
+    means = u[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    law = GaussianMixture([1.0] * 60, means, 0.04**2)
+    return Target("spiral", law, ddpm_process(), "a spiral of two turns (exact scores)")
+
+
+def checkerboard() -> Target:
+    """The 8 dark fields of a 4 x 4 board on [-1, 1]^2, each a grid of 5 x 5 modes."""
+    corner = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)).double()
+    dark = corner[corner.sum(1) % 2 == 0]
+    fine = (torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)).double() + 0.5) / 5
+    means = ((dark[:, None] + fine) / 2 - 1).flatten(0, 1)
+    law = GaussianMixture([1.0] * len(means), means, 0.035**2)
+    return Target("checkerboard", law, ddpm_process(), "dark fields of a board (exact scores)")
+
+
+def images192() -> Target:
+    """Colour fields [3, 8, 8] with variance ~ 1/(f + 1/8)^2 at frequency f, four kinds that differ
+    in mean and in the direction in which they are smooth; deviation about 0.5."""
+    k = torch.arange(8, dtype=torch.float64)
+    basis = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / 8)  # DCT-II, rows are frequencies
+    basis = basis / basis.norm(dim=1, keepdim=True)
+    modes = torch.einsum("ac,bd->abcd", basis, basis).reshape(64, 64)
+    luma = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]).double().T)[0].T
+    axes = torch.einsum("ij,ab->iajb", luma, modes).reshape(192, 192)
+    color = torch.tensor([1.0, 0.15, 0.05], dtype=torch.float64)
+    means, covs = [], []
+    for stretch in (0.3, 0.7, 1.4, 3.0):
+        f = torch.hypot(k[:, None] * stretch, k[None] / stretch) / 8
+        spectrum = (color[:, None] * (f.flatten() + 0.125) ** -2).flatten()
+        spectrum = 0.25 * spectrum / spectrum.mean()
+        covs.append(axes.T @ (spectrum[:, None] * axes))
+        means.append(0.3 * (stretch - 1) / (stretch + 1) * torch.ones(3, 8, 8).double())
+    law = GaussianMixture([1.0, 2.0, 2.0, 1.0], torch.stack(means), torch.stack(covs))
+    return Target("images192", law, ddpm_process(), "image-like fields, 192-dim (exact scores)")
+
+
+def stiff() -> Target:
+    """N(0, C) on R^16 with eigenvalues from 1e-6 to 1 in a fixed random basis."""
+    g = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(16, 16, generator=g, dtype=torch.float64))[0]
+    c = q @ torch.diag(torch.logspace(-6, 0, 16, dtype=torch.float64)) @ q.T
+    law = GaussianMixture([1.0], torch.zeros(1, 16).double(), ((c + c.T) / 2)[None])
+    return Target("stiff", law, ddpm_process(), "a Gaussian of condition 1e6 (exact scores)")
+
+
+def lognormal16() -> Target:
+    """exp of a stationary Gaussian field on a ring of 16 sites, standardised.
+
+    A log-Gaussian field has no score in closed form once it is noised, so the target is a mixture
+    of 8 Gaussians fitted to it: the fields split by their mean into 8 equal parts.
+    """
+    site = torch.arange(16, dtype=torch.float64)
+    apart = torch.minimum((site[:, None] - site).abs(), 16 - (site[:, None] - site).abs())
+    cov = 0.25 * torch.exp(-apart / 3)
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(64_000, 16, generator=g, dtype=torch.float64)
+    field = torch.exp(z @ torch.linalg.cholesky(cov).T)
+    field = (field - field.mean()) / field.std()
+    kind = torch.argsort(torch.argsort(field.mean(1))) * 8 // len(field)
+    law = class_mixture(field, kind, jitter=0.0)
+    return Target("lognormal16", law, ddpm_process(), "a fitted log-Gaussian field (exact scores)")
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "digits64": digits64,
+    "ring2": ring2,
+    "moons": moons,
+    "spiral": spiral,
+    "checkerboard": checkerboard,
+    "images192": images192,
+    "stiff": stiff,
+    "lognormal16": lognormal16,
+}
 """Targets by the name that the command line takes."""
 
 

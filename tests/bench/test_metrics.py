@@ -16,8 +16,8 @@ def normals(n, d, seed, shift=0.0, scale=1.0):
 
 def test_sliced_w2_of_a_shifted_set_is_the_shift_per_root_dimension():
     x, s = normals(500, 6, 0), torch.tensor([3.0, -1.0, 0.5, 2.0, 0.0, 1.0])
-    found = metrics.sliced_wasserstein(x, x + s, directions=20_000)
-    assert found == pytest.approx(float(s.norm()) / math.sqrt(6), rel=0.02)
+    found = metrics.sliced_wasserstein(x, x + s, directions=5000)
+    assert found == pytest.approx(float(s.norm()) / math.sqrt(6), rel=0.04)
 
 
 def test_w2_of_two_normals_is_the_closed_form():

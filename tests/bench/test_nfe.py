@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from undiffuse.bench import cells, nfe, plans, problems, reference, store, table
+from undiffuse.bench import cells, nfe, plans, problems, quality, reference, store, table
 from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.targets import get
 from undiffuse.models import VP
@@ -51,8 +51,10 @@ def test_a_run_writes_its_files_and_returns_the_summary(tmp_path, capsys):
     assert errors["ddim", 8] < errors["ddim", 4]
     assert errors["dpmpp-2m", 8] < errors["ddim", 8]
     for r in records:
-        assert ("sw2" in r) is r["stochastic"] is (r["solver"] == "ddpm")
-        assert r["log_density_gap_lo"] <= r["log_density_gap"] <= r["log_density_gap_hi"]
+        noisy = r["solver"] == "ddpm"
+        assert r["stochastic"] is noisy and ("sw2" in r) is noisy and ("error" in r) is not noisy
+        field = "log_density_gap" if noisy else "error"
+        assert r[f"{field}_lo"] <= r[field] <= r[f"{field}_hi"]
         assert r["nfe"] == r["nfe_asked"] and r["start"] > r["end"] > 0
     assert (tmp_path / "nfe.png").stat().st_size > 10_000
     assert not (tmp_path / "samples.png").exists()  # ring2 has no pictures
@@ -119,6 +121,27 @@ def test_kill_9_and_resume_gives_the_same_file(tmp_path):
     assert sorted(lines[0]) == sorted(lines[1]) and len(lines[0]) == 24
     seconds = (tmp_path / "killed" / "timings.jsonl").read_text().splitlines()
     assert len(seconds) <= 25  # every cell once, and the one in flight perhaps twice
+
+
+@pytest.mark.slow
+def test_workers_give_the_numbers_of_one_process(tmp_path):
+    run(tmp_path / "one", nfe=[4, 6])
+    run(tmp_path / "two", nfe=[4, 6], workers=2)
+    one, two = (
+        sorted((tmp_path / d / "results.jsonl").read_text().splitlines()) for d in ("one", "two")
+    )
+    assert one == two and len(one) == 8
+
+
+def test_asked_metrics_are_measured_of_every_solver(tmp_path):
+    asked = ["sw2", "w2", "w1", "energy", "mmd2", "kl", "reverse_kl", "modes", "log_density_gap"]
+    summary = run(tmp_path, solvers=["dpmpp-2m", "ddpm"], nfe=[20], grid="log_snr", metrics=asked,
+                  batch=64)  # fmt: skip
+    assert set(summary["problems"]["ring2"]["floors"]) == {"sw2", "w2", "w1", "energy", "mmd2"}
+    for r in store.Store(tmp_path).records.values():
+        assert all(r[f"{m}_lo"] <= r[m] <= r[f"{m}_hi"] for m in asked) and "error" not in r
+        assert r["w1"] <= r["w2"] and r["sw2"] <= r["w2"]
+    assert (tmp_path / "table.md").read_text().count("ring2:") == len(asked)
 
 
 # --- broken solvers -----------------------------------------------------------------------------
@@ -230,7 +253,7 @@ def rows():
 
 
 def test_a_table_ranks_only_what_does_not_overlap():
-    t, missing = table.tables(rows(), "p", {"error": " (note)"})
+    t, missing = table.tables(rows(), "p", quality.DEFAULT, {"error": " (note)"})
     assert t.title == "p: error to the reference trajectory / data std (note)"
     assert t.columns == ["library", "solver", "grid", "from > to", "5", "10"]
     by_name = {row[1]: (row[3:], flags[4:]) for row, flags in zip(t.rows, t.best, strict=True)}
@@ -242,7 +265,7 @@ def test_a_table_ranks_only_what_does_not_overlap():
 
 
 def test_tables_as_text_and_markdown():
-    t = table.tables(rows(), "p", {})[0]
+    t = table.tables(rows(), "p", quality.DEFAULT, {})[0]
     lines = table.plain(t).splitlines()
     assert lines[1].split()[:3] == ["library", "solver", "grid"] and "0.13*" in lines[3]
     marked = table.markdown(t).splitlines()
@@ -274,6 +297,8 @@ def test_numbers_are_short(v, text):
         ({"final": "end"}, "final must be one of"),
         ({"batch": 1}, "batch must be at least 2"),
         ({"targets": []}, "nothing to measure"),
+        ({"metrics": ["sw3"]}, "did you mean 'sw2'"),
+        ({"workers": 0}, "workers must be >= 1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, bad, message):
@@ -311,5 +336,5 @@ def test_data_floors_use_two_halves_that_share_no_point():
     problem = replace(
         problems.exact(get("ring2"), 8), law=None, data=torch.arange(21.0)[:, None].double()
     )
-    one, two = (cells.exact_draw(problem, 0.0, 100, seed).flatten().tolist() for seed in (6, 7))
+    one, two = (quality.exact_draw(problem, 0.0, 100, seed).flatten().tolist() for seed in (6, 7))
     assert len(one) + len(two) == 21 and not set(one) & set(two)

@@ -1,0 +1,160 @@
+"""Running the cells of a benchmark: planned first, then measured once each, alone or by workers.
+
+A cell's numbers depend on its key alone, so workers give what one process gives; they only share
+the reference, which is on disk. Results are appended by the parent as they arrive.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.checkpoint import Checkpoint, load, load_default
+from . import cells, heldout, problems
+from .bar import Bar
+from .cells import Cell
+from .plans import Config, Plan, Unavailable
+from .problems import Problem
+from .quality import Measure, chosen
+from .reference import TOLERANCES, Reference, cached
+from .store import Record, Store
+from .targets import get as get_target
+
+FINER = 20
+"""The reference's own error must be this many times below the smallest error shown."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a problem is built from, in any process: an exact target by name, or a checkpoint
+    (None: the network that ships)."""
+
+    batch: int
+    seed: int
+    target: str | None = None
+    checkpoint: str | None = None
+    device: str | None = None
+
+    def trained(self) -> Checkpoint:
+        """The checkpoint of a spec without a target."""
+        return load_default() if self.checkpoint is None else load(self.checkpoint, self.device)
+
+    def build(self) -> Problem:
+        """Raises what targets, checkpoints and `problems` raise for what does not fit."""
+        if self.target is not None:
+            return problems.exact(get_target(self.target), self.batch, self.seed)
+        trained = self.trained()
+        name = "digits network" if self.checkpoint is None else Path(self.checkpoint).stem
+        about = f"a trained network, {trained.denoiser.process}"
+        data = heldout.dequantised(heldout.held_out(trained), trained.spacing, self.seed)
+        return problems.network(name, about, trained.denoiser, data, self.batch, self.seed)
+
+
+def reference_file(store: Store, problem: Problem) -> Path:
+    """Where the problem's reference is kept."""
+    return store.path.parent / f"reference-{problem.name.replace(' ', '-')}.pt"
+
+
+def measure(
+    spec: Spec, todo: list[Cell], store: Store, shown: Bar, workers: int, metrics: list[str] | None
+) -> Reference:
+    """Run the cells (of one problem) that the store has not got; returns the reference they were
+    held to. metrics: names of the cells' measures, for the workers."""
+    problem = todo[0].problem
+    timings = Store(store.path.parent, "timings.jsonl")
+    shown.total(len(todo))
+    planned = _planned(todo, store, shown)
+    ratios = {r for plan in planned.values() for r in (plan.start, plan.end)} | {0.0}
+    for level in range(len(TOLERANCES) - 1):
+        shown.say(f"{problem.name}: reference solution")
+        reference = cached(reference_file(store, problem), problem, ratios, level)
+        due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
+        for record, seconds in _run(spec, due, planned, reference, workers, metrics):
+            timings.append({"key": record["key"], "seconds": round(seconds, 4)})
+            store.append(record)
+            shown.say(f"{problem.name}: {record['library']} {record['solver']}")
+            shown.advance()
+        if all(_settled(store, key, reference) for key in planned):
+            break
+    return reference
+
+
+def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
+    """The plans by key; what cannot run becomes its row."""
+    planned = {}
+    for cell in todo:
+        try:
+            planned[cell.key] = _inside(cell.config.plan(cell.problem, cell.nfe), cell.problem)
+        except Unavailable as error:
+            record = cells.unavailable(cell, error)
+            if cell.key not in store or store[cell.key] != record:
+                store.append(record)
+            shown.advance()
+    return planned
+
+
+def _inside(plan: Plan, problem: Problem) -> Plan:
+    """The plan, if it starts where the model is defined. Raises Unavailable otherwise."""
+    if plan.start > problem.r_max * (1 + 1e-3):
+        raise Unavailable(
+            f"starts at sigma/alpha = {plan.start:.4g}, above the model's {problem.r_max:.4g}"
+        )
+    return plan
+
+
+def _settled(store: Store, key: str, reference: Reference) -> bool:
+    """Whether the cell is done, and not so accurate that a finer reference could change it."""
+    if key not in store or store[key]["status"] == "unavailable":
+        return False
+    record = store[key]
+    if record["status"] != "ok" or record.get("error") is None:
+        return True
+    held_to = record["reference_error"]
+    return bool(record["error"] >= FINER * held_to or held_to <= reference.error)
+
+
+# --- alone, or by workers -----------------------------------------------------------------------
+
+
+def _run(
+    spec: Spec,
+    due: list[Cell],
+    planned: dict[str, Plan],
+    reference: Reference,
+    workers: int,
+    metrics: list[str] | None,
+) -> Iterator[tuple[Record, float]]:
+    """Records and seconds as they are ready."""
+    if workers == 1 or len(due) < 2:
+        for cell in due:
+            yield cells.run(cell, planned[cell.key], reference)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")  # fork would copy a running thread pool
+    with ProcessPoolExecutor(
+        workers, context, initializer=_start, initargs=(spec, reference, metrics, threads)
+    ) as pool:
+        jobs = [pool.submit(_work, cell.config, cell.nfe) for cell in due]
+        for job in as_completed(jobs):
+            yield job.result()
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads: int) -> None:
+    torch.set_num_threads(threads)
+    measures: tuple[Measure, ...] = chosen(metrics)
+    _worker.update(problem=spec.build(), reference=reference, measures=measures)
+
+
+def _work(config: Config, nfe: int) -> tuple[Record, float]:
+    problem = _worker["problem"]
+    cell = Cell(problem, config, nfe, _worker["measures"])
+    return cells.run(cell, config.plan(problem, nfe), _worker["reference"])

@@ -1,0 +1,171 @@
+"""What a run comes to: the problems, who is not beaten at each cost, and the pictures."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import cells, claims, figures, quality, table
+from .cells import Cell
+from .plans import Unavailable
+from .problems import Problem
+from .quality import Measure
+from .reference import Reference
+from .store import Record, write_text
+
+
+def summarise(
+    posed: Sequence[Problem],
+    todo: Sequence[Cell],
+    records: Sequence[Record],
+    references: dict[str, Reference],
+    measures: Sequence[Measure],
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    costs = sorted({c.nfe for c in todo})
+    ours = list(dict.fromkeys(c.config.name for c in todo if c.config.library == "undiffuse"))
+    return {
+        "problems": {p.name: _problem(p, records, references[p.name], measures) for p in posed},
+        "nfe": costs,
+        "metrics": [m.field for m in measures],
+        "best": best(records, costs),
+        "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
+        "cells": len(records),
+        "failed": sum(r["status"] == "failed" for r in records),
+        "environment": environment(),
+    }
+
+
+def _problem(
+    p: Problem, records: Sequence[Record], reference: Reference, measures: Sequence[Measure]
+) -> dict[str, Any]:
+    mine = [r for r in records if r["problem"] == p.name and r["status"] == "ok"]
+    errors = [float(r["error"]) for r in mine if r.get("error")]
+    floors = {}
+    for m in measures:
+        if m.distance is not None and any(r.get(m.field) is not None for r in mine):
+            floors[m.field] = list(quality.floor(p, m, len(p.start)))
+    return {
+        "about": p.about, "process": repr(p.process), "batch": len(p.start), "seed": p.seed,
+        "r_max": p.r_max, "r_min": p.r_min, "std": p.std, "reference_error": reference.error,
+        "smallest_error": min(errors, default=None), "floors": floors,
+    }  # fmt: skip
+
+
+def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """problem -> NFE -> the deterministic configurations that no other is shown to beat."""
+    out: dict[str, dict[str, Any]] = {}
+    for name in {r["problem"]: None for r in records}:
+        for n in costs:
+            done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
+                    and r["status"] == "ok" and r.get("error") is not None]  # fmt: skip
+            if not done:
+                continue
+            done.sort(key=lambda r: float(r["error"]))
+            reach = table.interval(done[0], "error")
+            out.setdefault(name, {})[str(n)] = [
+                {k: r[k] for k in ("library", "solver", "grid", "error", "error_lo", "error_hi")}
+                for r in done if table.interval(r, "error").overlaps(reach)
+            ]  # fmt: skip
+    return out
+
+
+def environment() -> dict[str, str]:
+    """Versions that the numbers may depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def all_tables(
+    summary: dict[str, Any], records: Sequence[Record], measures: Sequence[Measure]
+) -> list[table.Table]:
+    """The tables of every problem; distances carry their floor in the title."""
+    shown = []
+    for name, p in summary["problems"].items():
+        notes = {
+            field: f"; two exact sets: {value:.3g} ({lo:.3g} to {hi:.3g})"
+            for field, (value, lo, hi) in p["floors"].items()
+        }
+        shown += table.tables(records, name, measures, notes)
+    return shown
+
+
+def write_all(
+    out: Path,
+    posed: Sequence[Problem],
+    todo: Sequence[Cell],
+    records: Sequence[Record],
+    references: dict[str, Reference],
+    measures: Sequence[Measure],
+    summary: dict[str, Any],
+) -> list[table.Table]:
+    """table.md, nfe.png and samples.png; returns the tables."""
+    shown = all_tables(summary, records, measures)
+    write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
+    wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
+    panels = [
+        (p.name, m) for p, m in wanted
+        if any(r["problem"] == p.name and r["status"] == "ok" and r.get(m.field) is not None
+               and table.kind(r) in m.kinds for r in records)
+    ]  # fmt: skip
+    if panels:
+        floors = {name: p["floors"] for name, p in summary["problems"].items()}
+        figures.error_against_nfe(out / "nfe.png", records, panels, floors)
+    pictured = [p for p in posed if figures.is_picture(p.start.shape[1:])]
+    if pictured:
+        rows = sample_rows(pictured[-1], todo, references[pictured[-1].name])
+        title = f"{pictured[-1].name}: the same noise in every row"
+        figures.sample_grid(out / "samples.png", rows, title)
+    return shown
+
+
+def sample_rows(
+    problem: Problem, todo: Sequence[Cell], reference: Reference, count: int = 16
+) -> list[tuple[str, Any]]:
+    """Samples of the same starts by a few of our solvers, coarse to fine, above the reference."""
+    mine = {(c.config.name, c.nfe): c for c in todo
+            if c.problem is problem and c.config.library == "undiffuse"}  # fmt: skip
+    names = list(dict.fromkeys(name for name, _ in mine))
+    costs = sorted({n for _, n in mine})
+    few = [costs[0], costs[len(costs) // 2], costs[-1]] if len(costs) > 2 else costs
+    rows = []
+    for name in [n for n in ("ddim", "dpmpp-2m", "ddpm") if n in names] or names[:2]:
+        for n in few:
+            try:
+                plan = mine[name, n].config.plan(problem, n)
+                w = cells.integrate(problem, plan, reference.at(plan.start))
+            except (Unavailable, KeyError, RuntimeError):
+                continue
+            rows.append((f"{name}, {plan.calls} NFE", cells.clean(problem, w, plan.end)[:count]))
+    rows.append(("reference", reference.at(0.0)[:count]))
+    if problem.data is not None:
+        rows.append(("held-out data", problem.data[:count]))
+    return rows
+
+
+def closing(out: Path, summary: dict[str, Any]) -> list[str]:
+    """The lines under the tables."""
+    lines = ["*: no other row of the column is shown to be better (95 % intervals)."]
+    for name, p in summary["problems"].items():
+        lines.append(
+            f"{name}: {p['about']}; {p['batch']} samples, sigma/alpha {p['r_max']:.4g} to "
+            f"{p['r_min']:.2g}; the reference's own error is {p['reference_error']:.1e}"
+        )
+    lines += [f"broken: {sentence}" for sentence in summary["broken_claims"]]
+    if "likelihood" in summary:
+        b = summary["likelihood"]
+        lines.append(
+            f"bits/dim of {b['count']} held-out events: {b['bits_per_dim']:.3f} "
+            f"({b['lo']:.3f} to {b['hi']:.3f}), {b['nfe']} NFE, exact trace"
+        )
+    failed = f", {summary['failed']} failed" if summary["failed"] else ""
+    lines.append(f"{summary['cells']} cells{failed}; {summary['seconds']} s; written to {out}")
+    return lines
