@@ -4,6 +4,7 @@ from .adams import IPNDM, Adams
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .base import Path, Solver
 from .drift import ReverseSDE, probability_flow, reverse_sde
+from .encode import decode, encode
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .grids import (
     GRIDS,
@@ -21,7 +22,7 @@ from .grids import (
 )
 from .heun import Heun
 from .law import Law, gaussian_law, marginal, response
-from .likelihood import LogProb, decode, encode, log_prob
+from .likelihood import LogProb, log_prob
 from .registry import SOLVERS, get, names
 from .restart import Consistency, Restart
 from .runge_kutta import DPM2, Butcher, RungeKutta

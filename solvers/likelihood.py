@@ -24,11 +24,13 @@ from torch import Tensor
 from ..models import Denoiser
 from . import augmented, quadrature
 from . import trace as traces
-from .adaptive_ode import OdeSolution, integrate
+from .adaptive_ode import integrate
+from .encode import check, raise_if_failed
 from .grids import lookup
 from .pairs import PAIRS
+from .probing import Prober
 from .scaled_flow import ScaledFlow
-from .status import MEANING, SolverError, Status
+from .status import Status
 
 METHODS = {"quadrature": ("bosh3", 1e-2, 4.0), "augmented": ("dopri5", 1e-5, 1.0)}
 """Methods, with their default solver, tolerance and probes."""
@@ -119,7 +121,7 @@ def log_prob(
     probes = default_probes if probes is None else probes
     if points is None:
         points = 3 if trace != "exact" and target_std_error is None else 4
-    _check(model, x, rtol, atol, on_failure)
+    check(model, x, rtol, atol, on_failure)
     _check_options(method, backend, trace, probes, target_std_error, max_probes, points)
     name = lookup("solver", solver or default_solver, PAIRS).name
     ids = quadrature.as_ids(sample_ids, len(x))
@@ -167,7 +169,7 @@ def _by_quadrature(
     with torch.no_grad():
         nodes = quadrature.lay(flow, path, points, status == Status.OK)
         chunk = quadrature.chunk_rows(batch, x[0].numel())
-        prober = quadrature.Prober(flow, nodes, seed, ids.to(x.device), chunk)
+        prober = Prober(flow, nodes, seed, ids.to(x.device), chunk)
         if trace == "exact":
             prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
             variance = torch.zeros(batch, dtype=torch.float64)
@@ -228,78 +230,6 @@ def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) ->
     return -0.5 * (trace + r.square().flatten(1).sum(1) / flow.blur**2)
 
 
-def encode(
-    model: Denoiser,
-    x: Tensor,
-    solver: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    *,
-    cond: dict[str, Any] | None = None,
-    t_min: float | None = None,
-    max_steps: int = 1000,
-) -> Tensor:
-    """The latent of x [B, *event] at t_max, unique to x: the probability flow from data to noise.
-
-    Each sample has its own steps: a latent does not depend on its batch. `decode` undoes it.
-    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
-    """
-    _check(model, x, rtol, atol, "raise")
-    flow, name = ScaledFlow(model, len(x), cond, t_min), lookup("solver", solver, PAIRS).name
-    run = integrate(
-        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol, atol=atol,
-        max_steps=max_steps,
-    )  # fmt: skip
-    _raise_for(run)
-    with torch.no_grad():
-        return flow.latent(run.x)
-
-
-def decode(
-    model: Denoiser,
-    z: Tensor,
-    solver: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    *,
-    cond: dict[str, Any] | None = None,
-    t_min: float | None = None,
-    max_steps: int = 1000,
-) -> Tensor:
-    """The data of a latent z [B, *event] at t_max: the probability flow from noise to data.
-
-    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
-    """
-    _check(model, z, rtol, atol, "raise")
-    flow, name = ScaledFlow(model, len(z), cond, t_min), lookup("solver", solver, PAIRS).name
-    with torch.no_grad():
-        u = flow.from_latent(z)
-    run = integrate(
-        flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
-        max_steps=max_steps,
-    )  # fmt: skip
-    _raise_for(run)
-    return flow.leave(run.x)
-
-
-def _check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str) -> None:
-    if not isinstance(model, Denoiser):
-        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a float32 or float64 tensor [B, ...]; got {kind}")
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"x must be finite; samples {bad[:8]} hold NaN or Inf")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and > 0; got {value}")
-    if on_failure not in ("raise", "return"):
-        raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
-
-
 def _check_options(
     method: str, backend: str, trace: str, probes: float, target: float | None, most: float,
     points: int,
@@ -330,20 +260,3 @@ def _check_options(
 def status_failed(status: Tensor) -> Tensor:
     """Samples without a value: those that stopped, not those that missed their target."""
     return (status != Status.OK) & (status != Status.TARGET_NOT_MET)
-
-
-def _raise_for(run: OdeSolution) -> None:
-    raise_if_failed(run.status, run, "raise")
-
-
-def raise_if_failed(status: Tensor, result: Any, on_failure: str) -> None:
-    """Raises SolverError, naming the first failed samples, unless on_failure is 'return'."""
-    failed = (status != Status.OK).nonzero().flatten().tolist()
-    if failed and on_failure == "raise":
-        code = Status(int(status[failed[0]]))
-        shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
-        raise SolverError(
-            f"{MEANING[code]} for sample {shown}; {len(failed)} of {len(status)} failed in all",
-            status,
-            result,
-        )

@@ -7,7 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 
 import undiffuse as ud
-from undiffuse.solvers.likelihood import decode, encode, log_prob
+from undiffuse.solvers.encode import decode, encode
+from undiffuse.solvers.likelihood import log_prob
 from undiffuse.solvers.status import Status
 
 PROCESSES = {

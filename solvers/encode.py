@@ -1,0 +1,102 @@
+"""The latent of a datum and back: the probability flow as a bijection between data and noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import Denoiser
+from .adaptive_ode import integrate
+from .grids import lookup
+from .pairs import PAIRS
+from .scaled_flow import ScaledFlow
+from .status import MEANING, SolverError, Status
+
+
+def encode(
+    model: Denoiser,
+    x: Tensor,
+    solver: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    *,
+    cond: dict[str, Any] | None = None,
+    t_min: float | None = None,
+    max_steps: int = 1000,
+) -> Tensor:
+    """The latent of x [B, *event] at t_max, unique to x: the probability flow from data to noise.
+
+    Each sample has its own steps: a latent does not depend on its batch. `decode` undoes it.
+    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
+    """
+    check(model, x, rtol, atol, "raise")
+    flow, name = ScaledFlow(model, len(x), cond, t_min), lookup("solver", solver, PAIRS).name
+    run = integrate(
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol, atol=atol,
+        max_steps=max_steps,
+    )  # fmt: skip
+    raise_if_failed(run.status, run, "raise")
+    with torch.no_grad():
+        return flow.latent(run.x)
+
+
+def decode(
+    model: Denoiser,
+    z: Tensor,
+    solver: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    *,
+    cond: dict[str, Any] | None = None,
+    t_min: float | None = None,
+    max_steps: int = 1000,
+) -> Tensor:
+    """The data of a latent z [B, *event] at t_max: the probability flow from noise to data.
+
+    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
+    """
+    check(model, z, rtol, atol, "raise")
+    flow, name = ScaledFlow(model, len(z), cond, t_min), lookup("solver", solver, PAIRS).name
+    with torch.no_grad():
+        u = flow.from_latent(z)
+    run = integrate(
+        flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
+        max_steps=max_steps,
+    )  # fmt: skip
+    raise_if_failed(run.status, run, "raise")
+    return flow.leave(run.x)
+
+
+def check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str) -> None:
+    """Raises TypeError or ValueError for arguments that no integration could start from."""
+    if not isinstance(model, Denoiser):
+        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a float32 or float64 tensor [B, ...]; got {kind}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"x must be finite; samples {bad[:8]} hold NaN or Inf")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be finite and > 0; got {value}")
+    if on_failure not in ("raise", "return"):
+        raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
+
+
+def raise_if_failed(status: Tensor, result: Any, on_failure: str) -> None:
+    """Raises SolverError, naming the first failed samples, unless on_failure is 'return'."""
+    failed = (status != Status.OK).nonzero().flatten().tolist()
+    if failed and on_failure == "raise":
+        code = Status(int(status[failed[0]]))
+        shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
+        raise SolverError(
+            f"{MEANING[code]} for sample {shown}; {len(failed)} of {len(status)} failed in all",
+            status,
+            result,
+        )

@@ -1,0 +1,242 @@
+"""Probes at the nodes of a quadrature: where the network is asked, how often, and what is left.
+
+A node's trace is estimated with a Walsh block of K = 1, 2, 4, ... probes (see trace.py), which may
+grow later: row k of the block is a function of (seed, sample id, node, k) alone. The change of the
+estimates a_i from one level to the next is what colouring removed, without the diagonal of J in it,
+so it tells the variance without bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import rademacher
+from . import trace as traces
+from .scaled_flow import ScaledFlow, column
+
+DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
+RATIO = (0.2, 0.5, 0.7)  # least, presumed and largest ratio of what two levels in turn leave
+
+
+@dataclass(eq=False)
+class Nodes:
+    """All nodes of all samples in one list of R rows.
+
+    sample, index: int64 [R], whose and which; lam, weight: float64 [R]; x_hat [R, *event].
+    a, b: D = a x^ + b out. defect: s . (du/dlambda - v), float64. size: probes so far, K.
+    total [R, *event]: K times the a_i of trace.py, for out. gains: float64 [R, 2], the squared
+    change of a_i at the last level and the one before.
+    """
+
+    sample: Tensor
+    index: Tensor
+    lam: Tensor
+    weight: Tensor
+    x_hat: Tensor
+    slope: Tensor
+    a: Tensor
+    b: Tensor
+    defect: Tensor
+    energy: Tensor
+    size: Tensor
+    form: Tensor
+    total: Tensor
+    gains: Tensor
+
+
+class Prober:
+    """Evaluates the network at nodes and lets probes accumulate there."""
+
+    def __init__(
+        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int
+    ) -> None:
+        self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
+        self.seed = seed
+        self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))
+        self.products = torch.zeros(flow.batch, dtype=torch.int64)
+
+    def visit(self, rows: Tensor, size: int, exact: bool = False) -> None:
+        """Bring the nodes `rows`, all of one size, to `size` probes; or take the exact trace."""
+        for part in torch.split(rows, self.chunk):
+            nodes, before = self.nodes, int(self.nodes.size[part[0]])
+            x = nodes.x_hat[part].detach().requires_grad_()
+            with torch.enable_grad():
+                a, b, out = self.flow.readout(x, nodes.lam[part], nodes.sample[part])
+            if before == 0:
+                self.drift(part, a, b, x.detach(), out.detach())
+            if exact:
+                nodes.form[part] = traces.exact(out, x).double()
+                count = x[0].numel()
+            else:
+                self.extend(part, out, x, before, size)
+                count = size - before
+            nodes.size[part] = size
+            add = torch.bincount(nodes.sample[part].cpu(), minlength=self.flow.batch)
+            self.products += add * count
+
+    def drift(self, part: Tensor, a: Tensor, b: Tensor, x_hat: Tensor, out: Tensor) -> None:
+        """Keep what does not depend on probes: the read-out, the defect, and |r|^2/s^^2."""
+        nodes, flow, lam = self.nodes, self.flow, self.nodes.lam[part]
+        residual = column(a - 1, x_hat) * x_hat + column(b, x_hat) * out
+        gap = nodes.slope[part] - flow.velocity(x_hat, lam, residual)
+        inverse = torch.exp(2 * lam)
+        nodes.a[part], nodes.b[part] = a, b
+        nodes.defect[part] = flow.norm(lam) * inverse * dot(residual, gap)
+        nodes.energy[part] = inverse * dot(residual, residual)
+
+    def extend(self, part: Tensor, out: Tensor, x: Tensor, before: int, size: int) -> None:
+        """Probes before ... size - 1 of each node's Walsh block."""
+        nodes = self.nodes
+        signs = self.signs(part, x)
+        total = nodes.total[part]
+        last = total / max(before, 1)
+        gains = nodes.gains[part]
+        for k in range(before, size):
+            v = signs * traces.walsh(k, self.labels).to(x).reshape(x.shape[1:])
+            keep = k + 1 < size
+            total = total + v * traces.products(out, x, v[None], keep=keep)[0]
+            if (k + 1) & k == 0:  # a level of the block is full
+                level = total / (k + 1)
+                spread = level - last  # all of `level` at first: see `lonely`
+                gains = torch.stack([dot(spread, spread), gains[:, 0]], 1)
+                last = level
+        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last)
+
+    def signs(self, part: Tensor, x: Tensor) -> Tensor:
+        """eps of each node: drawn from the counter (sample id, node index)."""
+        nodes, eps = self.nodes, torch.empty_like(x)
+        seed = self.seed
+        for j in sorted(set(nodes.index[part].tolist())):
+            here = (nodes.index[part] == j).nonzero().flatten()
+            sample = nodes.sample[part][here]
+            own = seed[sample] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
+            eps[here] = rademacher(
+                (len(here), *x.shape[1:]), own, self.ids[sample], j, 0, x.dtype, x.device
+            )
+        return eps
+
+    def variance(self) -> Tensor:
+        """What is left at each node, weight^2 b^2 2 sum of off-diagonal J_ij^2, float64 [R].
+
+        With K >= 2 probes the level just passed gained V_{K/2} - V_K; V_K is the tail of a
+        geometric series whose ratio is that of the last two gains, pooled over the sample. Nodes
+        with a single probe are measured against their neighbours, see `lonely`.
+        """
+        nodes = self.nodes
+        gain = (nodes.weight * nodes.b).square()[:, None] * nodes.gains
+        seen = (nodes.size >= 4)[:, None] * gain
+        pooled = torch.zeros(self.flow.batch, 2, dtype=torch.float64, device=gain.device)
+        pooled.index_add_(0, nodes.sample, seen)
+        least, presumed, largest = RATIO
+        ratio = torch.where(pooled[:, 1] > 0, pooled[:, 0] / pooled[:, 1], presumed)
+        ratio = ratio.clamp(least, largest)[nodes.sample]
+        alone = (nodes.weight * nodes.b).square() * self.lonely()
+        left = torch.where(nodes.size >= 2, gain[:, 0] * ratio / (1 - ratio), alone)
+        return 2 * torch.where(nodes.size >= 1 << self.bits, 0.0, left)
+
+    def lonely(self) -> Tensor:
+        """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
+
+        Neighbours have probes of their own and J_ii is smooth in lambda: with a^ the cubic through
+        the four nearest nodes, E[a . (a - a^)] = sum n_i^2 up to fourth order in their distance. Kept
+        between a twentieth and all of the spread of the a_i, for steps over which it is not smooth.
+        """
+        nodes = self.nodes
+        level, bound = self.diagonal()
+        count = torch.bincount(nodes.sample, minlength=self.flow.batch)
+        begin = (count.cumsum(0) - count)[nodes.sample]
+        count = count[nodes.sample]
+        place = torch.arange(len(level), device=level.device) - begin
+        window = (place - 2).minimum(count - 5).clamp(min=0)
+        others = window[:, None] + torch.arange(4, device=level.device)
+        others = others + (others >= place[:, None])  # five in a row, without the node itself
+        others = begin[:, None] + others.minimum(count[:, None] - 1)
+        x, xs = nodes.lam, nodes.lam[others]
+        gap = xs[:, :, None] - xs[:, None, :] + torch.eye(4, dtype=x.dtype, device=x.device)
+        top = x[:, None, None] - xs[:, None, :].expand(-1, 4, -1)
+        ratio = torch.where(torch.eye(4, dtype=torch.bool, device=x.device), 1.0, top / gap)
+        lagrange = ratio.prod(2)
+        guess = sum(column(lagrange[:, m], level) * level[others[:, m]] for m in range(4))
+        found = dot(level, level - guess)
+        found = torch.where(count < 5, bound, found.minimum(bound).maximum(0.05 * bound))
+        return found / nodes.b.square().clamp(min=1e-300)
+
+    def diagonal(self) -> tuple[Tensor, Tensor]:
+        """The estimates of the diagonal of dD/dx^ [R, *event], and their spread about their mean."""
+        nodes = self.nodes
+        level = nodes.total / column(nodes.size.clamp(min=1).double(), nodes.total)
+        level = column(nodes.b, level) * level + column(nodes.a, level)
+        mean = dot(level) / level[0].numel()
+        return level, dot(level, level) - mean.square() * level[0].numel()
+
+    def worth(self) -> Tensor:
+        """What `plan` takes for the variance of one probe at each node, [R].
+
+        The average over a node's neighbours, so that a node's own luck does not decide how many
+        probes it gets: with its own, log p is biased by half a standard error.
+        """
+        nodes = self.nodes
+        square = nodes.weight.square()
+        level, bound = self.diagonal()
+        own = torch.where(nodes.size >= 2, self.variance() / square, 2 * bound)
+        own = own * nodes.size.double().pow(DECAY)
+        first, last = nodes.sample != nodes.sample.roll(1), nodes.sample != nodes.sample.roll(-1)
+        first[0], last[-1] = True, True
+        before = torch.where(first, own.roll(-1), own.roll(1))
+        after = torch.where(last, own.roll(1), own.roll(-1))
+        mean = torch.where(first & last, own, 0.5 * (before + after))
+        across = level.roll(1, 0) - level.roll(-1, 0)  # 1/2 E|across|^2: the mean of their two
+        alone = (nodes.size.roll(1) == 1) & (nodes.size.roll(-1) == 1) & ~first & ~last
+        return square * torch.where(alone, mean.minimum(dot(across, across)), mean)
+
+    def plan(self, budget: Tensor, goal: Tensor | None) -> Tensor:
+        """New sizes [R], powers of 2, that minimise the predicted variance within the budget [B].
+
+        goal: variance [B] at which to stop spending. The optimum of sum V_j K_j^-DECAY is
+        K_j ~ V_j^(1/(1 + DECAY)); the common factor is found by bisection for each sample.
+        """
+        nodes, flow = self.nodes, self.flow
+        unit = self.worth()
+        wish = unit.clamp(min=1e-300).log2() / (1 + DECAY)
+        best = nodes.size.clone()
+        low = torch.full((flow.batch,), -40.0, dtype=torch.float64, device=wish.device)
+        high = torch.full_like(low, 400.0)
+
+        def sizes(level: Tensor) -> Tensor:
+            power = (wish + level[nodes.sample]).round().clamp(0, self.bits)
+            return torch.maximum(torch.exp2(power).long(), nodes.size)
+
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            size = sizes(middle)
+            spent = torch.zeros_like(low).index_add_(0, nodes.sample, size.double())
+            within = spent <= budget
+            if goal is not None:
+                left = torch.zeros_like(low).index_add_(
+                    0, nodes.sample, unit * size.double().pow(-DECAY)
+                )
+                within &= left >= goal  # not there yet: go on
+            low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+        # with a goal, the first level that meets it if the budget allows; else the last within
+        size = sizes(high)
+        spent = torch.zeros_like(low).index_add_(0, nodes.sample, size.double())
+        affordable = (spent <= budget)[nodes.sample]
+        return torch.maximum(best, torch.where(affordable, size, sizes(low)))
+
+    def grow(self, size: Tensor) -> bool:
+        """Bring every node to its new size; False if none changed."""
+        more = size > self.nodes.size
+        for before in sorted(set(self.nodes.size[more].tolist())):
+            for after in sorted(set(size[more & (self.nodes.size == before)].tolist())):
+                chosen = more & (self.nodes.size == before) & (size == after)
+                self.visit(chosen.nonzero().flatten(), int(after))
+        return bool(more.any())
+
+
+def dot(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Sum over the event of x y (or of x), float64 [n]."""
+    x = x.double()
+    return (x if y is None else x * y.double()).flatten(1).sum(1)
