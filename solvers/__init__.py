@@ -22,6 +22,7 @@ from .grids import (
 )
 from .heun import Heun
 from .law import Law, gaussian_law, marginal, response
+from .learned import Learned, fit, references
 from .likelihood import LogProb, log_prob
 from .registry import SOLVERS, get, names
 from .restart import Consistency, Restart
@@ -29,6 +30,7 @@ from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
 from .singlestep import DPMPPSDE, SEEDS, SingleStep
+from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
 from .stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
 from .tableau import Tableau
@@ -55,11 +57,13 @@ __all__ = [
     "DPMSolverPP3Compat",
     "Discrete",
     "EulerMaruyama",
+    "GaussianPreconditioned",
     "Grid",
     "Heun",
     "Karras",
     "Laplace",
     "Law",
+    "Learned",
     "LogProb",
     "LogSNR",
     "OdeSolution",
@@ -76,7 +80,9 @@ __all__ = [
     "SingleStep",
     "Solver",
     "SolverError",
+    "SpectralTable",
     "State",
+    "Statistics",
     "Status",
     "StepInfo",
     "Tableau",
@@ -84,6 +90,7 @@ __all__ = [
     "Uniform",
     "decode",
     "encode",
+    "fit",
     "gaussian_law",
     "get",
     "integrate",
@@ -91,6 +98,7 @@ __all__ = [
     "marginal",
     "names",
     "probability_flow",
+    "references",
     "response",
     "reverse_sde",
     "sample",

@@ -1,0 +1,167 @@
+"""Gaussian-preconditioned integration and learned tables: exactness, order, gain, and refusal."""
+
+import math
+
+import pytest
+import torch
+
+import undiffuse as ud
+from undiffuse.models.targets import Gaussian, GaussianMixture
+from undiffuse.solvers import Tableau, UniPC, times
+from undiffuse.solvers.learned import Learned, fit, initial, references
+from undiffuse.solvers.spectral import GaussianPreconditioned, Statistics
+
+from .exact import evaluate, gaussian_flow, slope  # noqa: TID251  ruff takes tests/solvers so
+
+MIXTURE = GaussianMixture(
+    [0.5, 0.3, 0.2],
+    [[-1.0, 0.5, 0.0], [0.6, -0.8, 0.3], [0.9, 0.9, -1.0]],
+    [[0.02, 0.3, 0.1], [0.1, 0.05, 0.2], [0.2, 0.1, 0.03]],
+)
+
+
+def statistics(law):
+    values, basis = torch.linalg.eigh(law.cov)
+    return Statistics(law.mean, values, basis)
+
+
+def starts(process, law, t, n=64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, 3, generator=g, dtype=torch.float64)
+    return process.alpha(t) * law.sample(n, seed=seed) + process.sigma(t) * z
+
+
+@pytest.mark.parametrize("process", [ud.VP(), ud.VE(), ud.EDM(), ud.SubVP()], ids=repr)
+def test_a_gaussian_is_solved_exactly_in_one_step(process):
+    law = Gaussian([0.3, -0.2, 1.0], [[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.1]])
+    stats = statistics(law)
+    t = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    x = starts(process, law, t[0])
+    y = GaussianPreconditioned(stats, 1).table(process, t).run(law.denoiser(process), x)
+    q = stats.basis
+    exact = gaussian_flow(process, x @ q, t[0], t[1], stats.mean @ q, stats.variances) @ q.T
+    assert torch.allclose(y, exact, rtol=1e-9, atol=1e-9)
+    # statistics that are wrong are corrected by the residual: not exact, but no longer so far off
+    wrong = GaussianPreconditioned(Statistics.none(3), 1).table(process, t)
+    assert float((wrong.run(law.denoiser(process), x) - exact).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [*(("full", k) for k in (1, 2, 3, 4)), ("diagonal", 2), ("scalar", 2)],
+)
+def test_order(kind, points):
+    process = ud.VP()
+    data = MIXTURE.sample(4000)
+    stats = Statistics.of(data, kind)
+    model = MIXTURE.denoiser(process)
+    ends = process.log_snr(torch.tensor([0.5, 0.05], dtype=torch.float64)).tolist()
+    x = starts(process, MIXTURE, torch.tensor(0.5), 12)
+    exact = references(model, x, 0.5, 0.05, 1200)
+    errors = []
+    ns = (40, 80) if points < 4 else (150, 300)
+    for n in ns:
+        u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+        fine = u[1] * 4.0 ** -torch.arange(8, 0, -1, dtype=torch.float64)
+        u = torch.cat([u[:1], fine, u[1:]])
+        t = process.inverse_log_snr(ends[0] + (ends[1] - ends[0]) * u)
+        y = GaussianPreconditioned(stats, points).table(process, t).run(model, x)
+        errors.append(float((y - exact).square().mean().sqrt()))
+    assert abs(slope(ns, errors) - points) < 0.15
+
+
+def test_no_statistics_is_the_exponential_adams_method():
+    process = ud.VP()
+    t = times("log_snr", process, 9, "t_min")
+    x = starts(process, MIXTURE, t[0])
+    model = MIXTURE.denoiser(process)
+    y = GaussianPreconditioned(Statistics.none(3), 3).table(process, t).run(model, x)
+    table = ud.solvers.get("xeab-3").tableau(process, t)
+    assert torch.allclose(y, evaluate(table, model, x), rtol=1e-10, atol=1e-10)
+
+
+def test_closed_form_start_saves_calls():
+    """Eight calls below ratio 5 against eight over the whole range: the first knows the rest."""
+    process = ud.VP()
+    stats, model = statistics(MIXTURE), MIXTURE.denoiser(process)
+    whole = times("log_snr", process, 8, "t_min")
+    x = starts(process, MIXTURE, whole[0])
+    exact = references(model, x, process.t_max, process.t_min, 600)
+    below = process.inverse_log_snr(
+        torch.linspace(-math.log(5.0), float(process.log_snr(process.t_min)), 9).double()
+    )
+    grid = torch.cat([whole[:1], below[1:-1], whole[-1:]])
+    makers = (
+        GaussianPreconditioned(stats, 2, 5.0).table(process, grid),
+        GaussianPreconditioned(stats, 2).table(process, whole),
+        GaussianPreconditioned(Statistics.none(3), 2).table(process, whole),
+    )
+    errors = [float((m.run(model, x) - exact).square().mean().sqrt()) for m in makers]
+    assert [m.nfe for m in makers] == [8, 8, 8]
+    assert errors[0] < 0.8 * errors[1] < 0.6 * errors[2]
+
+
+def fitted(stats, start, iterations=50):
+    process = ud.VP()
+    model = MIXTURE.denoiser(process)
+    x = starts(process, MIXTURE, torch.tensor(process.t_max), 160, seed=3)
+    ends = references(model, x, process.t_max, process.t_min)
+    init = initial(process, process.t_max, process.t_min, 5, stats, start)
+    return process, model, x, ends, fit(model, x, ends, init, iterations=iterations)
+
+
+def test_a_learned_table_is_an_ordinary_one_and_beats_its_start():
+    process, model, x, ends, found = fitted(Statistics.none(3), None)
+    assert found.after < 0.6 * found.before
+    table = found.learned.tableau(process)
+    assert table.nfe == 5 and Tableau.from_json(table.to_json()) == table
+    y = ud.sample(model, (40, 3), solver=table, x_init=x[120:], dtype=torch.float64)
+    measured = float((y - ends[120:]).square().mean(1).sqrt().mean())
+    assert measured == pytest.approx(found.after, rel=1e-6)
+
+
+def test_a_learned_preconditioned_table_does_better_still_and_reads_back():
+    process, model, x, ends, found = fitted(statistics(MIXTURE), 5.0)
+    _, _, _, _, plain = fitted(Statistics.none(3), None)
+    assert found.after < min(0.7 * found.before, plain.after)
+    again = Learned.from_json(found.learned.to_json())
+    y = again.table(process).run(model, x[120:])
+    assert float((y - ends[120:]).square().mean(1).sqrt().mean()) == pytest.approx(found.after)
+    with pytest.raises(ValueError, match="acts on components"):
+        again.tableau(process)
+
+
+def test_a_fit_that_does_not_help_is_refused():
+    with pytest.raises(RuntimeError, match="held-out error of .* its initialisation"):
+        fitted(Statistics.none(3), None, iterations=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Statistics(torch.zeros(2), torch.zeros(3)), "vectors of one length"),
+        (lambda: Statistics(torch.zeros(2), -torch.ones(2)), "variances must be >= 0; got -1"),
+        (lambda: Statistics(torch.zeros(2), torch.ones(2), torch.ones(3, 3)), "basis must be"),
+        (lambda: Statistics.of(torch.ones(4, 2), "some"), "kind must be 'full', 'diagonal' or"),
+        (lambda: Learned.from_json("{}"), "not a learned table in JSON"),
+        (
+            lambda: GaussianPreconditioned(Statistics.none(2)).table(ud.Flow(), [1.0, 0.5]),
+            "grid must lie where 0 < alpha and 0 < sigma",
+        ),
+    ],
+)
+def test_bad_input_says_what_must_hold(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_reference_points_are_unipc_at_many_steps():
+    process = ud.VP()
+    model = MIXTURE.denoiser(process)
+    x = starts(process, MIXTURE, torch.tensor(1.0), 4)
+    t = process.inverse_log_snr(torch.linspace(
+        *process.log_snr(torch.tensor([1.0, 0.01]).double()).tolist(), 41, dtype=torch.float64
+    ))  # fmt: skip
+    t[0], t[-1] = 1.0, 0.01
+    direct = evaluate(UniPC(3).tableau(process, t), model, x)
+    assert torch.allclose(references(model, x, 1.0, 0.01, 40), direct, atol=1e-9)
