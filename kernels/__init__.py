@@ -13,13 +13,17 @@ from .linear import LinearStep, linear_step
 from .native import warm_up
 from .noise import normal, rademacher, uniform
 from .philox import PURPOSES, philox4x32
+from .runge_kutta import RungeKuttaStep, runge_kutta_step
 from .steps import ddpm_step, euler_maruyama_step
+from .threshold import dynamic_threshold
 
 __all__ = [
     "PURPOSES",
     "BrownianPath",
     "LinearStep",
+    "RungeKuttaStep",
     "ddpm_step",
+    "dynamic_threshold",
     "euler_maruyama_step",
     "explain",
     "langevin_step",
@@ -27,6 +31,7 @@ __all__ = [
     "normal",
     "philox4x32",
     "rademacher",
+    "runge_kutta_step",
     "uniform",
     "using",
     "warm_up",

@@ -6,7 +6,7 @@ registers allow. An H200 moves 4.3 TB/s and issues 7.8 instructions per byte mov
 """
 
 REGISTERS = 64
-WIDE_REGISTERS = 96  # the last Runge-Kutta stage reads eight tensors
+WIDE_REGISTERS = 96  # the last Runge-Kutta stage reads eight tensors, thresholding keeps counts
 
 # case of tests/kernels/cases.py -> instructions per element; other targets get a fifth more
 INSTRUCTIONS = {
@@ -32,6 +32,12 @@ INSTRUCTIONS = {
     "langevin large float32 exact 1": 76,
     "langevin large bfloat16 fast 1": 48,
     "langevin large bfloat16 exact 1": 79,
+    "brownian float32 fast": 31,  # one term of the sum
+    "brownian float32 exact": 61,
+    "rk last stage float32": 91,
+    "rk last stage bfloat16": 102,
+    "threshold float32": 105,  # its longest pass of six
+    "threshold bfloat16": 106,
     "guided 2m float32": 22,
     "guided 2m bfloat16": 28,
     "guided next float32": 38,

@@ -2,7 +2,15 @@
 
 import torch
 
-from undiffuse.kernels import triton_langevin, triton_linear, triton_noise, using
+from undiffuse.kernels import (
+    triton_brownian,
+    triton_langevin,
+    triton_linear,
+    triton_noise,
+    triton_runge_kutta,
+    triton_threshold,
+    using,
+)
 
 SIZE = 1 << 20
 
@@ -44,10 +52,34 @@ def langevin(dtype, noise, size):
     return launch
 
 
+def brownian(noise):
+    def launch():
+        c, draws = torch.ones(1, 24), torch.zeros(1, 24, dtype=torch.int64)
+        with using(noise=noise):
+            triton_brownian.weighted_noise(
+                torch.zeros(1, dtype=torch.int64), None, [1, SIZE], c, draws, 3
+            )
+
+    return launch
+
+
+def runge_kutta(dtype):
+    def launch():
+        x = torch.empty(1, SIZE, dtype=dtype)
+        triton_runge_kutta.runge_kutta_step(x, [x] * 7, torch.ones(2, 7), torch.ones(1), 1e-5, 1e-5)
+
+    return launch
+
+
+def threshold(dtype):
+    return lambda: triton_threshold.dynamic_threshold(torch.empty(1, SIZE, dtype=dtype), 0.9, 2.0)
+
+
 def cases():
     found = {}
     for noise in ("fast", "exact"):
         found[f"noise float32 {noise}"] = fill(noise)
+        found[f"brownian float32 {noise}"] = brownian(noise)
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
             found[f"em {name} {noise}"] = linear(dtype, noise, draws=1)
             found[f"ddpm clip {name} {noise}"] = linear(dtype, noise, draws=1, limits=[-1.0, 1.0])
@@ -55,6 +87,8 @@ def cases():
         for noise in ("fast", "exact"):
             found[f"langevin small {name} {noise}"] = langevin(dtype, noise, 4096)
             found[f"langevin large {name} {noise}"] = langevin(dtype, noise, SIZE)
+        found[f"rk last stage {name}"] = runge_kutta(dtype)
+        found[f"threshold {name}"] = threshold(dtype)
         found[f"guided 2m {name}"] = linear(dtype, "exact", pair=True, data=1, keep_data=True)
         found[f"guided next {name}"] = linear(
             dtype, "fast", pair=True, draws=1, next_dtype=torch.bfloat16

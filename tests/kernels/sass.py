@@ -18,38 +18,48 @@ NVIDIA_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)\s
 AMD_LINE = re.compile(r"^\s+([a-z][a-z0-9_]+)(.*)$")
 
 
-def distance(code, position, start: int, goal: int | None) -> int:
-    """Instructions on the shortest way from start to goal, or to the end where goal is None."""
+def distance(code, position, start: int, goal: int | None) -> int | None:
+    """Instructions on the shortest way from start to goal (None: to the end); None: no way."""
     best, heap = {start: 1}, [(1, start)]
     while heap:
         cost, i = heapq.heappop(heap)
         _, guard, name, operands = code[i]
         if i == goal or (goal is None and name == "EXIT" and not guard):
             return cost
-        follow = [] if name.startswith(("BRA", "RET", "EXIT")) and not guard else [i + 1]
+        always = not guard and "," not in operands  # BRA P0, target is conditional as well
+        follow = [] if name.startswith(("BRA", "RET", "EXIT")) and always else [i + 1]
         if name.startswith("BRA"):
             follow.append(position[int(operands.split()[-1].strip("`()"), 16)])
         for j in follow:
             if cost + 1 < best.get(j, 1 << 30):
                 best[j] = cost + 1
                 heapq.heappush(heap, (cost + 1, j))
-    raise RuntimeError("no way to the goal was found")
+    return None
 
 
 def shortest_path(text: str) -> int:
     """Instructions from the entry to the end: slow paths do not count, the longest loop once."""
     code = NVIDIA_LINE.findall(text)
     position = {int(address, 16): i for i, (address, *_) in enumerate(code)}
-    loops = {}
-    for i, (_, guard, name, operands) in enumerate(code):
+    ways = []
+    for i, (_, _, name, operands) in enumerate(code):
         if name.startswith("BRA"):
-            target = position[int(operands.split()[-1].strip("`()"), 16)]
-            if target < i:
-                loops[i - target] = i, i + 1 if guard else target
-    if not loops:
-        return distance(code, position, 0, None)
-    end, after = loops[max(loops)]
-    return distance(code, position, 0, end) + distance(code, position, after, None)
+            top = position[int(operands.split()[-1].strip("`()"), 16)]
+            # a loop if its end can be reached from its top; else a slow path that comes back
+            if top < i and distance(code, position, top, i):
+                rest = min(
+                    (d for j in (i + 1, top) if (d := distance(code, position, j, None))),
+                    default=None,
+                )
+                reach = distance(code, position, 0, i)
+                if reach and rest:
+                    ways.append((i - top, reach + rest))
+    if ways:
+        return max(ways)[1]
+    whole = distance(code, position, 0, None)
+    if whole is None:
+        raise RuntimeError("no way to the end was found")
+    return whole
 
 
 def nvidia_figures(kernel, binary_folder: Path) -> dict:
@@ -114,7 +124,13 @@ def compile_only(target):
 
     def stop_before_launch(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        kernels.append((kernel, options["num_warps"] * target[2], options["Q"] * 4))
+        kernels.append(
+            (
+                kernel,
+                options["num_warps"] * target[2],
+                options["Q"] * 4 if "Q" in options else options["BLOCK"],
+            )
+        )
 
     JITFunction.run = stop_before_launch
     return kernels

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from undiffuse.kernels import BrownianPath, linear_step, using
+from undiffuse.kernels import BrownianPath, linear_step, using, warm_up
 
 KNOTS = {"one cell": (0.0, 1.0), "uneven cells": (0.0, 0.02, 0.3, 0.55, 1.0)}
 
@@ -103,6 +103,7 @@ def test_drawn_increments_follow_the_normal_law(s, t) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 2048), (3, 57), (100, 2)])
 def test_native_and_triton_paths_are_bitwise_equal(shape) -> None:
+    warm_up()
     path = BrownianPath(
         shape, 4, knots=KNOTS["uneven cells"], sample_ids=torch.arange(shape[0]) + 5
     )

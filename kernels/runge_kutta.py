@@ -1,0 +1,91 @@
+"""A Runge-Kutta stage or step, with the scaled norm of its embedded error, in one launch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .checks import as_float64, check_operands
+from .linear_reference import compute_dtype
+
+
+class RungeKuttaStep(NamedTuple):
+    """The new state [B, ...] and the error norm [B] (None without error weights)."""
+
+    x: Tensor
+    error: Tensor | None
+
+
+def _reference(
+    x: Tensor, stages: Sequence[Tensor], weights: Tensor, dt: Tensor, rtol: float, atol: float
+) -> list[Tensor]:
+    """[y] for weights [1, S]; [y, error norm [B]] for weights [2, S]; dt [1] or [B]."""
+    dtype = compute_dtype(x)
+    state, h = x.to(dtype), dt.view(-1, *[1] * (x.dim() - 1))
+    sums = []
+    for row in weights.unbind(0):
+        total = torch.zeros_like(state, memory_format=torch.contiguous_format)
+        for w, k in zip(row.unbind(0), stages, strict=True):
+            total += torch.where(w != 0, k.to(dtype), 0.0) * w
+        sums.append(h * total)
+    new = state + sums[0]
+    if len(sums) == 1:
+        return [new.to(x.dtype)]
+    scale = torch.maximum(state.abs(), new.abs()) * rtol + atol
+    scaled = (sums[1] / scale).reshape(len(x), -1)
+    return [new.to(x.dtype), scaled.square().mean(1).sqrt()]
+
+
+def _fake(
+    x: Tensor, stages: Sequence[Tensor], weights: Tensor, dt: Tensor, rtol: float, atol: float
+) -> list[Tensor]:
+    new = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if weights.shape[0] == 1:
+        return [new]
+    return [new, x.new_empty(x.shape[0], dtype=compute_dtype(x))]
+
+
+_runge_kutta = dispatch.define(
+    "runge_kutta_step",
+    "(Tensor x, Tensor[] stages, Tensor weights, Tensor dt, float rtol, float atol) -> Tensor[]",
+    reference=_reference,
+    triton="triton_runge_kutta:runge_kutta_step",
+    fake=_fake,
+)
+
+
+def runge_kutta_step(
+    x: Tensor,
+    stages: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    dt: float | Tensor,
+    *,
+    error: Sequence[float] | Tensor | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> RungeKuttaStep:
+    """x' = x + dt sum_i b_i k_i, and the norm of its error, sqrt(mean((err / scale)^2)) per sample.
+
+    err = dt sum_i e_i k_i, scale = atol + rtol max(|x|, |x'|), the mean over one sample's elements.
+    x and the stages k_i [B, ...] floating; weights b and error e: S numbers each, or tensors [S];
+    dt: a number or a tensor [B]. A stage whose weights are all 0 is not read. Arithmetic is
+    float32 (float64 for float64 x); x' in x's dtype. No gradient flows.
+    Raises ValueError if the numbers of weights and stages differ.
+    Hairer, Norsett & Wanner, "Solving ODEs I", II.4, eq. 4.11.
+    """
+    check_operands(x, stages=stages)
+    rows = [weights] if error is None else [weights, error]
+    table = torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in rows])
+    if table.shape[1:] != (len(stages),):
+        raise ValueError(
+            f"weights and error must have one number per stage, {len(stages)}; got "
+            f"{list(table.shape[1:])}"
+        )
+    dtype = compute_dtype(x)
+    h = as_float64("dt", dt, x.shape[0])
+    result: list[Tensor] = _runge_kutta(
+        x, list(stages), table.to(x.device, dtype), h.to(x.device, dtype), rtol, atol
+    )
+    return RungeKuttaStep(result[0], result[1] if error is not None else None)
