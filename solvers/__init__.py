@@ -4,6 +4,7 @@ from .adams import IPNDM, Adams
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .base import Path, Solver
 from .drift import ReverseSDE, probability_flow, reverse_sde
+from .elbo import Elbo, elbo
 from .encode import decode, encode
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .grids import (
@@ -56,6 +57,7 @@ __all__ = [
     "DPMSolverPP",
     "DPMSolverPP3Compat",
     "Discrete",
+    "Elbo",
     "EulerMaruyama",
     "GaussianPreconditioned",
     "Grid",
@@ -89,6 +91,7 @@ __all__ = [
     "UniPC",
     "Uniform",
     "decode",
+    "elbo",
     "encode",
     "fit",
     "gaussian_law",

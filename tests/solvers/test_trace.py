@@ -1,0 +1,98 @@
+"""Traces and probes by algebra: unbiased, coloured, counter-based."""
+
+import pytest
+import torch
+
+from undiffuse.solvers import trace as traces
+
+
+def linear(matrix, shape=(2, 3), batch=4):
+    """x and out = M x for a batch: the Jacobian is M for every sample."""
+    x = torch.randn(batch, *shape, dtype=torch.float64, generator=torch.manual_seed(0))
+    x.requires_grad_()
+    return (x.flatten(1) @ matrix.T).reshape(x.shape), x
+
+
+def test_exact_traces_whatever_the_chunk_and_the_network():
+    m = torch.randn(6, 6, dtype=torch.float64, generator=torch.manual_seed(1))
+    for chunk in (None, 1, 4, 6):
+        out, x = linear(m)
+        torch.testing.assert_close(traces.exact(out, x, chunk=chunk), m.trace().expand(4))
+
+    class Square(torch.autograd.Function):  # no vmap rule: walked one product at a time
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * ctx.saved_tensors[0] * g
+
+    x = torch.rand(3, 5, dtype=torch.float64).requires_grad_()
+    torch.testing.assert_close(traces.exact(Square.apply(x), x), 2 * x.detach().sum(1))
+
+
+def test_variances_of_the_two_kinds_of_probe():
+    """2 |offdiag(sym M)|^2 and 2 |sym M|^2, to 12 % with 20000 probes (4 deviations: forms are heavy-tailed)."""
+    m = torch.randn(6, 6, dtype=torch.float64, generator=torch.manual_seed(2)) + 2 * torch.eye(6)
+    sym = 0.5 * (m + m.T)
+    off = sym - torch.diag(sym.diag())
+    x = torch.zeros(20000, 6, dtype=torch.float64)
+    for kind, variance in (("rademacher", 2 * off.square().sum()), ("gaussian", 2 * sym.square().sum())):
+        v = traces.probes(kind, 1, x, seed=0)[0]
+        forms = ((v @ m.T) * v).sum(1)
+        assert abs(float(forms.mean() - m.trace())) < 5 * float((variance / 20000).sqrt())
+        assert abs(float(forms.var() / variance) - 1) < 0.12
+
+
+def test_probes_belong_to_their_samples():
+    x = torch.zeros(3, 5)
+    ids = torch.tensor([4, 1, 8])
+    whole = traces.probes("rademacher", 3, x, 7, ids)
+    assert torch.equal(traces.probes("rademacher", 2, x[[2]], 7, ids[[2]], 1), whole[1:, [2]])
+    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+    assert traces.probes("gaussian", 1, x.double(), 0).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (3, 4, 4), (36,), (10,), (1, 1, 1)])
+def test_colours_end_in_single_components(shape):
+    labels, bits = traces.colours(shape)
+    assert len(labels.unique()) == len(labels) and int(labels.max()) < 1 << bits
+
+
+def test_colours_of_an_image_are_far_apart():
+    """A checkerboard, then 2 x 2, then diagonal 4 x 4, then 4 x 4: squared distances 2, 4, 8, 16."""
+    labels, _ = traces.colours((16, 16))
+    index = torch.arange(256)
+    where = torch.stack([index // 16, index % 16], 1)
+    for m, distance in enumerate((2, 4, 8, 16), 1):
+        same = (labels[:, None] & (1 << m) - 1) == (labels[None] & (1 << m) - 1)
+        gaps = (where[:, None] - where[None]).square().sum(2)[same & ~torch.eye(256, dtype=torch.bool)]
+        assert int(gaps.min()) == distance
+    channels, _ = traces.colours((3, 4, 4))
+    pixel = (channels & 15).reshape(3, 16)  # the first 4 bits: checkerboard, rows, channels
+    assert all(len(set(pixel[:, i].tolist())) == 3 for i in range(16))
+
+
+def test_a_full_block_leaves_pairs_of_one_colour_only():
+    """sum_i a_i = tr M + sum over same-coloured pairs, exactly, for every level of the block."""
+    m = torch.randn(16, 16, dtype=torch.float64, generator=torch.manual_seed(3))
+    labels, bits = traces.colours((4, 4))
+    eps = traces.probes("rademacher", 1, torch.zeros(1, 16).double(), 5)[0, 0]
+    for level in range(bits + 1):
+        size = 1 << level
+        v = torch.stack([eps * traces.walsh(k, labels) for k in range(size)])
+        found = ((v @ m.T) * v).sum() / size
+        same = ((labels[:, None] ^ labels[None]) & (size - 1)) == 0
+        torch.testing.assert_close(found, (m * same * eps[:, None] * eps[None]).sum())
+    torch.testing.assert_close(found, m.trace())  # the last level is exact
+
+
+def test_a_network_without_a_gradient_is_named():
+    x = torch.zeros(2, 3).requires_grad_()
+    for call in (traces.exact, lambda out, x: traces.products(out, x, out[None])):
+        with pytest.raises(ValueError, match="net's output has no gradient"):
+            call(x.detach() * 2, x)
+    with pytest.raises(ValueError, match="probe kind must be one of"):
+        traces.probes("normal", 1, x, 0)
