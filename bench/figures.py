@@ -128,6 +128,8 @@ def _draw(
     ax.plot(x, y, label=label, **style)
     if style["color"] != PEER:
         lo, hi = ([r[f"{m.field}_{end}"] for r in held] for end in ("lo", "hi"))
+        if not m.signed:  # an interval down to 0 or below has no place on a log axis
+            lo = [max(a, b / 4) for a, b in zip(lo, y, strict=True)]
         ax.fill_between(x, lo, hi, color=style["color"], alpha=0.13, lw=0)
     return x[-1], y[-1], label, style["color"]
 

@@ -8,13 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cells, claims, figures, quality, table
+from ..solvers import get
+from . import cells, claims, figures, quality, table, trajectories
 from .cells import Cell
-from .plans import Unavailable
+from .plans import Unavailable, largest
 from .problems import Problem
 from .quality import Measure
 from .reference import Reference
-from .store import Record, write_text
+from .report import write_report
+from .store import Record, Store, write_text
 
 
 def summarise(
@@ -107,7 +109,7 @@ def write_all(
     measures: Sequence[Measure],
     summary: dict[str, Any],
 ) -> list[table.Table]:
-    """table.md, nfe.png and samples.png; returns the tables."""
+    """table.md, the pictures and, where plotly is installed, report.html; returns the tables."""
     shown = all_tables(summary, records, measures)
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
     wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
@@ -124,7 +126,54 @@ def write_all(
         rows = sample_rows(pictured[-1], todo, references[pictured[-1].name])
         title = f"{pictured[-1].name}: the same noise in every row"
         figures.sample_grid(out / "samples.png", rows, title)
+    flat = [p for p in posed if tuple(p.start.shape[1:]) == (2,)]
+    ours = list(dict.fromkeys(c.config.name for c in todo if c.config.library == "undiffuse"))
+    if flat and ours:
+        costs = sorted({c.nfe for c in todo})[:3]
+        trajectories.draw(
+            out / "paths.png", flat[0], references[flat[0].name], ours[:4], costs
+        )  # fmt: skip
+    _report(out, todo, records, measures, summary, shown)
     return shown
+
+
+def _report(
+    out: Path,
+    todo: Sequence[Cell],
+    records: Sequence[Record],
+    measures: Sequence[Measure],
+    summary: dict[str, Any],
+    tables: Sequence[table.Table],
+) -> None:
+    try:
+        import plotly  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
+    except ImportError:
+        return
+    seconds = {k: float(r["seconds"]) for k, r in Store(out, "timings.jsonl").records.items()}
+    pictures = [("Samples, coarse to fine", out / "samples.png"),
+                ("Paths in the plane", out / "paths.png")]  # fmt: skip
+    write_report(
+        out / "report.html", summary, records, seconds, measures, tables, pictures,
+        winner(todo, summary),
+    )  # fmt: skip
+
+
+def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | None:
+    """(title, text) of the tableau of ours with the least error of the first problem, at the cost
+    in the middle of the run."""
+    costs = summary["nfe"]
+    n = costs[len(costs) // 2]
+    for name, by_cost in summary["best"].items():
+        ours = [t for t in by_cost.get(str(n), ()) if t["library"] == "undiffuse"]
+        for cell in todo:
+            at = (cell.problem.name, cell.nfe, cell.config.library)
+            if ours and at == (name, n, "undiffuse"):
+                c = cell.config
+                if (c.name, c.grid) == (ours[0]["solver"], ours[0]["grid"]):
+                    final = getattr(c, "final", "t_min")
+                    text = repr(largest(get(c.name), cell.problem.model, c.grid, final, n))
+                    return f"The table of {c.name} on {c.grid} at {n} NFE ({name})", text
+    return None
 
 
 def sample_rows(
