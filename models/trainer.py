@@ -233,7 +233,7 @@ class Trainer:
             "predicts": model.predicts,
             "time": model.time,
             "sigma_data": model.sigma_data,
-            "loss": _describe(self.loss),
+            "objective": _describe(self.loss),
             "settings": dataclasses.asdict(self.settings),
         }
 

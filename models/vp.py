@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from .process import Process, Time, f64, increasing, positive
+
+if TYPE_CHECKING:
+    from .learned import LearnedVP
 
 
 class _VariancePreserving(Process):
@@ -105,6 +108,13 @@ class VP(_LinearBeta):
     def from_betas(betas: Sequence[float] | Tensor) -> TabledVP:
         """A DDPM schedule beta_1..beta_N as a process on [1/N, 1]: step i is at t = i/N."""
         return TabledVP(tuple(torch.as_tensor(betas, dtype=torch.float64).tolist()))
+
+    @staticmethod
+    def learned(omega: Callable[[Tensor], Tensor]) -> LearnedVP:
+        """SNR(t) = exp(-omega(t)), omega rising on [0, 1]: `MonotoneOmega()`; see learned.py."""
+        from .learned import LearnedVP
+
+        return LearnedVP(omega)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_it_is_a_process_with_the_identities_of_one(omega):
 
 
 def test_samplers_take_it():
-    process = LearnedVP(bent())
+    process = VP.learned(bent())
     x = ud.sample(
         TARGET.denoiser(process), (4000, 1), "heun", steps=60, grid="log_snr", seed=0, dtype=F64
     )

@@ -214,3 +214,10 @@ def test_the_unet_trains_and_comes_back(tmp_path):
     again = load_checkpoint(tmp_path / "model.safetensors")
     assert again.network[0] == "unet" and again.event_shape == (2, 8, 8)
     assert torch.equal(model(x[:2], 0.5), again.denoiser(x[:2], 0.5))
+
+
+def test_checkpoints_record_the_objective_beside_the_loss(tmp_path):
+    train(X, loss="min-snr", out=tmp_path, steps=20, **TINY)
+    training = load_checkpoint(tmp_path / "model.safetensors").training
+    assert training["objective"]["weighting"] == "min-snr" and training["objective"]["gamma"] == 5.0
+    assert isinstance(training["loss"], float)
