@@ -72,7 +72,7 @@ def test_a_tabled_network_is_bound_at_its_own_steps():
 
     model = ud.Denoiser(net, process, predicts="noise", time="index", steps=10)
     r = elbo(model, torch.zeros(2, 3))
-    assert sorted(set(round(c, 6) for c in calls)) == list(range(10)) and r.nfe == len(calls)
+    assert sorted({round(c, 6) for c in calls}) == list(range(10)) and r.nfe == len(calls)
     assert r.terms.shape == (2, 9)
 
 

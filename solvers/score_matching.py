@@ -1,0 +1,62 @@
+"""Score-matching values of a network at one time: what it would be told if it were trained there.
+
+    explicit   F = E |s - s*|^2 / 2, the Fisher divergence to a known score s*
+    implicit   J = E [tr grad s + |s|^2 / 2]                        (Hyvarinen 2005), F = J + const
+    sliced     E_v E [v^T grad s v + (v^T s)^2 / 2]                 (Song et al. 2019)
+
+The constant is E |s*|^2/2 of the data, so J compares networks where s* is not known. The sliced
+form's second term may be taken over v exactly (|s|^2/2), which is its variance-reduced version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import Denoiser
+from . import trace as traces
+from .encode import check
+
+
+def fisher_divergence(
+    model: Denoiser, score: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float | Tensor,
+    cond: dict[str, Any] | None = None,
+) -> Tensor:  # fmt: skip
+    """|s(x, t) - score(x, t)|^2/2 of each x_t [B, *event], float64 [B]; t is a float or [B]."""
+    check(model, x, 1.0, 1.0, "raise")
+    with torch.no_grad():
+        times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+        gap = model.score(x, times, **(cond or {})) - score(x, times)
+    return 0.5 * gap.double().square().flatten(1).sum(1)
+
+
+def implicit_score_matching(
+    model: Denoiser, x: Tensor, t: float | Tensor, trace: str = "exact", probes: int = 1,
+    seed: int | Tensor = 0, *, sample_ids: Tensor | Sequence[int] | None = None,
+    sliced: bool = False, cond: dict[str, Any] | None = None,
+) -> Tensor:  # fmt: skip
+    """tr grad s + |s|^2/2 of each x_t [B, *event], float64 [B].
+
+    trace: 'exact' or 'hutchinson' with `probes` Rademacher probes. sliced: (v^T s)^2/2 in place of
+    |s|^2/2, the first form of sliced score matching; needs 'hutchinson'. Raises ValueError.
+    """
+    check(model, x, 1.0, 1.0, "raise")
+    if trace not in ("exact", "hutchinson"):
+        raise ValueError(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
+    if sliced and trace == "exact":
+        raise ValueError("sliced=True needs trace='hutchinson'")
+    times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        s = model.score(leaf, times, **(cond or {}))
+        norm = s.detach().double().square().flatten(1).sum(1)
+        if trace == "exact":
+            return traces.exact(s, leaf).detach().double() + 0.5 * norm
+        v = traces.probes("rademacher", probes, x, seed, sample_ids)
+        forms = (v * traces.products(s, leaf, v)).detach().double().flatten(2).sum(2)
+    if sliced:
+        norm = (v * s.detach()).double().flatten(2).sum(2).square()
+    return (forms + 0.5 * norm).mean(0)

@@ -1,0 +1,99 @@
+"""Gradients of log p, and the score-matching values that share its trace code."""
+
+import math
+
+import pytest
+import torch
+
+import undiffuse as ud
+from undiffuse.solvers.cnf import differentiable_log_prob
+from undiffuse.solvers.likelihood import log_prob
+from undiffuse.solvers.score_matching import fisher_divergence, implicit_score_matching
+
+
+class Small(torch.nn.Module):
+    """A smooth network of 2 x 3 events."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(7, 8).double(), torch.nn.Linear(8, 6).double()
+
+    def forward(self, x, t):
+        h = torch.cat([x.flatten(1), t[:, None]], 1)
+        return self.b(self.a(h).tanh()).reshape(x.shape)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("process", [ud.VP(), ud.Flow()], ids=["vp", "flow"])
+def test_gradients_agree_with_finite_differences(trace, process):
+    """In x and in a weight, to six digits: the gradient is that of the numbers computed."""
+    net = Small()
+    model = ud.Denoiser(net, process, predicts="flow")
+    x = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.manual_seed(1)).requires_grad_()
+    value = lambda x: differentiable_log_prob(model, x, 5, trace, seed=2, t_min=1e-2).sum()
+    value(x).backward()
+    step = 1e-5
+    with torch.no_grad():
+        for leaf, index in ((x, (1, 0, 2)), (net.a.weight, (3, 2)), (net.b.bias, (4,))):
+            kept = leaf[index].clone()
+            leaf[index] = kept + step
+            up = value(x)
+            leaf[index] = kept - step
+            slope = (up - value(x)) / (2 * step)
+            leaf[index] = kept
+            assert abs(float(slope / leaf.grad[index]) - 1) < 1e-6
+            assert abs(float(slope)) > 1e-4
+
+
+def test_its_value_is_log_prob_and_its_gradient_the_score():
+    """On an exact mixture: RK4 in 50 steps against the density, and d log p/dx against s."""
+    target = ud.targets.GaussianMixture([1, 2], torch.tensor([[-1.0, 0.5], [1.0, 0.0]]), [0.2, 0.3])
+    process = ud.VP()
+    x = target.sample(3, seed=0).requires_grad_()
+    value = differentiable_log_prob(target.denoiser(process), x, 50, "exact", t_min=1e-4)
+    r = log_prob(target.denoiser(process), x.detach(), trace="exact", rtol=1e-3, atol=1e-3, t_min=1e-4)
+    assert (value - r.log_prob).abs().max() < 1e-3
+    (score,) = torch.autograd.grad(value.sum(), x)
+    leaf = x.detach().requires_grad_()
+    (exact,) = torch.autograd.grad(target.log_prob(leaf).sum(), leaf)
+    assert (score - exact).abs().max() < 0.03  # the prior's mismatch and the blur at t_min
+
+
+def test_the_gradient_of_a_scale_is_its_closed_form():
+    """D of N(0, c): d log p/d log c^(1/2) = d (|x|^2/(d c) - 1), zero where c is the data's own."""
+    process, d = ud.VP(), 3
+    x = 0.4 * torch.randn(16, d, dtype=torch.float64, generator=torch.manual_seed(0))
+    best = math.log(float(x.square().mean().sqrt()))
+    for offset in (-0.2, 0.0, 0.2):
+        scale = torch.tensor(best + offset, dtype=torch.float64, requires_grad=True)
+
+        def net(x, t, scale=scale):
+            a, v, c = process.alpha(t)[:, None], process.sigma(t)[:, None] ** 2, (2 * scale).exp()
+            return a * c / (a * a * c + v) * x
+
+        model = ud.Denoiser(net, process, predicts="data")
+        differentiable_log_prob(model, x, 24, t_min=1e-3).mean().backward()
+        assert abs(float(scale.grad) - d * (math.exp(-2 * offset) - 1)) < 0.02
+
+
+def test_implicit_score_matching_is_the_fisher_divergence_up_to_its_constant():
+    """On x_t ~ N(0, var) the score -x/w has F = (1/w - 1/var)^2 |x|^2/2 and J = F - |s*|^2/2 in
+    the mean; the sliced values are unbiased for J and its form with |s|^2 has less variance."""
+    process, t, d = ud.VP(), 0.4, 5
+    var, w = float(process.alpha(t) ** 2 * 0.3 + process.sigma(t) ** 2), 0.8
+    model = ud.Denoiser(lambda x, t: -x / w, process, predicts="score")
+    x = var**0.5 * torch.randn(4000, d, dtype=torch.float64, generator=torch.manual_seed(0))
+    fisher = fisher_divergence(model, lambda x, t: -x / var, x, t)
+    torch.testing.assert_close(fisher, 0.5 * ((1 / w - 1 / var) * x).square().sum(1))
+    implicit = implicit_score_matching(model, x, t)
+    torch.testing.assert_close(implicit, -d / w + 0.5 * (x / w).square().sum(1))
+    gap = (fisher - implicit).mean() - 0.5 * d / var
+    assert gap.abs() < 4 * (fisher - implicit).std() / 4000**0.5
+    reduced = implicit_score_matching(model, x, t, trace="hutchinson")
+    sliced = implicit_score_matching(model, x, t, trace="hutchinson", sliced=True)
+    torch.testing.assert_close(reduced, implicit)  # J is diagonal: Rademacher probes are exact
+    assert (sliced - implicit).mean().abs() < 4 * (sliced - implicit).std() / 4000**0.5
+    assert sliced.var() > reduced.var()
+    with pytest.raises(ValueError, match="needs trace='hutchinson'"):
+        implicit_score_matching(model, x, t, sliced=True)
