@@ -6,139 +6,34 @@ yardsticks are torch.randn, a hand-written in-place loop and torchsde's Brownian
 """
 
 import importlib
+import itertools
 import json
 import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import kernels as K
+from .kernel_cases import Call, cases, gate
 
 BUDGET = 420.0  # seconds; what does not fit is left out, and said so
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Call = Callable[[], object]
-
-
-class Case:
-    """One formula at one size: our kernel, the same formula in PyTorch, and the bytes it moves."""
-
-    def __init__(self, name: str, ours: Call, eager: Callable[..., Tensor], inputs: list[Tensor],
-                 moved: int) -> None:  # fmt: skip
-        self.name, self.ours, self.eager, self.inputs, self.moved = name, ours, eager, inputs, moved
-
-
-def cases(n: int, dtype: torch.dtype, device: torch.device) -> list[Case]:
-    """Every kernel on n elements (one row for the tables, 64 samples where norms are taken)."""
-    x, s, h = (torch.randn(64, n // 64, device=device).to(dtype) for _ in range(3))
-    table = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.9, 0.3, 0.1]], device=device)
-    two = torch.tensor([[0.5, 1.5, -0.5, 1.0, 0.9, 0.3, 0.1]], device=device)
-    row = torch.zeros(1, dtype=torch.int64, device=device)
-    draws, seed = row.view(1, 1), row + 7
-    stages = [s, h, x, s, h, x, s]
-    b, e = [0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1], [0.01, -0.02, 0.0, 0.02, 0.0, -0.01, 0.0]
-    size = x.element_size()
-    path = K.BrownianPath(x.shape, seed, depth=10, device=device)
-
-    def em(x: Tensor, s: Tensor) -> Tensor:
-        return 0.9 * x + 0.3 * s + 0.1 * torch.randn_like(x)
-
-    def clipped(x: Tensor, s: Tensor) -> Tensor:
-        return 0.9 * x + 0.3 * s.clamp(-1, 1) + 0.1 * torch.randn_like(x)
-
-    def multistep(x: Tensor, s: Tensor, h: Tensor) -> Tensor:
-        return 0.9 * x + 0.3 * (0.5 * x + 1.5 * s - 0.5 * h) + 0.1 * h
-
-    def langevin(x: Tensor, s: Tensor) -> Tensor:
-        z = torch.randn_like(x)
-        eps = 0.05 * (z.norm(dim=1, keepdim=True) / s.norm(dim=1, keepdim=True)) ** 2
-        return x + eps * s + (2 * eps).sqrt() * z
-
-    def dopri(x: Tensor, *ks: Tensor) -> Tensor:
-        y = x + 0.1 * sum(w * k for w, k in zip(b, ks, strict=True))
-        err = 0.1 * sum(w * k for w, k in zip(e, ks, strict=True))
-        scale = 1e-5 + 1e-5 * torch.maximum(x.abs(), y.abs())
-        return y + 0 * (err / scale).square().mean(1, keepdim=True).sqrt()
-
-    def quantile(x: Tensor) -> Tensor:
-        q = x.float().abs().quantile(0.995, dim=1, keepdim=True).clamp(min=1).to(x.dtype)
-        return x.clamp(-q, q) / q
-
-    found = [
-        Case("noise", lambda: K.normal(x.shape, seed), torch.randn_like, [x.float()], 4 * n),
-        Case("euler-maruyama", lambda: K.linear_step(x, s, table, row, draws=draws, seed=seed),
-             em, [x, s], 3 * size * n),
-        Case("ddpm, clipped", lambda: K.linear_step(
-            x, s, table, row, draws=draws, seed=seed, clip=(-1.0, 1.0)), clipped, [x, s],
-            3 * size * n),
-        Case("guided 2m", lambda: K.linear_step(x, (s, h), two, row, data=[h], keep_data=True),
-             multistep, [x, s, h], 6 * size * n),
-        Case("langevin", lambda: K.langevin_step(x, s, snr=0.16, seed=seed), langevin, [x, s],
-             4 * size * n),
-        Case("rk last stage", lambda: K.runge_kutta_step(x, stages, b, 0.1, error=e), dopri,
-             [x, *stages], 9 * size * n),
-        Case("brownian path", lambda: path.increment(0.31, 0.37), torch.randn_like, [x.float()],
-             4 * n),
-    ]  # fmt: skip
-    if n // 64 <= 1 << 18:  # torch.quantile sorts, and has a limit
-        call = lambda: K.dynamic_threshold(x, 0.995)
-        found.append(Case("threshold", call, quantile, [x], 2 * size * n))
-    return found
-
-
-def gate(device: torch.device) -> list[str]:
-    """What is not equal to the reference on the CPU: bitwise in float32, else to rounding."""
-    wrong = []
-    for n in (1 << 12, 64 * 57):
-        torch.manual_seed(0)
-        x, s, h = (torch.randn(64, n // 64) for _ in range(3))
-        table = torch.tensor([[0.5, 1.5, -0.5, 1.0, 0.9, 0.3, 0.1, 0.2]])
-        row, draws = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
-        weights = [0.3, -0.2]
-
-        def results(d: torch.device | str, x: Tensor = x, s: Tensor = s, h: Tensor = h,
-                    table: Tensor = table, row: Tensor = row, draws: Tensor = draws,
-                    weights: list[float] = weights) -> dict[str, Tensor]:  # fmt: skip
-            x, s, h, table, row, draws = (v.to(d) for v in (x, s, h, table, row, draws))
-            path = K.BrownianPath(x.shape, 3, device=d)
-            rk = K.runge_kutta_step(x, [s, h], weights, 0.1, error=weights)
-            return {
-                "noise": K.normal(x.shape, 3, device=d),
-                "linear step": K.linear_step(x, (s, h), table, row, data=[h], draws=draws).x,
-                "runge-kutta": rk.x,
-                "threshold": K.dynamic_threshold(3 * x, 0.9),
-                "brownian path": path.increment(0.1, 0.7),
-                "~langevin": K.langevin_step(x, s, snr=0.16),
-                "~error norm": rk.error if rk.error is not None else x,
-            }
-
-        with K.using("reference"):
-            expected = results("cpu")
-        got = results(device)
-        for name, value in expected.items():
-            close = torch.allclose(got[name].cpu(), value, rtol=1e-5, atol=1e-5)
-            if not (close if name.startswith("~") else torch.equal(got[name].cpu(), value)):
-                wrong.append(f"{name.strip('~')} at {n} elements")
-        with K.using(noise="fast"):
-            fast = K.normal(x.shape, 3, device=device).cpu()
-        if not torch.allclose(fast, expected["noise"], rtol=0, atol=1e-4):
-            wrong.append(f"fast noise at {n} elements")
-    return wrong
 
 
 def seconds(call: Call, device: torch.device) -> float:
-    """Median time of a call, after warming up; on a GPU by events around ten calls."""
+    """Time of a call after warming up: on a GPU the median of events around ten calls, on a CPU
+    the best of several, as other processes only ever add to it."""
+    cuda: Any = torch.cuda
     for _ in range(3):
         call()
-    times = []
-    for _ in range(7):
+    times: list[float] = []
+    for _ in range(7 if device.type == "cuda" else 20):
         if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             begin.record()
             for _ in range(10):
@@ -150,7 +45,9 @@ def seconds(call: Call, device: torch.device) -> float:
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        if sum(times) > 2.0:
+            break
+    return statistics.median(times) if device.type == "cuda" else min(times)
 
 
 def measure(device: torch.device, deadline: float, out: list[dict[str, Any]]) -> float:
@@ -250,7 +147,7 @@ def cpu_ratios() -> dict[str, float]:
     }
     for name, peer in peers.items():
         times = []
-        for a, b in zip(grid[:10], grid[1:11], strict=True):
+        for a, b in itertools.pairwise(grid):
             start = time.perf_counter()
             peer(a, b)
             times.append(time.perf_counter() - start)

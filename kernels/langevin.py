@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, philox
+from . import dispatch, native, philox
 from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_operands
 from .linear import linear_step
 from .linear_reference import compute_dtype
@@ -25,10 +25,33 @@ def _reference(
     tag: int,
     batch_mean: bool,
 ) -> Tensor:
-    """x + eps s + sqrt(2 eps) z with eps = gain |z|^2 / |s|^2; gain [1] or [B]."""
+    streams = philox.stream_table(x.shape[0], seed, sample_ids, draw, tag)
+    z = philox.draw("normal", math.prod(x.shape[1:]), streams)
+    return _updated(x, score, z, gain, batch_mean)
+
+
+def _native(
+    x: Tensor,
+    score: Tensor,
+    gain: Tensor,
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    draw: int,
+    tag: int,
+    batch_mean: bool,
+) -> Tensor | None:
+    library = native.library(x.numel())
+    if library is None:
+        return None
+    streams = philox.stream_table(x.shape[0], seed, sample_ids, draw, tag)
+    z = torch.empty(x.shape[0], math.prod(x.shape[1:]))
+    return _updated(x, score, native.noise(library, z, streams, None, 0, 0), gain, batch_mean)
+
+
+def _updated(x: Tensor, score: Tensor, z: Tensor, gain: Tensor, batch_mean: bool) -> Tensor:
+    """x + eps s + sqrt(2 eps) z with eps = gain |z|^2 / |s|^2; z [B, n], gain [1] or [B]."""
     dtype, batch = compute_dtype(x), x.shape[0]
-    streams = philox.stream_table(batch, seed, sample_ids, draw, tag)
-    z = philox.draw("normal", math.prod(x.shape[1:]), streams).to(dtype)
+    z = z.to(dtype)
     s = score.reshape(batch, -1).to(dtype)
     squares = torch.stack([v.double().square().sum(1) for v in (z, s)])  # [2, B]
     if batch_mean:
@@ -57,6 +80,7 @@ _langevin_step = dispatch.define(
     "(Tensor x, Tensor score, Tensor gain, Tensor seed, Tensor? sample_ids, int draw, int tag, "
     "bool batch_mean) -> Tensor",
     reference=_reference,
+    native=_native,
     triton="triton_langevin:langevin_step",
     fake=_fake,
 )

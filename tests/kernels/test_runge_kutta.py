@@ -19,7 +19,7 @@ def path(request):
         yield request.param
 
 
-@pytest.mark.parametrize("shape", [(3, 1024), (2, 57), (300, 2), (2, 3, 5, 7)])
+@pytest.mark.parametrize("shape", [(3, 1024), (2, 57), (20, 2), (2, 3, 5, 7)])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_step_and_error_norm(path, shape, per_sample) -> None:
     torch.manual_seed(0)
