@@ -3,6 +3,7 @@
 from .adams import IPNDM, Adams
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .base import Path, Solver
+from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
 from .encode import decode, encode
@@ -30,6 +31,7 @@ from .restart import Consistency, Restart
 from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
+from .score_matching import fisher_divergence, implicit_score_matching
 from .singlestep import DPMPPSDE, SEEDS, SingleStep
 from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
@@ -91,11 +93,14 @@ __all__ = [
     "UniPC",
     "Uniform",
     "decode",
+    "differentiable_log_prob",
     "elbo",
     "encode",
+    "fisher_divergence",
     "fit",
     "gaussian_law",
     "get",
+    "implicit_score_matching",
     "integrate",
     "log_prob",
     "marginal",

@@ -4,8 +4,8 @@
     torchdiffeq  x(t) with the whole batch in one error norm, as other code has it: an oracle
 
 With one probe v held, the estimate is v^T M v with M = int J dlambda, and the product w = M^T v is
-integrated too: E|w|^2 = |M|_F^2 gives its variance 2 (|M|_F^2 - sum M_ii^2), slightly from above, as
-2 (|w|^2 - (v.w)^2/d). With K >= 2 the spread of the K estimates does.
+integrated too: E|w|^2 = |M|_F^2 gives its variance 2 (|M|_F^2 - sum M_ii^2), slightly from above,
+as 2 (|w|^2 - (v.w)^2/d). With K >= 2 the spread of the K estimates does.
 """
 
 from __future__ import annotations
@@ -140,5 +140,3 @@ def _spread(sums: Tensor, v: Tensor | None, d: int) -> tuple[Tensor, Tensor]:
         return forms.mean(0), forms.std(0) / math.sqrt(len(v))
     excess = sums[0].square().sum(-1) - forms[0].square() / d
     return forms[0], (2 * excess.clamp(min=0)).sqrt()
-
-

@@ -42,7 +42,9 @@ class Recorder:
         rows = torch.cat(self.rows)
         order = torch.sort(rows, stable=True).indices  # by sample, steps in the order taken
         counts = torch.bincount(rows, minlength=batch)
-        place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
+        place = (
+            torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
+        )
         start = torch.full((batch, int(counts.max())), torch.nan, dtype=torch.float64)
         start = start.to(rows.device)
         h, index = start.clone(), torch.zeros_like(start, dtype=torch.int64)

@@ -5,8 +5,8 @@ Discrete time, 0 < t_1 < ... < t_N (Ho et al. 2020, 5; Nichol & Dhariwal 2021), 
     L_T = KL(q(x_T | x_0) || N(0, sigma_T^2)),     L_0 = -log p(x_0 | x_{t_1}),
     L_t = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = 1/2 (e^{2 lambda_s} - e^{2 lambda_t}) |x_0 - D|^2
 
-for p with the posterior's own variance; for a larger one v' = r v it is 1/2 [d (log r + 1/r - 1)] plus
-that over r. Continuous time (Kingma et al. 2021, 15; Kong et al. 2023 as I-MMSE) is the limit
+for p with the posterior's own variance; for a larger one v' = r v it is 1/2 [d (log r + 1/r - 1)]
+plus that over r. Continuous time (Kingma et al. 2021, 15; Kong et al. 2023 as I-MMSE) is the limit
 
     sum L_t -> int |eps - eps^|^2 dlambda,     eps - eps^ = e^lambda (D - x_0),
 
@@ -58,8 +58,12 @@ class Elbo:
     nfe: int
 
     def __repr__(self) -> str:
-        rows = [("L_T prior", self.prior), ("L_t diffusion", self.diffusion),
-                ("L_0 reconstruction", self.reconstruction), ("total", self.bits_per_dim)]  # fmt: skip
+        rows = [
+            ("L_T prior", self.prior),
+            ("L_t diffusion", self.diffusion),
+            ("L_0 reconstruction", self.reconstruction),
+            ("total", self.bits_per_dim),
+        ]
         lines = [f"{name:20s}{float(value.mean()):10.4f}" for name, value in rows]
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
         return "\n".join(["mean bits/dim", *lines, f"{'+-':20s}{error:10.4f}"])
@@ -119,7 +123,12 @@ class _Chain:
     """Draws x_t given x_0 and asks the network."""
 
     def __init__(
-        self, model: Denoiser, x: Tensor, cond: dict[str, Any] | None, seed: int | Tensor, ids: Tensor
+        self,
+        model: Denoiser,
+        x: Tensor,
+        cond: dict[str, Any] | None,
+        seed: int | Tensor,
+        ids: Tensor,
     ) -> None:
         self.model, self.x, self.cond = model, x, dict(cond or {})
         self.seed, self.ids = seed, ids.to(x.device)

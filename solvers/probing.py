@@ -141,8 +141,8 @@ class Prober:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
 
         Neighbours have probes of their own and J_ii is smooth in lambda: with a^ the cubic through
-        the four nearest nodes, E[a . (a - a^)] = sum n_i^2 up to fourth order in their distance. Kept
-        between a twentieth and all of the spread of the a_i, for steps over which it is not smooth.
+        the four nearest nodes, E[a . (a - a^)] = sum n_i^2 up to fourth order in their distance.
+        Kept between a twentieth and all of the spread of the a_i, for steps over which it is not smooth.
         """
         nodes = self.nodes
         level, bound = self.diagonal()
@@ -165,7 +165,7 @@ class Prober:
         return found / nodes.b.square().clamp(min=1e-300)
 
     def diagonal(self) -> tuple[Tensor, Tensor]:
-        """The estimates of the diagonal of dD/dx^ [R, *event], and their spread about their mean."""
+        """The estimates of the diagonal of dD/dx^ [R, *event], and their spread about the mean."""
         nodes = self.nodes
         level = nodes.total / column(nodes.size.clamp(min=1).double(), nodes.total)
         level = column(nodes.b, level) * level + column(nodes.a, level)

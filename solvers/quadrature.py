@@ -6,8 +6,8 @@ For ANY curve u(lambda) from the data to the prior, with v the flow's field and 
 
 by the continuity equation. The flow is the curve where the last term, the defect, is 0; a cheap
 curve with its defect in the integrand is as good to second order, since s is read off the same
-network evaluation. So the path is a coarse bosh3 run, and the integral is Gauss-Legendre on each of
-its steps. Every node draws probes of its own: their errors average out, where one probe held along
+network evaluation. So the path is a coarse adaptive run, and the integral is Gauss-Legendre on each
+of its steps. Every node draws probes of its own: their errors average out, where one probe held along
 the path has a single error that does not. Probes go where weight x standard deviation is largest,
 in nested Walsh blocks of 1, 2, 4, ... (see trace.py), whose successive levels also tell what
 variance is left.
@@ -47,12 +47,15 @@ def lay(flow: ScaledFlow, path: DensePath, points: int, fine: Tensor) -> Nodes:
     )  # fmt: skip
 
 
-def change(nodes: Nodes, batch: int) -> Tensor:
-    """int (d - tr dD/dx^) + defect dlambda from the data to the noise, float64 [B]."""
+def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor]:
+    """int (d - tr dD/dx^) + defect dlambda from the data to the noise, float64 [B], and what the
+    defect has added to log p."""
     d = nodes.x_hat[0].numel()
     rate = d - (nodes.a * d + nodes.b * nodes.form) + nodes.defect
-    sums = torch.zeros(batch, dtype=torch.float64, device=rate.device)
-    return sums.index_add_(0, nodes.sample, nodes.weight * rate)
+    sums = torch.zeros(2, batch, dtype=torch.float64, device=rate.device)
+    sums[0].index_add_(0, nodes.sample, nodes.weight * rate)
+    sums[1].index_add_(0, nodes.sample, -nodes.weight * nodes.defect)
+    return sums[0], sums[1]
 
 
 def path_error(flow: ScaledFlow, path: DensePath, nodes: Nodes, points: int) -> Tensor:

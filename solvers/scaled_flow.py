@@ -9,8 +9,8 @@ which is zero where the data are N(0, s^2), and bounded at both ends. Densities 
 
     d/dlambda log p^(x^(lambda)) = d - tr(dD/dx^)      along the flow.
 
-Where alpha(t_max) is (next to) 0, lambda is cut off at s^ = FAR and the rest is one DDIM step: D has
-become the data's mean there, and what is neglected is of order (s/FAR)^2.
+Where alpha(t_max) is (next to) 0, lambda is cut off at s^ = FAR and the rest is one DDIM step: D
+has become the data's mean there, and what is neglected is of order (s/FAR)^2.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ Rademacher probes (v_i = +-1) have variance 2 ||offdiag(sym J)||_F^2; Gaussian o
 so they pay for the diagonal too. Colouring: with colours l_i and Walsh functions h_k, the K probes
 v_k = eps * h_k(l) leave only pairs of the same colour in the variance,
 
-    1/K sum_k v_k^T J v_k = sum_i a_i,    a_i = J_ii + sum_{j != i, l_j = l_i mod K} J_ij eps_i eps_j,
+    1/K sum_k v_k^T J v_k = sum_i a_i,   a_i = J_ii + sum_{j != i, l_j = l_i mod K} J_ij e_i e_j,
 
-which for images, where posterior covariances are local, falls much faster than 1/K. Every probe is a pure function of (seed, sample id, draw): a
-sample's trace does not depend on its batch.
+which for images, where posterior covariances are local, falls much faster than 1/K. Every probe is
+a pure function of (seed, sample id, draw): a sample's trace does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def probes(
     sample_ids: Tensor | Sequence[int] | None = None,
     draw0: int = 0,
 ) -> Tensor:
-    """Probes [count, *like.shape] in like's dtype, draws draw0 ... draw0 + count - 1 of each sample.
+    """Probes [count, *like.shape] in like's dtype, draws draw0 ... draw0 + count - 1.
 
     kind: 'rademacher' or 'gaussian'. Raises ValueError for another kind or count < 1.
     """
@@ -60,7 +60,8 @@ def products(
     """w_k = J^T v_k for probes v [K, *out.shape]: K backward passes of one forward pass.
 
     out: computed from x with gradients on, one sample's output from its own input alone. Returns
-    [K, *x.shape]; keep: leave the graph for more. Raises ValueError if out does not depend on x through autograd.
+    [K, *x.shape]; keep: leave the graph for more. Raises ValueError if out does not
+    depend on x through autograd.
     """
     if not out.requires_grad:
         raise ValueError(

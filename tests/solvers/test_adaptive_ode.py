@@ -30,8 +30,10 @@ def starts(n=7, d=5):
 
 def reference(x, t):
     """scipy's DOP853 at 1e-13, sample by sample: [B, J, d]."""
+
     def field(s, y):
         return swing(f64(s), torch.from_numpy(y)[None].double(), None)[0].numpy()
+
     options = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-13, "t_eval": t.tolist()}
     solved = [solve_ivp(field, (float(t[0]), float(t[-1])), row.numpy(), **options) for row in x]
     return torch.stack([torch.from_numpy(s.y.T) for s in solved])
@@ -95,7 +97,9 @@ def test_error_follows_the_tolerance_at_the_end_and_in_between(name):
     x0, times = starts(3), torch.linspace(0, 4, 33).double()
     exact = reference(x0, times)
     for tol in (1e-4, 1e-6) if name == "bosh3" else (1e-4, 1e-8):
-        s = integrate(swing, x0, 0.0, 4.0, method=name, rtol=tol, atol=tol, dense=True, save_at=times)
+        s = integrate(
+            swing, x0, 0.0, 4.0, method=name, rtol=tol, atol=tol, dense=True, save_at=times
+        )
         assert (s.x - exact[:, -1]).abs().max() < 60 * tol
         assert (s.saved - exact).abs().max() < 1500 * tol  # dopri8's interpolant is of order 5
         assert torch.equal(s.path(times), s.saved)
@@ -143,7 +147,8 @@ def test_backward_in_time_and_no_time_at_all():
 
 
 def test_failures_are_per_sample_and_named():
-    """NaN after t = 1 in sample 2, blow-up at t = 1 in sample 1, too few steps: each its own code."""
+    """NaN after t = 1 in sample 2, blow-up at t = 1 in sample 1, too few steps: own codes."""
+
     def field(t, x, rows):
         late = (t[:, None] > 1) & (rows[:, None] == 2)
         return torch.where(late, torch.nan, torch.where(rows[:, None] == 1, x * x, x))
@@ -161,6 +166,7 @@ def test_failures_are_per_sample_and_named():
 
 def test_tolerances_may_differ_between_components():
     """An accurate component beside one that nobody asked about costs what the first one asks."""
+
     def field(t, x, rows):
         return torch.stack([-x[:, 0], (40 * t).cos()], 1)
 

@@ -48,7 +48,9 @@ def test_image_shapes_and_conditions_reach_the_network():
 
 
 @pytest.mark.parametrize(
-    "process", [ud.VP(), ud.SubVP(), ud.VE(), ud.models.Brownian(4.0)], ids=lambda p: type(p).__name__
+    "process",
+    [ud.VP(), ud.SubVP(), ud.VE(), ud.models.Brownian(4.0)],
+    ids=lambda p: type(p).__name__,
 )
 def test_reverse_sde_drift_and_diffusion_are_those_of_the_reversal(process):
     """On N(0, c) the score is -x/(alpha^2 c + sigma^2), so f and g are closed forms."""

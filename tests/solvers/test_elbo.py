@@ -18,7 +18,9 @@ def mixture(d=8):
     return ud.targets.GaussianMixture([1, 2], 0.5 * torch.randn(2, d, generator=g), covs)
 
 
-@pytest.mark.parametrize("process", [ud.VP(), ud.Flow(), ud.models.EDM()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [ud.VP(), ud.Flow(), ud.models.EDM()], ids=lambda p: type(p).__name__
+)
 def test_continuous_time_is_log_p_itself_for_the_exact_network(process):
     """No gap but the prior's; the mean over 200 samples within three of its own errors, and the
     errors reported cover: near 68 % and 95 %, less in the tails, since few terms matter here."""
@@ -51,7 +53,10 @@ def test_the_discrete_bound_has_the_gap_it_should(variance):
     posterior = forward * (sigma[:-1] / sigma[1:]) ** 2
     used = forward if variance == "large" else posterior
     weight = (alpha[:-1] * forward / sigma[1:] ** 2) ** 2  # of |x_0 - D|^2 between the two means
-    kl = 0.5 * d * ((used / posterior).log() + posterior / used - 1) + 0.5 * weight / used * miss[:, 1:]
+    kl = (
+        0.5 * d * ((used / posterior).log() + posterior / used - 1)
+        + 0.5 * weight / used * miss[:, 1:]
+    )
     width2 = posterior[0] if variance == "small" else y[0]
     last = 0.5 * miss[:, 0] / width2 + 0.5 * d * (2 * math.pi * width2).log()
     exact = (kl.sum(1) + last) / (d * math.log(2))
@@ -87,7 +92,7 @@ def test_the_decoder_is_a_distribution_over_levels():
 
 
 def test_levels_cost_what_their_width_gives():
-    """Fine levels of a smooth density: -log2 P = -log2 p - log2(spacing), within three of its errors."""
+    """Fine levels of a smooth density: -log2 P = -log2 p - log2(spacing), within three errors."""
     target, spacing = ud.targets.Gaussian(torch.zeros(4), 0.04), 2 / 255
     x = (target.sample(100, seed=2).clamp(-0.99, 0.99) / spacing).round() * spacing
     model = target.denoiser(ud.VP())

@@ -41,9 +41,7 @@ def at_start(target, process, x, result):
 
 def prior_gap(target, process, latent):
     """log p_T - log N(0, sigma_T^2) at the latents: what the prior's mismatch adds."""
-    return (
-        target.log_prob(latent, process.t_max, process) - process.prior.log_prob(latent)
-    ).abs()
+    return (target.log_prob(latent, process.t_max, process) - process.prior.log_prob(latent)).abs()
 
 
 @pytest.mark.parametrize("method", ["quadrature", "augmented"])
@@ -73,16 +71,17 @@ def test_a_gaussian_in_float32_and_as_an_image(name):
 
 def test_a_coarse_path_costs_second_order_only():
     """bosh3 at 1e-2 leaves |u - flow| ~ 1e-2; with the defect in the integrand log p is 100 times
-    better than without, and `path_error` bounds what is left (four nodes a step)."""
+    better than on the path alone, and `path_error` bounds what is left (four nodes a step)."""
     process, target = ud.VP(), mixture((1, 4, 4))
     x = target.sample(20, seed=4)
-    r = log_prob(target.denoiser(process), x, trace="exact", points=4)
+    coarse = {"solver": "bosh3", "rtol": 1e-2, "atol": 1e-2, "trace": "exact", "points": 4}
+    r = log_prob(target.denoiser(process), x, **coarse)
     ref = at_start(target, process, x, r) + process.prior.log_prob(r.latent)
     error = (r.log_prob - ref + target.log_prob(r.latent, 1.0, process)).abs()
     fine = log_prob(target.denoiser(process), x[:1], trace="exact", rtol=1e-5, atol=1e-5)
     assert (r.latent[0] - fine.latent[0]).abs().max() > 1e-3  # a coarse path indeed
     assert error.max() < 0.01 and error.max() < 2 * r.path_error.max()
-    assert r.nfe.double().mean() < 80
+    assert error.mean() < 0.1 * r.defect.abs().mean() and r.nfe.double().mean() < 80
 
 
 def test_augmented_agrees_with_torchdiffeq_probe_by_probe():
@@ -125,17 +124,21 @@ def in_bits(target, process, x, r):
     return (r.log_prob + gap - ref) / (64 * math.log(2)), r.bits_std_error
 
 
-@pytest.mark.parametrize(("name", "probes"), [("vp", 4), ("flow", 2)])
+@pytest.mark.parametrize(
+    ("name", "probes"), [("vp", 4), pytest.param("flow", 2, marks=pytest.mark.slow)]
+)
 def test_the_standard_error_covers(digits, name, probes):
     """300 images: 68 % within one and 95 % within two standard errors, give or take 8 and 4 points
     (three binomial deviations), and no bias beyond three deviations of the mean."""
     (target, x), process = digits, PROCESSES[name]
-    error, std = in_bits(target, process, x, r := log_prob(target.denoiser(process), x, probes=probes))
+    error, std = in_bits(
+        target, process, x, r := log_prob(target.denoiser(process), x, probes=probes)
+    )
     z = error / std
     assert abs((z.abs() < 1).double().mean() - 0.68) < 0.10
     assert abs((z.abs() < 2).double().mean() - 0.95) < 0.04
     assert error.mean().abs() < 3 * error.std() / math.sqrt(len(x))
-    assert r.products.double().mean() <= 1.01 * probes * 42
+    assert r.products.double().mean() <= probes * 45  # nodes: 3 to each of about 14 steps
 
 
 def test_digits_at_the_price_of_a_classic_run(digits):
@@ -146,7 +149,7 @@ def test_digits_at_the_price_of_a_classic_run(digits):
     r = log_prob(model, x)
     error, _ = in_bits(target, process, x, r)
     assert error.square().mean().sqrt() < 0.0165  # 0.015 and sampling error of 300 images
-    assert r.nfe.double().mean() < 80 and r.products.double().mean() < 100
+    assert r.nfe.double().mean() < 105 and r.products.double().mean() < 108
     classic = log_prob(model, x[:100], method="augmented")
     held, _ = in_bits(target, process, x[:100], classic)
     assert held.square().mean().sqrt() > 0.1 and classic.nfe.double().mean() > 90
@@ -171,6 +174,7 @@ def test_a_target_error_is_reached_or_said_to_be_missed(digits):
 @pytest.mark.parametrize("method", ["quadrature", "augmented"])
 def test_a_value_does_not_depend_on_its_batch(method, dtype):
     """Bitwise for an element-wise network; all of it: value, error, latent and cost."""
+
     def net(x, t):
         return (x * (1 + t.reshape(-1, 1, 1, 1))).tanh() * 0.7
 
@@ -220,7 +224,7 @@ def test_conditions_follow_their_samples():
 
 
 def test_truncation_is_estimated_to_first_order():
-    """VE from sigma 0.1: the blur costs (1 - x^2/c) blur^2/(2c) each, to 15 % at blur^2/c = 0.04."""
+    """VE from sigma 0.1: the blur costs (1 - x^2/c) blur^2/(2c) each, to 15 % at blur^2/c 0.04."""
     target = ud.targets.Gaussian(torch.zeros(6), 0.25)
     process = ud.VE(sigma_min=0.1)
     x = target.sample(8, seed=3)

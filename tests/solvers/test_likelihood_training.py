@@ -25,7 +25,9 @@ class Small(torch.nn.Module):
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-@pytest.mark.parametrize("process", [ud.VP(), ud.Flow()], ids=["vp", "flow"])
+@pytest.mark.parametrize(
+    "process", [pytest.param(ud.VP(), marks=pytest.mark.slow), ud.Flow()], ids=["vp", "flow"]
+)
 def test_gradients_agree_with_finite_differences(trace, process):
     """In x and in a weight, to six digits: the gradient is that of the numbers computed."""
     net = Small()
@@ -46,13 +48,16 @@ def test_gradients_agree_with_finite_differences(trace, process):
             assert abs(float(slope)) > 1e-4
 
 
+@pytest.mark.slow
 def test_its_value_is_log_prob_and_its_gradient_the_score():
     """On an exact mixture: RK4 in 50 steps against the density, and d log p/dx against s."""
     target = ud.targets.GaussianMixture([1, 2], torch.tensor([[-1.0, 0.5], [1.0, 0.0]]), [0.2, 0.3])
     process = ud.VP()
     x = target.sample(3, seed=0).requires_grad_()
     value = differentiable_log_prob(target.denoiser(process), x, 50, "exact", t_min=1e-4)
-    r = log_prob(target.denoiser(process), x.detach(), trace="exact", rtol=1e-3, atol=1e-3, t_min=1e-4)
+    r = log_prob(
+        target.denoiser(process), x.detach(), trace="exact", rtol=1e-3, atol=1e-3, t_min=1e-4
+    )
     assert (value - r.log_prob).abs().max() < 1e-3
     (score,) = torch.autograd.grad(value.sum(), x)
     leaf = x.detach().requires_grad_()

@@ -34,12 +34,15 @@ def test_exact_traces_whatever_the_chunk_and_the_network():
 
 
 def test_variances_of_the_two_kinds_of_probe():
-    """2 |offdiag(sym M)|^2 and 2 |sym M|^2, to 12 % with 20000 probes (4 deviations: forms are heavy-tailed)."""
+    """2 |offdiag(sym M)|^2 and 2 |sym M|^2, to 12 % with 20000 probes (4 deviations)."""
     m = torch.randn(6, 6, dtype=torch.float64, generator=torch.manual_seed(2)) + 2 * torch.eye(6)
     sym = 0.5 * (m + m.T)
     off = sym - torch.diag(sym.diag())
     x = torch.zeros(20000, 6, dtype=torch.float64)
-    for kind, variance in (("rademacher", 2 * off.square().sum()), ("gaussian", 2 * sym.square().sum())):
+    for kind, variance in (
+        ("rademacher", 2 * off.square().sum()),
+        ("gaussian", 2 * sym.square().sum()),
+    ):
         v = traces.probes(kind, 1, x, seed=0)[0]
         forms = ((v @ m.T) * v).sum(1)
         assert abs(float(forms.mean() - m.trace())) < 5 * float((variance / 20000).sqrt())
@@ -62,13 +65,15 @@ def test_colours_end_in_single_components(shape):
 
 
 def test_colours_of_an_image_are_far_apart():
-    """A checkerboard, then 2 x 2, then diagonal 4 x 4, then 4 x 4: squared distances 2, 4, 8, 16."""
+    """A checkerboard, then 2 x 2, then diagonal 4 x 4, then 4 x 4: squares of distances."""
     labels, _ = traces.colours((16, 16))
     index = torch.arange(256)
     where = torch.stack([index // 16, index % 16], 1)
     for m, distance in enumerate((2, 4, 8, 16), 1):
         same = (labels[:, None] & (1 << m) - 1) == (labels[None] & (1 << m) - 1)
-        gaps = (where[:, None] - where[None]).square().sum(2)[same & ~torch.eye(256, dtype=torch.bool)]
+        gaps = (
+            (where[:, None] - where[None]).square().sum(2)[same & ~torch.eye(256, dtype=torch.bool)]
+        )
         assert int(gaps.min()) == distance
     channels, _ = traces.colours((3, 4, 4))
     pixel = (channels & 15).reshape(3, 16)  # the first 4 bits: checkerboard, rows, channels
