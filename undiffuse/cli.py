@@ -1,4 +1,4 @@
-"""The command line: sample, likelihood, bench, train, solvers.
+"""The command line: sample, likelihood, bench, train, tune, solvers.
 
 Each command parses its options, calls one function of the library and says where it wrote.
 Heavy modules are imported by the command that needs them, so that --help is quick.
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _likelihood(commands)
     _bench(commands)
     _train(commands)
+    _tune(commands)
     _solvers(commands)
     return parser
 
@@ -83,7 +84,8 @@ def _sample(commands: Any) -> None:
     p = _command(commands, "sample", _run_sample, "Draw samples from a network.")
     p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
     p.add_argument("--n", type=int, default=64, help="how many")
-    p.add_argument("--solver", default="dpmpp-2m", help="see `undiffuse solvers`")
+    p.add_argument("--solver", default="dpmpp-2m",
+                   help="see `undiffuse solvers`; or a tableau in JSON, as `undiffuse tune` writes")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
     p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...")
     p.add_argument("--final", default="denoise", choices=["denoise", "zero", "t_min"],
@@ -97,18 +99,21 @@ def _run_sample(args: argparse.Namespace) -> None:
 
     from .bench.figures import is_picture, sample_grid
     from .models.checkpoint import atomically
-    from .solvers import sample
+    from .solvers import Tableau, sample
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
     loaded = _checkpoint(args.model, args.device)
+    solver: Any = args.solver
+    if solver.endswith(".json"):
+        solver = Tableau.from_json(Path(solver).read_text(encoding="utf-8"))
     parts = []
     for first in range(0, args.n, args.batch):
         ids = torch.arange(first, min(first + args.batch, args.n))
         shape = (len(ids), *loaded.event_shape)
         parts.append(
             sample(
-                loaded.denoiser, shape, args.solver, args.steps, args.grid, seed=args.seed,
+                loaded.denoiser, shape, solver, args.steps, args.grid, seed=args.seed,
                 sample_ids=ids, final=args.final, device=args.device, progress=True,
             ).cpu()
         )  # fmt: skip
@@ -152,27 +157,37 @@ def _run_likelihood(args: argparse.Namespace) -> None:
 def _bench(commands: Any) -> None:
     p = _command(commands, "bench", _run_bench,
                  "NFE against quality, likelihood and kernels, with the peers in the same run.")  # fmt: skip
-    p.add_argument("what", nargs="?", default="nfe", choices=["nfe", "kernels"], help="what")
+    p.add_argument("what", nargs="?", default="nfe", choices=["nfe", "kernels", "compare"],
+                   help="NFE against quality; the kernels; or what changed between two results")  # fmt: skip
+    p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
     p.add_argument("--checkpoint", default=None, help="a network of yours; default: the digits")
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
     p.add_argument("--grid", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--peers", type=_names, default=None, metavar="A,B", help="'' for none")
     p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
+    p.add_argument("--metrics", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--batch", type=int, default=None, help="samples a cell")
+    p.add_argument("--workers", type=int, default=1, help="processes; changes no number")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
     _common(p, "out/bench")
 
 
 def _run_bench(args: argparse.Namespace) -> None:
-    if args.what == "kernels":
+    if (len(args.runs) == 2) != (args.what == "compare") or len(args.runs) == 1:
+        raise ValueError(f"compare takes two results, the others none; got {len(args.runs)}")
+    if args.what == "compare":
+        from .bench.compare import run as run_compare
+
+        run_compare(*args.runs)
+    elif args.what == "kernels":
         from .bench.kernels import run as run_kernels
 
         run_kernels(args.out, args.device)
-        return
-    from .bench.nfe import run
+    else:
+        from .bench.nfe import run
 
-    run(**_without(args, "run", "command", "what"))
+        run(**_without(args, "run", "command", "what", "runs"))
 
 
 def _without(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -207,6 +222,47 @@ def _run_train(args: argparse.Namespace) -> None:
         **settings,
     )  # fmt: skip
     print(f"network: {args.out / 'model.safetensors'}")
+
+
+# --- tune -------------------------------------------------------------------------------------
+
+
+def _tune(commands: Any) -> None:
+    p = _command(commands, "tune", _run_tune,
+                 "Fit a table to a network: fewer calls for the same error.")  # fmt: skip
+    p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
+    p.add_argument("--nfe", type=_numbers, default=[8], metavar="5,8", help="network calls")
+    p.add_argument("--starts", type=int, default=256, help="trajectories; a quarter is held out")
+    p.add_argument("--iterations", type=int, default=300, help="optimiser steps")
+    _common(p, "out/tune")
+
+
+def _run_tune(args: argparse.Namespace) -> None:
+    import math
+
+    from .kernels import normal
+    from .models.checkpoint import atomically
+    from .solvers import Statistics, fit, references
+    from .solvers.learned import initial
+
+    if args.starts < 8 or args.iterations < 1 or min(args.nfe) < 2:
+        raise ValueError(
+            "--starts must be >= 8, --iterations >= 1 and --nfe >= 2; "
+            f"got {args.starts}, {args.iterations} and {args.nfe}"
+        )
+    loaded = _checkpoint(args.model, args.device)
+    model, process = loaded.denoiser, loaded.denoiser.process
+    shape = (args.starts, *loaded.event_shape)
+    z = normal(shape, args.seed, purpose="user", device=args.device or "cpu")
+    ends = (process.t_max, model.t_min)
+    x = float(process.sigma(process.t_max)) * z
+    goal = references(model, x, *ends)
+    for nfe in args.nfe:
+        start = initial(process, *ends, nfe, Statistics.none(math.prod(loaded.event_shape)))
+        found = fit(model, x, goal, start, iterations=args.iterations, progress=True)
+        table = found.learned.tableau(process)
+        path = atomically(args.out / f"learned-{nfe}.json", table.write)
+        print(f"{nfe} calls: held-out error {found.before:.3g} -> {found.after:.3g}: {path}")
 
 
 # --- solvers ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 import undiffuse as ud
 from undiffuse.cli import main
 
-COMMANDS = ["sample", "likelihood", "bench", "train", "solvers"]
+COMMANDS = ["sample", "likelihood", "bench", "train", "tune", "solvers"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,6 +65,9 @@ def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
         (["train", "nowhere.npz"], "nowhere.npz"),
         (["likelihood", "nowhere.safetensors"], "no checkpoint"),
         (["bench", "--solvers", "dpmp-2m"], "dpmpp-2m"),
+        (["bench", "compare", "one"], "compare takes two results"),
+        (["tune", "--nfe", "1"], "--nfe >= 2"),
+        (["sample", "--solver", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, words, tmp_path, monkeypatch, capsys):
