@@ -107,7 +107,8 @@ def integrate(
     `Pair`. rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
     [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
     min_step: default 1e-13 of the span. max_step: longest step.
-    save_at: times [J] or [B, J] at which to keep x. dense: keep the interpolant of every step, (degree + 1) states a step.
+    save_at: times [J] or [B, J] at which to keep x. dense: keep every step's
+    interpolant, (degree + 1) states each.
 
     A sample that fails stops with a `Status` of its own and leaves the others alone. Gradients are
     not tracked. Raises ValueError for arguments that do not fit, before f is called.

@@ -47,8 +47,8 @@ class LogProb:
     the probes; `bits_std_error` in bits/dim. nfe: network evaluations, int64; products: Jacobian
     products, int64. latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
     path_error: estimate of what the quadrature contributes, nats; defect: what log_prob was
-    corrected by for a path that is not quite the flow, nats (both 'quadrature' only, else nan). A correction
-    is as good as the network's score is the gradient of the flow's own density: exact for an exact
+    corrected by for a path that is not quite the flow, nats (both nan if 'augmented'). A correction is
+    as good as the network's score is the gradient of the flow's own density: exact for an exact
     network, while a large defect of a trained one asks for a smaller rtol or a larger t_min.
     prior_gap: what log_prob would change by if the prior's mean were the data's, nats.
     truncation: estimate of log p_0 - log_prob, first order in blur^2, nats (nan if not asked for).

@@ -2,12 +2,12 @@
 
 A step from (t, x) of size h has stages and two solutions,
 
-    k_i = f(t + c_i h, x + h sum_j a_ij k_j),  x' = x + h sum_i b_i k_i,  e = h sum_i (b - b^)_i k_i.
+    k_i = f(t + c_i h, x + h sum_j a_ij k_j),  x' = x + h sum_i b_i k_i, e = h sum_i (b-b^)_i k_i.
 
 All pairs here are 'first same as last': the last row of a is b, so that k_s = f(t + h, x') is the
 next step's first stage. A rooted tree tau of order r gives one order condition,
 
-    sum_i b_i Phi_i(tau) = 1/gamma(tau),  and inside the step  sum_i b_i(theta) Phi_i = theta^r/gamma.
+    sum_i b_i Phi_i(tau) = 1/gamma(tau),  and inside the step  sum b_i(theta) Phi_i = theta^r/gamma.
 
 The interpolant x(t + theta h) = x + h sum_i b_i(theta) k_i is the polynomial of least norm that
 fulfils the second line to the order declared, meets both ends and has the slopes k_1 and k_s there

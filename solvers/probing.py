@@ -142,7 +142,7 @@ class Prober:
 
         Neighbours have probes of their own and J_ii is smooth in lambda: with a^ the cubic through
         the four nearest nodes, E[a . (a - a^)] = sum n_i^2 up to fourth order in their distance.
-        Kept between a twentieth and all of the spread of the a_i, for steps over which it is not smooth.
+        Kept between a twentieth and all of the spread of the a_i, where it is not smooth.
         """
         nodes = self.nodes
         level, bound = self.diagonal()
