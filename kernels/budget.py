@@ -1,7 +1,7 @@
 """What each kernel may cost on a GPU, checked from machine code without one.
 
 Instructions per element on the shortest path of an sm_90 kernel, 16 elements a thread where the
-registers allow. An H200 moves 4.3 TB/s and issues 7.8 instructions per byte moved: below that
+registers allow; Triton 3.9 needs two to ten per cent less than Triton 3.6, both are within. An H200 moves 4.3 TB/s and issues 7.8 instructions per byte moved: below that
 (93 for float32 Euler-Maruyama, 47 for bfloat16) memory sets the pace, not arithmetic.
 """
 
@@ -10,7 +10,7 @@ WIDE_REGISTERS = 96  # the last Runge-Kutta stage reads eight tensors, threshold
 
 # case of tests/kernels/cases.py -> instructions per element; other targets get a fifth more
 INSTRUCTIONS = {
-    "noise float32 fast": 21,
+    "noise float32 fast": 23,
     "noise float32 exact": 51,
     "em float32 fast": 30,
     "em float32 exact": 63,
@@ -38,9 +38,9 @@ INSTRUCTIONS = {
     "rk last stage bfloat16": 102,
     "threshold float32": 105,  # its longest pass of six
     "threshold bfloat16": 106,
-    "guided 2m float32": 22,
-    "guided 2m bfloat16": 28,
-    "guided next float32": 38,
+    "guided 2m float32": 24,
+    "guided 2m bfloat16": 30,
+    "guided next float32": 41,
     "guided next bfloat16": 45,
     "full float32 fast": 98,
     "full bfloat16 fast": 108,

