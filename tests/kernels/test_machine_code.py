@@ -53,7 +53,7 @@ def test_instructions_per_element(report) -> None:
             continue  # AMD code is counted whole, and this is six loops; Triton 3.6 unrolls them
         budget = INSTRUCTIONS[case] * (1.0 if target == "sm_90" else 1.2)
         # far below the budget the count itself would be in doubt
-        assert 0.3 * budget < figures["per_element"] <= budget, (case, figures["per_element"])
+        assert 0.25 * budget < figures["per_element"] <= budget, (case, figures["per_element"])
 
 
 def test_float32_tensors_move_128_bits_at_a_time(report) -> None:
