@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models.checkpoint import Checkpoint, load, load_default
 from . import cells, heldout, problems
@@ -32,27 +33,36 @@ FINER = 20
 
 @dataclass(frozen=True)
 class Spec:
-    """What a problem is built from, in any process: an exact target by name, or a checkpoint
-    (None: the network that ships)."""
+    """What a problem is built from, in any process: an exact target by name, or a checkpoint, by
+    its path or itself (None: the network that ships)."""
 
     batch: int
     seed: int
     target: str | None = None
-    checkpoint: str | None = None
+    checkpoint: str | Checkpoint | None = None
     device: str | None = None
+    data: Tensor | None = None
 
     def trained(self) -> Checkpoint:
         """The checkpoint of a spec without a target."""
+        if isinstance(self.checkpoint, Checkpoint):
+            return self.checkpoint
         return load_default() if self.checkpoint is None else load(self.checkpoint, self.device)
+
+    def held(self) -> Tensor:
+        """Real data of the network's kind [M, *event]: those given, or its own held-out part."""
+        return heldout.held_out(self.trained()) if self.data is None else self.data
 
     def build(self) -> Problem:
         """Raises what targets, checkpoints and `problems` raise for what does not fit."""
         if self.target is not None:
             return problems.exact(get_target(self.target), self.batch, self.seed)
         trained = self.trained()
-        name = "digits network" if self.checkpoint is None else Path(self.checkpoint).stem
         about = f"a trained network, {trained.denoiser.process}"
-        data = heldout.dequantised(heldout.held_out(trained), trained.spacing, self.seed)
+        data = heldout.dequantised(self.held(), trained.spacing, self.seed)
+        name = "network" if isinstance(self.checkpoint, Checkpoint) else "digits network"
+        if isinstance(self.checkpoint, str):
+            name = Path(self.checkpoint).stem
         return problems.network(name, about, trained.denoiser, data, self.batch, self.seed)
 
 

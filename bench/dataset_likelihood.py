@@ -34,9 +34,9 @@ def run(
     model: str | Path | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
-    probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    probes: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
     batch: int = 64,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -46,13 +46,13 @@ def run(
 
     model: a checkpoint; None is the network that ships. data: what `models.data.load` takes; None
     is the part of the checkpoint's own data that its training never saw. limit: the first so many
-    items. probes: Hutchinson probes an item. rtol, atol: of the path. batch: items at a time.
+    items. probes, rtol, atol: as in `log_prob`, whose defaults None takes. batch: items at a time.
 
     Raises ValueError for what does not fit, before any work.
     """
     out = Path(out)
-    for name, value in (("limit", limit or 1), ("probes", probes), ("batch", batch)):
-        if value < 1:
+    for name, value in (("limit", limit), ("probes", probes), ("batch", batch)):
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be >= 1; got {value}")
     trained = load_default() if model is None else load(model, device)
     x, spacing = _items(trained, data)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ..models.checkpoint import Checkpoint
 from . import campaign, heldout, summary, table
 from .bar import bar
 from .campaign import Spec
@@ -42,7 +43,8 @@ GRIDS = ("log_snr", "karras")
 def run(
     out: str | Path,
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    data: torch.Tensor | None = None,
     solvers: Sequence[str] | None = None,
     nfe: Sequence[int] | None = None,
     grid: str | Sequence[str] | None = None,
@@ -60,8 +62,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds.
 
-    checkpoint: a file of `models.checkpoint`; None is the network that ships, 'none' leaves the
-    network out. solvers, nfe, grid: what to run (None: a choice that fits two minutes). peers: by
+    checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
+    network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
+    kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a choice that fits two minutes). peers: by
     library or name; None is all that are installed, [] none. targets: exact ones by name, [] for
     none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws of
     stochastic ones. batch: samples. device: of the trained network. final: how our grids end.
@@ -79,7 +82,9 @@ def run(
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
     named = None if solvers is None else ours(list(solvers), grids, final)
-    specs = _specs(checkpoint, targets, batch, seed, device)
+    specs = _specs(checkpoint, data, targets, batch, seed, device)
+    if workers > 1 and isinstance(checkpoint, Checkpoint):
+        raise ValueError("workers need a checkpoint's file: save it and give its path")
     posed = [spec.build() for spec in specs]
     todo = []
     for p in posed:
@@ -98,8 +103,7 @@ def run(
         result = summary.summarise(posed, every, records, references, measures)
         if likelihood and specs[-1].target is None:
             shown.say("bits/dim of held-out data")
-            trained = specs[-1].trained()
-            held = heldout.held_out(trained)
+            trained, held = specs[-1].trained(), specs[-1].held()
             result["likelihood"] = heldout.bits_per_dim(trained, held, 8 if quick else 32)
         tables = summary.write_all(out, posed, every, records, references, measures, result)
     result["seconds"] = round(time.perf_counter() - began, 1)
@@ -116,7 +120,8 @@ def _costs(nfe: Sequence[int] | None, quick: bool) -> list[int]:
 
 
 def _specs(
-    checkpoint: str | Path | None,
+    checkpoint: str | Path | Checkpoint | None,
+    data: torch.Tensor | None,
     targets: Sequence[str] | None,
     batch: int,
     seed: int,
@@ -125,8 +130,9 @@ def _specs(
     """The problems to pose: the targets, then the network."""
     specs = [Spec(batch, seed, target=t) for t in (("digits64",) if targets is None else targets)]
     if str(checkpoint) != "none":
-        path = None if checkpoint is None else str(checkpoint)
-        specs.append(Spec(batch, seed, checkpoint=path, device=None if device is None else str(device)))
+        given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+        on = None if device is None else str(device)
+        specs.append(Spec(batch, seed, checkpoint=given, device=on, data=data))
     if not specs:
         raise ValueError("nothing to measure: name a target or a checkpoint")
     return specs

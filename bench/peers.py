@@ -1,4 +1,5 @@
-"""Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions.
+"""Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions (and,
+in generic_peers.py, the integrators of torchdiffeq and torchsde).
 
 Each is driven as its own documentation does, in its own coordinates, with the start and end that
 its own grid has; the reference is read at those two ratios, so ends that do not match ours are not
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
+from . import generic_peers
 from .plans import Config, Plan, Unavailable
 from .problems import Problem, data_prediction
 
@@ -222,6 +224,7 @@ PEERS: tuple[Config, ...] = (
     KDiffusionPeer("heun", "heun", stages=2),
     KDiffusionPeer("lms", "lms"),
     KDiffusionPeer("dpmpp_2m_sde", "dpmpp_2m_sde", stochastic=True),
+    *generic_peers.PEERS,
 )  # fmt: skip
 """Peers in their documented defaults and in their best settings; see the module's first lines."""
 

@@ -98,7 +98,7 @@ def _advice(summary: Mapping[str, Any]) -> str:
         b = summary["likelihood"]
         out.append(
             f"<p>{b['count']} held-out events cost the network {b['bits_per_dim']:.3f} bits/dim "
-            f"(95 % interval {b['lo']:.3f} to {b['hi']:.3f}; exact trace, {b['nfe']} calls).</p>"
+            f"(95 % interval {b['lo']:.3f} to {b['hi']:.3f}; {b['trace']} trace, {b['nfe']} calls).</p>"
         )
     return "".join(out)
 

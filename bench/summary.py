@@ -213,7 +213,7 @@ def closing(out: Path, summary: dict[str, Any]) -> list[str]:
         b = summary["likelihood"]
         lines.append(
             f"bits/dim of {b['count']} held-out events: {b['bits_per_dim']:.3f} "
-            f"({b['lo']:.3f} to {b['hi']:.3f}), {b['nfe']} NFE, exact trace"
+            f"({b['lo']:.3f} to {b['hi']:.3f}), {b['nfe']} NFE, {b['trace']} trace"
         )
     failed = f", {summary['failed']} failed" if summary["failed"] else ""
     lines.append(f"{summary['cells']} cells{failed}; {summary['seconds']} s; written to {out}")

@@ -332,6 +332,30 @@ def test_the_shipped_network_is_measured_with_bits_and_pictures(tmp_path):
     assert Path(tmp_path / "table.md").read_text().count("digits network") == 1
 
 
+def test_a_checkpoint_of_the_users_own_with_data_of_theirs(tmp_path):
+    from undiffuse.models import EDM, Denoiser
+    from undiffuse.models.checkpoint import Checkpoint
+
+    law = get("ring2").law
+    process = EDM()
+
+    def net(x, t):
+        return law.data_prediction(x, t, process)
+
+    mine = Checkpoint(Denoiser(net, process, predicts="data"), (2,), (-1.2, 1.2))
+    more = {"nfe": [6, 12], "solvers": ["dpmpp-2m"], "peers": ["diffusers"], "grid": "log_snr"}
+    with pytest.raises(ValueError, match="workers need a checkpoint's file"):
+        run(tmp_path, **more, targets=[], checkpoint=mine, data=law.sample(100), workers=2)
+    summary = run(tmp_path, **more, targets=[], checkpoint=mine, data=law.sample(100),
+                  likelihood=False)  # fmt: skip
+    about = summary["problems"]["network"]
+    assert (about["r_max"], about["r_min"]) == pytest.approx((80.0, 0.002))
+    records = [r for r in store.Store(tmp_path).records.values() if r["status"] == "ok"]
+    assert {r["library"] for r in records} >= {"undiffuse"}
+    ours = {r["nfe"]: r["error"] for r in records if r["library"] == "undiffuse"}
+    assert ours[12] < ours[6] < 0.5
+
+
 def test_data_floors_use_two_halves_that_share_no_point():
     problem = replace(
         problems.exact(get("ring2"), 8), law=None, data=torch.arange(21.0)[:, None].double()

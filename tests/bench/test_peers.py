@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from undiffuse.bench import peers, problems
+from undiffuse.bench import generic_peers, peers, problems
 from undiffuse.bench.cells import integrate
 from undiffuse.bench.peers import DiffusersPeer, KDiffusionPeer
-from undiffuse.bench.plans import Unavailable
+from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.problems import from_unit, time_at, to_unit
 from undiffuse.bench.targets import get
 from undiffuse.solvers import DDIM, DPMSolverPP, Heun, sample
@@ -85,12 +85,31 @@ def test_our_tables_equal_k_diffusion_on_its_grid(function, stages, solver, stop
 def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
     if peer.library == "k-diffusion":
         k_diffusion_or_skip()
-    else:
+    elif peer.library == "diffusers":
         pytest.importorskip("diffusers")
     plan = peer.plan(RING, nfe)
     assert nfe - 1 <= plan.calls <= nfe
     w = integrate(RING, plan, RING.start)  # raises where the count differs
     assert w.dtype == torch.float64 and bool(torch.isfinite(w).all())
+
+
+def test_our_midpoint_and_torchdiffeqs_converge_to_the_same_states():
+    # theirs steps x in t, ours x/alpha in sigma/alpha: two schemes of order 2 of one flow, so their
+    # difference falls about by 16 where the steps are quartered
+    gaps = []
+    for n in (160, 640):
+        theirs = generic_peers.TorchdiffeqPeer("midpoint").plan(RING, n)
+        ours = Ours("midpoint").plan(RING, n)
+        a, b = (p.run(RING.model, RING.start, 0) for p in (theirs, ours))
+        gaps.append(float((a - b).abs().median()))
+    assert gaps[1] < gaps[0] / 5
+
+
+def test_torchsde_steps_through_the_whole_span():
+    plan = generic_peers.TorchsdePeer().plan(RING, 200)
+    w = integrate(RING, plan, RING.start)
+    nearest = torch.cdist(problems.signal(w, plan.end), RING.law.means).min(1).values
+    assert float(nearest.median()) < 0.15  # it has arrived at the ring's modes
 
 
 def test_stopping_short_leaves_the_jump_out_and_ends_at_sigma_min():
