@@ -2,6 +2,7 @@
 
 from .adams import IPNDM, Adams
 from .adaptive_ode import Controller, OdeSolution, integrate
+from .adaptive_sde import AdaptiveResult, sample_sde_adaptively
 from .base import Path, Solver
 from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
@@ -23,6 +24,7 @@ from .grids import (
     times,
 )
 from .heun import Heun
+from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
 from .learned import Learned, fit, references
 from .likelihood import LogProb, log_prob
@@ -51,6 +53,7 @@ __all__ = [
     "SOLVERS",
     "SRA1",
     "Adams",
+    "AdaptiveResult",
     "Beta",
     "Butcher",
     "Consistency",
@@ -92,6 +95,7 @@ __all__ = [
     "Tableau",
     "UniPC",
     "Uniform",
+    "annealed_langevin",
     "decode",
     "differentiable_log_prob",
     "elbo",
@@ -105,10 +109,12 @@ __all__ = [
     "log_prob",
     "marginal",
     "names",
+    "predictor_corrector",
     "probability_flow",
     "references",
     "response",
     "reverse_sde",
     "sample",
+    "sample_sde_adaptively",
     "times",
 ]

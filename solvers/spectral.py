@@ -105,7 +105,8 @@ class SpectralTable:
             u = sum((b * v for b, v in zip(data[i], datas, strict=False)), u)
             states.insert(0, u)
             del states[state.shape[1] :], datas[data.shape[1] :]
-        return (self._rotate(u, back=True) + alpha[-1] * mean).reshape(shape)
+        out: Tensor = self._rotate(u, back=True) + alpha[-1] * mean
+        return out.reshape(shape)
 
     def _rotate(self, v: Tensor, back: bool = False) -> Tensor:
         if self.stats.basis is None:
