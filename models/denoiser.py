@@ -24,7 +24,7 @@ from .readout import (
 class Denoiser:
     """The data prediction D(x, t) = E[x_0 | x_t = x] of a network, and its other read-outs.
 
-    net: callable `net(x, t, **cond)`, x [B, ...] -> [B, ...]; t is [B], of x's dtype.
+    net: callable `net(x, t, **cond)`, x [B, ...] -> [B, ...]; t is [B], float32 or float64.
     process: the forward process the network was trained on.
     predicts: 'noise', 'data', 'score', 'v', 'flow' (velocity) or 'edm' (Karras et al. 2022).
     time: what the network is told: 'continuous' (t), 'index' (0..steps-1 for a network of
@@ -87,8 +87,10 @@ class Denoiser:
         """The network's own output at x [B, ...] and t (float or [B])."""
         t64 = self._times(x, t)
         scale = self.network_scale(t64).to(x.dtype)
+        # bfloat16 would round step 999 to 1000
+        t_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         x_in = x if self.predicts != "edm" else x * _column(scale, x)
-        out = self.net(x_in, self.network_time(t64).to(x.dtype), **{**self.cond, **cond})
+        out = self.net(x_in, self.network_time(t64).to(t_dtype), **{**self.cond, **cond})
         if out.shape != x.shape:
             raise ValueError(
                 f"net must return the shape of its input {tuple(x.shape)}; got {tuple(out.shape)}"

@@ -22,8 +22,9 @@ class Plan:
     """What the loop needs, cast once, on the device, and cut into rows once.
 
     table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in: N scalars, c_noise, what the
-    network is told, in its own dtype; rows: N indices, int64 [1]; c_in0: scale of the network's
-    first input; scaled: whether any c_in differs from 1; states, datas: lengths of the histories.
+    network is told (never in a half type: bfloat16 would round 999 to 1000); rows: N indices,
+    int64 [1]; c_in0: scale of the network's first input; scaled: whether any c_in differs from 1;
+    states, datas: lengths of the histories.
     """
 
     table: Tensor
@@ -41,7 +42,6 @@ def compose(
     model: Denoiser,
     device: torch.device | str,
     dtype: torch.dtype,
-    net_dtype: torch.dtype,
 ) -> Plan:
     """Fold `model`'s read-out at the tableau's times into its columns. dtype: the state's."""
     state, data = tableau.state.clone(), tableau.data.clone()
@@ -59,7 +59,7 @@ def compose(
     return Plan(
         table=table.to(device, dtype),
         draws=tableau.draws.to(device) if tableau.noise.shape[1] else None,
-        t_in=model.network_time(tableau.times).to(device, net_dtype).unbind(),
+        t_in=model.network_time(tableau.times).to(device, dtype).unbind(),
         rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
         c_in0=float(c_in[0]),
         scaled=bool((c_in != 1).any()),

@@ -83,8 +83,8 @@ class Sampler:
 
     model: a `Denoiser`, or a `Process` together with `predicts` where the network lives
     elsewhere. solver: a name, a `Solver`, or a `Tableau`. steps, grid, final: see `grids.times`.
-    dtype: float32 (default) or float64 for the state; a half type keeps the state in float32 and
-    hands the network that type. Raises ValueError for what does not fit, before any call.
+    dtype: float32 (default) or float64 for the state; a half type keeps state and times in float32
+    and hands the network its x in that type. Raises ValueError for what does not fit, before any call.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Sampler:
         else:
             t = grids.times(_for_model(grid, model), model.process, steps, final, model.t_min)
             self.tableau = get(solver).tableau(model.process, t)
-        self.plan = compose(self.tableau, model, self.device, self.dtype, self.net_dtype)
+        self.plan = compose(self.tableau, model, self.device, self.dtype)
 
     @property
     def nfe(self) -> int:

@@ -16,9 +16,13 @@ from typing import Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
     args = _parser().parse_args(argv)
+    from .models.trainer import TrainingError
+    from .solvers.status import SolverError
+
+    wrong = (ValueError, TypeError, FileNotFoundError, ImportError, SolverError, TrainingError)
     try:
         args.run(args)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except wrong as error:
         print(f"undiffuse {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

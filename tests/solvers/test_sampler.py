@@ -169,7 +169,11 @@ def test_states_are_float32_at_least_and_float64_on_request():
 
     x = ud.sample(ud.Denoiser(net, ud.VP()), (1, 2), steps=3, dtype=torch.bfloat16)
     assert x.dtype == torch.float32
-    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+    told = []
+    model = ud.Denoiser(lambda x, t: told.append(float(t[0])) or x, ud.VP(), time="index")
+    ud.sample(model, (1, 2), "ddim", 4, "trailing", dtype=torch.bfloat16)
+    assert told == pytest.approx([999, 749, 499, 249], abs=1e-3)  # bfloat16 would say 1000, 748
 
 
 def test_float64_and_float32_runs_agree_to_float32():
