@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from .store import Store, write_text
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
 BATCH, QUICK_BATCH = 256, 64
 GRIDS = ("log_snr", "karras")
+SMALL = 2**16
+"""Components of a batch up to which one thread is faster than two."""
 
 
 def run(
@@ -94,7 +97,7 @@ def run(
     began = time.perf_counter()
     store, references = Store(out), {}
     names = None if metrics is None else list(metrics)
-    with bar(progress) as shown:
+    with bar(progress) as shown, _threads(posed):
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
             references[problem.name] = campaign.measure(spec, mine, store, shown, workers, names)
         every = [c for mine in todo for c in mine]
@@ -110,6 +113,19 @@ def run(
     write_text(out / "summary.json", json.dumps(result, indent=1) + "\n")
     table.show(tables, summary.closing(out, result))
     return result
+
+
+@contextmanager
+def _threads(posed: Sequence[Problem]) -> Iterator[None]:
+    """One thread where all states are small: more only wait for one another there, and on a busy
+    machine they wait long. The numbers then do not depend on the number of cores either."""
+    before = torch.get_num_threads()
+    if all(p.start.numel() <= SMALL for p in posed):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _costs(nfe: Sequence[int] | None, quick: bool) -> list[int]:

@@ -362,3 +362,11 @@ def test_data_floors_use_two_halves_that_share_no_point():
     )
     one, two = (quality.exact_draw(problem, 0.0, 100, seed).flatten().tolist() for seed in (6, 7))
     assert len(one) + len(two) == 21 and not set(one) & set(two)
+
+
+def test_a_run_of_small_states_uses_one_thread_and_gives_them_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    run(tmp_path, nfe=[4])
+    assert asked == [1, 2]
