@@ -72,6 +72,7 @@ def run(
             found = log_prob(
                 trained.denoiser, x[ids].to(device or "cpu"), rtol=rtol, atol=atol, probes=probes,
                 seed=seed, sample_ids=ids, offset=offset, on_failure="return",
+                t_min=trained.denoiser.t_min,  # it was not trained below
             )  # fmt: skip
             for record in _records(ids.tolist(), keys, found, x[0].numel()):
                 store.append(record)

@@ -47,15 +47,16 @@ def bits_per_dim(
 ) -> dict[str, Any]:
     """Mean bits/dim of the first `count` events of x [M, *event], its 95 % interval over events.
 
-    Returns bits_per_dim, lo, hi, count, nfe, trace, offset (bits added for the levels), t_min and blur
-    (where time is cut off, and the noise left there).
+    Returns bits_per_dim, lo, hi, count, nfe, trace, offset (bits added for the levels), t_min and
+    blur (where time is cut off, and the noise left there).
     """
     spacing = checkpoint.spacing
     x = dequantised(x[:count], spacing, seed)
     offset = -math.log2(spacing) if spacing else 0.0
     exact = x[0].numel() <= EXACT_DIM
     how: dict[str, Any] = {"trace": "exact", "rtol": 1e-4, "atol": 1e-4} if exact else {}
-    found = log_prob(checkpoint.denoiser, x, offset=offset, **how)
+    model = checkpoint.denoiser
+    found = log_prob(model, x, offset=offset, t_min=model.t_min, **how)  # not trained below
     e = metrics.mean_interval(found.bits_per_dim, seed=seed)
     calls = found.nfe if isinstance(found.nfe, int) else int(found.nfe.max())
     return {

@@ -142,9 +142,9 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
                    "default: the digits that the shipped network never saw")  # fmt: skip
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
-    p.add_argument("--probes", type=int, default=1, help="Hutchinson probes per item")
-    p.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance of the path")
-    p.add_argument("--atol", type=float, default=1e-5, help="absolute tolerance of the path")
+    p.add_argument("--probes", type=int, default=None, help="Hutchinson probes, see log_prob")
+    p.add_argument("--rtol", type=float, default=None, help="relative tolerance of the path")
+    p.add_argument("--atol", type=float, default=None, help="absolute tolerance of the path")
     p.add_argument("--batch", type=int, default=64, help="items at a time")
     _common(p, "out/likelihood")
 
