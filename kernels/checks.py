@@ -1,21 +1,28 @@
 """What the operators' public wrappers require of their arguments, in one voice."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+MAX_ID = 2**48  # the counter has room for so many samples
+
 
 def as_seed(seed: int | Tensor, device: torch.device | str) -> Tensor:
     """A seed as int64 tensor [1] or [B] on the device; a Python int may be any 64-bit number."""
     if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.dim() > 1:
+        if seed.dtype not in INTEGERS or seed.dim() > 1:
             raise TypeError(
                 f"seed must be an int or an int64 tensor [B]; got {seed.dtype} {list(seed.shape)}"
             )
-        return seed.to(device).reshape(-1)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or an int64 tensor [B]; got {type(seed).__name__}")
+        return seed.to(device, torch.int64).reshape(-1)
+    try:
+        seed = operator.index(seed)  # numpy's integers too
+    except TypeError:
+        kind = type(seed).__name__
+        raise TypeError(f"seed must be an int or an int64 tensor [B]; got {kind}") from None
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit in 64 bits; got {seed}")
     return torch.full((1,), seed if seed < 2**63 else seed - 2**64, device=device)
@@ -28,11 +35,20 @@ def as_sample_ids(
     if sample_ids is None:
         return None
     ids = torch.as_tensor(sample_ids, device=device)
-    if ids.dtype != torch.int64:
-        raise TypeError(f"sample_ids must be int64; got {ids.dtype}")
+    if ids.dtype not in INTEGERS:
+        raise TypeError(f"sample_ids must be integers; got {ids.dtype}")
+    ids = ids.to(torch.int64)
     if list(ids.shape) != [batch]:
         raise ValueError(f"sample_ids must have shape [{batch}], one per sample; got {ids.shape}")
     return ids
+
+
+def check_ids(ids: Tensor) -> None:
+    """Raise ValueError for ids outside the counter's range; ids on a device are not read."""
+    if ids.device.type == "cpu" and not bool(((ids >= 0) & (ids < MAX_ID)).all()):
+        raise ValueError(
+            f"sample_ids must lie in [0, 2^48); got {int(ids.min())} to {int(ids.max())}"
+        )
 
 
 def check_batch(name: str, tensor: Tensor, batch: int) -> None:

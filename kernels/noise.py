@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_sample_ids, as_seed, check_batch
+from .checks import as_sample_ids, as_seed, check_batch, check_ids
 from .philox import PURPOSES
 
 KINDS = ("normal", "uniform", "sign")
@@ -99,6 +99,8 @@ def _draw(
     seeds = as_seed(seed, device)
     check_batch("seed", seeds, shape[0])
     ids = as_sample_ids(sample_ids, shape[0], device)
+    if ids is not None and not torch.compiler.is_compiling():
+        check_ids(ids)
     tag = tag_of(purpose, subdraw)
     out: Tensor = _noise(seeds, ids, list(shape), draw, tag, element0, KINDS.index(kind))
     return out.to(dtype)

@@ -62,7 +62,7 @@ def euler_maruyama_step(
     """
     batch = x.shape[0]
     rate, diffusion, step = (as_float64(n, v, batch) for n, v in (("f", f), ("g", g), ("dt", dt)))
-    if not isinstance(dt, Tensor) and not dt > 0:
+    if not (isinstance(dt, Tensor) and dt.is_cuda) and not bool((torch.as_tensor(dt) > 0).all()):
         raise ValueError(f"dt must be positive: it counts from noise to data; got {dt}")
     zero = torch.zeros_like(step)
     columns = (zero, zero + 1, 1 - rate * step, diffusion**2 * step, diffusion * step.sqrt())

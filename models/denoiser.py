@@ -30,20 +30,21 @@ class Denoiser:
     time: what the network is told: 'continuous' (t), 'index' (0..steps-1 for a network of
         discrete time), 'edm' (log(sigma)/4, the default of predicts='edm'), 'sigma', or a
         callable of the float64 tensor t.
-    sigma_data: scale of the data in the 'edm' preconditioning.
+    steps: how many a network of discrete time has; None: the process's table, else 1000.
+    sigma_data: scale of the data in the 'edm' preconditioning; None: the process's, else 0.5.
     clip: optional (lo, hi): D is clamped to it at every step. Off by default, since it changes
         the law; for pixel networks (-1, 1) is customary.
     cond: conditioning tensors handed to every call (a call's own `cond` wins).
 
-    Raises ValueError for unknown names. Calls raise ValueError where a read-out does not exist.
+    Raises ValueError for unknown names and for steps that are not the process's. Calls raise ValueError where a read-out does not exist.
     """
 
     net: Callable[..., Tensor]
     process: Process
     predicts: str = "noise"
     time: str | Callable[[Tensor], Tensor] | None = None
-    steps: int = 1000
-    sigma_data: float = 0.5
+    steps: int = None  # type: ignore[assignment]  # resolved below
+    sigma_data: float = None  # type: ignore[assignment]
     clip: tuple[float, float] | None = None
     cond: dict[str, Any] = field(default_factory=dict)
 
@@ -56,8 +57,20 @@ class Denoiser:
         elif not callable(self.time) and self.time not in TIME_CONVENTIONS:
             names = ", ".join(TIME_CONVENTIONS)
             raise ValueError(f"time must be one of {names}, or a callable; got {self.time!r}")
+        if self.sigma_data is None:
+            object.__setattr__(self, "sigma_data", getattr(self.process, "sigma_data", 0.5))
+        table = len(getattr(self.process, "betas", ()))
+        if self.steps is None:
+            object.__setattr__(self, "steps", table or 1000)
         if self.steps < 1:
             raise ValueError(f"steps must be >= 1; got {self.steps}")
+        if self.time == "index" and table not in (0, self.steps):
+            raise ValueError(f"steps must be the {table} of {self.process}; got {self.steps}")
+        if self.time == "index" and self.process.t_max != 1:
+            raise ValueError(
+                f"time='index' counts steps on t in (0, 1]; {self.process} has "
+                f"t_max={self.process.t_max:g}: use time='continuous' or a callable"
+            )
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip must be (lo, hi) with lo < hi; got {self.clip}")
 

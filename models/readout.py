@@ -134,17 +134,25 @@ def network_time(process: Process, t: Tensor, convention: Any, steps: int) -> Te
     """c_noise: what the network is told about t, float64 of the shape of t.
 
     'continuous' t itself; 'index' t*steps - 1 in 0..steps-1; 'edm' log(sigma/alpha)/4;
-    'sigma' sigma/alpha; or a callable of the float64 tensor t.
+    'sigma' sigma/alpha; or a callable of the float64 tensor t. Raises ValueError where infinite.
     """
     if callable(convention):
-        return torch.as_tensor(convention(t), dtype=torch.float64)
-    if convention == "continuous":
-        return t
-    if convention == "index":
-        return t * steps - 1
-    if convention == "edm":
-        return -0.25 * process.log_snr(t)
-    return torch.exp(-process.log_snr(t))
+        told = torch.as_tensor(convention(t), dtype=torch.float64)
+    elif convention == "continuous":
+        told = t
+    elif convention == "index":
+        told = t * steps - 1
+    elif convention == "edm":
+        told = -0.25 * process.log_snr(t)
+    else:
+        told = torch.exp(-process.log_snr(t))
+    if told.device.type == "cpu" and not bool(torch.isfinite(told).all()):
+        at = float(t[~torch.isfinite(told)].flatten()[0]) if t.ndim else float(t)
+        raise ValueError(
+            f"time={convention!r} is infinite at t={at:g} of {process}; "
+            "start the process below it (e.g. Flow(t_max=0.999)) or use time='continuous'"
+        )
+    return told
 
 
 TIME_CONVENTIONS = ("continuous", "index", "edm", "sigma")

@@ -101,7 +101,7 @@ class GaussianMixture:
             )
         times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         if process is None:
-            if not isinstance(t, Tensor) and t == 0:
+            if not bool((times != 0).any()):
                 return torch.ones_like(times), torch.zeros_like(times)
             raise ValueError(f"log_prob at t={t} needs the process that noised the data")
         return process.alpha(times), process.sigma(times)

@@ -70,7 +70,10 @@ class _LinearBeta(_VariancePreserving):
 
     def __post_init__(self) -> None:
         positive("beta_min", self.beta_min)
-        increasing("beta_min", self.beta_min, "beta_max", self.beta_max)
+        if not self.beta_min <= self.beta_max:
+            raise ValueError(
+                f"beta_max must be at least beta_min={self.beta_min}; got {self.beta_max}"
+            )
         increasing("t_min", self.t_min, "t_max", self.t_max)
         positive("t_min", self.t_min)
 
@@ -92,7 +95,7 @@ class VP(_LinearBeta):
     """Variance-preserving SDE: beta linear in t, alpha = exp(-1/2 int beta) (Song et al. 2021, 32).
 
     `VP.cosine()` and `VP.from_betas(betas)` are the discrete-time schedules of DDPM and
-    Improved DDPM. Raises ValueError unless 0 < beta_min < beta_max and 0 < t_min < t_max.
+    Improved DDPM. Raises ValueError unless 0 < beta_min <= beta_max and 0 < t_min < t_max.
     """
 
     @staticmethod

@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..models import VP, Process
-from .grids import check, times
+from .grids import as_times, check, times
 from .tableau import Tableau
 
 
@@ -69,7 +68,7 @@ class Solver(ABC):
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> Tableau:
         """The table for these times: float64, strictly falling, ending at `process.t_clean` for a
         denoising jump (see `grids.times`). Raises ValueError for a grid that does not fit."""
-        t = torch.as_tensor(grid, dtype=torch.float64)
+        t = as_times(grid)
         if t.ndim != 1:
             raise ValueError(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
         check(t, process, t_min=process.t_clean)

@@ -4,7 +4,8 @@ A grid is a float64 sequence of times that falls strictly from noise to data. `t
 by name, by object (`Karras(rho=5)`) or takes the user's own sequence, and says how it ends:
 
     final='denoise'  steps nodes from t_max to t_min, then one denoising jump: x = D(x, t_min)
-    final='zero'     steps + 1 nodes, the last at t = 0 itself, where the grid can reach it
+    final='zero'     the last node is sigma = 0 itself: steps + 1 nodes down to t = 0 for a grid
+                     laid in t; one laid in sigma/alpha never gets there and jumps, as above
     final='t_min'    steps + 1 nodes from t_max to t_min; x at t_min is what is returned
 
 A denoising jump is an interval that ends where sigma = 0 (`process.t_clean`), so a grid is just its
@@ -14,7 +15,6 @@ times: no flag travels with it.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -92,22 +92,13 @@ def times(
     if isinstance(grid, str):
         grid = named(grid)
     if not isinstance(grid, Grid):
-        return _users(torch.as_tensor(grid, dtype=torch.float64), process, final, t_min)
+        return _users(as_times(grid), process, final, t_min)
     if steps is None or steps != int(steps) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1; got {steps}")
     discrete = isinstance(grid, Discrete)
-    if final == "zero" and not (grid.reaches_zero or discrete):
-        raise ValueError(
-            f"final='zero' needs a grid laid in t; {grid} never reaches sigma = 0: "
-            "use final='denoise' or grid='uniform'"
-        )
-    if final == "zero" and not math.isfinite(process.t_clean):
-        raise ValueError(
-            f"final='zero' needs a process whose sigma(0) is 0; {process} has "
-            f"sigma(0)={float(process.sigma(0.0)):g}: use final='denoise' or 't_min'"
-        )
-    jump = final == "denoise" or (final == "zero" and discrete)
-    end = t_min if final != "zero" or discrete else 0.0
+    laid_to_zero = final == "zero" and grid.reaches_zero and process.t_clean == 0
+    jump = final != "t_min" and not laid_to_zero
+    end = 0.0 if laid_to_zero else t_min
     t = grid.nodes(process, int(steps) + (not jump), process.t_max, end)
     if not discrete:  # the ends exactly, not to the rounding of a formula
         t[0] = process.t_max
@@ -118,13 +109,27 @@ def times(
     return t
 
 
+def as_times(grid: object) -> Tensor:
+    """A sequence of times as float64. Raises TypeError for anything else."""
+    try:
+        return torch.as_tensor(grid, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"grid must be a sequence of times here; got {grid!r}: "
+            "lay one out with ud.solvers.times(grid, process, steps)"
+        ) from None
+
+
 def _users(t: Tensor, process: Process, final: str, t_min: float) -> Tensor:
     if t.ndim != 1 or len(t) < 1:
         raise ValueError(f"grid must be a sequence of times; got shape {tuple(t.shape)}")
     clean = float(t[-1]) == process.t_clean
-    if final == "zero" and not clean:
-        raise ValueError(f"final='zero' needs a grid that ends at 0; got {float(t[-1]):g}")
-    if final == "denoise" and not clean:
+    if final == "t_min" and clean:
+        raise ValueError(
+            f"final='t_min' returns x at the grid's last time, but the grid ends at {float(t[-1]):g}, "
+            "a denoising jump: leave that time out, or use final='denoise'"
+        )
+    if final != "t_min" and not clean:
         t = torch.cat([t, t.new_tensor([process.t_clean])])
     check(t, process, t_min)
     return t
@@ -159,6 +164,8 @@ T = TypeVar("T")
 
 def lookup(what: str, name: str, table: dict[str, T]) -> T:
     """table[name], or a ValueError that suggests the nearest known name."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a name or an object of that kind; got {name!r}")
     key = name.lower().replace("_", "-")
     for known, value in table.items():
         if known.replace("_", "-") == key:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import linear_step, normal
-from ..kernels.checks import as_seed
+from ..kernels.checks import as_sample_ids, as_seed, check_batch, check_ids
 from ..models import Denoiser, Process
 from . import grids
 from .base import Solver
@@ -105,10 +105,11 @@ class Sampler:
             raise TypeError(f"model must be a Denoiser or a Process; got {type(model).__name__}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type; got {dtype}")
+        dtype = dtype or _dtype_of(model)
         self.model = model
         self.device = torch.device(device or _device_of(model))
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.net_dtype = dtype or torch.float32
+        self.net_dtype = dtype
         if isinstance(solver, Tableau):
             self.tableau = solver
         else:
@@ -133,16 +134,23 @@ class Sampler:
         shape: (B, ...). seed: int or int64 [B]; sample_ids: int64 [B], global ids, by default
         0..B-1. The same (seed, sample id) gives the same sample in any batch, order or shard.
         """
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape must be (batch, ...); got {shape!r}")
         shape = tuple(int(n) for n in shape)
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(f"shape must be (batch, ...) of positive sizes; got {shape}")
-        ids = torch.arange(shape[0]) if sample_ids is None else torch.as_tensor(sample_ids)
-        ids, seed = ids.to(self.device), as_seed(seed, self.device)
+        ids = as_sample_ids(sample_ids, shape[0], self.device)
+        if ids is None:
+            ids = torch.arange(shape[0], device=self.device)
+        check_ids(ids)
+        seed = as_seed(seed, self.device)
+        check_batch("seed", seed, shape[0])
         if x_init is None:
             z = normal(shape, seed, ids, purpose="initial", device=self.device)
             x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))
-        elif tuple(x_init.shape) != shape:
-            raise ValueError(f"x_init must have shape {shape}; got {tuple(x_init.shape)}")
+        elif not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape:
+            got = tuple(getattr(x_init, "shape", ())) or type(x_init).__name__
+            raise ValueError(f"x_init must be a tensor of shape {shape}; got {got}")
         else:
             x = x_init.to(self.device, self.dtype).contiguous()
         scale, noise = self.tableau.entry
@@ -159,6 +167,12 @@ class Sampler:
         """
         if state.x_in is None:
             raise ValueError(f"the run is over after {self.nfe} network calls; start with init()")
+        if not isinstance(out, Tensor) or out.shape != state.x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"out, what the network returned, must have the shape of x {tuple(state.x.shape)}; "
+                f"got {got}"
+            )
         plan, i = self.plan, state.row
         last = i == self.nfe - 1
         fresh = plan.scaled or self.net_dtype != state.x.dtype  # x_in is not x itself
@@ -234,7 +248,9 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     model: a `Denoiser`. shape: (B, ...). solver, steps, grid, final: what to integrate with and
     where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`).
     seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
-    `ud.encode`. cond: keyword arguments for the network. callback: called after each row with a
+    `ud.encode`. dtype: of the network's input and of the result; by default the network's own
+    (float64 for a float64 x_init). The state is float32 at least. cond: keyword arguments for
+    the network. callback: called after each row with a
     `StepInfo`. on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf
     appeared, or 'return' what there is, with `status`. graph: capture the run in one CUDA graph
     (for many runs of one shape keep the graph instead: `Sampler.capture`); no callback then.
@@ -243,11 +259,17 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     """
     if on_failure not in ("raise", "return"):
         raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
-    if x_init is not None and device is None:
-        device = x_init.device
+    if not isinstance(model, Denoiser):
+        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
+    if isinstance(x_init, Tensor):
+        device = x_init.device if device is None else device
+        wide = x_init.dtype == torch.float64 and dtype is None
+    else:
+        wide = False
     if graph and callback is not None:
         raise ValueError("graph=True leaves no moment between steps to call `callback`")
-    sampler = Sampler(model, solver, steps, grid, final=final, dtype=dtype, device=device)
+    state_dtype = torch.float64 if wide else dtype
+    sampler = Sampler(model, solver, steps, grid, final=final, dtype=state_dtype, device=device)
     cond = {**model.cond, **(cond or {})}
     times = sampler.tableau.times.tolist()
 
@@ -262,9 +284,10 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
                 callback(StepInfo(i, t, state.x, out))
         return state.x
 
-    with torch.set_grad_enabled(x_init is not None and x_init.requires_grad):
+    with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
         x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
         status, message = verdict(x, run, times)
+    x = x if dtype is None else x.to(dtype)
     result = Result(x, sampler.nfe, sampler.tableau.times, status)
     if message and on_failure == "raise":
         raise SolverError(message, status, result)
@@ -290,6 +313,14 @@ def _device_of(model: Denoiser) -> torch.device:
         for p in model.net.parameters():
             return p.device
     return torch.device("cpu")
+
+
+def _dtype_of(model: Denoiser) -> torch.dtype:
+    if isinstance(model.net, torch.nn.Module):
+        for p in model.net.parameters():
+            if p.dtype.is_floating_point:
+                return p.dtype
+    return torch.float32
 
 
 def _no_network(x: Tensor, t: Tensor) -> Tensor:

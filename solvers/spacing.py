@@ -213,6 +213,11 @@ class Discrete(Grid):
             )
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        if t_max != 1:
+            raise ValueError(
+                f"grid {self.spacing!r} counts the steps of a network of discrete time on t in "
+                f"(0, 1]; {process} has t_max={t_max:g}: use 'karras' or 'log_snr'"
+            )
         count = self.count or len(getattr(process, "betas", ())) or 1000
         if n > count:
             raise ValueError(f"steps must be at most the network's {count} steps; got {n}")

@@ -70,7 +70,7 @@ class Tableau:
                 raise ValueError(
                     f"{self.name}: {what}[{i},{j}] is {float(getattr(self, what)[i, j])} on this "
                     f"grid (row {i} starts at t={float(self.times[i]):g}); the scheme is singular "
-                    "there: start the grid below it or choose another solver"
+                    "there: start below it, e.g. with t_max=0.999 in the process, or choose another solver"
                 )
         for what in ("state", "data"):
             matrix = getattr(self, what)

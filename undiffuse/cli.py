@@ -7,6 +7,7 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except wrong as error:
         print(f"undiffuse {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `undiffuse solvers | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or the interpreter complains at exit
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -293,9 +296,8 @@ def _run_solvers(args: argparse.Namespace) -> None:
     for name in names():
         solver = get(name)
         calls = solver.tableau(process, times("log_snr", process, 10)).nfe
-        lines = (type(solver).__doc__ or "").strip().splitlines()
         law = f"{solver.weak_order:g}" if solver.stochastic else "-"
-        print(f"{name:24} {solver.order:5g} {law:>5} {calls:19d}  {lines[0] if lines else ''}")
+        print(f"{name:24} {solver.order:5g} {law:>5} {calls:19d}  {solver}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_processes_come_back_equal(process):
     [
         {"predicts": "v"},
         {"predicts": "edm", "sigma_data": 0.83},
-        {"predicts": "noise", "time": "index", "steps": 17, "clip": (-1.0, 1.0)},
+        {"predicts": "noise", "time": "index", "steps": 50, "clip": (-1.0, 1.0)},
     ],
     ids=lambda o: o["predicts"],
 )

@@ -115,6 +115,20 @@ def test_the_network_is_told_time_and_scale_by_convention():
     assert seen["t"][0] == 499.5
 
 
+def test_the_process_decides_what_is_left_open():
+    net = torch.nn.Identity()
+    assert ud.Denoiser(net, ud.EDM(sigma_data=1.0), predicts="edm").sigma_data == 1.0
+    assert ud.Denoiser(net, ud.VP(), predicts="edm").sigma_data == 0.5
+    table = ud.VP.from_betas(torch.linspace(1e-3, 0.2, 100))
+    assert ud.Denoiser(net, table, time="index").steps == 100
+    with pytest.raises(ValueError, match="steps must be the 100"):
+        ud.Denoiser(net, table, time="index", steps=1000)
+    with pytest.raises(ValueError, match="t_max=80"):
+        ud.Denoiser(net, ud.EDM(), time="index")
+    with pytest.raises(ValueError, match="infinite at t=1"):
+        ud.Denoiser(net, ud.Flow(), predicts="edm")(torch.zeros(1, 2), 1.0)
+
+
 def test_vector_times_broadcast_over_the_batch():
     model = ud.targets.Gaussian([0.0, 1.0], 0.5).denoiser(ud.Flow())
     x, t = torch.randn(3, 2), torch.tensor([0.1, 0.5, 0.9])

@@ -52,6 +52,10 @@ def mode_log_prob(k, process=PROCESS):
 @pytest.mark.parametrize("time", TIME_CONVENTIONS)
 @pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()], ids=lambda p: type(p).__name__)
 def test_the_true_time_is_found_again(process, time):
+    if time == "index" and process.t_max != 1:
+        with pytest.raises(ValueError, match="counts steps on t in"):
+            Denoiser(lambda x, t: x, process, time=time, steps=77)
+        return
     model = Denoiser(lambda x, t: x, process, time=time, steps=77)
     t = torch.linspace(process.t_min, 0.99 * process.t_max, 50, dtype=F64)
     torch.testing.assert_close(true_time(model, model.network_time(t)), t, rtol=1e-9, atol=1e-12)

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -167,13 +168,55 @@ def test_states_are_float32_at_least_and_float64_on_request():
         seen.append((x.dtype, t.dtype))
         return x
 
-    x = ud.sample(ud.Denoiser(net, ud.VP()), (1, 2), steps=3, dtype=torch.bfloat16)
-    assert x.dtype == torch.float32
+    sampler = ud.Sampler(ud.Denoiser(net, ud.VP()), steps=3, dtype=torch.bfloat16)
+    state = sampler.init((1, 2))
+    while not state.done:
+        state = sampler.tell(state, net(state.x_in, state.t_in))
+    assert state.x.dtype == torch.float32
     assert set(seen) == {(torch.bfloat16, torch.float32)}
     told = []
     model = ud.Denoiser(lambda x, t: told.append(float(t[0])) or x, ud.VP(), time="index")
     ud.sample(model, (1, 2), "ddim", 4, "trailing", dtype=torch.bfloat16)
     assert told == pytest.approx([999, 749, 499, 249], abs=1e-3)  # bfloat16 would say 1000, 748
+
+
+def test_the_result_has_the_type_that_was_asked_for_and_no_latent_is_cut_short():
+    model = elementwise()
+    assert ud.sample(model, (1, 2), steps=3, dtype=torch.float16).dtype == torch.float16
+    start = torch.randn(1, 2, dtype=torch.float64)
+    assert ud.sample(model, (1, 2), steps=3, x_init=start).dtype == torch.float64
+    net = torch.nn.Linear(2, 2).double()
+    wide = ud.Denoiser(type("Net", (torch.nn.Module,), {})(), ud.VP())
+    wide.net.inner, wide.net.forward = net, lambda x, t: net(x)
+    assert ud.sample(wide, (1, 2), steps=3).dtype == torch.float64
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), torch.tensor([7, 7], dtype=torch.int32)])
+def test_any_integer_is_a_seed(seed):
+    assert torch.equal(
+        ud.sample(elementwise(), (2, 2), steps=3, seed=seed),
+        ud.sample(elementwise(), (2, 2), steps=3, seed=7),
+    )
+
+
+def test_wrong_kinds_of_argument_are_named():
+    model = ud.Denoiser(refuse, ud.VP())
+    for call, words in (
+        (lambda: ud.sample(ud.VP(), (1, 2)), "model must be a Denoiser; got VP"),
+        (lambda: ud.sample(model, 4), r"shape must be \(batch, ...\)"),
+        (lambda: ud.sample(model, (1, 2), ud.solvers.DDIM), "solver must be a name or an object"),
+        (lambda: ud.sample(model, (1, 2), grid=None), "grid must be a sequence of times"),
+        (lambda: ud.solvers.DDIM().tableau(ud.VP(), "karras"), "ud.solvers.times"),
+        (lambda: ud.sample(model, (1, 2), seed=1.5), "seed must be an int"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call()
+    with pytest.raises(ValueError, match="x_init must be a tensor"):
+        ud.sample(model, (1, 2), x_init=[[0.0, 0.0]])
+    with pytest.raises(ValueError, match="what the network returned"):
+        ud.sample(ud.Denoiser(lambda x, t: None, ud.VP()), (1, 2))
+    with pytest.raises(ValueError, match="t_max=80"):
+        ud.sample(ud.Denoiser(refuse, ud.EDM()), (1, 2), grid="trailing")
 
 
 def test_float64_and_float32_runs_agree_to_float32():
@@ -203,6 +246,9 @@ def test_the_three_ways_to_end():
     assert seen["denoise"] == 1e-3  # the last call is at t_min, and jumps
     assert seen["zero"] == pytest.approx(0.1)  # the last node but one of ten equal steps to 0
     assert seen["t_min"] > 1e-3  # x(t_min) itself is returned
+    # a grid laid in sigma/alpha reaches zero by the jump alone
+    karras = [ud.sample(model, (4, 2), "ddim", 5, final=f) for f in ("denoise", "zero")]
+    assert torch.equal(*karras)
     flow = ud.sample(TARGET.denoiser(ud.Flow()), (4, 2), "heun", 10, "uniform", final="zero")
     assert torch.isfinite(flow).all()
 
@@ -278,9 +324,12 @@ def refuse(x, t):
         ({"grid": [1.0, 1e-7]}, "t_min=0.001"),
         ({"grid": [1.0, float("nan"), 0.5]}, "grid must fall"),
         ({"grid": [1.0], "final": "t_min"}, "a step needs two"),
-        ({"final": "zero"}, "use final='denoise' or grid='uniform'"),
+        ({"grid": [1.0, 0.5, 0.0], "final": "t_min"}, "leave that time out"),
+        ({"sample_ids": [0, 2**48]}, r"sample_ids must lie in \[0, 2\^48\)"),
+        ({"sample_ids": [0, -1]}, "sample_ids must lie"),
+        ({"x_init": torch.zeros(2, 3), "sample_ids": [1, 2, 3]}, "sample_ids"),
         ({"final": "end"}, "final must be one of 'denoise'"),
-        ({"x_init": torch.zeros(2, 4)}, r"x_init must have shape \(2, 3\)"),
+        ({"x_init": torch.zeros(2, 4)}, r"x_init must be a tensor of shape \(2, 3\)"),
         ({"sample_ids": [1, 2, 3]}, "sample_ids"),
         ({"seed": torch.zeros(5, dtype=torch.int64)}, "seed"),
         ({"dtype": torch.int64}, "dtype must be a floating type"),
@@ -303,5 +352,5 @@ def test_a_noise_network_cannot_start_where_there_is_no_signal():
 def test_out_of_another_shape_is_refused():
     sampler = ud.Sampler(ud.VP(), steps=3)
     state = sampler.init((2, 3))
-    with pytest.raises(ValueError, match="out must have the shape of x"):
+    with pytest.raises(ValueError, match="out, what the network returned"):
         sampler.tell(state, torch.zeros(2, 4))
