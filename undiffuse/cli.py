@@ -164,8 +164,9 @@ def _run_likelihood(args: argparse.Namespace) -> None:
 def _bench(commands: Any) -> None:
     p = _command(commands, "bench", _run_bench,
                  "NFE against quality, likelihood and kernels, with the peers in the same run.")  # fmt: skip
-    p.add_argument("what", nargs="?", default="nfe", choices=["nfe", "kernels", "compare"],
-                   help="NFE against quality; the kernels; or what changed between two results")  # fmt: skip
+    p.add_argument("what", nargs="?", default="nfe", choices=["nfe", "kernels", "likelihood", "compare"],
+                   help="NFE against quality; kernels; likelihood against exact values; "
+                   "or what changed between two results")  # fmt: skip
     p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
     p.add_argument("--checkpoint", default=None, help="a network of yours; default: the digits")
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
@@ -187,6 +188,12 @@ def _run_bench(args: argparse.Namespace) -> None:
         from .bench.compare import run as run_compare
 
         run_compare(*args.runs)
+    elif args.what == "likelihood":
+        from .bench.exact_likelihood import run as run_likelihood
+
+        run_likelihood(
+            args.out, batch=args.batch, seed=args.seed, device=args.device, quick=args.quick
+        )
     elif args.what == "kernels":
         from .bench.kernels import run as run_kernels
 
