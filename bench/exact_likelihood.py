@@ -53,6 +53,7 @@ def run(
     out, count = Path(out), batch or (16 if quick else 200)
     if count < 2:
         raise ValueError(f"batch must be >= 2; got {count}")
+    out.mkdir(parents=True, exist_ok=True)
     target = targets.digits64().law
     x = target.sample(count, seed=seed + 1).to(device or "cpu")
     model, truth = target.denoiser(VP()), target.log_prob(x)
