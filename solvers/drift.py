@@ -10,13 +10,14 @@ answer itself is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import VE, VP, Brownian, Denoiser, Flow, SubVP
+from ..models import VE, VP, Brownian, Denoiser, Flow, Process, SubVP
 
 CLOSED_FORM = (VP, SubVP, VE, Brownian, Flow)  # processes in closed form down to t = 0
 T_MIN = 1e-5
@@ -64,7 +65,10 @@ class ReverseSDE:
     """The reverse SDE in the form torchsde asks for; made by `reverse_sde`.
 
     f(s, y), g(s, y): drift and diffusion [B, d] at s = t_max - t; noise_type 'diagonal',
-    sde_type 'ito'. span = (0, t_max - t_min): from noise to data.
+    sde_type 'ito'. span = (s_0, t_max - t_min): from noise to data. s_0 is 0; but where
+    alpha(t_max) is (next to) 0, f and g are singular there, and it is where alpha/sigma = 0.01
+    (s_0 = 0.0099 for `Flow`). The prior's noise may start there too: the mean it lacks is 0.01 of
+    the data's, and is forgotten. Euler is stable from there for dt <= s_0.
     """
 
     noise_type = "diagonal"
@@ -79,7 +83,7 @@ class ReverseSDE:
         self.model = _denoiser(model)
         self.event_shape = None if event_shape is None else tuple(int(n) for n in event_shape)
         self.cond = dict(cond or {})
-        self.span = (0.0, model.process.t_max - model.t_min)
+        self.span = (_first(model.process), model.process.t_max - model.t_min)
 
     def time(self, s: float | Tensor) -> Tensor:
         """t = t_max - s, float64, kept from falling below 0 or t_min by the rounding of s."""
@@ -95,7 +99,7 @@ class ReverseSDE:
         if not bool(torch.isfinite(rate) & torch.isfinite(g2)):
             raise ValueError(
                 f"the reverse SDE of {process} is singular at s={float(s):g} (t={float(t):g}), "
-                "where alpha=0: start it later, e.g. at s=1e-3"
+                f"where alpha=0: start it later, at span[0]={self.span[0]:g}"
             )
         x = y if self.event_shape is None else y.reshape(-1, *self.event_shape)
         score = self.model.score(x, t, **self.cond).reshape(y.shape)
@@ -118,9 +122,16 @@ def reverse_sde(
 
     torchsde integrates y [B, d]; event_shape restores the shape the network expects. cond:
     keyword arguments for the network. Raises TypeError for a model that is not a `Denoiser`;
-    `f` raises ValueError at t_max of a flow, where g is infinite.
+    `f` raises ValueError at t_max of a flow, where g is infinite; `span` starts after it.
     """
     return ReverseSDE(model, event_shape, cond)
+
+
+def _first(process: Process) -> float:
+    """The s at which the reverse SDE of the process starts, see `ReverseSDE`."""
+    if float(process.alpha(process.t_max)) > 1e-3:
+        return 0.0
+    return process.t_max - float(process.inverse_log_snr(math.log(0.01)))
 
 
 def _denoiser(model: Denoiser) -> Denoiser:
