@@ -3,9 +3,16 @@
     native       u(lambda) of scaled_flow.py by adaptive_ode, each sample at its own steps
     torchdiffeq  x(t) with the whole batch in one error norm, as other code has it: an oracle
 
-With one probe v held, the estimate is v^T M v with M = int J dlambda, and the product w = M^T v is
-integrated too: E|w|^2 = |M|_F^2 gives its variance 2 (|M|_F^2 - sum M_ii^2), slightly from above,
-as 2 (|w|^2 - (v.w)^2/d). With K >= 2 the spread of the K estimates does.
+A probe v held along the path gives v^T M v with M = int J dlambda, of variance 2 |offdiag M|_F^2
+for Rademacher signs. All its terms c_i = v_i (M^T v)_i = M_ii + n_i are integrated, as many numbers
+as x has for each probe, since E sum n_i^2 = |offdiag M|_F^2 tells the error (see `_spread`):
+
+    K >= 2    sum_i of the variance of c_i over the probes, without bias
+    K = 1     (|c|^2 - (sum c)^2/d) / (1 - 2/d), from above by how unequal the M_ii are
+
+(M is symmetric for an exact score; the n_i of another give its error from above.) With one probe
+and an M of low rank c is small where the error is large, so that two standard errors hold less than
+95 %. For Gaussian probes the diagonal counts too: K >= 2 takes the spread of the K estimates.
 """
 
 from __future__ import annotations
@@ -36,14 +43,16 @@ class Augmented(NamedTuple):
 
 def native(
     flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float,
-    max_steps: int,
+    max_steps: int, gaussian: bool = False,
 ) -> Augmented:  # fmt: skip
     """By `adaptive_ode` in lambda. v: probes [K, *x.shape], or None for exact traces.
 
-    rtol, atol hold for u; log p has the absolute tolerance atol * d in nats.
+    gaussian: v are normal, not Rademacher. rtol, atol hold for u; log p has the absolute tolerance
+    atol * d in nats.
     """
     batch, d = len(x), x[0].numel()
-    width = 1 if v is None else d if len(v) == 1 else len(v)  # one probe keeps its components
+    count, parts = (1, 1) if v is None else (len(v), d)  # each probe keeps its components
+    width = count * parts
 
     def rhs(lam: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         u = y[:, :d].reshape(-1, *x.shape[1:])
@@ -55,17 +64,16 @@ def native(
             else:
                 mine = v[:, rows]
                 terms = (mine * traces.products(out, x_hat, mine)).flatten(2)
-                terms = terms[0] if len(v) == 1 else terms.sum(2).T
+                terms = terms.movedim(0, 1).flatten(1)
         held, free = x_hat.detach(), out.detach()
         residual = column(a - 1, held) * held + column(b, held) * free
         du = flow.velocity(held, lam, residual).flatten(1)
-        share = d / width if width == d or v is None else d
-        rate = column((1 - a) * share, terms) - column(b, terms) * terms  # sums to d - tr dD/dx^
+        # sums to d - tr dD/dx^ over the parts of a probe
+        rate = column((1 - a) * (d / parts), terms) - column(b, terms) * terms
         return torch.cat([du, rate], 1)
 
     def norm(e: Tensor) -> Tensor:
-        tail = e[:, d:].double()
-        form = tail.sum(1, keepdim=True) if width == d else tail
+        form = e[:, d:].double().reshape(-1, count, parts).sum(2)
         return torch.maximum(rms(e[:, :d]), form.abs().amax(1) / (atol * d))
 
     y0 = torch.cat([flow.enter(x).flatten(1), x.new_zeros(batch, width)], 1)
@@ -76,16 +84,16 @@ def native(
         norm=norm, max_steps=max_steps,
     )  # fmt: skip
     z = flow.latent(s.x[:, :d].reshape(x.shape))
-    sums = -s.x[:, d:].double()
-    sums = sums.reshape(batch, 1, d).mT if width == d and v is not None else sums[:, None]
-    forms, error = _spread(sums.movedim(2, 0), v, d)
-    count = d if v is None else len(v)
-    return Augmented(z, forms, error, flow.forwards, s.nfe * count, s.status)
+    sums = -s.x[:, d:].double().reshape(batch, count, parts).movedim(1, 0)
+    forms, error = _spread(sums, v, gaussian)
+    products = s.nfe * (d if v is None else count)
+    return Augmented(z, forms, error, flow.forwards, products, s.status)
 
 
 def by_torchdiffeq(
-    flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float
-) -> Augmented:
+    flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float,
+    gaussian: bool = False,
+) -> Augmented:  # fmt: skip
     """By torchdiffeq in t: one step size and one error norm for the whole batch."""
     from torchdiffeq import odeint
 
@@ -121,7 +129,7 @@ def by_torchdiffeq(
         xs, sums = odeint(
             rhs, (alpha * x, x.new_zeros(width)), span, rtol=rtol, atol=atol, method=method
         )
-    forms, error = _spread(sums[-1].double(), v, d)
+    forms, error = _spread(sums[-1].double(), v, gaussian)
     forwards = torch.full((batch,), calls, dtype=torch.int64)
     fine = torch.isfinite(xs[-1]).flatten(1).all(1) & torch.isfinite(forms)
     status = torch.where(fine, int(Status.OK), int(Status.NETWORK_NOT_FINITE))
@@ -131,12 +139,16 @@ def by_torchdiffeq(
     return Augmented(xs[-1], change, error, forwards, forwards * count, status)
 
 
-def _spread(sums: Tensor, v: Tensor | None, d: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard error over probes of sums [K, B, components or 1]."""
+def _spread(sums: Tensor, v: Tensor | None, gaussian: bool) -> tuple[Tensor, Tensor]:
+    """Mean over probes of the estimates, and its standard error, from c [K, B, d] ([1, B, 1] for
+    exact traces). One Gaussian probe: from above, by up to 1.7. K = 1 needs d > 2."""
     forms = sums.sum(-1)
     if v is None:
         return forms[0], torch.zeros_like(forms[0])
-    if len(v) > 1:
-        return forms.mean(0), forms.std(0) / math.sqrt(len(v))
-    excess = sums[0].square().sum(-1) - forms[0].square() / d
-    return forms[0], (2 * excess.clamp(min=0)).sqrt()
+    count, d = len(v), sums.shape[-1]
+    if count == 1:
+        excess = sums[0].square().sum(-1) - forms[0].square() / d
+        return forms[0], (2 * excess.clamp(min=0) / (1 - 2 / d)).sqrt()
+    if gaussian:
+        return forms.mean(0), forms.std(0) / math.sqrt(count)
+    return forms.mean(0), (2 * sums.var(0).sum(-1) / count).sqrt()

@@ -14,12 +14,14 @@ and `truncation` says what that blur is worth.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import Denoiser
 from . import augmented, quadrature
@@ -35,7 +37,9 @@ from .status import Status
 METHODS = {"quadrature": ("tsit5", 1e-3, 4.0), "augmented": ("dopri5", 1e-5, 1.0)}
 """Methods, with their default solver, tolerance and probes."""
 LONGEST = 2.0  # in lambda: where the path is straight the trace may still bend, as e^(2 lambda)
+SMALL = 4  # components up to which the exact trace is taken: one probe cannot tell its own error
 TRACES = ("hutchinson", "gaussian", "exact")
+KINDS = {"float32": "float", "float64": "double"}  # what log_prob takes, and how to cast to it
 BACKENDS = ("native", "torchdiffeq")
 
 
@@ -44,11 +48,13 @@ class LogProb:
     """What `log_prob` found; tensors are [B], float64 unless said.
 
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
-    the probes; `bits_std_error` in bits/dim. nfe: network evaluations, int64; products: Jacobian
-    products, int64. latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
+    the probes alone; `bits_std_error` in bits/dim. It is 0 where the trace is exact: asked for, or
+    d <= 4, or probes >= d, or the Walsh blocks of all nodes full; path_error and prior_gap are not
+    in it and remain. nfe: network evaluations, int64; products: Jacobian products, int64. latent:
+    x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
     path_error: estimate of what the quadrature contributes, nats; defect: what log_prob was
-    corrected by for a path that is not quite the flow, nats (both nan if 'augmented'). A correction is
-    as good as the network's score is the gradient of the flow's own density: exact for an exact
+    corrected by for a path that is not quite the flow, nats (both nan if 'augmented'). A correction
+    is as good as the network's score is the gradient of the flow's own density: exact for an exact
     network, while a large defect of a trained one asks for a smaller rtol or a larger t_min.
     prior_gap: what log_prob would change by if the prior's mean were the data's, nats.
     truncation: estimate of log p_0 - log_prob, first order in blur^2, nats (nan if not asked for).
@@ -105,17 +111,19 @@ def log_prob(
     'tsit5', 'dopri8'; rtol, atol: of the path. By default tsit5 at 1e-3 for 'quadrature', where the
     path need not be exact (bosh3 at 1e-2 will do for an exact score); dopri5 at 1e-5 otherwise.
     trace: 'hutchinson' (Rademacher probes), 'exact' (d products a node), 'gaussian' (augmented
-    only). probes: of each path ('augmented', whole), or the mean number a node ('quadrature', 4);
-    target_std_error: instead, the standard error to reach in bits/dim with at most max_probes a
-    node ('quadrature'). points: nodes a step, by default 3, or 4 where the trace is exact or a
-    target set. seed, sample_ids: a sample's probes depend on these
+    only). Events of d <= 4 components, and of d <= probes with no target, get the exact trace
+    whatever was asked: std_error is 0. probes: of each path ('augmented', whole), or the mean
+    number a node ('quadrature', 4); target_std_error: instead, the standard error to reach in
+    bits/dim with at most max_probes a node ('quadrature'). points: nodes a step, by default 3, or
+    4 where the trace is exact or a target set. seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
     added to bits_per_dim (see `bits.offset`). backend: 'torchdiffeq' runs 'augmented' through
     torchdiffeq. on_failure: 'raise' a SolverError, or 'return' with status.
 
-    Raises ValueError or TypeError for what does not fit, before any network call.
+    Raises ValueError or TypeError for what does not fit, before any network call; TypeError at the
+    first where the network's parameters and x are of two dtypes.
     """
     if method is None:
         method = "augmented" if backend == "torchdiffeq" or trace == "gaussian" else "quadrature"
@@ -123,33 +131,38 @@ def log_prob(
     rtol = tolerance if rtol is None else rtol
     atol = tolerance if atol is None else atol
     probes = default_probes if probes is None else probes
-    if points is None:
-        points = 3 if trace != "exact" and target_std_error is None else 4
     check(model, x, rtol, atol, on_failure)
     _check_options(method, backend, trace, probes, target_std_error, max_probes, points)
+    d = x[0].numel()
+    if d <= SMALL or (target_std_error is None and probes >= d):
+        trace = "exact"
+    if points is None:
+        points = 3 if trace != "exact" and target_std_error is None else 4
     name = lookup("solver", solver or default_solver, PAIRS).name
     ids = quadrature.as_ids(sample_ids, len(x))
     flow = ScaledFlow(model, len(x), cond, t_min)
-    if method == "quadrature":
-        goal = None
-        if target_std_error is not None:
-            goal = (target_std_error * x[0].numel() * math.log(2)) ** 2
-        parts = _by_quadrature(
-            flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, seed, ids, max_steps
+    with _naming_dtypes(model, x):
+        if method == "quadrature":
+            goal = None
+            if target_std_error is not None:
+                goal = (target_std_error * x[0].numel() * math.log(2)) ** 2
+            parts = _by_quadrature(
+                flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, seed, ids,
+                max_steps,
+            )  # fmt: skip
+        else:
+            parts = _by_augmented(
+                flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
+            )
+        blurred = (
+            _truncation(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
         )
-    else:
-        parts = _by_augmented(
-            flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
-        )
-    blurred = (
-        _truncation(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
-    )
     value, error, latent, products, status, path_error, defect, gap = parts
     value = torch.where(status_failed(status), torch.nan, value)
     bits = -value / (x[0].numel() * math.log(2)) + offset
     result = LogProb(
         value, bits, error, flow.forwards, products, latent, status, path_error, defect, gap,
-        blurred,         flow.t_min, flow.blur,
+        blurred, flow.t_min, flow.blur,
     )  # fmt: skip
     raise_if_failed(status, result, on_failure)
     return result
@@ -208,10 +221,10 @@ def _by_augmented(
         kind = "rademacher" if trace == "hutchinson" else trace
         v = traces.probes(kind, probes, x, seed, ids)
     if backend == "native":
-        run = augmented.native(flow, x, v, solver, rtol, atol, max_steps)
+        run = augmented.native(flow, x, v, solver, rtol, atol, max_steps, trace == "gaussian")
         prior = flow.prior(run.latent)
     else:
-        run = augmented.by_torchdiffeq(flow, x, v, solver, rtol, atol)
+        run = augmented.by_torchdiffeq(flow, x, v, solver, rtol, atol, trace == "gaussian")
         prior = flow.model.process.prior.log_prob(run.latent)
         flow.forwards = run.forwards
     unknown = torch.full_like(run.change, torch.nan)
@@ -238,7 +251,7 @@ def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) ->
 
 def _check_options(
     method: str, backend: str, trace: str, probes: float, target: float | None, most: float,
-    points: int,
+    points: int | None,
 ) -> None:  # fmt: skip
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
@@ -246,7 +259,7 @@ def _check_options(
         raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
     if not probes >= 1:
         raise ValueError(f"probes must be >= 1; got {probes}; use trace='exact' for none")
-    if points < 1:
+    if points is not None and points < 1:
         raise ValueError(f"points must be >= 1; got {points}")
     if method == "quadrature":
         if backend == "torchdiffeq":
@@ -261,6 +274,29 @@ def _check_options(
         raise ValueError("target_std_error needs method='quadrature'")
     elif probes != int(probes):
         raise ValueError(f"probes must be whole with method='augmented'; got {probes}")
+
+
+@contextmanager
+def _naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
+    """Says whose dtypes disagree where torch only says that some do.
+
+    Known only at the call: a network may cast its input itself.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        net = model.net
+        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
+        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
+        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+            raise
+        have = " and ".join(sorted(map(str, found)))
+        cast = min(map(str, found)).removeprefix("torch.")
+        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
+        raise TypeError(
+            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
+            f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
+        ) from error
 
 
 def status_failed(status: Tensor) -> Tensor:

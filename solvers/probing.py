@@ -122,8 +122,9 @@ class Prober:
         """What is left at each node, weight^2 b^2 2 sum of off-diagonal J_ij^2, float64 [R].
 
         With K >= 2 probes the level just passed gained V_{K/2} - V_K; V_K is the tail of a
-        geometric series whose ratio is that of the last two gains, pooled over the sample. Nodes
-        with a single probe are measured against their neighbours, see `lonely`.
+        geometric series whose ratio is that of the last two gains, pooled over the sample (a guess
+        where few pairs of components are left, as with 4 probes of d = 5). Nodes with a single
+        probe are measured against their neighbours, see `lonely`.
         """
         nodes = self.nodes
         gain = (nodes.weight * nodes.b).square()[:, None] * nodes.gains
@@ -135,17 +136,18 @@ class Prober:
         ratio = ratio.clamp(least, largest)[nodes.sample]
         alone = (nodes.weight * nodes.b).square() * self.lonely()
         left = torch.where(nodes.size >= 2, gain[:, 0] * ratio / (1 - ratio), alone)
-        return 2 * torch.where(nodes.size >= 1 << self.bits, 0.0, left)
+        return 2 * torch.where(nodes.size >= 1 << self.bits, 0.0, left)  # a full block is exact
 
     def lonely(self) -> Tensor:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
 
         Neighbours have probes of their own and J_ii is smooth in lambda: with a^ the cubic through
-        the four nearest nodes, E[a . (a - a^)] = sum n_i^2 up to fourth order in their distance.
-        Kept between a twentieth and all of the spread of the a_i, where it is not smooth.
+        the four nearest nodes, of Lagrange weights l, E|a - a^|^2 = (1 + |l|^2) sum n_i^2 up to
+        eighth order in their distance where they have as much of it. Kept between a twentieth and
+        twice the spread of the a_i: it is above sum n_i^2 in the mean, but not for every probe.
         """
         nodes = self.nodes
-        level, bound = self.diagonal()
+        level, spread = self.diagonal()
         count = torch.bincount(nodes.sample, minlength=self.flow.batch)
         begin = (count.cumsum(0) - count)[nodes.sample]
         count = count[nodes.sample]
@@ -160,17 +162,23 @@ class Prober:
         ratio = torch.where(torch.eye(4, dtype=torch.bool, device=x.device), 1.0, top / gap)
         lagrange = ratio.prod(2)
         guess = sum(column(lagrange[:, m], level) * level[others[:, m]] for m in range(4))
-        found = dot(level, level - guess)
-        found = torch.where(count < 5, bound, found.minimum(bound).maximum(0.05 * bound))
+        found = dot(level - guess, level - guess) / (1 + lagrange.square().sum(1))
+        found = torch.where(count < 5, spread, found.clamp(0.05 * spread, 2 * spread))
         return found / nodes.b.square().clamp(min=1e-300)
 
     def diagonal(self) -> tuple[Tensor, Tensor]:
-        """The estimates of the diagonal of dD/dx^ [R, *event], and their spread about the mean."""
+        """a_i, the estimates of the diagonal of dD/dx^ [R, *event], and their spread.
+
+        The spread of one probe about the mean, sum a_i^2 - (sum a_i)^2/d, is sum n_i^2 (1 - 2/d)
+        in expectation where the diagonal is constant, since the mean has n in it too, and more
+        where it is not; divided by 1 - 2/d it is sum n_i^2 from above. d >= 3.
+        """
         nodes = self.nodes
         level = nodes.total / column(nodes.size.clamp(min=1).double(), nodes.total)
         level = column(nodes.b, level) * level + column(nodes.a, level)
-        mean = dot(level) / level[0].numel()
-        return level, dot(level, level) - mean.square() * level[0].numel()
+        d = level[0].numel()
+        spread = dot(level, level) - dot(level).square() / d
+        return level, spread.clamp(min=0) / (1 - 2 / max(d, 3))
 
     def worth(self) -> Tensor:
         """What `plan` takes for the variance of one probe at each node, [R].
@@ -180,8 +188,8 @@ class Prober:
         """
         nodes = self.nodes
         square = nodes.weight.square()
-        level, bound = self.diagonal()
-        own = torch.where(nodes.size >= 2, self.variance() / square, 2 * bound)
+        level, spread = self.diagonal()
+        own = torch.where(nodes.size >= 2, self.variance() / square, 2 * spread)
         own = own * nodes.size.double().pow(DECAY)
         first, last = nodes.sample != nodes.sample.roll(1), nodes.sample != nodes.sample.roll(-1)
         first[0], last[-1] = True, True

@@ -8,9 +8,9 @@ by the continuity equation. The flow is the curve where the last term, the defec
 curve with its defect in the integrand is as good to second order, since s is read off the same
 network evaluation. So the path is a coarse adaptive run, and the integral is Gauss-Legendre on each
 of its steps. Every node draws probes of its own: their errors average out, where one probe held
-along the path has a single error that does not. Probes go where weight x standard deviation is largest,
-in nested Walsh blocks of 1, 2, 4, ... (see trace.py), whose successive levels also tell what
-variance is left.
+along the path has a single error that does not. Probes go where weight x standard deviation is
+largest, in nested Walsh blocks of 1, 2, 4, ... (see trace.py), whose successive levels also tell
+what variance is left. A full block is the exact trace: no variance, while `path_error` remains.
 """
 
 from __future__ import annotations
