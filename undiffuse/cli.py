@@ -164,8 +164,10 @@ def _run_likelihood(args: argparse.Namespace) -> None:
 def _bench(commands: Any) -> None:
     p = _command(commands, "bench", _run_bench,
                  "NFE against quality, likelihood and kernels, with the peers in the same run.")  # fmt: skip
-    p.add_argument("what", nargs="?", default="nfe", choices=["nfe", "kernels", "likelihood", "compare"],
-                   help="NFE against quality; kernels; likelihood against exact values; "
+    p.add_argument("what", nargs="?", default="nfe",
+                   choices=["nfe", "kernels", "likelihood", "models", "compare"],
+                   help="NFE against quality; kernels; likelihood against exact values; models: "
+                   "losses, guidance and their pictures; "
                    "or what changed between two results")  # fmt: skip
     p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
     p.add_argument("--checkpoint", default=None, help="a network of yours; default: the digits")
@@ -198,6 +200,10 @@ def _run_bench(args: argparse.Namespace) -> None:
         from .bench.kernels import run as run_kernels
 
         run_kernels(args.out, args.device)
+    elif args.what == "models":
+        from .bench.gallery import run as run_models
+
+        run_models(args.out / "models", seed=args.seed, device=args.device, quick=args.quick)
     else:
         from .bench.nfe import run
 
