@@ -188,8 +188,8 @@ def tints() -> Tensor:
 def draw_colours(path: Path, model: Denoiser, seed: int, device: str | None) -> dict[str, float]:
     """Held-out tinted digits from their grey alone, three draws.
 
-    Returns the root mean square of the grey's error, and what share of the colour is one hue
-    of the six (1 for the data).
+    Returns the root mean square of the grey's error, and what share of the colour is one hue of
+    the six: 1 for the data; where free samples have less, that is the small network's doing.
     """
     truth = tinted().split()[1].x[:12]
     grey = truth.mean(1, keepdim=True)
@@ -200,10 +200,13 @@ def draw_colours(path: Path, model: Denoiser, seed: int, device: str | None) -> 
     ]
     rows = [("held out", truth), ("its grey", grey.expand(-1, 3, -1, -1))]
     rows += [(f"posterior, draw {k + 1}", x) for k, x in enumerate(drawn)]
+    free = sample(model, truth.shape, "dpmpp-2m", 60, seed=seed, device=device).cpu()
+    rows.append(("free samples", free))
     sample_grid(path, rows, "Coloured in from the grey, which says nothing of the hue")
     x = torch.cat(drawn)
     return {"grey_error": _rms(x.mean(1, keepdim=True) - grey.repeat(3, 1, 1, 1)),
-            "one_hue": _one_hue(x), "one_hue_of_data": _one_hue(truth)}  # fmt: skip
+            "one_hue": _one_hue(x), "one_hue_of_free": _one_hue(free),
+            "one_hue_of_data": _one_hue(truth)}  # fmt: skip
 
 
 def _one_hue(x: Tensor) -> float:
