@@ -38,7 +38,7 @@ from .store import Store, write_text
 
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
 BATCH, QUICK_BATCH = 256, 64
-GRIDS = ("log_snr", "karras")
+GRIDS = ("log_snr", "karras", "laplace")
 SMALL = 2**16
 """Components of a batch up to which one thread is faster than two."""
 

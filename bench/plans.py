@@ -112,7 +112,7 @@ def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
 
 
 COMMON = (
-    "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "deis-3", "ipndm-3",
+    "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4", "ipndm-3",
     "ddpm", "dpmpp-2m-sde",
 )  # fmt: skip
 """Looked at first: what people type."""

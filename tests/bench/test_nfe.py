@@ -69,7 +69,8 @@ def test_a_second_run_repeats_no_cell_and_a_wider_one_only_what_is_new(tmp_path,
     run(tmp_path)
     assert keys == [] and (tmp_path / "results.jsonl").read_text() == before
     run(tmp_path, nfe=[4, 6, 8])
-    assert len(keys) == len(set(keys)) == 4 and all(json.loads(k)[6] == 6 for k in keys)
+    assert len(keys) == len(set(keys)) == 2 * len(nfe.GRIDS)
+    assert all(json.loads(k)[6] == 6 for k in keys)
 
 
 def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch):
@@ -89,7 +90,7 @@ def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch)
     monkeypatch.setattr(cells, "run", real)
     keys = computed(monkeypatch)
     run(tmp_path / "cut")
-    assert len(keys) == 5
+    assert len(keys) == 2 * 2 * len(nfe.GRIDS) - 3
     whole, cut = ((tmp_path / d / "results.jsonl").read_text() for d in ("whole", "cut"))
     assert sorted(whole.splitlines()) == sorted(cut.splitlines())
 
@@ -114,13 +115,13 @@ def test_kill_9_and_resume_gives_the_same_file(tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     kept = file.read_text().count("\n")
-    assert kept < 24
+    assert kept < 36
     assert start(tmp_path / "killed").wait() == 0
     assert start(tmp_path / "whole").wait() == 0
     lines = [(tmp_path / d / "results.jsonl").read_text().splitlines() for d in ("killed", "whole")]
-    assert sorted(lines[0]) == sorted(lines[1]) and len(lines[0]) == 24
+    assert sorted(lines[0]) == sorted(lines[1]) and len(lines[0]) == 36
     seconds = (tmp_path / "killed" / "timings.jsonl").read_text().splitlines()
-    assert len(seconds) <= 25  # every cell once, and the one in flight perhaps twice
+    assert len(seconds) <= 37  # every cell once, and the one in flight perhaps twice
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_workers_give_the_numbers_of_one_process(tmp_path):
     one, two = (
         sorted((tmp_path / d / "results.jsonl").read_text().splitlines()) for d in ("one", "two")
     )
-    assert one == two and len(one) == 8
+    assert one == two and len(one) == 2 * 2 * len(nfe.GRIDS)
 
 
 def test_asked_metrics_are_measured_of_every_solver(tmp_path):
