@@ -228,6 +228,7 @@ def _train(commands: Any) -> None:
     p.add_argument("--steps", type=int, default=None, help="optimiser steps")
     p.add_argument("--batch", type=int, default=None, help="events a step")
     p.add_argument("--lr", type=float, default=None, help="peak learning rate")
+    p.add_argument("--conditional", action="store_true", help="give the network the labels")
     p.add_argument("--restart", action="store_true", help="do not go on from --out")
     _common(p, "out/train")
 
@@ -239,7 +240,7 @@ def _run_train(args: argparse.Namespace) -> None:
     train(
         args.data, args.process, predicts=args.predicts, loss=args.loss, network=args.network,
         out=args.out, device=args.device, progress=True, resume=not args.restart, seed=args.seed,
-        **settings,
+        conditional=args.conditional, **settings,
     )  # fmt: skip
     print(f"network: {args.out / 'model.safetensors'}")
 

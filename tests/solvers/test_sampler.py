@@ -354,3 +354,15 @@ def test_out_of_another_shape_is_refused():
     state = sampler.init((2, 3))
     with pytest.raises(ValueError, match="out, what the network returned"):
         sampler.tell(state, torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("solver", ["unipc-4", "dpmpp-3m-sde", "heun-churn"])
+def test_the_triton_kernel_runs_every_table_to_the_same_bits(solver):
+    # unipc-4 has five data columns, heun two states, the SDEs a normal a row
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is off where there is a GPU; test_graph.py compares there")
+    model = elementwise()
+    reference = ud.sample(model, (2, 17), solver, 7, "log_snr", seed=3)
+    with ud.kernels.using("triton"):
+        assert torch.equal(ud.sample(model, (2, 17), solver, 7, "log_snr", seed=3), reference)
