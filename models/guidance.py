@@ -125,9 +125,14 @@ def classifier(
         differentiable; constants do not matter. It must have been made for noisy x.
     scale: w as in `cfg`; at 1 the law is p(x | y), where the classifier is right.
 
-    One gradient of the classifier, none of the network. Raises ValueError at the call if the
-    log-probability is not [B], and at alpha = 0, where x_t says nothing of y.
+    One gradient of the classifier, none of the network. Raises ValueError for a process that ends
+    at alpha = 0, where x_t says nothing of y, and at the call if the log-probability is not [B].
     """
+    if float(model.process.alpha(model.process.t_max)) == 0.0:
+        raise ValueError(
+            f"classifier guidance needs alpha > 0 at t_max={model.process.t_max:g}, where x would "
+            f"say nothing of y; {model.process} ends at alpha = 0: use e.g. Flow(t_max=0.999)"
+        )
 
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         keep = torch.is_grad_enabled() and x.requires_grad

@@ -265,3 +265,11 @@ def test_parameters_of_the_network_belong_to_the_guided_one():
 def test_bad_values_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(labelled())
+
+
+def test_a_process_that_ends_without_signal_is_refused_by_name():
+    model = GaussianMixture([1.0], [[0.0]], 1.0).denoiser(Flow())
+    with pytest.raises(ValueError, match=r"classifier guidance needs alpha > 0 .* Flow\(t_max=0.999\)"):
+        guidance.classifier(model, lambda x, t: x[:, 0])
+    near = GaussianMixture([1.0], [[0.0]], 1.0).denoiser(Flow(t_max=0.999))
+    assert guidance.classifier(near, lambda x, t: x[:, 0]).process == near.process
