@@ -98,6 +98,10 @@ def explain(x: Tensor) -> str:
             return f"error: using('triton') is in force, but {obstacle}"
         return "triton: forced by using('triton')"
     if x.device.type == "cpu":
+        from . import native  # it needs philox, which is no business of the dispatcher
+
+        if x.dtype == torch.float32 and native.in_use():
+            return "native: float32 on the CPU, by the compiled C file (the reference's bits)"
         return "reference: x is on the CPU"
     return f"reference: {obstacle}" if obstacle else f"triton: {x.dtype} on {x.device.type}"
 

@@ -67,6 +67,11 @@ def warm_up() -> bool:
     return library(PAYS) is not None
 
 
+def in_use() -> bool:
+    """Whether the library is loaded; neither loads nor builds it."""
+    return _library is not None
+
+
 def _constants() -> list[str]:
     """The polynomials of philox.py, rounded to float32 as PyTorch rounds them."""
     values = {"MINUS_2_LN_2": philox.MINUS_2_LN_2}

@@ -6,7 +6,16 @@ import sys
 import pytest
 import torch
 
-from undiffuse.kernels import linear_step, native, normal, rademacher, uniform, using, warm_up
+from undiffuse.kernels import (
+    explain,
+    linear_step,
+    native,
+    normal,
+    rademacher,
+    uniform,
+    using,
+    warm_up,
+)
 
 from .test_linear import operands, step  # noqa: TID251  (tests.kernels is meant)
 
@@ -112,3 +121,11 @@ def test_without_it_the_numbers_are_the_same(reason, tmp_path) -> None:
     )
     with using("reference"):
         assert done.stdout.strip() == f"False {normal((1, 3), 5)[0].tolist()}"
+
+
+def test_explain_says_native_where_it_is_native(built) -> None:
+    x = torch.zeros(1, 4)
+    assert explain(x).startswith("native")
+    assert explain(x.double()).startswith("reference")
+    with using("reference"):
+        assert explain(x).startswith("reference: forced")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text())
@@ -20,9 +21,13 @@ def first_words(text):
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=first_words)
-def test_a_python_block_runs(code, tmp_path, monkeypatch):
+def test_a_python_block_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102  # that is the test
+    names = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # that is the test
+    assert ("print(" in code) == bool(capsys.readouterr().out)
+    made = [v for v in names.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    assert made and all(bool(v.isfinite().all()) for v in made)
 
 
 @pytest.mark.parametrize("text", HERE, ids=first_words)
