@@ -62,7 +62,7 @@ class Spec:
         data = heldout.dequantised(self.held(), trained.spacing, self.seed)
         name = "network" if isinstance(self.checkpoint, Checkpoint) else "digits network"
         if isinstance(self.checkpoint, str):
-            name = Path(self.checkpoint).stem
+            name = Path(self.checkpoint.rpartition(":")[2]).stem
         return problems.network(name, about, trained.denoiser, data, self.batch, self.seed)
 
 

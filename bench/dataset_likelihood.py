@@ -90,7 +90,7 @@ def _items(trained: Checkpoint, data: str | Path | None) -> tuple[Tensor, float]
     """Items [N, *event] and the spacing of their levels; ValueError for another event shape."""
     if data is None:
         return heldout.held_out(trained), trained.spacing
-    loaded = load_data(data)
+    loaded = load_data(data).to_range(*trained.data_range)
     if loaded.event_shape != trained.event_shape:
         raise ValueError(
             f"data must hold items of shape {trained.event_shape}, which the network was trained "

@@ -23,15 +23,17 @@ EXACT_DIM = 128
 
 
 def held_out(checkpoint: Checkpoint) -> Tensor:
-    """Events [M, *event] of the checkpoint's data that its training left out.
+    """Events [M, *event] of the checkpoint's data that its training left out, in its range.
 
+    Its record's "data" says which, "split" how; a split of None means that it saw none of them.
     Raises ValueError where the checkpoint does not say what it was trained on, and what `load`
     raises where that cannot be read here.
     """
     record = checkpoint.training
     if "data" not in record or "split" not in record:
         raise ValueError("the checkpoint does not say which data it was trained on, and how split")
-    return split(load(record["data"]).x, **record["split"])[1]
+    data = load(record["data"]).to_range(*checkpoint.data_range)
+    return data.x if record["split"] is None else split(data.x, **record["split"])[1]
 
 
 def dequantised(x: Tensor, spacing: float, seed: int) -> Tensor:

@@ -8,6 +8,8 @@ range and spacing of the data, and the record of the training. Reading runs no c
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -81,11 +83,16 @@ class Checkpoint:
 
 
 def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoint:
-    """Read a checkpoint that `Checkpoint.save` wrote.
+    """Read a checkpoint that `Checkpoint.save` wrote, or call code of yours that makes one.
 
+    path: a file; or "package.module:function" or "file.py:function", a function without arguments
+    that returns a `Checkpoint` around any denoiser: that code is run.
     Raises FileNotFoundError where there is no file, and ValueError, with what is wrong, for a
-    truncated file, one without the description, or one whose tensors do not fit its network.
+    truncated file, one without the description, or one whose tensors do not fit its network;
+    TypeError for a function that returns something else.
     """
+    if (made := _from_code(str(path), device)) is not None:
+        return made
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
@@ -114,6 +121,32 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
         )
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path}: the description is incomplete or wrong: {e!r}") from None
+
+
+def _from_code(spec: str, device: torch.device | str | None) -> Checkpoint | None:
+    """What "module:function" or "file.py:function" returns; None where spec is no such name."""
+    where, colon, name = spec.rpartition(":")
+    if not colon or not name.isidentifier() or Path(spec).exists():
+        return None
+    if where.endswith(".py"):
+        found = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if found is None or found.loader is None or not Path(where).is_file():
+            raise FileNotFoundError(f"no Python file {where!r}")
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+    elif all(part.isidentifier() for part in where.split(".")):
+        module = importlib.import_module(where)
+    else:
+        return None
+    make = getattr(module, name, None)
+    if make is None:
+        raise ValueError(f"{where} has no function {name!r}")
+    made = make()
+    if not isinstance(made, Checkpoint):
+        raise TypeError(f"{spec} must return a Checkpoint; got {type(made).__name__}")
+    if device is not None and isinstance(made.denoiser.net, nn.Module):
+        made.denoiser.net.to(device)
+    return made
 
 
 def load_default() -> Checkpoint:

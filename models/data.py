@@ -52,6 +52,15 @@ class Data:
         labels = None if self.labels is None else self.labels[index]
         return Data(self.x[index], self.range, self.spacing, labels, self.name)
 
+    def to_range(self, lo: float, hi: float) -> Data:
+        """Data with levels brought to [lo, hi]; data without, whose range is only what was seen,
+        as they are."""
+        if not self.spacing or self.range == (lo, hi):
+            return self
+        scale = (hi - lo) / (self.range[1] - self.range[0])
+        x = (self.x - self.range[0]) * scale + lo
+        return Data(x, (lo, hi), self.spacing * scale, self.labels, self.name)
+
     def split(self, held_out: float = 0.2, seed: int = 0) -> tuple[Data, Data]:
         """(training part, held-out part), see `split_indices`."""
         train, held = split_indices(len(self), held_out, seed)

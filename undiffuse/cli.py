@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MODEL = (
+    "checkpoint of `undiffuse train`, or package.module:function or file.py:function that returns "
+    "an undiffuse Checkpoint around any network; default: the digits"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
@@ -89,7 +94,7 @@ def _checkpoint(path: str | None, device: str | None) -> Any:
 
 def _sample(commands: Any) -> None:
     p = _command(commands, "sample", _run_sample, "Draw samples from a network.")
-    p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
+    p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
     p.add_argument("--solver", default="dpmpp-2m",
                    help="see `undiffuse solvers`; or a tableau in JSON, as `undiffuse tune` writes")  # fmt: skip
@@ -141,7 +146,7 @@ def _run_sample(args: argparse.Namespace) -> None:
 def _likelihood(commands: Any) -> None:
     p = _command(commands, "likelihood", _run_likelihood,
                  "Bits/dim of data under a network, with error bars.")  # fmt: skip
-    p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
+    p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
                    "default: the digits that the shipped network never saw")  # fmt: skip
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
@@ -170,7 +175,7 @@ def _bench(commands: Any) -> None:
                    "losses, guidance and their pictures; "
                    "or what changed between two results")  # fmt: skip
     p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
-    p.add_argument("--checkpoint", default=None, help="a network of yours; default: the digits")
+    p.add_argument("--checkpoint", default=None, help=MODEL)
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
     p.add_argument("--grid", type=_names, default=None, metavar="A,B", help="default: a choice")
@@ -251,7 +256,7 @@ def _run_train(args: argparse.Namespace) -> None:
 def _tune(commands: Any) -> None:
     p = _command(commands, "tune", _run_tune,
                  "Fit a table to a network: fewer calls for the same error.")  # fmt: skip
-    p.add_argument("model", nargs="?", help="checkpoint of `undiffuse train`; default: the digits")
+    p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--nfe", type=_numbers, default=[8], metavar="5,8", help="network calls")
     p.add_argument("--starts", type=int, default=256, help="trajectories; a quarter is held out")
     p.add_argument("--iterations", type=int, default=300, help="optimiser steps")

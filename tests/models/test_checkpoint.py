@@ -132,3 +132,27 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         atomically(path, half)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_of_ones_own_code_is_named_by_file_and_function(tmp_path):
+    # the file is the user's, so the function runs; what it returns must be a checkpoint
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import undiffuse as ud\n"
+        "from undiffuse.models.checkpoint import Checkpoint\n"
+        "def make():\n"
+        "    return Checkpoint(ud.Denoiser(lambda x, t: 0 * x, ud.VP()), (2,), (-1.0, 1.0))\n"
+        "def wrong():\n"
+        "    return 3\n"
+    )
+    made = load(f"{code}:make")
+    assert made.event_shape == (2,)
+    x = torch.ones(3, 2, dtype=torch.float64)
+    # eps = 0 everywhere, so D = x / alpha
+    assert torch.allclose(made.denoiser(x, 0.5), x / made.denoiser.process.alpha(0.5))
+    with pytest.raises(TypeError, match="must return a Checkpoint; got int"):
+        load(f"{code}:wrong")
+    with pytest.raises(ValueError, match="no function 'absent'"):
+        load(f"{code}:absent")
+    with pytest.raises(FileNotFoundError, match=r"no Python file"):
+        load("nowhere.py:make")

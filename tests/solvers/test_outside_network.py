@@ -5,13 +5,11 @@ ddpm_mnist_cnn/ddpm_mnist_starter.pth (Y. Zhang, MIT licence), by default ../sha
 """
 
 import os
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import undiffuse as ud
 
@@ -22,51 +20,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Block(nn.Module):
-    """Convolution 7x7, LayerNorm over (C, 28, 28), GELU."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(before, after, 7, padding=3), nn.LayerNorm((after, 28, 28)), nn.GELU()
-        )
-
-    def forward(self, x):
-        return self.net(x)
-
-
-class MnistNet(nn.Module):
-    """Four blocks of widths 16, 32, 32, 16 and a 3x3 convolution; time enters after the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.zeros(16))
-        self.blocks = nn.ModuleList(
-            [Block(1, 16), Block(16, 32), Block(32, 32), Block(32, 16), nn.Conv2d(16, 1, 3, padding=1)]
-        )
-        widths = (32, 128, 128, 128, 16)
-        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
-        self.time_embed = nn.Sequential(*layers[:-1])
-
-    def forward(self, x, t):
-        angle = self.frequencies * t[:, None]
-        embedded = self.time_embed(torch.cat([angle.sin(), angle.cos() - 1], -1))
-        x = self.blocks[0](x) + embedded[:, :, None, None]
-        for block in self.blocks[1:]:
-            x = block(x)
-        return x
-
-
 @pytest.fixture(scope="module")
 def model() -> ud.Denoiser:
-    weights = torch.load(WEIGHTS, weights_only=True, map_location="cpu")
-    net = MnistNet()
-    own = {k.removeprefix("gt."): v for k, v in weights.items() if k.startswith("gt.")}
-    net.load_state_dict(own)
-    # entry i of the table is alpha_bar at step i = 1..1000, where the network is told i/1000
-    bar = weights["alpha_t"].double()[1:]
-    betas = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
-    return ud.Denoiser(net.eval().requires_grad_(False), ud.VP.from_betas(betas), predicts="noise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDIFFUSE_DATA", str(DATA))
+        return ud.load("undiffuse.bench.mnist_ddpm:mnist_cnn").denoiser
 
 
 def test_the_published_noise_error_is_met(model):
