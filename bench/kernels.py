@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import kernels as K
+from . import machine_code, step_cost
 from .kernel_cases import Call, cases, gate
+from .store import write_text
 
 BUDGET = 420.0  # seconds; what does not fit is left out, and said so
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -86,10 +89,18 @@ def peer_steps(device: torch.device) -> dict[str, float]:
     found = {
         "ours": seconds(lambda: K.linear_step(x, eps, table, row, draws=row.view(1, 1)), device)
     }
-    try:
-        diffusers = importlib.import_module("diffusers")
-    except ImportError:
-        return found
+    for library, steps in (("diffusers", _diffusers_steps), ("k_diffusion", _k_diffusion_steps)):
+        try:
+            module = importlib.import_module(library)
+        except ImportError:
+            continue
+        for name, step in steps(module, x, eps).items():
+            found[f"{library} {name}"] = seconds(step, device)
+    return found
+
+
+def _diffusers_steps(diffusers: Any, x: Tensor, eps: Tensor) -> dict[str, Call]:
+    found: dict[str, Call] = {}
     for name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler"):
         scheduler = getattr(diffusers, name)()
         scheduler.set_timesteps(20)
@@ -101,59 +112,56 @@ def peer_steps(device: torch.device) -> dict[str, float]:
                 scheduler._step_index = None  # each call is the same step
             return scheduler.step(eps, t, x)
 
-        found[f"diffusers {name}"] = seconds(step, device)
+        found[name] = step
     return found
+
+
+def _k_diffusion_steps(k_diffusion: Any, x: Tensor, eps: Tensor) -> dict[str, Call]:
+    sigmas = torch.tensor([2.0, 1.0], device=x.device)  # one step of the ancestral sampler
+    ancestral = importlib.import_module("k_diffusion.sampling").sample_euler_ancestral
+    return {"euler_ancestral": lambda: ancestral(lambda x, sigma: eps, x, sigmas, disable=True)}
 
 
 def cpu_ratios() -> dict[str, float]:
     """The figures that matter on a CPU, as ratios of times in this one run."""
-    cpu = torch.device("cpu")
-    shape = (64, 3, 64, 64)
-    x, s = torch.randn(shape), torch.randn(shape)
-    row, table = torch.zeros(1, dtype=torch.int64), torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.9, 0.3]])
-    noisy = torch.cat([table, torch.tensor([[0.1]])], 1)
-    grid = torch.linspace(0, 1, 21).tolist()
-    path = K.BrownianPath(shape, 3, knots=grid)
-    tree = K.BrownianPath(shape, 3, depth=12)
-    million = 10**6
-    took = {
-        "normal": seconds(lambda: K.normal((1, million), 3), cpu),
-        "randn": seconds(lambda: torch.randn(1, million), cpu),
-        "step": seconds(lambda: K.linear_step(x, s, table, row), cpu),
-        "loop": seconds(lambda: x.mul_(0.9).add_(s, alpha=0.3), cpu),
-        "noisy step": seconds(
-            lambda: K.linear_step(x, s, noisy, row, draws=row.view(1, 1)), cpu
-        ),
-        "noisy loop": seconds(
-            lambda: x.mul_(0.9).add_(s, alpha=0.3).add_(torch.randn_like(x), alpha=0.1), cpu
-        ),
-        "knots": seconds(lambda: path.increment(grid[4], grid[5]), cpu),
-        "tree": seconds(lambda: tree.increment(0.31, 0.37), cpu),
-    }  # fmt: skip
+    cpu, million = torch.device("cpu"), 10**6
+    drawn = seconds(lambda: K.normal((1, million), 3), cpu)
     ratios = {
-        "normal / torch.randn, 1e6": took["normal"] / took["randn"],
-        "step / in-place loop, 64x3x64x64": took["step"] / took["loop"],
-        "noisy step / in-place loop": took["noisy step"] / took["noisy loop"],
+        "normal / torch.randn, 1e6": drawn / seconds(lambda: torch.randn(1, million), cpu),
     }
+    return ratios | step_cost.ratios(seconds) | brownian_ratios()
+
+
+def brownian_ratios() -> dict[str, float]:
+    """Seconds of a query of torchsde's Brownian paths over ours, [64, 3, 64, 64]: along a grid, which
+    we take as knots, and at any times. Ours is a function of (s, t); theirs keep what was asked."""
     try:
         torchsde = importlib.import_module("torchsde")
     except ImportError:
-        return ratios
-    flat = (64, 3 * 64 * 64)
-    peers = {
-        "BrownianInterval": torchsde.BrownianInterval(0.0, 1.0, size=flat, entropy=1),
-        "BrownianTree": torchsde.BrownianTree(t0=0.0, w0=torch.zeros(flat), t1=1.0, entropy=1),
+        return {}
+    shape, flat = (64, 3, 64, 64), (64, 3 * 64 * 64)
+    grid = torch.linspace(0, 1, 21).tolist()
+    at_will = torch.rand(40, generator=torch.Generator().manual_seed(0)).view(20, 2).sort(1).values
+    queries = {"grid steps": list(itertools.pairwise(grid)), "any times": at_will.tolist()}
+    ours = {
+        "grid steps": K.BrownianPath(shape, 3, knots=grid),
+        "any times": K.BrownianPath(shape, 3, depth=12),
     }
-    for name, peer in peers.items():
-        times = []
-        for a, b in itertools.pairwise(grid):
-            start = time.perf_counter()
-            peer(a, b)
-            times.append(time.perf_counter() - start)
-        per_query = statistics.mean(times)
-        ratios[f"torchsde {name} / path with knots, a grid step"] = per_query / took["knots"]
-        ratios[f"torchsde {name} / path by splits, any times"] = per_query / took["tree"]
+    ratios = {}
+    for name in ("BrownianInterval", "BrownianTree"):
+        for kind, pairs in queries.items():
+            options: dict[str, Any] = {"t0": 0.0, "t1": 1.0, "entropy": 1}
+            options |= {"size": flat} if name == "BrownianInterval" else {"w0": torch.zeros(flat)}
+            theirs = getattr(torchsde, name)(**options)
+            took = [_once(theirs, s, t) / _once(ours[kind].increment, s, t) for s, t in pairs]
+            ratios[f"torchsde {name} / ours, {kind}"] = statistics.median(took)
     return ratios
+
+
+def _once(query: Any, s: float, t: float) -> float:
+    start = time.perf_counter()
+    query(s, t)
+    return time.perf_counter() - start
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
@@ -178,9 +186,31 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def machine_code_table(out: Path) -> None:
+    """Write machine-code.json, every kernel's figures for each target, and .md, sm_90's beside
+    their budgets: compiled here, whatever devices there are."""
+    found, lines = {}, []
+    for target in machine_code.TARGETS:
+        try:
+            found[target] = machine_code.read(target)
+        except (ImportError, RuntimeError) as error:
+            print(f"no machine code for {target}: {error}")
+    if "sm_90" in found:
+        lines = machine_code.table(found["sm_90"])
+        write_text(out / "machine-code.md", "\n".join(lines) + "\n")
+        print("\n".join(["machine code for sm_90, instructions on the shortest path", *lines]))
+    if found:
+        keep = ("per_element", "registers", "local", "shared")
+        slim = {t: {c: {k: f[k] for k in keep} for c, f in fs.items()} for t, fs in found.items()}
+        write_text(out / "machine-code.json", json.dumps(slim, indent=1) + "\n")
+
+
 def run(out: Path, device: str | None = None) -> dict[str, Any]:
-    """Gate, then measure; writes kernels-<device>.json and .png into out and returns the figures."""
+    """Machine code, gate, then speed; writes machine-code.json and .md, and kernels-<device>.json
+    and .png, into out and returns the figures of the last."""
     started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    machine_code_table(out)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = chosen.type == "cuda"
     if not gpu:
@@ -192,7 +222,6 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(), "python": platform.python_version(),
         "failures": gate(chosen), "records": [],
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
     name = f"kernels-{'gpu' if gpu else 'cpu'}"
     if result["failures"]:
         print("red gate, no speeds: " + "; ".join(result["failures"]))
@@ -204,7 +233,7 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
         plot(result["records"], out / f"{name}.png")
         report(result)
     result["complete"] = time.monotonic() - started < BUDGET
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

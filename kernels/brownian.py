@@ -51,12 +51,10 @@ def _native(
     library = native.library(math.prod(shape) * draws.shape[1])
     if library is None:
         return None
-    batch = shape[0]
-    streams = torch.stack(
-        [philox.stream_table(batch, seed, sample_ids, d, tag) for d in draws.unbind(1)]
-    )
-    out = torch.empty(batch, math.prod(shape[1:]))
-    return native.noise(library, out, streams, coefficients.contiguous(), 0, 0).view(shape)
+    out = torch.empty(shape[0], math.prod(shape[1:]))
+    rows = max(len(coefficients), len(draws))
+    c, draws = (v.expand(rows, -1).contiguous() for v in (coefficients, draws))
+    return native.noise(library, out, seed, sample_ids, draws, tag, c=c).view(shape)
 
 
 def _fake(

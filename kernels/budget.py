@@ -8,7 +8,7 @@ registers allow; Triton 3.9 needs two to ten per cent less than Triton 3.6, both
 REGISTERS = 64
 WIDE_REGISTERS = 96  # the last Runge-Kutta stage reads eight tensors, thresholding keeps counts
 
-# case of tests/kernels/cases.py -> instructions per element; other targets get a fifth more
+# case of bench/machine_cases.py -> instructions per element; other targets get a fifth more
 INSTRUCTIONS = {
     "noise float32 fast": 23,
     "noise float32 exact": 51,
@@ -44,4 +44,8 @@ INSTRUCTIONS = {
     "guided next bfloat16": 45,
     "full float32 fast": 98,
     "full bfloat16 fast": 108,
+}
+# float16 has bfloat16's size, and as few conversions
+INSTRUCTIONS |= {
+    name.replace("bfloat16", "float16"): n for name, n in INSTRUCTIONS.items() if "bfloat16" in name
 }

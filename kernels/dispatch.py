@@ -171,6 +171,28 @@ def define(
     return getattr(torch.ops.undiffuse, name).default
 
 
+def past_autograd(*tensors: Tensor) -> AbstractContextManager[Any]:
+    """Within it operators skip the autograd layer, where no tensor asks for a gradient: that layer
+    is Python, and costs as much as a step on a small tensor. Raises NotImplementedError for forward
+    derivatives, which the operators do not have and PyTorch would take to be 0."""
+    if _forward._current_level >= 0 and any(
+        _forward.unpack_dual(v).tangent is not None for v in tensors
+    ):
+        raise NotImplementedError(
+            "forward-mode derivatives do not go through a fused step: use reverse mode, or jvp of "
+            "the network alone"
+        )
+    wanted = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    if wanted or torch.compiler.is_compiling():
+        return nullcontext()
+    return _below_autograd()
+
+
+_torch: Any = torch
+_forward: Any = torch.autograd.forward_ad
+_below_autograd = getattr(_torch._C, "_AutoDispatchBelowAutograd", nullcontext)
+
+
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:
     """Makes x's GPU the current one: Triton launches on the current device, not on the tensor's."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

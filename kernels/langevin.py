@@ -43,9 +43,9 @@ def _native(
     library = native.library(x.numel())
     if library is None:
         return None
-    streams = philox.stream_table(x.shape[0], seed, sample_ids, draw, tag)
     z = torch.empty(x.shape[0], math.prod(x.shape[1:]))
-    return _updated(x, score, native.noise(library, z, streams, None, 0, 0), gain, batch_mean)
+    native.noise(library, z, seed, sample_ids, draw, tag)
+    return _updated(x, score, z, gain, batch_mean)
 
 
 def _updated(x: Tensor, score: Tensor, z: Tensor, gain: Tensor, batch_mean: bool) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch, native, philox
+from . import dispatch, native
 from .checks import as_sample_ids, as_seed, check_batch, check_operands, check_table
 from .linear_reference import (
     C_IN,
@@ -49,30 +49,23 @@ def _native(
     limits: Sequence[float] | None,
 ) -> list[Tensor] | None:
     """The step by native.c, or None where an operand is not float32 or the library not built."""
-    inputs = (x, *outs, *states, *data)
     if variance is not None or next_dtype not in (None, torch.float32) or not x.numel():
         return None
-    if any(v.dtype != torch.float32 for v in inputs):
-        return None
+    inputs = []
+    for v in (x, *outs, *states, *data):
+        if v.dtype != torch.float32:
+            return None
+        inputs.append(v.contiguous())
     library = native.library(x.numel() * (1 if draws is not None else 0))
     if library is None:
         return None
-    c = table.index_select(0, row)
-    streams = None
-    if draws is not None and seed is not None:
-        drawn = draws.index_select(0, row)
-        columns = [
-            philox.stream_table(len(x), seed, sample_ids, drawn[:, m], tag)
-            for m in range(drawn.shape[1])
-        ]
-        streams = torch.stack(columns) if columns else None
     results = [torch.empty_like(x, memory_format=torch.contiguous_format)]
     d = torch.empty_like(results[0]) if keep_data else None
     x_in = torch.empty_like(results[0]) if next_dtype is not None else None
-    counts = (len(outs), len(states), len(data))
     native.linear(
-        library, [v.contiguous() for v in inputs], [results[0], d, x_in], c, streams, limits, counts
-    )
+        library, inputs, [results[0], d, x_in],
+        (len(outs), len(states), len(data)), table, row, draws, seed, sample_ids, tag, limits,
+    )  # fmt: skip
     return results + [v for v in (d, x_in) if v is not None]
 
 
@@ -171,10 +164,11 @@ def linear_step(
         seeds = as_seed(seed, x.device)
         check_batch("seed", seeds, x.shape[0])
         ids = as_sample_ids(sample_ids, x.shape[0], x.device)
-    new, *rest = _linear_step(
-        x, outs, states, data, variance, table, row, draws, seeds, ids, tag_of(purpose, subdraw),
-        keep_data, next_dtype, clip,
-    )  # fmt: skip
+    with dispatch.past_autograd(x, *outs, *states, *data):
+        new, *rest = _linear_step(
+            x, outs, states, data, variance, table, row, draws, seeds, ids,
+            tag_of(purpose, subdraw), keep_data, next_dtype, clip,
+        )  # fmt: skip
     return LinearStep(
         new, rest[0] if keep_data else None, rest[-1] if next_dtype is not None else None
     )

@@ -12,6 +12,14 @@
 
 enum { NORMAL, UNIFORM, SIGN };
 
+/* What holds a 32-bit word of Philox: where a 64-bit product is one instruction on a whole vector,
+   words as wide as the products spare the compiler all packing. */
+#ifdef __AVX512DQ__
+typedef uint64_t Word;
+#else
+typedef uint32_t Word;
+#endif
+
 static inline float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 static inline uint32_t as_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
 
@@ -46,23 +54,29 @@ static inline void box_muller(uint32_t word0, uint32_t word1, float *z0, float *
     *z1 = r * as_float(as_bits(cosine) ^ (((quadrant + 1) & 2) << 30));
 }
 
-/* Lanes of counters first ... first + QUADS - 1 of one stream (counter words 1-3, key words 0-1). */
-static void draw_block(float *out, uint32_t first, const int64_t *stream, int kind) {
+/* Whose noise: seed [seeds], 1 or one a sample; ids [rows], NULL for 0, 1, ...; tag as in noise.py */
+typedef struct { const int64_t *seed, *ids; int64_t seeds, tag; } Streams;
+
+/* Lanes of counters first ... first + QUADS - 1 of sample b's draw (philox.stream_table). */
+static void draw_block(float *out, uint32_t first, const Streams *of, int64_t b, int64_t draw,
+                       int kind) {
     uint32_t w[4][QUADS];
     float z[4][QUADS];
+    uint64_t id = (uint64_t)(of->ids ? of->ids[b] : b), key = (uint64_t)of->seed[of->seeds > 1 ? b : 0];
+    uint32_t word3 = (uint32_t)((id >> 32 & 0xFFFF) << 16 | (uint64_t)of->tag);
     for (int i = 0; i < QUADS; i++) {
-        uint32_t c0 = first + (uint32_t)i, c1 = (uint32_t)stream[0], c2 = (uint32_t)stream[1];
-        uint32_t c3 = (uint32_t)stream[2], k0 = (uint32_t)stream[3], k1 = (uint32_t)stream[4];
+        Word c0 = first + (uint32_t)i, c1 = (uint32_t)id, c2 = (uint32_t)draw, c3 = word3;
+        uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
         for (int round = 0; round < 10; round++) {
             uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
-            c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-            c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+            c0 = (Word)(p1 >> 32) ^ c1 ^ k0;
+            c2 = (Word)(p0 >> 32) ^ c3 ^ k1;
             c1 = (uint32_t)p1;
             c3 = (uint32_t)p0;
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }
-        w[0][i] = c0, w[1][i] = c1, w[2][i] = c2, w[3][i] = c3;
+        w[0][i] = (uint32_t)c0, w[1][i] = (uint32_t)c1, w[2][i] = (uint32_t)c2, w[3][i] = (uint32_t)c3;
     }
     if (kind == NORMAL) {
         for (int i = 0; i < QUADS; i++) box_muller(w[0][i], w[1][i], &z[0][i], &z[1][i]);
@@ -88,42 +102,52 @@ static void two(float *restrict sum, const float *x, float a, const float *d, fl
 }
 
 /* Jobs first ... last - 1 of a fill, each BLOCK elements of one row: out [rows, n] is the lanes of
-   streams [rows, 5] from element0 on (philox.draw), or, where c is given, sum_j c[j] z_j of the
-   streams [draws, rows, 5]; c [rows or 1, draws], its rows `stride` apart (brownian.weighted). */
-void undiffuse_noise(int64_t first, int64_t last, float *out, const int64_t *streams,
-                     const float *c, int64_t rows, int64_t n, int64_t stride, int64_t draws,
-                     int64_t element0, int64_t kind) {
+   draw draws[0] from element0 on (philox.draw), or, where c is given, sum_j c[j] z_j of the normals
+   draws[j] (brownian.py); c and draws [rows, terms], or one row of them for all (per_row = 0). */
+void undiffuse_noise(int64_t first, int64_t last, float *out, const int64_t *seed,
+                     const int64_t *ids, const int64_t *draws, const float *c, int64_t seeds,
+                     int64_t tag, int64_t n, int64_t terms, int64_t per_row, int64_t element0,
+                     int64_t kind) {
+    const Streams of = {seed, ids, seeds, tag};
     int64_t start = element0 - element0 % 4, jobs = (element0 + n - start + BLOCK - 1) / BLOCK;
     float lanes[BLOCK], sum[BLOCK];
     for (int64_t job = first; job < last; job++) {
         int64_t b = job / jobs, at = start + job % jobs * BLOCK;
         int64_t from = at < element0 ? element0 - at : 0;
         int64_t to = element0 + n - at < BLOCK ? element0 + n - at : BLOCK;
+        int64_t term0 = per_row ? b * terms : 0;
         if (c) {
             memset(sum, 0, sizeof sum);
-            for (int64_t j = 0; j < draws; j++)
-                if (c[b * stride + j] != 0.0f) {
-                    draw_block(lanes, (uint32_t)(at / 4), streams + 5 * (j * rows + b), NORMAL);
-                    scaled(sum, lanes, c[b * stride + j], BLOCK, 0);
+            for (int64_t j = term0; j < term0 + terms; j++)
+                if (c[j] != 0.0f) {
+                    draw_block(lanes, (uint32_t)(at / 4), &of, b, draws[j], NORMAL);
+                    scaled(sum, lanes, c[j], BLOCK, 0);
                 }
-        } else draw_block(sum, (uint32_t)(at / 4), streams + 5 * b, (int)kind);
+        } else draw_block(sum, (uint32_t)(at / 4), &of, b, draws[0], (int)kind);
         memcpy(out + b * n + at + from - element0, sum + from, 4 * (to - from));
     }
 }
 
 /* Jobs first ... last - 1 of one step (linear_reference.reference), each BLOCK elements of a row.
    tensors: x, outs, states, data to read, then x', D, x_in to write (NULL where not wanted), each
-   [rows, n]; c [rows or 1, columns]: the table's rows, `stride` apart; streams [draws, rows, 5]. */
-void undiffuse_linear(int64_t first, int64_t last, float *const *tensors, const float *c,
-                      const int64_t *streams, const float *limits, int64_t rows, int64_t n,
-                      int64_t stride, int64_t outs, int64_t states, int64_t data, int64_t draws) {
+   [rows, n]; table [length, columns] and draws [length, noises], of which sample b reads row
+   at_row[b], or all of them at_row[0] (per_row = 0). Returns whether all those rows exist. */
+int undiffuse_linear(int64_t first, int64_t last, float *const *tensors, const float *table,
+                     const int64_t *at_row, const int64_t *draws, const int64_t *seed,
+                     const int64_t *ids, const float *limits, int64_t seeds, int64_t tag,
+                     int64_t rows, int64_t n, int64_t length, int64_t columns, int64_t per_row,
+                     int64_t outs, int64_t states, int64_t data, int64_t noises) {
+    const Streams of = {seed, ids, seeds, tag};
     float *const *results = tensors + 1 + outs + states + data;
     int64_t jobs = (n + BLOCK - 1) / BLOCK;
     float scratch[BLOCK], z[BLOCK];
+    for (int64_t b = 0; b < (per_row ? rows : 1); b++)
+        if (at_row[b] < 0 || at_row[b] >= length) return 0;
     for (int64_t job = first; job < last; job++) {
         int64_t b = job / jobs, at = job % jobs * BLOCK, here = b * n + at;
         int64_t m = n - at < BLOCK ? n - at : BLOCK;
-        const float *head = c + b * stride, *k = head + 4, *x = tensors[0] + here;
+        int64_t at_table = at_row[per_row ? b : 0];
+        const float *head = table + at_table * columns, *k = head + 4, *x = tensors[0] + here;
         float *const *v = tensors + 1;
         float *sum = results[0] + here, *d = results[1] ? results[1] + here : scratch;
         if (outs == 1 && !limits && !results[1] && head[0] == 0.0f && head[1] == 1.0f) {
@@ -149,11 +173,12 @@ void undiffuse_linear(int64_t first, int64_t last, float *const *tensors, const 
         }
         for (int64_t j = 0; j < data; j++, v++, k++)
             if (*k != 0.0f) scaled(sum, *v + here, *k, m, 0);
-        for (int64_t j = 0; j < draws; j++, k++)
+        for (int64_t j = 0; j < noises; j++, k++)
             if (*k != 0.0f) {
-                draw_block(z, (uint32_t)(at / 4), streams + 5 * (j * rows + b), NORMAL);
+                draw_block(z, (uint32_t)(at / 4), &of, b, draws[at_table * noises + j], NORMAL);
                 scaled(sum, z, *k, m, 0);
             }
         if (results[2]) scaled(results[2] + here, sum, head[3], m, 1);
     }
+    return 1;
 }

@@ -115,43 +115,67 @@ def _load(build: bool) -> ctypes.CDLL | None:
                 command = [compiler, *options, str(source), "-o", str(made), "-lm"]
                 subprocess.run(command, check=True, capture_output=True)
                 os.replace(made, target)
-        return ctypes.CDLL(str(target))
+        return _typed(ctypes.CDLL(str(target)))
     except (OSError, subprocess.CalledProcessError):
         return None  # no working compiler or no place for the cache: PyTorch does the work
 
 
-def _run(function: Any, jobs: int, elements: int, arguments: Sequence[Any]) -> None:
-    """function(first, last, *arguments) over all jobs, in as many threads as PyTorch would use."""
-    threads = max(1, min(torch.get_num_threads(), elements // PARALLEL))
+def _typed(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the arguments, so that it takes Python's numbers as they are."""
+    number, address = ctypes.c_int64, ctypes.c_void_p
+    lib.undiffuse_noise.argtypes = [number] * 2 + [address] * 5 + [number] * 7
+    lib.undiffuse_noise.restype = None
+    lib.undiffuse_linear.argtypes = [number] * 2 + [address] * 7 + [number] * 11
+    return lib
+
+
+def _run(function: Any, jobs: int, elements: int, arguments: Sequence[Any]) -> Any:
+    """function(first, last, *arguments) over all jobs, in as many threads as PyTorch would use;
+    returns what it returned for the first of them."""
+    threads = 1
+    if elements >= 2 * PARALLEL:
+        threads = min(torch.get_num_threads(), elements // PARALLEL)
+    if threads == 1:
+        return function(0, jobs, *arguments)
     bounds = [jobs * i // threads for i in range(threads + 1)]
-    ranges = [(ctypes.c_int64(a), ctypes.c_int64(b)) for a, b in itertools.pairwise(bounds)]
+    ranges = list(itertools.pairwise(bounds))
     # threads of this call only: a pool would not survive a fork
     others = [threading.Thread(target=function, args=(*r, *arguments)) for r in ranges[1:]]
     for thread in others:
         thread.start()
-    function(*ranges[0], *arguments)
+    result = function(*ranges[0], *arguments)
     for thread in others:
         thread.join()
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    return result
 
 
 def noise(
-    lib: ctypes.CDLL, out: Tensor, streams: Tensor, c: Tensor | None, element0: int, kind: int
+    lib: ctypes.CDLL,
+    out: Tensor,
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    draws: Tensor | int,
+    tag: int,
+    *,
+    c: Tensor | None = None,
+    element0: int = 0,
+    kind: int = 0,
 ) -> Tensor:
-    """Fill out [rows, n] with the lanes of streams [rows, 5], or with sum_j c_j z_j.
+    """Fill out [rows, n] with the lanes of one draw, or with sum_j c_j z_j of several.
 
-    c: float32 [rows or 1, draws], then streams is [draws, rows, 5].
+    seed int64 [1] or [rows], sample_ids int64 [rows]; c float32 and then draws int64, both
+    [1 or rows, J].
     """
     rows, n = out.shape
-    stride = 0 if c is None or len(c) == 1 else c.shape[1]
-    draws = 0 if c is None else c.shape[1]
     jobs = rows * -(-(element0 % 4 + n) // BLOCK)
-    numbers = [ctypes.c_int64(v) for v in (rows, n, stride, draws, element0, kind)]
-    work = out.numel() * max(draws, 1)
-    _run(lib.undiffuse_noise, jobs, work, [_pointer(out), _pointer(streams), _pointer(c), *numbers])
+    numbers = draws.contiguous() if isinstance(draws, Tensor) else torch.tensor([draws])
+    seed, ids = seed.contiguous(), None if sample_ids is None else sample_ids.contiguous()
+    terms = 1 if c is None else c.shape[1]
+    arguments = (
+        out.data_ptr(), seed.data_ptr(), _address(ids), numbers.data_ptr(), _address(c),
+        seed.numel(), tag, n, terms, c is not None and len(c) > 1, element0, kind,
+    )  # fmt: skip
+    _run(lib.undiffuse_noise, jobs, out.numel() * terms, arguments)
     return out
 
 
@@ -159,23 +183,34 @@ def linear(
     lib: ctypes.CDLL,
     inputs: Sequence[Tensor],
     results: Sequence[Tensor | None],
-    c: Tensor,
-    streams: Tensor | None,
-    limits: Sequence[float] | None,
     counts: tuple[int, int, int],
+    table: Tensor,
+    row: Tensor,
+    draws: Tensor | None,
+    seed: Tensor | None,
+    sample_ids: Tensor | None,
+    tag: int,
+    limits: Sequence[float] | None,
 ) -> None:
     """One step: inputs x, outs, states, data; results x', D, x_in; contiguous float32 [B, ...].
 
-    c: float32 [B or 1, columns]; streams: int64 [draws, B, 5]; counts of outs, states and data.
+    counts: of outs, states and data; the rest as in `linear_step`. Raises IndexError for a row
+    that the table has not got.
     """
     x = inputs[0]
     rows, n = x.shape[0], x.numel() // x.shape[0]
-    tensors = (ctypes.c_void_p * (len(inputs) + 3))(
-        *(None if v is None else v.data_ptr() for v in (*inputs, *results))
-    )
+    addresses = [_address(v) for v in (*inputs, *results)]
+    tensors = (ctypes.c_void_p * len(addresses))(*addresses)
     clip = None if limits is None else (ctypes.c_float * 2)(*limits)
-    stride = 0 if len(c) == 1 else c.shape[1]
-    draws = 0 if streams is None else len(streams)
-    numbers = [ctypes.c_int64(v) for v in (rows, n, stride, *counts, draws)]
-    arguments = [tensors, _pointer(c), _pointer(streams), clip, *numbers]
-    _run(lib.undiffuse_linear, rows * -(-n // BLOCK), x.numel(), arguments)
+    parts = [None if v is None else v.contiguous() for v in (table, row, draws, seed, sample_ids)]
+    arguments = (
+        tensors, *[_address(v) for v in parts], clip,
+        0 if seed is None else seed.numel(), tag, rows, n, *table.shape, row.numel() > 1, *counts,
+        0 if draws is None else draws.shape[1],
+    )  # fmt: skip
+    if not _run(lib.undiffuse_linear, rows * -(-n // BLOCK), x.numel(), arguments):
+        raise IndexError(f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

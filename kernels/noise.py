@@ -39,9 +39,9 @@ def _native(
     library = native.library(math.prod(shape))
     if library is None:
         return None
-    streams = philox.stream_table(shape[0], seed, sample_ids, draw, tag)
     out = torch.empty(shape[0], math.prod(shape[1:]))
-    return native.noise(library, out, streams, None, element0, kind).view(shape)
+    native.noise(library, out, seed, sample_ids, draw, tag, element0=element0, kind=kind)
+    return out.view(shape)
 
 
 def _fake(

@@ -160,6 +160,17 @@ def test_gradients(clip, rows) -> None:
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
+def test_forward_derivatives_are_refused_and_not_zero() -> None:
+    o = operands((2, 3), dtype=torch.float64)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        o.x = x
+        return step(o, torch.tensor([1])).x
+
+    with pytest.raises(NotImplementedError, match="reverse mode"):
+        torch.func.jvp(f, (o.x,), (torch.ones_like(o.x),))
+
+
 def test_gradient_of_the_next_input_in_another_dtype() -> None:
     o = operands((2, 5), noises=1)
     o.x.requires_grad_()

@@ -1,14 +1,10 @@
 """Gates on the machine code of every kernel, compiled for GPUs that need not be there."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
+from undiffuse.bench import machine_code
 from undiffuse.kernels.budget import INSTRUCTIONS, REGISTERS, WIDE_REGISTERS
 
 # by metadata: this process may only import triton under its interpreter
@@ -17,15 +13,12 @@ OLD = tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
 
 @pytest.fixture(scope="module", params=["sm_90", "sm_80", "gfx942"])
 def report(request: pytest.FixtureRequest) -> tuple[str, dict]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("sass.py")), request.param],
-        check=False, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    if done.returncode and "not found" in done.stderr and request.param == "gfx942":
-        pytest.skip("this Triton has no AMD backend")
-    assert done.returncode == 0, done.stderr[-2000:]
-    return request.param, json.loads(done.stdout)
+    try:
+        return request.param, machine_code.read(request.param)
+    except RuntimeError as error:
+        if request.param == "gfx942" and "not found" in str(error):
+            pytest.skip("this Triton has no AMD backend")
+        raise
 
 
 def test_every_case_has_a_budget_and_every_budget_a_case(report) -> None:

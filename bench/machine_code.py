@@ -1,24 +1,68 @@
 """Compiles the kernels as they are launched, without a GPU, and reads what the compiler made.
 
-Run as a script (in a process of its own, without TRITON_INTERPRET): python sass.py TARGET prints
-one JSON object {case: figures}. The launchers run as they are; only Triton's driver is replaced by
-one that names a target, and the launch itself stops after compilation.
+Run as a module, in a process of its own without TRITON_INTERPRET, it prints one JSON object
+{case: figures}. The launchers run as they are; only Triton's driver is replaced by one that names
+a target, and the launch itself stops after compilation.
 """
 
+from __future__ import annotations
+
 import heapq
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from ..kernels.budget import INSTRUCTIONS
+
+Figures = dict[str, Any]
+Code = Sequence[tuple[str, str, str, str]]
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 NVIDIA_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
 AMD_LINE = re.compile(r"^\s+([a-z][a-z0-9_]+)(.*)$")
 
 
-def distance(code, position, start: int, goal: int | None) -> int | None:
+def read(target: str) -> dict[str, Figures]:
+    """Figures of every case for a target of TARGETS: instructions and per_element (on the shortest
+    path), registers, local (bytes spilled), shared, loads, stores.
+
+    Raises ImportError where Triton is not installed, RuntimeError with the compiler's words where
+    it cannot compile for the target.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("reading machine code needs triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", __name__, target],
+        check=False, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, Figures] = json.loads(done.stdout)
+    return found
+
+
+def table(found: dict[str, Figures]) -> list[str]:
+    """Lines of Markdown: what each case costs beside its budget."""
+    lines = [
+        "| kernel | instructions an element | budget | registers | spilled |",
+        "|---|---|---|---|---|",
+    ]
+    for case, f in found.items():
+        lines.append(
+            f"| {case} | {f['per_element']} | {INSTRUCTIONS[case]} | {f['registers']} | {f['local']} |"
+        )
+    return lines
+
+
+def distance(code: Code, position: dict[int, int], start: int, goal: int | None) -> int | None:
     """Instructions on the shortest way from start to goal (None: to the end); None: no way."""
     best, heap = {start: 1}, [(1, start)]
     while heap:
@@ -62,7 +106,7 @@ def shortest_path(text: str) -> int:
     return whole
 
 
-def nvidia_figures(kernel, binary_folder: Path) -> dict:
+def nvidia_figures(kernel: Any, binary_folder: Path) -> Figures:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -73,8 +117,7 @@ def nvidia_figures(kernel, binary_folder: Path) -> dict:
         ).stdout
     names = [name for _, _, name, _ in NVIDIA_LINE.findall(text)]
     registers, stack, shared, local = (
-        int(re.search(rf"{word}:(\d+)", use).group(1))
-        for word in ("REG", "STACK", "SHARED", "LOCAL")
+        number(rf"{word}:(\d+)", use) for word in ("REG", "STACK", "SHARED", "LOCAL")
     )
     return {
         "instructions": shortest_path(text),
@@ -87,42 +130,55 @@ def nvidia_figures(kernel, binary_folder: Path) -> dict:
     }
 
 
-def amd_figures(kernel) -> dict:
+def number(pattern: str, text: str) -> int:
+    """The first number that the pattern's group finds."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"the compiler's listing has no {pattern!r}")
+    return int(found.group(1))
+
+
+def amd_figures(kernel: Any) -> Figures:
     text = kernel.asm["amdgcn"]
     body = text[: text.index("s_endpgm")]
     names = [m.group(1) for m in map(AMD_LINE.match, body.splitlines()) if m]
-    number = lambda word: int(re.search(rf"\.{word}:\s+(\d+)", text).group(1))
+    registers, private, spilled, shared = (
+        number(rf"\.{word}:\s+(\d+)", text)
+        for word in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count",
+                     "group_segment_fixed_size")
+    )  # fmt: skip
     return {
         # the scalar unit issues its own beside them
         "instructions": sum(n.startswith(("v_", "global_", "buffer_")) for n in names),
-        "registers": number("vgpr_count"),
-        "local": number("private_segment_fixed_size") + number("vgpr_spill_count"),
-        "shared": number("group_segment_fixed_size"),
+        "registers": registers,
+        "local": private + spilled,
+        "shared": shared,
         "loads": [n for n in names if n.startswith(("global_load", "buffer_load"))],
         "stores": [n for n in names if n.startswith(("global_store", "buffer_store"))],
     }
 
 
-def compile_only(target):
+def compile_only(target: tuple[Any, ...]) -> list[Any]:
     """Replaces Triton's driver; returns the list into which every launch puts its kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
     class Driver:
-        def get_current_target(self):
+        def get_current_target(self) -> Any:
             return GPUTarget(*target)
 
-        def get_current_device(self):
+        def get_current_device(self) -> int:
             return 0
 
-        def get_current_stream(self, device):
+        def get_current_stream(self, device: int) -> int:
             return 0
 
     triton.runtime.driver.set_active(Driver())
-    kernels, run = [], JITFunction.run
+    kernels: list[Any] = []
+    run = JITFunction.run
 
-    def stop_before_launch(self, *args, grid, warmup, **options):
+    def stop_before_launch(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         kernels.append(
             (
@@ -139,7 +195,8 @@ def compile_only(target):
 def main(name: str) -> None:
     import torch
     import triton
-    from cases import cases
+
+    from .machine_cases import cases
 
     target = TARGETS[name]
     if target[0] == "hip":
@@ -150,8 +207,8 @@ def main(name: str) -> None:
     for case, launch in cases().items():
         kernels.clear()
         launch()
-        for number, (kernel, threads, elements) in enumerate(kernels):
-            name = case if len(kernels) == 1 else f"{case} {number}"
+        for i, (kernel, threads, elements) in enumerate(kernels):
+            name = case if len(kernels) == 1 else f"{case} {i}"
             found = nvidia_figures(kernel, folder) if target[0] == "cuda" else amd_figures(kernel)
             found["per_element"] = round(found["instructions"] * threads / elements, 1)
             report[name] = found
