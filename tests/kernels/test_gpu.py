@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from undiffuse import kernels as K
+from undiffuse.bench.kernel_cases import gate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,3 +53,32 @@ def test_a_step_is_the_same_on_every_device_bitwise(shape):
 
 def test_the_automatic_choice_is_triton():
     assert K.explain(torch.zeros(1, device="cuda")).startswith("triton")
+
+
+def test_every_kernel_passes_the_gate_of_the_benchmark():
+    # the same sizes and formulas as `undiffuse bench kernels`: no speed is reported unless this holds
+    assert gate(torch.device("cuda")) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_round_as_the_reference_does(dtype):
+    x, out = (K.normal((3, 1001), seed=s, dtype=dtype) for s in (1, 2))
+    table, row = torch.tensor([[0.2, -1.1, 0.0, 1.0, 0.9, 0.3]]), torch.tensor([0])
+    host = K.linear_step(x, out, table, row, keep_data=True)
+    device = K.linear_step(*(v.cuda() for v in (x, out, table, row)), keep_data=True)
+    for a, b in ((host.x, device.x), (host.data, device.data)):
+        assert torch.equal(a, b.cpu())  # float32 inside, one rounding at the end
+
+
+def test_more_than_2_to_the_31_elements():
+    n = 2**31 + 4096 + 3  # offsets that do not fit in int32; 4.3 GB a tensor
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("this needs 20 GB of free memory")
+    x = torch.zeros(1, n, dtype=torch.bfloat16, device="cuda")
+    table = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]], device="cuda")
+    row = torch.zeros(1, dtype=torch.int64, device="cuda")
+    x[0, -1] = 3.0
+    got = K.linear_step(x, x, table, row, draws=row.view(1, 1), seed=5).x[0, -4099:].cpu()
+    tail = K.normal((1, 4099), 5, purpose="predictor", element0=n - 4099)[0]
+    tail[-1] += 6.0  # x + D
+    assert torch.equal(got, tail.bfloat16())
