@@ -16,7 +16,7 @@ INSTRUCTIONS = {
     "em float32 exact": 63,
     "em bfloat16 fast": 34,
     "em bfloat16 exact": 67,
-    "ddpm clip float32 fast": 32,
+    "ddpm clip float32 fast": 33,
     "ddpm clip float32 exact": 67,
     "ddpm clip bfloat16 fast": 36,
     "ddpm clip bfloat16 exact": 71,
@@ -30,7 +30,7 @@ INSTRUCTIONS = {
     "langevin large bfloat16 exact 0": 55,
     "langevin large float32 fast 1": 45,
     "langevin large float32 exact 1": 76,
-    "langevin large bfloat16 fast 1": 48,
+    "langevin large bfloat16 fast 1": 49,
     "langevin large bfloat16 exact 1": 79,
     "brownian float32 fast": 31,  # one term of the sum
     "brownian float32 exact": 61,
