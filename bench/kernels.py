@@ -6,10 +6,12 @@ yardsticks are torch.randn, a hand-written in-place loop and torchsde's Brownian
 """
 
 import importlib
+import importlib.metadata
 import itertools
 import json
 import platform
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -218,7 +220,8 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
         print("native code: " + ("in use" if K.warm_up() else "not available, PyTorch instead"))
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(chosen) if gpu else platform.processor() or "cpu",
-        "torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip,
+        "torch": torch.__version__, "triton": _triton(), "cuda": torch.version.cuda,
+        "hip": torch.version.hip, "driver": _driver() if gpu else None,
         "threads": torch.get_num_threads(), "python": platform.python_version(),
         "failures": gate(chosen), "records": [],
     }  # fmt: skip
@@ -235,6 +238,23 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
     result["complete"] = time.monotonic() - started < BUDGET
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _triton() -> str | None:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version; None where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split("\n")[0].strip()
 
 
 def report(result: dict[str, Any]) -> None:

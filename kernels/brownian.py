@@ -144,7 +144,7 @@ class BrownianPath:
             raise ValueError(f"s must not exceed t; got s={s} and t={t}")
         low, high = float(self._knots[0]), float(self._knots[-1])
         start, stop = start.clamp(low, high), stop.clamp(low, high)
-        columns = [self._cells(start, stop), *self._splits(start, stop)]
+        columns = [self._cells(start, stop), self._splits(start, stop)]
         coefficients = torch.cat([c for c, _ in columns], 1)
         draws = torch.cat([d.expand_as(c) for c, d in columns], 1)
         used = (coefficients != 0).any(0)
@@ -157,47 +157,34 @@ class BrownianPath:
         overlap = torch.minimum(stop[:, None], right) - torch.maximum(start[:, None], left)
         return overlap.clamp(min=0.0) / (right - left).sqrt(), CELL + torch.arange(len(left))
 
-    def _splits(self, start: Tensor, stop: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The split normals on the ways down to s and to t: two columns a level.
+    def _splits(self, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+        """The split normals on the ways down to s and to t, [R, 2 (depth + 1)]: two a level.
 
         A split of [a, a + h] adds sqrt(h)/2 z to W at the middle and linearly less to the sides:
         W(s, t) gets sqrt(h)/2 (hat(t) - hat(s)), both hats in one column where the node is shared.
+        Below the last level stands the leaf's own bridge.
         """
-        places = [self._place(v) for v in (start, stop)]
+        counts = 2.0 ** torch.arange(self.depth + 1, dtype=torch.float64)  # intervals of a cell
         root = 1 << self._base(len(self._knots) - 1)
-        columns = []
-        for level in range(self.depth + 1):
-            nodes, hats = [], []
-            for cell, fraction, width in places:
-                scaled = fraction * 2.0**level
-                index = scaled.floor().clamp(max=2.0**level - 1)
-                inside = scaled - index
-                if level < self.depth:
-                    hat = 0.5 * (width * 0.5**level).sqrt() * (1 - (2 * inside - 1).abs())
-                else:  # the leaf's exact bridge
-                    hat = (width * 0.5**level * inside * (1 - inside)).sqrt()
-                nodes.append((root + cell) * 2**level + index.long())
-                hats.append(hat)
-            shared = nodes[0] == nodes[1]
-            joint = hats[1] - hats[0]
-            if level == self.depth:
-                joint = self._within_leaf(places, level)
-            columns.append((torch.where(shared, joint, -hats[0])[:, None], nodes[0][:, None]))
-            columns.append((torch.where(shared, 0.0, hats[1])[:, None], nodes[1][:, None]))
-        return columns
-
-    def _place(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cell, position in the cell [0, 1] and width of the cell of each time."""
-        cell = (torch.searchsorted(self._knots, time, right=True) - 1).clamp(
-            max=len(self._knots) - 2
-        )
-        width = self._knots[cell + 1] - self._knots[cell]
-        return cell, (time - self._knots[cell]) / width, width
-
-    @staticmethod
-    def _within_leaf(places: list[tuple[Tensor, Tensor, Tensor]], level: int) -> Tensor:
-        """Two times in one leaf of width h: the bridge's increment over a share p of it has
-        variance p (1 - p) h, and mean p of the leaf's increment (which the other levels give)."""
-        (_, first, width), (_, second, _) = places
-        share = (second - first) * 2.0**level
-        return (width * 0.5**level * share * (1 - share)).clamp(min=0.0).sqrt()
+        nodes, hats, shares = [], [], []
+        for time in (start, stop):
+            cell = (torch.searchsorted(self._knots, time, right=True) - 1).clamp(
+                max=len(self._knots) - 2
+            )
+            width = self._knots[cell + 1] - self._knots[cell]
+            scaled = ((time - self._knots[cell]) / width)[:, None] * counts
+            index = torch.minimum(scaled.floor(), counts - 1)
+            inside, h = scaled - index, width[:, None] / counts
+            hat = 0.5 * h.sqrt() * (1 - (2 * inside - 1).abs())
+            hat[:, -1] = (h * inside * (1 - inside))[:, -1].sqrt()
+            nodes.append(((root + cell)[:, None] * counts + index).long())
+            hats.append(hat)
+            shares.append(scaled[:, -1])
+        joint = hats[1] - hats[0]
+        # two times in one leaf of width h: the bridge's increment over a share p of it has variance
+        # p (1 - p) h, and mean p of the leaf's increment (which the other levels give)
+        p = shares[1] - shares[0]
+        joint[:, -1] = (h[:, -1] * p * (1 - p)).clamp(min=0.0).sqrt()
+        shared = nodes[0] == nodes[1]
+        first, second = torch.where(shared, joint, -hats[0]), torch.where(shared, 0.0, hats[1])
+        return torch.stack([first, second], 2).flatten(1), torch.stack(nodes, 2).flatten(1)
