@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import dispatch
-from .triton_launch import block_of, launch_options, noise_mode
+from .triton_launch import block_of, launch_options, noise_mode, packed
 from .triton_noise import box_muller, interleave, per_sample, stream_words, tile
 
 
@@ -49,10 +49,11 @@ def weighted_noise(seed, sample_ids, shape, coefficients, draws, tag):
     if out.numel():
         batch, size = shape[0], math.prod(shape[1:])
         block = block_of(batch, size, 4)  # the four sums live in registers all along
+        seed, sample_ids, coefficients, draws = packed(seed, sample_ids, coefficients, draws)
         with dispatch.device_guard(out):
             weighted_kernel[block.grid](
-                out, seed, sample_ids, coefficients.contiguous(), draws.contiguous(), size,
-                block.quads, block.total, draws.shape[1], TAG=tag, MODE=noise_mode(),
+                out, seed, sample_ids, coefficients, draws, size, block.quads,
+                block.total, draws.shape[1], TAG=tag, MODE=noise_mode(),
                 SEEDS=int(seed.numel() > 1), ROWS=int(len(draws) > 1), **block.switches,
                 **launch_options(),
             )  # fmt: skip

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import dispatch
-from .triton_launch import GRID_Y, launch_options, noise_mode
+from .triton_launch import GRID_Y, launch_options, noise_mode, packed
 from .triton_noise import normals, per_sample, squared_radius, stream_words
 
 ONE_LAUNCH = 4096
@@ -134,7 +134,8 @@ def update_kernel(
 
 def langevin_step(x, score, gain, seed, sample_ids, draw, tag, batch_mean):
     """The operator `undiffuse::langevin_step` on a GPU (or in the interpreter)."""
-    x, score, out = x.contiguous(), score.contiguous(), torch.empty_like(x).contiguous()
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    x, score, gain, seed, sample_ids = packed(x, score, gain, seed, sample_ids)
     if not x.numel():
         return out
     batch, size = x.shape[0], x[0].numel()

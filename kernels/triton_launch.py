@@ -44,6 +44,11 @@ def block_of(batch, size, operands):
     return Block(grid, quads, total, switches)
 
 
+def packed(*tensors):
+    """The tensors with one element after the other, as the kernels read them; None stays None."""
+    return tuple(None if v is None else v.contiguous() for v in tensors)
+
+
 def noise_mode():
     """EXACT, NVIDIA or AMD of triton_noise; the interpreter has no hardware approximations."""
     if not dispatch.fast_noise() or dispatch.interpreted():

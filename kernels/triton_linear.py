@@ -9,7 +9,7 @@ import triton.language as tl
 from . import dispatch
 from .linear_reference import C_IN as _C_IN
 from .linear_reference import HEAD as _HEAD
-from .triton_launch import block_of, launch_options, noise_mode
+from .triton_launch import block_of, launch_options, noise_mode, packed
 from .triton_noise import normals, per_sample, tile
 
 C_IN = tl.constexpr(_C_IN)
@@ -105,10 +105,13 @@ def linear_step(
     tensors = 1 + len(outs) + len(states) + len(data) + len(results)
     block = block_of(x.shape[0], x[0].numel(), tensors)
     low, high = limits or (0.0, 0.0)
-    operands = (tuple(v.contiguous() for v in group) for group in (outs, states, data))
+    operands = (packed(*group) for group in (outs, states, data))
+    x, variance, table, row, draws, seed, sample_ids = packed(
+        x, variance, table, row, draws, seed, sample_ids
+    )
     with dispatch.device_guard(x):
         linear_kernel[block.grid](
-            x.contiguous(), *operands, None if variance is None else variance.contiguous(), table, row, draws, seed, sample_ids, tuple(results),
+            x, *operands, variance, table, row, draws, seed, sample_ids, tuple(results),
             x[0].numel(), block.quads, block.total, float(low), float(high),
             COLUMNS=table.shape[1], ROWS=int(row.numel() > 1),
             DRAWS=0 if draws is None else draws.shape[1], TAG=tag, KEEP=keep_data,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import dispatch, philox
-from .triton_launch import block_of, launch_options, noise_mode
+from .triton_launch import block_of, launch_options, noise_mode, packed
 
 EXACT = tl.constexpr(0)  # noise modes: integers, +, * and a correctly rounded square root;
 NVIDIA = tl.constexpr(1)  # hardware lg2, sqrt, sin and cos
@@ -188,7 +188,7 @@ def tile(size, quads, Q: tl.constexpr, FLAT: tl.constexpr, ALIGNED: tl.constexpr
         offset = first + (local[:, None] * 4 + lane[None, :])
         mask = inside[:, None] & (lane[None, :] < 4)
     else:
-        element = (c0 * 4)[:, None] + lane[None, :]
+        element = (c0.to(size.dtype) * 4)[:, None] + lane[None, :]  # int64 where size needs it
         mask = inside[:, None] & (element < size)
         row = b[:, None] if FLAT else b
         offset = row.to(tl.int64) * size + element
@@ -239,6 +239,7 @@ def noise(seed, sample_ids, shape, draw, tag, element0, kind):
     out = torch.empty(batch, wide, device=seed.device)
     if out.numel():
         block = block_of(batch, wide, 1)
+        seed, sample_ids = packed(seed, sample_ids)
         with dispatch.device_guard(out):
             noise_kernel[block.grid](
                 out, seed, sample_ids, wide, block.quads, block.total, draw, quad0,

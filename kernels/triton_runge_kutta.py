@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import dispatch
 from .triton_langevin import sample_of, span
-from .triton_launch import GRID_Y, launch_options
+from .triton_launch import GRID_Y, launch_options, packed
 from .triton_linear import nonzero
 
 QUADS = 128  # up to seven stages: four elements a thread fill the registers
@@ -57,8 +57,8 @@ def runge_kutta_step(x, stages, weights, dt, rtol, atol):
     if x.numel():
         with dispatch.device_guard(x):
             runge_kutta_kernel[blocks, min(batch, GRID_Y), triton.cdiv(batch, GRID_Y)](
-                x.contiguous(), tuple(k.contiguous() for k in stages), weights.contiguous(), dt,
-                new, partial, batch, size, rtol, atol, STEPS=int(dt.numel() > 1), ERROR=error,
+                *packed(x), packed(*stages), *packed(weights, dt), new, partial,
+                batch, size, rtol, atol, STEPS=int(dt.numel() > 1), ERROR=error,
                 Q=QUADS, ALIGNED=size % 4 == 0, **launch_options(),
             )  # fmt: skip
     return [new, (partial.sum(1) / size).sqrt()] if error else [new]

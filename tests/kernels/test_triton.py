@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.kernels import linear_step, normal, philox4x32, rademacher, uniform, using
+from undiffuse.kernels import (
+    BrownianPath,
+    langevin_step,
+    linear_step,
+    normal,
+    philox4x32,
+    rademacher,
+    runge_kutta_step,
+    uniform,
+    using,
+)
 
 from .test_linear import operands, step  # noqa: TID251  (tests.kernels is meant)
 
@@ -154,3 +164,30 @@ def test_gradients_pass_through_the_triton_forward() -> None:
         linear_step(x, 3 * x, table, row).x.sum().backward()
     # x' = 1/4 x - (x/2 + 6 x)
     assert np.allclose(x.grad.numpy(), 0.25 - 6.5)
+
+
+@pytest.mark.parametrize("path", ["triton", "auto"])
+def test_small_operands_may_have_any_strides(path) -> None:
+    # the kernels read them through bare pointers: every second seed would be the wrong one
+    seeds, ids = torch.arange(8)[::2], torch.arange(12)[::3]
+    x, snr = normal((4, 10), 1), torch.tensor([0.1, 9.0, 0.2, 9.0, 0.3, 9.0, 0.4, 9.0])[::2]
+    table, draws = normal((7, 3), 2).T, torch.tensor([[1, 2, 3]]).T
+    row, dt = torch.tensor([2, 9, 1, 9, 0, 9, 2, 9])[::2], torch.tensor(0.1).expand(4)
+
+    def results() -> list[torch.Tensor]:
+        owned = {"seed": seeds, "sample_ids": ids}
+        return [
+            normal((4, 3), seeds, ids),
+            linear_step(x, x, table, row, draws=draws, **owned).x,
+            linear_step(x, x, table[:, :6], torch.tensor([1]).expand(4)).x,
+            langevin_step(x, x, snr=snr, **owned),
+            BrownianPath((4, 5), **owned).increment(0.1, 0.4),
+            runge_kutta_step(x, [x], [0.5], dt).x,
+        ]
+
+    with using("reference"):
+        expected = results()
+    with using(path):
+        got = results()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
