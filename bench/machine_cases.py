@@ -25,11 +25,11 @@ Launch = Callable[[], None]
 
 def linear(
     dtype: torch.dtype, noise: str, *, pair: bool = False, states: int = 0, data: int = 0,
-    draws: int = 0, **options: Any,
+    draws: int = 0, each: bool = False, **options: Any,
 ) -> Launch:  # fmt: skip
     """A launch of the fused step on [1, SIZE] operands."""
     x = torch.empty(1, SIZE, dtype=dtype)
-    table = torch.empty(4, 6 + states + data + draws)
+    table = torch.empty(4, 6 + states + data + draws, *[SIZE] * each)
     row, seed = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     draw_table = torch.zeros(4, draws, dtype=torch.int64) if draws else None
     defaults: dict[str, Any] = {"tag": 1, "keep_data": False, "next_dtype": None, "limits": None}
@@ -104,6 +104,7 @@ def cases() -> dict[str, Launch]:
         found[f"rk last stage {name}"] = runge_kutta(dtype)
         found[f"threshold {name}"] = threshold(dtype)
         found[f"guided 2m {name}"] = linear(dtype, "exact", pair=True, data=1, keep_data=True)
+        found[f"spectral 3 {name}"] = linear(dtype, "exact", data=2, keep_data=True, each=True)
         found[f"guided next {name}"] = linear(
             dtype, "fast", pair=True, draws=1, next_dtype=torch.bfloat16
         )

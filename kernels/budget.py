@@ -40,6 +40,8 @@ INSTRUCTIONS = {
     "threshold bfloat16": 106,
     "guided 2m float32": 24,
     "guided 2m bfloat16": 30,
+    "spectral 3 float32": 43,  # eight coefficients an element
+    "spectral 3 bfloat16": 49,
     "guided next float32": 41,
     "guided next bfloat16": 45,
     "full float32 fast": 98,

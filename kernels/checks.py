@@ -78,10 +78,11 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
     if table.dtype != wanted:
         raise TypeError(f"table must be {wanted} for x of {x.dtype}; got {table.dtype}")
-    if table.dim() != 2 or table.shape[1] != columns:
+    each = x.shape[1:].numel()
+    if list(table.shape[1:]) not in ([columns], [columns, each]):
         raise ValueError(
-            f"table must be [rows, {columns}] = skip, w0, w1, c_in and one column per state, data "
-            f"prediction and noise; got {list(table.shape)}"
+            f"table must be [rows, {columns}] or [rows, {columns}, {each}] = skip, w0, w1, c_in and "
+            f"one column per state, data prediction and noise; got {list(table.shape)}"
         )
     if row.dtype != torch.int64:
         raise TypeError(f"row must be int64; got {row.dtype}")

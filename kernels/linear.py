@@ -51,6 +51,8 @@ def _native(
     """The step by native.c, or None where an operand is not float32 or the library not built."""
     if variance is not None or next_dtype not in (None, torch.float32) or not x.numel():
         return None
+    if table.dim() == 3:  # coefficients of each element: PyTorch's loops
+        return None
     inputs = []
     for v in (x, *outs, *states, *data):
         if v.dtype != torch.float32:
@@ -84,7 +86,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     dtype = torch.float64 if xs[0] == torch.float64 else torch.float32
     known = next(g for g in grads if g is not None)
     g_new, *others = [torch.zeros_like(known) if g is None else g for g in grads]
-    c: Any = coefficients(table, row, known.dim(), dtype, on_host=False)
+    c: Any = coefficients(table, row, known.shape, dtype, on_host=False)
     g = g_new.to(dtype)
     if ctx.next:
         g = g + c[C_IN] * others[-1].to(dtype)
@@ -140,7 +142,9 @@ def linear_step(
     x [B, ...] floating; out: a tensor or a pair (guidance), states (x_{i-1}, ...) and data
     (D_{i-1}, ...): floating, of x's shape and device. table: float32 (float64 for float64 x)
     [rows, 4 + K + H + M] with columns skip, w0, w1, c_in, K = 1 + len(states) of A,
-    H = 1 + len(data) of B, M of C. row: int64, one element or [B] (each sample at its own row).
+    H = 1 + len(data) of B, M of C; or [rows, columns, n], where each of a sample's n elements has
+    coefficients of its own (a spectral table). row: int64, one element or [B] (each sample at its
+    own row).
     draws: int64 [rows, M], the draw index of each normal (None: M = 0). seed, sample_ids, purpose,
     subdraw: as in `normal`. variance: a network's v in [-1, 1], of x's shape; then the table has one more,
     last column R, and the first noise is scaled by 2^(R (v + 1)/2).

@@ -6,6 +6,9 @@ Table row: skip, w0, w1, c_in, then K state, H data and M noise coefficients.
     x' = sum_k A_k x_{i-k} + sum_h B_h D_{i-h} + sum_m C_m z_m
     x_in = c_in x'                             (cast to `next_dtype`)
 
+The coefficients may differ from element to element of a sample (a spectral table): then the table
+has a third dimension, as long as a sample.
+
 A learned variance v scales the first noise by 2^(R (v + 1)/2), R the table's last column.
 
 Sums run from left to right in this order; each product and each sum is rounded on its own, in
@@ -33,13 +36,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def coefficients(
-    table: Tensor, row: Tensor, dim: int, dtype: torch.dtype, on_host: bool
+    table: Tensor, row: Tensor, shape: Sequence[int], dtype: torch.dtype, on_host: bool
 ) -> list[Coefficient]:
-    """The row's columns: floats for one row in host memory, else tensors [B or 1, 1, ...]."""
+    """The row's columns for x of this shape: floats for one row in host memory, else tensors
+    [B or 1, 1, ...], or [B or 1, ...] of a sample's shape for a table with three dimensions."""
     rows = table.index_select(0, row)
-    if on_host and row.numel() == 1 and table.device.type == "cpu":
+    if on_host and row.numel() == 1 and table.dim() == 2 and table.device.type == "cpu":
         return list(rows[0].tolist())  # reads host memory: no scalar is fetched from a device
-    return list(rows.to(dtype).view(-1, rows.shape[1], *[1] * (dim - 1)).unbind(1))
+    each = shape[1:] if table.dim() == 3 else [1] * (len(shape) - 1)
+    return list(rows.to(dtype).reshape(-1, rows.shape[1], *each).unbind(1))
 
 
 def present(c: Coefficient, v: Tensor) -> Tensor | None:
@@ -93,7 +98,7 @@ def reference(
     """[x'] then [D] if keep_data, then [x_in] if next_dtype; shapes and dtypes as `linear_step`."""
     dtype = compute_dtype(x)
     xs, ds, os = ([v.to(dtype).contiguous() for v in vs] for vs in ((x, *states), data, outs))
-    c = coefficients(table, row, x.dim(), dtype, on_host=True)
+    c = coefficients(table, row, x.shape, dtype, on_host=True)
     d = data_prediction(xs[0], os, c, None if limits is None else (limits[0], limits[1]))
     data0 = HEAD + len(xs)
     noise0 = data0 + 1 + len(ds)

@@ -1,5 +1,6 @@
 """The fused step against the formula in numpy, its gradients, its compiled loop and its cost."""
 
+import math
 from itertools import product
 from types import SimpleNamespace
 
@@ -19,15 +20,17 @@ from undiffuse.kernels import (
 )
 
 
-def operands(shape, *, pair=False, states=0, data=0, noises=0, dtype=torch.float32, seed=0):
-    """Random operands of one step and a table of five rows."""
+def operands(
+    shape, *, pair=False, states=0, data=0, noises=0, dtype=torch.float32, seed=0, each=False
+):
+    """Random operands of one step and a table of five rows, `each` element with its own."""
     g = torch.Generator().manual_seed(seed)
     draw = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return SimpleNamespace(
         x=draw(*shape).to(dtype),
         out=tuple(draw(*shape).to(dtype) for _ in range(1 + pair)),
-        table=draw(5, 6 + states + data + noises).to(wide),
+        table=draw(5, 6 + states + data + noises, *[math.prod(shape[1:])] * each).to(wide),
         states=[draw(*shape).to(dtype) for _ in range(states)],
         data=[draw(*shape).to(dtype) for _ in range(data)],
         draws=torch.arange(5 * noises).view(5, noises) * 3 if noises else None,
@@ -47,6 +50,7 @@ def by_hand(o, rows, *, seed=0, ids=None, clip=None):
     results = []
     for b in range(len(o.x)):
         c = o.table[rows[b % len(rows)]].numpy()
+        c = c if c.ndim == 1 else c.reshape(len(c), *o.x.shape[1:])
         d = c[0] * array(o.x[b])
         for j, out in enumerate(o.out):
             d = d + c[1 + j] * array(out[b])
@@ -70,8 +74,10 @@ def by_hand(o, rows, *, seed=0, ids=None, clip=None):
 @pytest.mark.parametrize(
     ("pair", "states", "data", "noises"), list(product((0, 1), (0, 3), (0, 2), (0, 2)))
 )
-def test_bitwise_equal_to_the_formula(dtype, pair, states, data, noises) -> None:
-    o = operands((3, 5, 7), pair=pair, states=states, data=data, noises=noises, dtype=dtype)
+@pytest.mark.parametrize("each", [False, True], ids=["scalars", "spectral"])
+def test_bitwise_equal_to_the_formula(dtype, pair, states, data, noises, each) -> None:
+    counts = {"pair": pair, "states": states, "data": data, "noises": noises}
+    o = operands((3, 5, 7), **counts, dtype=dtype, each=each)
     ids = torch.tensor([4, 0, 2**33])
     for rows in ([2], [4, 0, 1]):
         for clip in (None, (-0.5, 0.75)):
@@ -146,8 +152,9 @@ def test_nan_shows_in_outputs_and_hides_behind_zero_coefficients(rows) -> None:
 
 @pytest.mark.parametrize("clip", [None, (-0.5, 0.5)])
 @pytest.mark.parametrize("rows", [[2], [1, 0, 3]])
-def test_gradients(clip, rows) -> None:
-    o = operands((3, 4), pair=True, states=1, data=1, noises=1, dtype=torch.float64)
+@pytest.mark.parametrize("each", [False, True], ids=["scalars", "spectral"])
+def test_gradients(clip, rows, each) -> None:
+    o = operands((3, 4), pair=True, states=1, data=1, noises=1, dtype=torch.float64, each=each)
     leaves = [v.requires_grad_() for v in (o.x, *o.out, *o.states, *o.data)]
 
     def run(x, cond, uncond, state, data):
@@ -182,8 +189,9 @@ def test_gradient_of_the_next_input_in_another_dtype() -> None:
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("rows", [[1], [1, 0, 3]])
-def test_opcheck(requires_grad, rows) -> None:
-    o = operands((3, 5), states=1, data=1, noises=1)
+@pytest.mark.parametrize("each", [False, True], ids=["scalars", "spectral"])
+def test_opcheck(requires_grad, rows, each) -> None:
+    o = operands((3, 5), states=1, data=1, noises=1, each=each)
     for v in (o.x, *o.out, *o.states, *o.data):
         v.requires_grad_(requires_grad)
     seed, ids = torch.tensor([3]), torch.tensor([0, 5, 1])

@@ -86,8 +86,9 @@ CASES = {
 @pytest.mark.parametrize("shape", [(3, 1024), (3, 57), (200, 2)])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_linear_step_is_bitwise_equal(case, shape, per_sample) -> None:
-    o = operands(shape, **CASES[case])
+@pytest.mark.parametrize("each", [False, True], ids=["scalars", "spectral"])
+def test_linear_step_is_bitwise_equal(case, shape, per_sample, each) -> None:
+    o = operands(shape, **CASES[case], each=each)
     row = torch.arange(shape[0]) % 5 if per_sample else torch.tensor([3])
     options = {"seed": 6, "keep_data": True, "next_dtype": torch.float16, "clip": (-0.6, 0.8)}
     if per_sample:
