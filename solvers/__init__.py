@@ -28,17 +28,19 @@ from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
 from .learned import Learned, fit, references
 from .likelihood import LogProb, log_prob
+from .pndm import PNDM
 from .registry import SOLVERS, get, names
 from .restart import Consistency, Restart
 from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
 from .score_matching import fisher_divergence, implicit_score_matching
-from .singlestep import DPMPPSDE, SEEDS, SingleStep
+from .singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
 from .stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
 from .tableau import Tableau
+from .transforms import Inversion, analytical_first_step
 from .unipc import UniPC
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "ERSDE",
     "GRIDS",
     "IPNDM",
+    "PNDM",
     "SEEDS",
     "SOLVERS",
     "SRA1",
@@ -59,6 +62,7 @@ __all__ = [
     "Consistency",
     "Controller",
     "Cosine",
+    "DPMFast",
     "DPMSolverPP",
     "DPMSolverPP3Compat",
     "Discrete",
@@ -67,6 +71,7 @@ __all__ = [
     "GaussianPreconditioned",
     "Grid",
     "Heun",
+    "Inversion",
     "Karras",
     "Laplace",
     "Law",
@@ -95,6 +100,7 @@ __all__ = [
     "Tableau",
     "UniPC",
     "Uniform",
+    "analytical_first_step",
     "annealed_langevin",
     "decode",
     "differentiable_log_prob",
