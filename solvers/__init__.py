@@ -1,6 +1,7 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
 from .adams import IPNDM, Adams
+from .adaptive_flow import sample_ode_adaptively
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .adaptive_sde import AdaptiveResult, sample_sde_adaptively
 from .base import Path, Solver
@@ -9,6 +10,7 @@ from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
 from .encode import decode, encode
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
+from .exponential_pair import ExponentialPair
 from .grids import (
     GRIDS,
     Beta,
@@ -68,6 +70,7 @@ __all__ = [
     "Discrete",
     "Elbo",
     "EulerMaruyama",
+    "ExponentialPair",
     "GaussianPreconditioned",
     "Grid",
     "Heun",
@@ -121,6 +124,7 @@ __all__ = [
     "response",
     "reverse_sde",
     "sample",
+    "sample_ode_adaptively",
     "sample_sde_adaptively",
     "times",
 ]

@@ -16,19 +16,55 @@ fulfils the second line to the order declared, meets both ends and has the slope
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Tree = tuple["Tree", ...]
 Matrix = NDArray[np.float64]
 
 
+class Embedded(ABC):
+    """What `adaptive_ode` asks of a method: the steps of n samples, each at its own t and h [n].
+
+    x, stages: [n, *event]; stages k_0, k_1, ... are what the field returned so far in this step, and
+    the last belongs to the step's end, so that it is the first of the next.
+    """
+
+    order: int
+
+    @property
+    @abstractmethod
+    def c(self) -> Matrix:
+        """Shares of h at which the stages are called; the last is 1."""
+
+    @abstractmethod
+    def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        """Where stage i >= 1 is called; for the last, the step's end x'."""
+
+    @abstractmethod
+    def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        """x' less the embedded solution."""
+
+    @abstractmethod
+    def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        """dx/dt where the field returned k."""
+
+    @abstractmethod
+    def piece(
+        self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
+    ) -> list[Tensor]:
+        """Coefficients of theta^0, theta^1, ... of x(t + theta h), of one length for every step."""
+
+
 @dataclass(frozen=True, eq=False)
-class Pair:
+class Pair(Embedded):
     """An embedded pair: a (strictly lower triangular rows), b and the embedded b^, float64.
 
     order, embedded_order: of b and b^. dense_order: of the interpolant; dense_degree: its degree.
@@ -75,6 +111,35 @@ class Pair:
     def dense(self) -> Matrix:
         """[stages, degree]: b_i(theta) = sum_p dense[i, p - 1] theta^p."""
         return _interpolant(self)
+
+    def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        return x + like(h, x) * _combine(self.a[i], stages)
+
+    def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        return like(h, stages[0]) * _combine(self.error, stages)
+
+    def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        return k
+
+    def piece(
+        self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
+    ) -> list[Tensor]:
+        return [x, *(like(h, x) * _combine(column, stages) for column in self.dense.T)]
+
+
+def _combine(weights: Matrix, stages: list[Tensor]) -> Tensor:
+    """sum_i w_i k_i over the nonzero weights of the stages there are."""
+    total = torch.zeros_like(stages[0])
+    for w, k in zip(weights.tolist(), stages, strict=False):
+        if w != 0:
+            total.add_(k, alpha=w)
+    return total
+
+
+def like(v: Tensor, x: Tensor) -> Tensor:
+    """[n] -> [n, 1, ...] against x, in x's dtype unless a mask."""
+    v = v if v.dtype == torch.bool else v.to(x.dtype)
+    return v.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 @lru_cache(None)
