@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .dense import DensePath, Recorder
+from .embedded import Embedded, like
 from .grids import lookup
-from .pairs import PAIRS, Embedded, like
+from .pairs import PAIRS
 from .status import Status
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -104,7 +105,8 @@ def integrate(
     f(t, x, rows): t float64 [n], x [n, *event] of x0's dtype, rows int64 [n] the samples' places
     in x0, for those still under way (n shrinks); returns dx/dt like x. x0: [B, *event] float32 or
     float64; t0, t1: floats or float64 [B]. method: 'bosh3', 'dopri5', 'tsit5', 'dopri8', a
-    `Pair`, or an `ExponentialPair`, for which f returns not dx/dt but what that class says. rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
+    `Pair`, or an `ExponentialPair`, for which f returns not dx/dt but what that class says.
+    rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
     [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
     min_step: default 1e-13 of the span. max_step: longest step.
     save_at: times [J] or [B, J] at which to keep x. dense: keep every step's

@@ -1,4 +1,4 @@
-"""Exponential embedded pairs for `adaptive_ode`: DPM-Solver-12 and -23, each sample on its own steps."""
+"""Exponential embedded pairs for `adaptive_ode`: DPM-Solver-12 and -23, sample by sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pairs import Embedded, Matrix, like
+from .embedded import Embedded, Matrix, like
 from .scaled_flow import ScaledFlow
 
 
@@ -19,14 +19,14 @@ class ExponentialPair(Embedded):
 
     For the probability flow of y = x/alpha over t = lambda; the field returns P, and over a step h
 
-        form 'noise'  P = eps, dy/dlambda = -e^{-lambda} P, a = 1,       b_1 = -e^{-lambda'} (e^h - 1)
-        form 'data'   P = D,   dy/dlambda = P - y,          a = e^{-h},  b_1 = 1 - e^{-h}
+        form 'noise'  P = eps, dy/dlambda = -e^{-lambda} P,  a = 1,      b_1 = -e^{-lambda'} (e^h - 1)
+        form 'data'   P = D,   dy/dlambda = P - y,           a = e^{-h}, b_1 = 1 - e^{-h}
         order 1  y' = a y + b_1 P_0                                             (embedded in 2)
         order 2  y' = a y + b_1 P_0 + b_1/(2r) (P_1 - P_0)                      (embedded in 3)
         order 3  y' = a y + b_1 P_0 + 3/2 b_2 (P_2 - P_0)
 
-    with b_2 = b_1/h + e^{-lambda'} or 1 - b_1/h, as in `SingleStep`; the middle calls are at r = 1/2, or at
-    1/3 and 2/3. The call at the step's end is the next step's first: `order` calls an attempt.
+    with b_2 = b_1/h + e^{-lambda'} or 1 - b_1/h, as in `SingleStep`; the middle calls are at
+    r = 1/2, or at 1/3 and 2/3. The call at the step's end is the next step's first: `order` calls an attempt.
     Between steps it is the cubic through both ends and slopes.
     Raises ValueError for another order or form.
     """

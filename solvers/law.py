@@ -48,9 +48,9 @@ def gaussian_law(
 def response(
     tableau: Tableau, process: Process, mean: float | Tensor, var: float | Tensor
 ) -> Tensor:
-    """x_N as a row of coefficients on (1, x_init, z_0, z of each draw > 0 in order), [d, 3 + draws].
+    """x_N as coefficients on (1, x_init, z_0, z of each draw > 0 in order), [d, 3 + draws].
 
-    Found backwards: `pull` [d, N + 1] is dx_N/dx_i, so the cost grows with the rows, not their square.
+    Found backwards: `pull` [N + 1, d] is dx_N/dx_i, so the cost grows as the rows.
     """
     m, c = _pair(mean, var)
     alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)

@@ -1,4 +1,4 @@
-"""Tables and solvers made from others: joined end to end, spared their first call, run backwards."""
+"""Tables and solvers made from others: joined, spared their first call, run backwards."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def test_order_and_the_cubic_between_steps(pair):
     ns, errors, between = (40, 80), [], []
     middle = torch.linspace(LAM0 + 0.1, LAM1, 37, dtype=torch.float64)
     exact = integrate(
-        flow().residual, MIXTURE_START, LAM0, LAM1, method="dopri8", rtol=1e-10, atol=1e-10,
-        max_step=0.05, save_at=middle,
+        lambda lam, y, rows: flow().residual(y, lam, rows), MIXTURE_START, LAM0, LAM1,
+        method="dopri8", rtol=1e-10, atol=1e-10, max_step=0.05, save_at=middle,
     ).saved  # fmt: skip
     for n in ns:
         run = fixed_steps(pair, n, save_at=middle)
