@@ -9,6 +9,7 @@ from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
 from .encode import decode, encode
+from .equidistributed import Equidistributed, equidistributed
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .exponential_pair import ExponentialPair
 from .grids import (
@@ -69,6 +70,7 @@ __all__ = [
     "DPMSolverPP3Compat",
     "Discrete",
     "Elbo",
+    "Equidistributed",
     "EulerMaruyama",
     "ExponentialPair",
     "GaussianPreconditioned",
@@ -109,6 +111,7 @@ __all__ = [
     "differentiable_log_prob",
     "elbo",
     "encode",
+    "equidistributed",
     "fisher_divergence",
     "fit",
     "gaussian_law",

@@ -178,7 +178,8 @@ def _bench(commands: Any) -> None:
     p.add_argument("--checkpoint", default=None, help=MODEL)
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
-    p.add_argument("--grid", type=_names, default=None, metavar="A,B", help="default: a choice")
+    p.add_argument("--grid", type=_names, default=None, metavar="A,B",
+                   help="names, or equidistributed: measured by a pilot run; default: a choice")  # fmt: skip
     p.add_argument("--peers", type=_names, default=None, metavar="A,B", help="'' for none")
     p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
     p.add_argument("--metrics", type=_names, default=None, metavar="A,B", help="default: a choice")
