@@ -9,6 +9,7 @@ from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
 from .encode import decode, encode
+from .ends import jump_loss, start
 from .equidistributed import Equidistributed, equidistributed
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .exponential_pair import ExponentialPair
@@ -118,6 +119,7 @@ __all__ = [
     "get",
     "implicit_score_matching",
     "integrate",
+    "jump_loss",
     "log_prob",
     "marginal",
     "names",
@@ -129,5 +131,6 @@ __all__ = [
     "sample",
     "sample_ode_adaptively",
     "sample_sde_adaptively",
+    "start",
     "times",
 ]
