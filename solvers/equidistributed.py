@@ -62,8 +62,8 @@ def equidistributed(
 ) -> Equidistributed:
     """Measure where a method of that order errs on this model, and lay nodes accordingly.
 
-    One run of `pilot` steps, equal in lambda, over a batch of `shape` (a few dozen samples), and one
-    product with the network's Jacobian at each. What a step adds to the error of the sample at
+    One run of `pilot` steps, equal in lambda, over a batch of `shape` (some dozens of samples), and
+    one product with the network's Jacobian at each. What a step adds to the error of the sample at
     the end (see `local_errors`, `contributions`; root mean square over the batch) grows as
     h^(order + 1), so nodes as dense as its power 1/(order + 1) make it the same for all (de Boor
     1973). even: the share of the nodes that is spread evenly in lambda whatever was measured. The

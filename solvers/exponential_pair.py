@@ -26,8 +26,8 @@ class ExponentialPair(Embedded):
         order 3  y' = a y + b_1 P_0 + 3/2 b_2 (P_2 - P_0)
 
     with b_2 = b_1/h + e^{-lambda'} or 1 - b_1/h, as in `SingleStep`; the middle calls are at
-    r = 1/2, or at 1/3 and 2/3. The call at the step's end is the next step's first: `order` calls an attempt.
-    Between steps it is the cubic through both ends and slopes.
+    r = 1/2, or at 1/3 and 2/3. The call at the step's end is the next step's first, so an attempt
+    makes `order` calls. Between steps it is the cubic through both ends and slopes.
     Raises ValueError for another order or form.
     """
 

@@ -1,4 +1,4 @@
-"""PNDM: fixed-weight Adams-Bashforth on sigma/alpha that warms up with a method of its own order."""
+"""PNDM: fixed-weight Adams-Bashforth on sigma/alpha, warmed up by a Runge-Kutta method."""
 
 from __future__ import annotations
 

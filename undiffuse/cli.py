@@ -168,11 +168,12 @@ def _run_likelihood(args: argparse.Namespace) -> None:
 
 def _bench(commands: Any) -> None:
     p = _command(commands, "bench", _run_bench,
-                 "NFE against quality, likelihood and kernels, with the peers in the same run.")  # fmt: skip
+                 "NFE against quality, orders, likelihood and kernels, peers in the same run.")  # fmt: skip
     p.add_argument("what", nargs="?", default="nfe",
-                   choices=["nfe", "kernels", "likelihood", "models", "compare"],
-                   help="NFE against quality; kernels; likelihood against exact values; models: "
-                   "losses, guidance and their pictures; "
+                   choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare"],
+                   help="NFE against quality; orders: declared and measured; adaptive: steps chosen "
+                   "by each sample or by the batch; kernels; likelihood against exact values; "
+                   "models: losses, guidance and their pictures; "
                    "or what changed between two results")  # fmt: skip
     p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
     p.add_argument("--checkpoint", default=None, help=MODEL)
@@ -196,6 +197,14 @@ def _run_bench(args: argparse.Namespace) -> None:
         from .bench.compare import run as run_compare
 
         run_compare(*args.runs)
+    elif args.what == "orders":
+        from .bench.orders import run as run_orders
+
+        run_orders(args.out, solvers=args.solvers)
+    elif args.what == "adaptive":
+        from .bench.adaptive import run as run_adaptive
+
+        run_adaptive(args.out, batch=args.batch, seed=args.seed, quick=args.quick)
     elif args.what == "likelihood":
         from .bench.exact_likelihood import run as run_likelihood
 

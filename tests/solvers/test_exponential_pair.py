@@ -124,6 +124,25 @@ def test_a_sample_does_not_see_its_batch(method, dtype):
             assert torch.equal(getattr(part, field), getattr(whole, field)[ids])
 
 
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+EVERY = [
+    ud.VP(), ud.VP.cosine(), ud.VP.from_betas(BETAS), ud.SubVP(), ud.VE(), ud.EDM(), ud.Flow(),
+    ud.Brownian(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", EVERY, ids=lambda p: type(p).__name__)
+def test_a_time_is_rounded_alike_in_every_batch(process):
+    """Some of torch's functions (logaddexp, sigmoid, hypot) round one number otherwise than many."""
+    flow = ScaledFlow(MIXTURE.denoiser(process), 301)
+    lam = torch.linspace(flow.lam_noise, flow.lam_data, 301, dtype=torch.float64)
+    for f in (flow.time, flow.norm, lambda v: process.alpha(flow.time(v))):
+        whole = f(lam)
+        for size in (1, 3):
+            parts = torch.cat([f(part) for part in lam.split(size)])
+            assert torch.equal(parts, whole)
+
+
 @pytest.mark.parametrize("process", [ud.VP(), ud.VE(), ud.EDM(), ud.Flow()], ids=repr)
 @pytest.mark.parametrize("method", ["dpm-solver-23", "dpmpp-23", "bosh3"])
 def test_it_draws_the_samples_of_the_fixed_grids(process, method):

@@ -128,7 +128,7 @@ BACKWARDS = {
 
 @pytest.mark.parametrize("name", BACKWARDS)
 def test_there_and_back_is_as_far_off_as_the_order_says(name):
-    """On a grid graded at both ends, so that a multistep method's first step counts on neither way."""
+    """On a grid graded at both ends: a multistep method's first step counts on neither way."""
     solver, process = BACKWARDS[name], ud.VP()
     errors, ns = [], (40, 80) if name == "rk4" else (100, 200)
     for n in ns:
