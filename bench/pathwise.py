@@ -38,12 +38,7 @@ class Coupling:
 
 
 def _sa(solver: SASolver) -> Coupling:
-    def decay(path: Path) -> Decay:
-        ratio = torch.exp(-path.lam[:-1])
-        inside = (ratio >= solver.window[0]) & (ratio <= solver.window[1])
-        return constant_noise(torch.where(inside, solver.tau, 0.0).double())
-
-    return Coupling(decay=decay)
+    return Coupling(decay=lambda path: constant_noise(solver.noise_of(path)))
 
 
 COUPLINGS: dict[str, Coupling] = {

@@ -44,8 +44,8 @@ def sample_ode_adaptively(
     `ScaledFlow`, or an exponential pair ('dpm-solver-12', 'dpm-solver-23', 'dpmpp-12', 'dpmpp-23')
     in x/alpha; both over lambda, from t_max to the model's t_min. rtol, atol: of the state in those
     coordinates, per step. seed, sample_ids, x_init: as in `Sampler.init`. final: 'denoise' (one
-    call more) or 't_min'. A sample does not depend on its batch. Raises ValueError or TypeError for bad input,
-    SolverError (or returns the statuses, on_failure='return') where a sample fails.
+    call more) or 't_min'. A sample does not depend on its batch. Raises ValueError or TypeError
+    for bad input, SolverError (or returns the statuses, on_failure='return') where a sample fails.
     """
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")

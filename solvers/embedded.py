@@ -15,8 +15,8 @@ Matrix = NDArray[np.float64]
 class Embedded(ABC):
     """What `adaptive_ode` asks of a method: the steps of n samples, each at its own t and h [n].
 
-    x, stages: [n, *event]; stages k_0, k_1, ... are what the field returned so far in this step, and
-    the last belongs to the step's end, so that it is the first of the next.
+    x, stages: [n, *event]; the stages k_0, k_1, ... are what the field returned so far in this step,
+    and the last belongs to the step's end, so that it is the first of the next.
     """
 
     order: int

@@ -24,15 +24,15 @@ PSEUDO_RK4: tuple[Mean, ...] = (
 
 @dataclass(frozen=True)
 class PNDM(Solver):
-    """PNDM (Liu et al. 2022, algorithm 2) and its variant PLMS; every row is a DDIM transfer (11)
+    """PNDM (Liu et al. 2022, algorithm 2) and its variant PLMS; every row is a DDIM transfer (9)
 
         x' = alpha'/alpha x + alpha' (sigma'/alpha' - sigma/alpha) e
 
-    with e a fixed mean of noise predictions: (eps_1 + 2 eps_2 + 2 eps_3 + eps_4)/6 of a pseudo
-    Runge-Kutta step whose middle is at half of t, in the first three steps (runge_kutta=True, F-PNDM
-    (12), four calls each), or of a pseudo Heun step in the first (False, diffusers'
-    `skip_prk_steps`, PLMS, two calls); after that (55, -59, 37, -9)/24, as in `IPNDM`. The weights
-    are those of equal steps of sigma/alpha, so on other grids the order is 2.
+    with e a fixed mean of noise predictions. The first three steps are pseudo Runge-Kutta (13) with
+    (eps_1 + 2 eps_2 + 2 eps_3 + eps_4)/6 and the middle at half of t, four calls each; without
+    `runge_kutta` (PLMS, diffusers' `skip_prk_steps`) the first is pseudo Heun, two calls. After
+    that the weights are (55, -59, 37, -9)/24 (12), as in `IPNDM`: those of equal steps of
+    sigma/alpha, so that the order on other grids is 2.
     """
 
     runge_kutta: bool = True
