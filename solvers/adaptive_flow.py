@@ -37,6 +37,7 @@ def sample_ode_adaptively(
     max_steps: int = 1000,
     on_failure: str = "raise",
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> AdaptiveResult:
     """Draw samples [B, ...] of the probability flow with steps chosen by each sample's own error.
 
@@ -54,7 +55,8 @@ def sample_ode_adaptively(
     pair = lookup("method", method, METHODS) if isinstance(method, str) else method
     if x_init is None:
         sigma = float(model.process.sigma(model.process.t_max))
-        x_init = sigma * normal(tuple(shape), seed, sample_ids, purpose="initial").to(dtype)
+        z = normal(tuple(shape), seed, sample_ids, purpose="initial", device=device)
+        x_init = sigma * z.to(dtype)
     elif tuple(x_init.shape) != tuple(shape):
         raise ValueError(f"x_init must be of shape {tuple(shape)}; got {tuple(x_init.shape)}")
     check(model, x_init, rtol, atol, on_failure)

@@ -91,7 +91,7 @@ def equidistributed(
     first = int(not bool(torch.isfinite(model.process.log_snr(t[0]))))
     path = Path.of(model.process, t[first:])
     off = local_errors(path, torch.stack(datas[first:]), order)
-    error = contributions(model, path, states[first:], off, seed).square().mean(1).sqrt()
+    error = contributions(model, path, states[first:], off, seed).square().mean(1).sqrt().cpu()
     error[:order] = error[order]  # the first steps have no point more
     density = error.clamp(min=1e-300) ** (1 / (order + 1)) / path.h
     smooth = torch.nn.functional.pad(density[None], (1, 1), mode="replicate")
@@ -110,7 +110,7 @@ def local_errors(path: Path, datas: Tensor, order: int) -> Tensor:
     fine, coarse = weights(path, order + 1).points, weights(path, order).points
     change = fine - torch.nn.functional.pad(coarse, (0, 1))
     back = (torch.arange(len(datas))[:, None] - torch.arange(order + 1)).clamp(min=0)
-    return torch.einsum("nh,nh...->n...", change, datas[back])
+    return torch.einsum("nh,nh...->n...", change.to(datas.device), datas[back])
 
 
 def contributions(
@@ -123,7 +123,7 @@ def contributions(
     steps along the states [n] x [B, ...] (dual-weighted residuals, Becker & Rannacher 2001).
     """
     step, (skip, scale) = DDIM().rows(path), model.coefficients("data", path.t[:-1])
-    pull = rademacher(tuple(off.shape[1:]), seed, dtype=torch.float64)
+    pull = rademacher(tuple(off.shape[1:]), seed, dtype=torch.float64, device=off.device)
     found = []
     for i in reversed(range(len(states))):
         found.append((pull * off[i]).flatten(1).sum(1))

@@ -96,7 +96,7 @@ class SingleStep(Solver):
 
 @dataclass(frozen=True)
 class DPMFast(Solver):
-    """DPM-Solver-fast (Lu et al. 2022, 3.4; k-diffusion's `sample_dpm_fast`): steps of third order
+    """DPM-Solver-fast (Lu et al. 2022; k-diffusion's `sample_dpm_fast`): steps of third order
     and at the end steps of the orders `last`, all in the form 'noise'. (2, 1) makes a number of
     calls that 3 divides; (1,) and (2,) those with a remainder. k-diffusion's grid is `log_snr`.
 
@@ -120,16 +120,13 @@ class DPMFast(Solver):
 
     def rows(self, path: Path) -> Tableau:
         n = len(body(path).t) - 1
-        ends = [max(0, n - len(self.last)), *range(max(0, n - len(self.last)) + 1, n + 1)]
-        orders = [3, *(self.last[-n:] if n else ())]
-        starts = [0, *ends[:-1]]
-        if path.ends_clean:
-            ends[-1] += 1
+        tail = self.last[-n:] if n else ()
+        cuts = [*range(n - len(tail), n), len(path.t) - 1]  # a denoising jump goes with the last
         legs = [
             (DDIM() if k == 1 else SingleStep(k, "noise")).rows(
                 Path.of(path.process, path.t[a : b + 1])
             )
-            for k, a, b in zip(orders, starts, ends, strict=True)
+            for k, a, b in zip((3, *tail), [0, *cuts], cuts, strict=False)
             if b > a
         ]
         joined = chain(legs, [(1.0, 0.0)] * (len(legs) - 1))

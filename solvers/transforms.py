@@ -54,9 +54,10 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
         D(x, t_0) = alpha c/(alpha^2 c + sigma^2) x,   c = `variance`
 
     what an exact network would say of data N(0, c); at high noise any network says nearly that
-    (Dockhorn et al. 2022, B.3, has the limit sigma >> 1). It is linear in x, so the first row
+    (the analytical first step of Dockhorn et al. 2022, GENIE). It is linear in x, so the first row
     becomes part of the table's entry, and later rows that look back at x_0 or D_0 look at x_1.
     What is saved is a call, what is lost is accuracy where D is not yet linear: order 1 at most.
+    Tables of second order gain by it at few calls; those of high order extrapolate its error.
     Raises ValueError for a table of one row, variance < 0, a first row with two normals, or one
     that forgets x_0 (alpha = 0, all noise) while later rows need it.
     """

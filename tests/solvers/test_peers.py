@@ -177,7 +177,7 @@ def test_pndm_is_diffusers_up_to_the_last_step(name):
 
 @pytest.mark.parametrize(("nfe", "last"), [(9, (2, 1)), (10, (1,)), (11, (2,))])
 def test_dpm_fast_is_the_published_algorithm(nfe, last):
-    """Lu et al. 2022, algorithms 1, 2 and 3.4 written out in x/alpha and sigma/alpha."""
+    """Lu et al. 2022, DDIM and algorithms 1 and 2, written out in x/alpha and sigma/alpha."""
     ratio0, ratio1, m = 20.0, 0.05, nfe // 3 + 1
     lam = torch.linspace(-math.log(ratio0), -math.log(ratio1), m + 1, dtype=torch.float64)
     y = 20 * torch.randn(8, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
