@@ -324,9 +324,9 @@ def _run_solvers(args: argparse.Namespace) -> None:
     print(f"{'name':24} {'order':>5} {'weak':>5} {'calls for 10 steps':>19}  what it is")
     for name in names():
         solver = get(name)
-        calls = solver.tableau(process, times("log_snr", process, 10)).nfe
-        law = f"{solver.weak_order:g}" if solver.stochastic else "-"
-        print(f"{name:24} {solver.order:5g} {law:>5} {calls:19d}  {solver}")
+        table = solver.tableau(process, times("log_snr", process, 10))
+        law = f"{table.weak_order:g}" if table.stochastic else "-"
+        print(f"{name:24} {table.order:5g} {law:>5} {table.nfe:19d}  {solver}")
 
 
 if __name__ == "__main__":
