@@ -50,8 +50,8 @@ def steps(name: str, order: float) -> tuple[int, int]:
 
 
 def measure(name: str, process: str = "vp", mixture: bool = True) -> Row:
-    """The row of a registered solver; slopes that do not apply are absent. mixture: also that of
-    the law on the mixture, which costs seconds."""
+    """The row of a registered solver; slopes that do not apply, or are rounding, are absent.
+    mixture: also that of the law on the mixture, which costs seconds."""
     solver, at = get(name), PROCESSES[process]
     table = solver.tableau(at, grid(at, 4))
     row: Row = {"solver": name, "order": table.order, "weak_order": table.weak_order,
@@ -59,7 +59,8 @@ def measure(name: str, process: str = "vp", mixture: bool = True) -> Row:
     if not table.stochastic:
         ns = steps(name, float(table.order or 0.0))
         on_gaussian, on_mixture = zip(*(flow_errors(solver, at, n) for n in ns), strict=True)
-        return row | {"gaussian": slope(ns, on_gaussian), "mixture": slope(ns, on_mixture)}
+        slopes = {"gaussian": slope(ns, on_gaussian), "mixture": slope(ns, on_mixture)}
+        return row | {k: v for k, v in slopes.items() if not math.isnan(v)}
     if not table.weak_order:
         return row  # declares a bias that steps do not remove
 
@@ -81,8 +82,8 @@ def lines(solver: Solver) -> int:
 
 
 def misses(row: Row) -> list[str]:
-    """The slopes that are further than TOLERANCE from what the row declares. On a Gaussian, along the
-    flow or path by path, more is no miss: the drift is linear there."""
+    """The slopes that are further than TOLERANCE from what the row declares. On a Gaussian, along
+    the flow or path by path, more is no miss: the drift is linear there."""
     declared = {"gaussian": "order", "mixture": "order", "weak": "weak_order",
                 "weak_mixture": "weak_order", "strong": "order"}  # fmt: skip
     found = []
@@ -132,7 +133,7 @@ def _table(rows: list[Row]) -> Table:
     fields = ["mixture", "gaussian", "strong", "", "weak", "weak_mixture"]
     cells = []
     for r in rows:
-        shown = [f"{r[f]:.2f}" if f in r and not math.isnan(r[f]) else "" for f in fields]
+        shown = [f"{r[f]:.2f}" if f in r else "" for f in fields]
         shown[3] = f"{r['weak_order']:g}" if r["stochastic"] else ""
         cells.append([r["solver"], f"{r['order']:g}", *shown, str(r["lines"])])
     title = "Orders under VP: declared, and measured as slopes"

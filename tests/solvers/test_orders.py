@@ -42,7 +42,7 @@ def test_order_of_flow_solvers(name, process):
     assert order == row["weak_order"] == SOLVERS[name].weak_order
     assert abs(row["mixture"] - order) < TOLERANCE
     if name in SUPERCONVERGENT:
-        assert math.isnan(row["gaussian"]) or row["gaussian"] > order + 0.5
+        assert row.get("gaussian", math.inf) > order + 0.5  # or all is rounding
     else:
         assert abs(row["gaussian"] - order) < TOLERANCE
     assert not misses(row)
