@@ -99,7 +99,8 @@ def _sample(commands: Any) -> None:
     p.add_argument("--solver", default="dpmpp-2m",
                    help="see `undiffuse solvers`; or a tableau in JSON, as `undiffuse tune` writes")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
-    p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...")
+    p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...; or "
+                   "equidistributed: measured on the network by 64 calls for 32 samples")  # fmt: skip
     p.add_argument("--final", default="denoise", choices=["denoise", "zero", "t_min"],
                    help="how the last step ends")  # fmt: skip
     p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
@@ -111,7 +112,7 @@ def _run_sample(args: argparse.Namespace) -> None:
 
     from .bench.figures import is_picture, sample_grid
     from .models.checkpoint import atomically
-    from .solvers import Tableau, sample
+    from .solvers import Tableau, equidistributed, sample
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
@@ -119,13 +120,16 @@ def _run_sample(args: argparse.Namespace) -> None:
     solver: Any = args.solver
     if solver.endswith(".json"):
         solver = Tableau.from_json(Path(solver).read_text(encoding="utf-8"))
+    grid: Any = args.grid
+    if grid == "equidistributed":
+        grid = equidistributed(loaded.denoiser, (32, *loaded.event_shape), seed=args.seed)
     parts = []
     for first in range(0, args.n, args.batch):
         ids = torch.arange(first, min(first + args.batch, args.n))
         shape = (len(ids), *loaded.event_shape)
         parts.append(
             sample(
-                loaded.denoiser, shape, solver, args.steps, args.grid, seed=args.seed,
+                loaded.denoiser, shape, solver, args.steps, grid, seed=args.seed,
                 sample_ids=ids, final=args.final, device=args.device, progress=True,
             ).cpu()
         )  # fmt: skip

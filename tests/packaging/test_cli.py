@@ -54,6 +54,19 @@ def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_grid_can_be_measured_on_the_network(tmp_path):
+    options = ["sample", "--n", "8", "--steps", "6", "--solver", "ipndm-3"]
+    grids = ("equidistributed", "karras")
+    for grid in grids:
+        assert main([*options, "--grid", grid, "--out", str(tmp_path / grid)]) == 0
+    assert main([*options[:3], "--steps", "60", "--grid", "log_snr", "--solver", "ipndm-3",
+                 "--out", str(tmp_path / "fine")]) == 0  # fmt: skip
+    names = (*grids, "fine")
+    x = {g: torch.load(tmp_path / g / "samples.pt", weights_only=True) for g in names}
+    errors = {g: float((x[g] - x["fine"]).square().mean().sqrt()) for g in grids}
+    assert errors["equidistributed"] < 0.7 * errors["karras"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
