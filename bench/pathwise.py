@@ -63,7 +63,10 @@ COUPLINGS: dict[str, Coupling] = {
 
 
 def strong_error(solver: Solver, process: Process, coupling: Coupling, n: int) -> float:
-    """sqrt E (x_N - x(T))^2/alpha^2 on one Brownian path, exactly: both are linear in it."""
+    """sqrt E (x_N - x(T))^2/alpha^2 on one Brownian path, exactly: both are linear in it.
+
+    Raises ValueError where the coupling and the table differ in their normals a step.
+    """
     t = grid(process, n)
     path = Path.of(process, t)
     x = response(solver.tableau(process, t), process, MEAN, VAR) / path.alpha[-1]
@@ -77,10 +80,14 @@ def strong_error(solver: Solver, process: Process, coupling: Coupling, n: int) -
     s, noise = torch.exp(-lam), torch.sqrt(2 * (rate - 1).clamp(min=0.0))
     kept, whole = _kept(path, lam, decay)
     truth = kept * noise * s
-    seen = torch.zeros_like(truth)
-    draws = x[:, 3:].reshape(len(VAR), len(path.h), -1)
-    for k, kernel in enumerate(_kernels(coupling, s, noise, gone, dlam)):
-        seen += draws[..., k, None] * kernel
+    kernels = _kernels(coupling, s, noise, gone, dlam)
+    if x.shape[1] - 3 != len(kernels) * len(path.h):
+        raise ValueError(
+            f"the coupling gives {len(kernels)} normals a step, the table draws "
+            f"{x.shape[1] - 3} in {len(path.h)} steps"
+        )
+    draws = x[:, 3:].reshape(len(VAR), len(path.h), len(kernels), 1)
+    seen = sum((draws[:, :, k] * v for k, v in enumerate(kernels)), torch.zeros_like(truth))
     total = (dlam * (truth - seen).square()).sum((1, 2))
     a0, v0 = path.alpha[0], torch.exp(-2 * path.lam[0])
     offset = x[:, 0] + x[:, 1] * a0 * MEAN - MEAN

@@ -98,6 +98,8 @@ def test_the_path_is_the_solver_s_own(name, wrong):
     process, n = PROCESSES["vp"], 400
     right = strong_error(SOLVERS[name], process, COUPLINGS[name], n)
     assert strong_error(SOLVERS[name], process, wrong, n) > 10 * right
+    with pytest.raises(ValueError, match="the coupling gives 3 normals a step, the table draws"):
+        strong_error(SOLVERS[name], process, COUPLINGS["seeds-3"], n)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
