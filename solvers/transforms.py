@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models import Process
 from .base import Path, Solver
 from .exponential import DDIM
-from .tableau import Tableau
+from .tableau import Tableau, from_rows
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,19 @@ class Inversion(Solver):
         t = path.t[:-1] if path.ends_clean else path.t
         if len(t) < 2:
             raise ValueError("grid must have two nodes with sigma > 0 to be run backwards; got one")
-        table = self.solver.rows(Path.of(path.process, t.flip(0)))
-        return replace(table, name=f"inversion({table.name})")
+        rising = Path.of(path.process, t.flip(0))
+        pure = not bool(torch.isfinite(rising.lam[-1]))
+        inner = rising.t[:-1] if pure else rising.t
+        parts = [self.solver.rows(Path.of(path.process, inner))] if len(inner) > 1 else []
+        if pure:  # the step to alpha = 0 is DDIM's, as sampling's first step from there is
+            ratio = rising.sigma[-1:] / rising.sigma[-2:-1]
+            back = -ratio * rising.alpha[-2:-1]
+            parts.append(from_rows("ddim", rising.t, rising.t[-2:-1], [ratio], [back]))
+        joined = chain(parts, [(1.0, 0.0)] * (len(parts) - 1))
+        return replace(
+            joined, grid=rising.t, name=f"inversion({parts[0].name})",
+            order=self.order, weak_order=self.weak_order,
+        )  # fmt: skip
 
 
 def analytical_first_step(tableau: Tableau, process: Process, variance: float = 1.0) -> Tableau:

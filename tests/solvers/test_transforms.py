@@ -148,6 +148,22 @@ def test_there_and_back_is_as_far_off_as_the_order_says(name):
     assert float((z - start).abs().max()) < (0.1 if name == "ddim" else 1e-3)
 
 
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "heun", "unipc-2", "vab-2", "plms"])
+def test_a_flow_is_inverted_up_to_its_pure_noise(name):
+    """At alpha = 0 log-SNR is infinite: the last step there, as the first from there, is DDIM's."""
+    process, solver = ud.Flow(), SOLVERS[name]
+    denoise, x = TARGET.denoiser(process), TARGET.sample(12, seed=3).double()
+    gaps = []
+    for steps in (40, 160):
+        t = times("shifted", process, steps, "t_min")
+        z = evaluate(Inversion(solver).tableau(process, t), denoise, x)
+        gaps.append(float((evaluate(solver.tableau(process, t), denoise, z) - x).abs().max()))
+    assert gaps[1] < 0.35 * gaps[0] and gaps[1] < 0.1
+    only = Inversion(solver).tableau(process, [1.0, 0.3])
+    exact = x / 0.3 - 0.7 / 0.3 * denoise(x, torch.tensor(0.3))
+    assert torch.allclose(evaluate(only, denoise, x), exact) and only.nfe == 1
+
+
 def test_ddim_inversion_is_diffusers():
     """Their step with the noise predicted at the level the state has. Their pipelines ask the
     network at the next level instead, which is another scheme of first order."""
