@@ -37,6 +37,7 @@ from .plans import Unavailable
 from .problems import Problem, data_prediction, from_unit, to_unit
 from .reference import solve
 from .store import write_text
+from .summary import environment
 from .table import Table, markdown, short, show
 from .targets import Target, ddpm_process
 
@@ -191,7 +192,7 @@ def run(
     show([table], closing)
     record = {"target": target.about, "process": repr(target.process), "samples": count,
               "seed": seed, "reference_error": exact.error, "missing": missing,
-              "rows": rows}  # fmt: skip
+              "rows": rows, "environment": environment()}  # fmt: skip
     write_text(out / "adaptive.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "adaptive.md", "\n".join([markdown(table), *closing]).rstrip() + "\n")
     return record

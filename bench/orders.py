@@ -28,6 +28,7 @@ from .bar import bar
 from .convergence import PROCESSES, flow_errors, grid, mixture_weak_error, slope, weak_error
 from .pathwise import COUPLINGS, strong_error
 from .store import write_text
+from .summary import environment
 from .table import Table, markdown, show
 
 TOLERANCE = 0.15
@@ -115,7 +116,8 @@ def run(
     missed = {r["solver"]: misses(r) for r in rows if misses(r)}
     median = statistics.median(classes.values())
     record = {"process": repr(PROCESSES["vp"]), "tolerance": TOLERANCE, "missed": missed,
-              "classes": len(classes), "median_lines": median, "rows": rows}  # fmt: skip
+              "classes": len(classes), "median_lines": median, "rows": rows,
+              "environment": environment()}  # fmt: skip
     table = _table(rows)
     closing = (
         f"{len(rows)} solvers, {len(missed)} further than {TOLERANCE} from what they declare; "

@@ -78,7 +78,7 @@ def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str,
 def environment() -> dict[str, str]:
     """Versions that the numbers may depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion"):
+    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
