@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
-from ..solvers import Sampler, Solver, Tableau, get, names
+from ..solvers import Grid, Sampler, Solver, Tableau, equidistributed, get, names
 from ..solvers import grids as grid_rules
 from .problems import Problem, from_unit, ratio_at, to_unit
 
@@ -51,7 +52,7 @@ class Config(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    """A registered solver on a named grid. final: see `solvers.grids.times`."""
+    """A registered solver on a named grid, or on `MEASURED`. final: see `solvers.grids.times`."""
 
     name: str
     grid: str = "log_snr"
@@ -61,7 +62,7 @@ class Ours:
     def plan(self, problem: Problem, nfe: int) -> Plan:
         solver, process = get(self.name), problem.process
         try:
-            tableau = largest(solver, problem.model, self.grid, self.final, nfe)
+            tableau = largest(solver, problem.model, laid(problem, self.grid), self.final, nfe)
         except (ValueError, NotImplementedError) as error:
             raise Unavailable(str(error)) from error
         t0, t1 = float(tableau.grid[0]), float(tableau.grid[-1])
@@ -78,7 +79,21 @@ class Ours:
         return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run)
 
 
-def largest(solver: Solver, model: Denoiser, grid: str, final: str, nfe: int) -> Tableau:
+MEASURED = "equidistributed"
+"""A grid's name here: laid by a pilot run on the problem, whose calls are not charged to the rows."""
+PILOT = 32  # samples, of other noise than the problem's
+
+
+@lru_cache(maxsize=16)
+def laid(problem: Problem, grid: str) -> str | Grid:
+    """The grid of that name for this problem."""
+    if grid != MEASURED:
+        return grid
+    shape = (PILOT, *problem.start.shape[1:])
+    return equidistributed(problem.model, shape, seed=problem.seed + 1)
+
+
+def largest(solver: Solver, model: Denoiser, grid: str | Grid, final: str, nfe: int) -> Tableau:
     """The tableau with the most steps whose network evaluations are at most nfe.
 
     Raises Unavailable if one step already costs more, and what the solver raises for a bad grid.
@@ -159,7 +174,8 @@ def ours(solvers: list[str], grids: list[str], final: str = "t_min") -> list[Con
     for name in solvers:
         get(name)
     for name in grids:
-        grid_rules.named(name)
+        if name != MEASURED:
+            grid_rules.named(name)
     if final not in grid_rules.FINALS:
         known = ", ".join(map(repr, grid_rules.FINALS))
         raise ValueError(f"final must be one of {known}; got {final!r}")

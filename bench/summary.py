@@ -11,7 +11,7 @@ from typing import Any
 from ..solvers import get
 from . import cells, claims, figures, quality, table, trajectories
 from .cells import Cell
-from .plans import Unavailable, largest
+from .plans import Unavailable, laid, largest
 from .problems import Problem
 from .quality import Measure
 from .reference import Reference
@@ -78,7 +78,7 @@ def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str,
 def environment() -> dict[str, str]:
     """Versions that the numbers may depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion"):
+    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -171,7 +171,8 @@ def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | N
                 c = cell.config
                 if (c.name, c.grid) == (ours[0]["solver"], ours[0]["grid"]):
                     final = getattr(c, "final", "t_min")
-                    text = repr(largest(get(c.name), cell.problem.model, c.grid, final, n))
+                    grid = laid(cell.problem, c.grid)
+                    text = repr(largest(get(c.name), cell.problem.model, grid, final, n))
                     return f"The table of {c.name} on {c.grid} at {n} NFE ({name})", text
     return None
 

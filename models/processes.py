@@ -127,7 +127,8 @@ class Flow(Process):
         return torch.ones_like(f64(t))
 
     def inverse_log_snr(self, lam: Time) -> Tensor:
-        return torch.sigmoid(-f64(lam))
+        # torch.sigmoid rounds a single number otherwise than one among many
+        return 1 / (1 + torch.exp(f64(lam)))
 
 
 @dataclass(frozen=True, init=False)

@@ -48,9 +48,10 @@ class _VariancePreserving(Process):
         return -0.5 * torch.log(torch.expm1(self.beta_integral(t)))
 
     def inverse_log_snr(self, lam: Time) -> Tensor:
-        # B = log(1 + exp(-2 lambda))
-        lam = f64(lam)
-        return self.inverse_beta_integral(torch.logaddexp(torch.zeros_like(lam), -2 * lam))
+        # B = log(1 + exp(-2 lambda)), by functions that round alike in a batch of any size, which
+        # torch.logaddexp and softplus do not
+        y = -2 * f64(lam)
+        return self.inverse_beta_integral(y.clamp(min=0.0) + torch.log1p(torch.exp(-y.abs())))
 
     def drift_rate(self, t: Time) -> Tensor:
         return -0.5 * self.beta(t)

@@ -1,6 +1,7 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
 from .adams import IPNDM, Adams
+from .adaptive_flow import sample_ode_adaptively
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .adaptive_sde import AdaptiveResult, sample_sde_adaptively
 from .base import Path, Solver
@@ -8,7 +9,10 @@ from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
 from .encode import decode, encode
+from .ends import jump_loss, start
+from .equidistributed import Equidistributed, equidistributed
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
+from .exponential_pair import ExponentialPair
 from .grids import (
     GRIDS,
     Beta,
@@ -28,17 +32,19 @@ from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
 from .learned import Learned, fit, references
 from .likelihood import LogProb, log_prob
+from .pndm import PNDM
 from .registry import SOLVERS, get, names
 from .restart import Consistency, Restart
 from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
 from .score_matching import fisher_divergence, implicit_score_matching
-from .singlestep import DPMPPSDE, SEEDS, SingleStep
+from .singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
 from .stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
 from .tableau import Tableau
+from .transforms import Inversion, analytical_first_step
 from .unipc import UniPC
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "ERSDE",
     "GRIDS",
     "IPNDM",
+    "PNDM",
     "SEEDS",
     "SOLVERS",
     "SRA1",
@@ -59,14 +66,18 @@ __all__ = [
     "Consistency",
     "Controller",
     "Cosine",
+    "DPMFast",
     "DPMSolverPP",
     "DPMSolverPP3Compat",
     "Discrete",
     "Elbo",
+    "Equidistributed",
     "EulerMaruyama",
+    "ExponentialPair",
     "GaussianPreconditioned",
     "Grid",
     "Heun",
+    "Inversion",
     "Karras",
     "Laplace",
     "Law",
@@ -95,17 +106,20 @@ __all__ = [
     "Tableau",
     "UniPC",
     "Uniform",
+    "analytical_first_step",
     "annealed_langevin",
     "decode",
     "differentiable_log_prob",
     "elbo",
     "encode",
+    "equidistributed",
     "fisher_divergence",
     "fit",
     "gaussian_law",
     "get",
     "implicit_score_matching",
     "integrate",
+    "jump_loss",
     "log_prob",
     "marginal",
     "names",
@@ -115,6 +129,8 @@ __all__ = [
     "response",
     "reverse_sde",
     "sample",
+    "sample_ode_adaptively",
     "sample_sde_adaptively",
+    "start",
     "times",
 ]

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .dense import DensePath, Recorder
+from .embedded import Embedded, like
 from .grids import lookup
-from .pairs import PAIRS, Matrix, Pair
+from .pairs import PAIRS
 from .status import Status
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,7 +88,7 @@ def integrate(
     t0: float | Tensor,
     t1: float | Tensor,
     *,
-    method: str | Pair = "dopri5",
+    method: str | Embedded = "dopri5",
     rtol: float | Tensor = 1e-5,
     atol: float | Tensor = 1e-5,
     norm: Norm = rms,
@@ -103,8 +104,9 @@ def integrate(
 
     f(t, x, rows): t float64 [n], x [n, *event] of x0's dtype, rows int64 [n] the samples' places
     in x0, for those still under way (n shrinks); returns dx/dt like x. x0: [B, *event] float32 or
-    float64; t0, t1: floats or float64 [B]. method: 'bosh3', 'dopri5', 'tsit5', 'dopri8' or a
-    `Pair`. rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
+    float64; t0, t1: floats or float64 [B]. method: 'bosh3', 'dopri5', 'tsit5', 'dopri8', a
+    `Pair`, or an `ExponentialPair`, for which f returns not dx/dt but what that class says.
+    rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
     [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
     min_step: default 1e-13 of the span. max_step: longest step.
     save_at: times [J] or [B, J] at which to keep x. dense: keep every step's
@@ -113,7 +115,7 @@ def integrate(
     A sample that fails stops with a `Status` of its own and leaves the others alone. Gradients are
     not tracked. Raises ValueError for arguments that do not fit, before f is called.
     """
-    pair = method if isinstance(method, Pair) else lookup("method", method, PAIRS)
+    pair = method if isinstance(method, Embedded) else lookup("method", method, PAIRS)
     if x0.dtype not in (torch.float32, torch.float64) or x0.ndim < 2:
         raise ValueError(
             f"x0 must be [B, ...], float32 or float64; got {x0.dtype} {tuple(x0.shape)}"
@@ -122,7 +124,7 @@ def integrate(
         raise ValueError(f"max_steps must be >= 1; got {max_steps}")
     with torch.no_grad():
         run = _Run(f, x0, t0, t1, pair, rtol, atol, norm, controller or Controller())
-        run.recorder = Recorder(pair, x0) if dense or save_at is not None else None
+        run.recorder = Recorder(x0) if dense or save_at is not None else None
         run.max_step = abs(max_step)
         run.start(first_step)
         while len(run.rows):
@@ -142,7 +144,7 @@ class _Run:
     max_step = math.inf
 
     def __init__(
-        self, f: Field, x0: Tensor, t0: float | Tensor, t1: float | Tensor, pair: Pair,
+        self, f: Field, x0: Tensor, t0: float | Tensor, t1: float | Tensor, pair: Embedded,
         rtol: float | Tensor, atol: float | Tensor, norm: Norm, controller: Controller,
     ) -> None:  # fmt: skip
         self.f, self.pair, self.norm, self.controller = f, pair, norm, controller
@@ -191,11 +193,12 @@ class _Run:
         """The first step (Hairer, Norsett & Wanner 1993, II.4), [n]."""
         scale = self.atol + self.rtol * self.x.abs()
         span, sign = self.span.abs(), self.span.sign()
-        d0, d1 = self.norm(self.x / scale), self.norm(self.k / scale)
+        slope = self.pair.slope(self.t, self.x, self.k)
+        d0, d1 = self.norm(self.x / scale), self.norm(slope / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6 * span, 0.01 * d0 / d1).minimum(span)
-        probe = self.evaluate(self.t + sign * h0, self.x + _like(sign * h0, self.x) * self.k)
-        d2 = self.norm((probe - self.k) / scale) / h0
+        t, x = self.t + sign * h0, self.x + like(sign * h0, self.x) * slope
+        d2 = self.norm((self.pair.slope(t, x, self.evaluate(t, x)) - slope) / scale) / h0
         d2 = torch.where(torch.isfinite(d2), d2, 1e3 / h0)
         most = torch.maximum(d1, d2)
         h1 = torch.exp((torch.log(0.01 / most.clamp(min=1e-300))) / self.pair.order)
@@ -217,11 +220,12 @@ class _Run:
         e = torch.where(fine, e, torch.inf).clamp(1e-10, 1e300)
         factor = self.controller.factor(e, self.e_1, self.e_2, self.pair.order, accept)
         if self.recorder is not None:
-            self.recorder.add(accept, self.rows, self.t, h, self.x, stages)
+            piece = self.pair.piece(self.t, self.x, x, h, stages)
+            self.recorder.add(accept, self.rows, self.t, h, piece)
         self.accepted[self.rows] += accept
         self.rejected[self.rows] += ~accept
         self.t = torch.where(accept, goal, self.t)
-        wide = _like(accept, self.x)
+        wide = like(accept, self.x)
         self.x, self.k = torch.where(wide, x, self.x), torch.where(wide, stages[-1], self.k)
         self.e_2 = torch.where(accept, self.e_1, self.e_2)
         self.e_1 = torch.where(accept, e, self.e_1)
@@ -229,15 +233,13 @@ class _Run:
         self.judge(accept & last, accept, fine, network_fine, max_steps, min_step)
 
     def advance(self, h: Tensor, goal: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """x' = x + h sum b k, the stages, and the error estimate; sums run stage by stage."""
-        a, c, wide = self.pair.a, self.pair.c, _like(h, self.x).to(self.x.dtype)
+        """x' at the step's end, the stages, and the error estimate."""
         stages = [self.k]
-        x = self.x
-        for i in range(1, self.pair.stages):
-            x = self.x + wide * _combine(a[i], stages)
-            t = goal if c[i] > 1 - 1e-12 else self.t + h * float(c[i])
+        for i, share in enumerate(self.pair.c.tolist()[1:], 1):
+            x = self.pair.state(i, self.t, self.x, h, stages)
+            t = goal if share > 1 - 1e-12 else self.t + h * share
             stages.append(self.evaluate(t, x))
-        return x, stages, wide * _combine(self.pair.error, stages)
+        return x, stages, self.pair.defect(self.t, h, stages)
 
     def judge(
         self, arrived: Tensor, accept: Tensor, fine: Tensor, network_fine: Tensor,
@@ -266,21 +268,6 @@ class _Run:
         for name in ("rows", "t", "t1", "span", "h", "x", "k", "e_1", "e_2"):
             if hasattr(self, name):
                 setattr(self, name, getattr(self, name)[mask].contiguous())
-
-
-def _combine(weights: Matrix, stages: list[Tensor]) -> Tensor:
-    """sum_i w_i k_i over the nonzero weights of the stages there are."""
-    total = torch.zeros_like(stages[0])
-    for w, k in zip(weights.tolist(), stages, strict=False):
-        if w != 0:
-            total.add_(k, alpha=w)
-    return total
-
-
-def _like(v: Tensor, x: Tensor) -> Tensor:
-    """[n] -> [n, 1, ...] against x, in x's dtype unless a mask."""
-    v = v if v.dtype == torch.bool else v.to(x.dtype)
-    return v.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -5,34 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pairs import Pair
-
 
 class Recorder:
     """Collects the accepted steps of a run (see `adaptive_ode`)."""
 
-    def __init__(self, pair: Pair, x0: Tensor) -> None:
-        self.pair, self.x0 = pair, x0
+    def __init__(self, x0: Tensor) -> None:
+        self.x0 = x0
         self.rows: list[Tensor] = []
         self.start: list[Tensor] = []
         self.h: list[Tensor] = []
         self.pieces: list[Tensor] = []
 
-    def add(
-        self, accept: Tensor, rows: Tensor, t: Tensor, h: Tensor, x: Tensor, stages: list[Tensor]
-    ) -> None:
-        """Keep x(t + theta h) = x + h sum_p theta^p sum_i k_i dense[i, p] of the accepted steps."""
-        wide = h.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-        columns = [x]
-        for powers in self.pair.dense.T:
-            total = torch.zeros_like(x)
-            for weight, k in zip(powers, stages, strict=True):
-                total.add_(k, alpha=float(weight))
-            columns.append(wide * total)
+    def add(self, accept: Tensor, rows: Tensor, t: Tensor, h: Tensor, piece: list[Tensor]) -> None:
+        """Keep x(t + theta h) = sum_p theta^p piece[p] of the accepted steps."""
         self.rows.append(rows[accept])
         self.start.append(t[accept])
         self.h.append(h[accept])
-        self.pieces.append(torch.stack(columns, 1)[accept])
+        self.pieces.append(torch.stack(piece, 1)[accept])
 
     def path(self) -> DensePath:
         batch, x0 = len(self.x0), self.x0

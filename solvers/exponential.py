@@ -42,7 +42,7 @@ class DDIM(Solver):
         alpha, sigma, h = path.alpha[1:], path.sigma[1:], path.h
         log_kept = 0.5 * torch.log1p(self.eta**2 * torch.expm1(-2 * h))
         kept = torch.exp(log_kept)  # share of sigma_t that still comes from eps
-        noise = self.eta * sigma * torch.sqrt(-torch.expm1(-2 * h))
+        noise = self.eta * sigma * torch.sqrt(-torch.expm1(-2 * h).clamp(max=0.0))
         return from_rows(
             f"ddim(eta={self.eta:g})" if self.eta else "ddim",
             path.t,

@@ -54,7 +54,7 @@ class Heun(Solver):
         n = len(path.t) - 1
         ratio = torch.exp(-path.lam[:-1])
         on = (ratio >= self.s_min) & (ratio <= self.s_max) & torch.isfinite(ratio)
-        gamma = torch.where(on, min(self.churn / n, math.sqrt(2) - 1), 0.0)
+        gamma = min(self.churn / n, math.sqrt(2) - 1) * on.double()
         hot = self._churned(path, gamma)  # the nodes at which the steps start
         one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
         bring = torch.where(gamma > 0, hot.alpha / path.alpha[:-1], one)

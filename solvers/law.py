@@ -48,30 +48,35 @@ def gaussian_law(
 def response(
     tableau: Tableau, process: Process, mean: float | Tensor, var: float | Tensor
 ) -> Tensor:
-    """x_N as a row of coefficients on (1, x_init, z_0, z of each draw in order), [d, 3 + draws]."""
+    """x_N as coefficients on (1, x_init, z_0, z of each draw > 0 in order), [d, 3 + draws].
+
+    Found backwards: `pull` [N + 1, d] is dx_N/dx_i, so the cost grows as the rows.
+    """
     m, c = _pair(mean, var)
     alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)
     gain = alpha[:, None] * c / (alpha.square()[:, None] * c + sigma.square()[:, None])
-    offset = m - gain * alpha[:, None] * m
-    sources, index = torch.unique(tableau.draws, return_inverse=True)
-    x = m.new_zeros(len(m), 3 + len(sources))
-    x[:, 1], x[:, 2] = tableau.entry
-    states: list[Tensor] = [x]
-    datas: list[Tensor] = []
-    for i in range(tableau.nfe):
-        d = gain[i][:, None] * states[0]
-        d[:, 0] += offset[i]
-        datas.insert(0, d)
-        x = torch.zeros_like(d)
-        for coefficients, terms in ((tableau.state[i], states), (tableau.data[i], datas)):
-            for weight, term in zip(coefficients.tolist(), terms, strict=False):
-                if weight:
-                    x = x + weight * term
-        for j in range(tableau.noise.shape[1]):
-            x[:, 3 + int(index[i, j])] += tableau.noise[i, j]
-        states.insert(0, x)
-        del states[tableau.state.shape[1] :], datas[tableau.data.shape[1] :]
-    return states[0]
+    offset = m - gain * alpha[:, None] * m  # D_i = gain x_i + offset
+    n, states, datas = tableau.nfe, tableau.state.shape[1], tableau.data.shape[1]
+    width = max(states, datas)
+    weight = m.new_zeros(n, width, len(m))
+    weight[:, :states] += tableau.state[..., None]
+    back = (torch.arange(n)[:, None] - torch.arange(datas)).clamp(min=0)
+    weight[:, :datas] += tableau.data[..., None] * gain[back]
+    pull = m.new_zeros(n + 1 + width, len(m))  # x_i in row width + i: room for lags before x_0
+    pull[-1] = 1.0
+    for i in reversed(range(n)):
+        pull[i + 1 : i + 1 + width] += pull[width + i + 1] * weight[i].flip(0)
+    pull = pull[width:]
+
+    sources = torch.unique(tableau.draws[tableau.draws > 0])
+    place = torch.searchsorted(sources, tableau.draws.contiguous())
+    column = torch.where(tableau.draws > 0, 3 + place, 2)
+    x = m.new_zeros(3 + len(sources), len(m))
+    x[0] = (pull[1:] * (tableau.data[..., None] * offset[back]).sum(1)).sum(0)
+    x[1], x[2] = pull[0] * tableau.entry[0], pull[0] * tableau.entry[1]
+    for k in range(tableau.noise.shape[1]):
+        x.index_add_(0, column[:, k], pull[1:] * tableau.noise[:, k, None])
+    return x.T
 
 
 def _pair(mean: float | Tensor, var: float | Tensor) -> tuple[Tensor, Tensor]:

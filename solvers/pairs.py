@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+
+from .embedded import Embedded, Matrix, like
 
 Tree = tuple["Tree", ...]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class Pair(Embedded):
     """An embedded pair: a (strictly lower triangular rows), b and the embedded b^, float64.
 
     order, embedded_order: of b and b^. dense_order: of the interpolant; dense_degree: its degree.
@@ -75,6 +77,29 @@ class Pair:
     def dense(self) -> Matrix:
         """[stages, degree]: b_i(theta) = sum_p dense[i, p - 1] theta^p."""
         return _interpolant(self)
+
+    def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        return x + like(h, x) * _combine(self.a[i], stages)
+
+    def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        return like(h, stages[0]) * _combine(self.error, stages)
+
+    def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        return k
+
+    def piece(
+        self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
+    ) -> list[Tensor]:
+        return [x, *(like(h, x) * _combine(column, stages) for column in self.dense.T)]
+
+
+def _combine(weights: Matrix, stages: list[Tensor]) -> Tensor:
+    """sum_i w_i k_i over the nonzero weights of the stages there are."""
+    total = torch.zeros_like(stages[0])
+    for w, k in zip(weights.tolist(), stages, strict=False):
+        if w != 0:
+            total.add_(k, alpha=w)
+    return total
 
 
 @lru_cache(None)

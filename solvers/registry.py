@@ -6,6 +6,7 @@ from . import (
     adams,
     exponential,
     heun,
+    pndm,
     restart,
     runge_kutta,
     sa_solver,
@@ -26,6 +27,7 @@ SOLVERS: dict[str, Solver] = {
     **singlestep.SOLVERS,
     **sa_solver.SOLVERS,
     **restart.SOLVERS,
+    **pndm.SOLVERS,
 }
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from .base import Path, Solver
 from .heun import Heun
 from .runge_kutta import check_share
 from .tableau import Tableau, from_rows
+from .transforms import chain
 
 
 @dataclass(frozen=True)
@@ -85,43 +84,6 @@ class Restart(Solver):
         return scale, math.sqrt(
             float(path.sigma[high]) ** 2 - (scale * float(path.sigma[low])) ** 2
         )
-
-
-def chain(tables: Sequence[Tableau], lifts: Sequence[tuple[float, float]]) -> Tableau:
-    """Tables one after the other; between two, x -> scale x + noise z with a fresh normal.
-
-    History does not cross from one to the next. Only the first may have an entry of its own.
-    """
-
-    def padded(parts: list[Tensor]) -> Tensor:
-        width = max(p.shape[1] for p in parts)
-        return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1])) for p in parts])
-
-    states, datas, noises, draws, used = [], [], [], [], 0
-    for table, (scale, noise) in zip(tables, [*lifts, (1.0, 0.0)], strict=False):
-        last = torch.ones(table.nfe, 1, dtype=torch.float64)
-        last[-1] = scale
-        lift = torch.zeros(table.nfe, 1, dtype=torch.float64)
-        lift[-1] = noise
-        states.append(table.state * last)
-        datas.append(table.data * last)
-        noises.append(torch.cat([table.noise * last, lift], 1))
-        own = int(table.draws.max()) if table.draws.numel() else 0
-        draws.append(torch.nn.functional.pad(table.draws, (0, 1), value=own + 1) + used)
-        used += own + 1
-    width = max(d.shape[1] for d in draws)
-    # the lift is each part's last column: align columns by padding in front of it
-    noises = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in noises]
-    draws = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in draws]
-    joined = replace(
-        tables[0],
-        times=torch.cat([t.times for t in tables]),
-        state=padded(states),
-        data=padded(datas),
-        noise=torch.cat(noises),
-        draws=torch.cat(draws),
-    )
-    return joined.trimmed()
 
 
 @dataclass(frozen=True)

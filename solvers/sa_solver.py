@@ -59,9 +59,7 @@ class SASolver(Solver):
 
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
-        ratio = torch.exp(-inner.lam[:-1])
-        inside = (ratio >= self.window[0]) & (ratio <= self.window[1])
-        decay = constant_noise(torch.where(inside, self.tau, 0.0))
+        decay = constant_noise(self.noise_of(inner))
         predict = weights(inner, self.predictor, decay=decay)
         correct = None
         if self.corrector:
@@ -70,6 +68,12 @@ class SASolver(Solver):
             "sa-solver", path, "data", predict, correct,
             order=self.order, weak_order=self.weak_order,
         )  # fmt: skip
+
+    def noise_of(self, path: Path) -> Tensor:
+        """tau of every step, [n]."""
+        ratio = torch.exp(-path.lam[:-1])
+        inside = (ratio >= self.window[0]) & (ratio <= self.window[1])
+        return self.tau * inside.double()
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,8 @@ class Sampler:
         check_ids(ids)
         seed = as_seed(seed, self.device)
         check_batch("seed", seed, shape[0])
+        if x_init is None and self.tableau.grid[0] < self.tableau.grid[-1]:
+            raise ValueError(f"{self.tableau.name} starts from data: give them as x_init")
         if x_init is None:
             z = normal(shape, seed, ids, purpose="initial", device=self.device)
             x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))

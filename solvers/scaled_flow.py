@@ -58,7 +58,7 @@ class ScaledFlow:
     def norm(self, lam: float | Tensor) -> Tensor:
         """n(lambda), float64."""
         ratio = torch.exp(-torch.as_tensor(lam, dtype=torch.float64))
-        return torch.hypot(ratio, torch.full_like(ratio, self.scale))
+        return torch.sqrt(ratio.square() + self.scale**2)  # hypot rounds otherwise in other batches
 
     def time(self, lam: Tensor) -> Tensor:
         process = self.model.process

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .base import Path, Solver
+from .exponential import DDIM
+from .multistep import body
 from .runge_kutta import check_share
 from .stages import Column, Legs, Node, Stage, legs, single_step
 from .tableau import Tableau
+from .transforms import chain
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,47 @@ class SingleStep(Solver):
         datas: list[Column] = [-c * nodes[k].alpha for k, c in enumerate(states)]
         states[0] = states[0] + carry
         return states, datas
+
+
+@dataclass(frozen=True)
+class DPMFast(Solver):
+    """DPM-Solver-fast (Lu et al. 2022; k-diffusion's `sample_dpm_fast`): steps of third order
+    and at the end steps of the orders `last`, all in the form 'noise'. (2, 1) makes a number of
+    calls that 3 divides; (1,) and (2,) those with a remainder. k-diffusion's grid is `log_snr`.
+
+    Order: one above the least in `last`, 3 at most, as an error of O(h^(k+1)) is made but once.
+    Raises ValueError for orders in `last` outside 1..3.
+    """
+
+    last: tuple[int, ...] = (2, 1)
+
+    def __post_init__(self) -> None:
+        if not all(k in (1, 2, 3) for k in self.last):
+            raise ValueError(f"last must hold orders 1, 2 or 3; got {self.last}")
+
+    @property
+    def order(self) -> float:
+        return float(min([3, *(k + 1 for k in self.last)]))
+
+    @property
+    def weak_order(self) -> float:
+        return self.order
+
+    def rows(self, path: Path) -> Tableau:
+        n = len(body(path).t) - 1
+        tail = self.last[-n:] if n else ()
+        cuts = [*range(n - len(tail), n), len(path.t) - 1]  # a denoising jump goes with the last
+        legs = [
+            (DDIM() if k == 1 else SingleStep(k, "noise")).rows(
+                Path.of(path.process, path.t[a : b + 1])
+            )
+            for k, a, b in zip((3, *tail), [0, *cuts], cuts, strict=False)
+            if b > a
+        ]
+        joined = chain(legs, [(1.0, 0.0)] * (len(legs) - 1))
+        return replace(
+            joined, grid=path.t, name="dpm-fast", order=self.order, weak_order=self.weak_order
+        )
 
 
 @dataclass(frozen=True)
@@ -189,6 +233,7 @@ class DPMPPSDE(Solver):
 SOLVERS: dict[str, Solver] = {
     "dpm-solver-2": SingleStep(2, "noise"),
     "dpm-solver-3": SingleStep(3, "noise"),
+    "dpm-fast": DPMFast(),
     "dpmpp-2s": SingleStep(2),
     "dpmpp-3s": SingleStep(3),
     "dpmpp-2s-ancestral": SingleStep(2, eta=1.0),

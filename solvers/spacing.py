@@ -56,7 +56,7 @@ class Quadratic(Grid):
         return (a + _unit(n) * (b - a)).square()
 
 
-class _RatioGrid(Grid):
+class RatioGrid(Grid):
     """Laid in the noise-to-signal ratio sigma/alpha."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class _RatioGrid(Grid):
 
 
 @dataclass(frozen=True)
-class LogSNR(_RatioGrid):
+class LogSNR(RatioGrid):
     """Equal steps of lambda = log alpha/sigma (Lu et al. 2022); k-diffusion's 'exponential'."""
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
@@ -80,7 +80,7 @@ class LogSNR(_RatioGrid):
 
 
 @dataclass(frozen=True)
-class Karras(_RatioGrid):
+class Karras(RatioGrid):
     """Equal steps of (sigma/alpha)^(1/rho) (Karras et al. 2022, 5)."""
 
     rho: float = 7.0
@@ -95,7 +95,7 @@ class Karras(_RatioGrid):
 
 
 @dataclass(frozen=True)
-class Cosine(_RatioGrid):
+class Cosine(RatioGrid):
     """Equal steps of the angle arctan(sigma/alpha) (Nichol & Dhariwal 2021, for any process)."""
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
@@ -104,7 +104,7 @@ class Cosine(_RatioGrid):
 
 
 @dataclass(frozen=True)
-class Laplace(_RatioGrid):
+class Laplace(RatioGrid):
     """Equal steps of the distribution function of lambda ~ Laplace(mu, b), cut to the range at
     hand (Hang et al. 2024): nodes crowd around lambda = mu. The defaults are fitted to nothing but
     the two exact targets of the benchmark, where they suit `vab-4` and `ipndm-3`."""

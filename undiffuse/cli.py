@@ -99,7 +99,8 @@ def _sample(commands: Any) -> None:
     p.add_argument("--solver", default="dpmpp-2m",
                    help="see `undiffuse solvers`; or a tableau in JSON, as `undiffuse tune` writes")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
-    p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...")
+    p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...; or "
+                   "equidistributed: measured on the network by 64 calls for 32 samples")  # fmt: skip
     p.add_argument("--final", default="denoise", choices=["denoise", "zero", "t_min"],
                    help="how the last step ends")  # fmt: skip
     p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
@@ -111,7 +112,7 @@ def _run_sample(args: argparse.Namespace) -> None:
 
     from .bench.figures import is_picture, sample_grid
     from .models.checkpoint import atomically
-    from .solvers import Tableau, sample
+    from .solvers import Tableau, equidistributed, sample
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
@@ -119,13 +120,16 @@ def _run_sample(args: argparse.Namespace) -> None:
     solver: Any = args.solver
     if solver.endswith(".json"):
         solver = Tableau.from_json(Path(solver).read_text(encoding="utf-8"))
+    grid: Any = args.grid
+    if grid == "equidistributed":
+        grid = equidistributed(loaded.denoiser, (32, *loaded.event_shape), seed=args.seed)
     parts = []
     for first in range(0, args.n, args.batch):
         ids = torch.arange(first, min(first + args.batch, args.n))
         shape = (len(ids), *loaded.event_shape)
         parts.append(
             sample(
-                loaded.denoiser, shape, solver, args.steps, args.grid, seed=args.seed,
+                loaded.denoiser, shape, solver, args.steps, grid, seed=args.seed,
                 sample_ids=ids, final=args.final, device=args.device, progress=True,
             ).cpu()
         )  # fmt: skip
@@ -168,17 +172,19 @@ def _run_likelihood(args: argparse.Namespace) -> None:
 
 def _bench(commands: Any) -> None:
     p = _command(commands, "bench", _run_bench,
-                 "NFE against quality, likelihood and kernels, with the peers in the same run.")  # fmt: skip
+                 "NFE against quality, orders, likelihood and kernels, peers in the same run.")  # fmt: skip
     p.add_argument("what", nargs="?", default="nfe",
-                   choices=["nfe", "kernels", "likelihood", "models", "compare"],
-                   help="NFE against quality; kernels; likelihood against exact values; models: "
-                   "losses, guidance and their pictures; "
+                   choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare"],
+                   help="NFE against quality; orders: declared and measured; adaptive: steps chosen "
+                   "by each sample or by the batch; kernels; likelihood against exact values; "
+                   "models: losses, guidance and their pictures; "
                    "or what changed between two results")  # fmt: skip
     p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
     p.add_argument("--checkpoint", default=None, help=MODEL)
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
-    p.add_argument("--grid", type=_names, default=None, metavar="A,B", help="default: a choice")
+    p.add_argument("--grid", type=_names, default=None, metavar="A,B",
+                   help="names, or equidistributed: measured by a pilot run; default: a choice")  # fmt: skip
     p.add_argument("--peers", type=_names, default=None, metavar="A,B", help="'' for none")
     p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
     p.add_argument("--metrics", type=_names, default=None, metavar="A,B", help="default: a choice")
@@ -195,6 +201,14 @@ def _run_bench(args: argparse.Namespace) -> None:
         from .bench.compare import run as run_compare
 
         run_compare(*args.runs)
+    elif args.what == "orders":
+        from .bench.orders import run as run_orders
+
+        run_orders(args.out, solvers=args.solvers)
+    elif args.what == "adaptive":
+        from .bench.adaptive import run as run_adaptive
+
+        run_adaptive(args.out, batch=args.batch, seed=args.seed, quick=args.quick)
     elif args.what == "likelihood":
         from .bench.exact_likelihood import run as run_likelihood
 
@@ -314,9 +328,9 @@ def _run_solvers(args: argparse.Namespace) -> None:
     print(f"{'name':24} {'order':>5} {'weak':>5} {'calls for 10 steps':>19}  what it is")
     for name in names():
         solver = get(name)
-        calls = solver.tableau(process, times("log_snr", process, 10)).nfe
-        law = f"{solver.weak_order:g}" if solver.stochastic else "-"
-        print(f"{name:24} {solver.order:5g} {law:>5} {calls:19d}  {solver}")
+        table = solver.tableau(process, times("log_snr", process, 10))
+        law = f"{table.weak_order:g}" if table.stochastic else "-"
+        print(f"{name:24} {table.order:5g} {law:>5} {table.nfe:19d}  {solver}")
 
 
 if __name__ == "__main__":

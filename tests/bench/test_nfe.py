@@ -62,6 +62,25 @@ def test_a_run_writes_its_files_and_returns_the_summary(tmp_path, capsys):
     assert "ring2: error to the reference trajectory" in printed and "dpmpp-2m" in printed
 
 
+def test_a_measured_grid_is_laid_once_a_problem_and_beats_the_fixed_ones(tmp_path, monkeypatch):
+    """Its pilot's calls are not the rows': a row that made more than it declares would fail."""
+    laid, real = [], plans.equidistributed
+
+    def spy(*args, **options):
+        laid.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(plans, "equidistributed", spy)
+    found = run(
+        tmp_path, solvers=["ipndm-3"], grid=["log_snr", "equidistributed"], nfe=[10, 15], batch=64
+    )
+    assert found["failed"] == 0 and len(laid) == 1
+    records = store.Store(tmp_path).records.values()
+    errors = {(r["grid"], r["nfe"]): r["error_median"] for r in records}
+    for n in (10, 15):
+        assert errors["equidistributed", n] < 0.6 * errors["log_snr", n]
+
+
 def test_a_second_run_repeats_no_cell_and_a_wider_one_only_what_is_new(tmp_path, monkeypatch):
     run(tmp_path)
     before = (tmp_path / "results.jsonl").read_text()
@@ -321,9 +340,7 @@ def test_the_shipped_network_is_measured_with_bits_and_pictures(tmp_path):
         tmp_path, targets=[], peers=[], solvers=["ddim", "dpmpp-2m"], nfe=[5, 10], grid="log_snr",
         batch=8, quick=True, progress=False,
     )  # fmt: skip
-    errors = {
-        (r["solver"], r["nfe"]): r["error"] for r in store.Store(tmp_path).records.values()
-    }
+    errors = {(r["solver"], r["nfe"]): r["error"] for r in store.Store(tmp_path).records.values()}
     assert errors["dpmpp-2m", 10] < errors["dpmpp-2m", 5] < errors["ddim", 5] < 1.0
     held = summary["likelihood"]
     assert held["count"] == 8 and held["offset"] == 3.0

@@ -38,6 +38,7 @@ def test_solvers_are_listed_with_what_they_declare(capsys):
     assert set(listed) == set(ud.solvers.names())
     assert listed["heun"][1] == "2" and listed["heun"][3] == "19"  # order, calls for ten steps
     assert listed["ddpm"][1:3] == ["1", "1"] and listed["ddim"][2] == "-"
+    assert listed["dpmpp-2m-sde"][1:3] == ["1", "2"]  # strong and weak, not the 2 of its name
 
 
 def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
@@ -53,6 +54,19 @@ def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_grid_can_be_measured_on_the_network(tmp_path):
+    options = ["sample", "--n", "8", "--steps", "6", "--solver", "ipndm-3"]
+    grids = ("equidistributed", "karras")
+    for grid in grids:
+        assert main([*options, "--grid", grid, "--out", str(tmp_path / grid)]) == 0
+    assert main([*options[:3], "--steps", "60", "--grid", "log_snr", "--solver", "ipndm-3",
+                 "--out", str(tmp_path / "fine")]) == 0  # fmt: skip
+    names = (*grids, "fine")
+    x = {g: torch.load(tmp_path / g / "samples.pt", weights_only=True) for g in names}
+    errors = {g: float((x[g] - x["fine"]).square().mean().sqrt()) for g in grids}
+    assert errors["equidistributed"] < 0.7 * errors["karras"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -66,6 +80,9 @@ def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
         (["likelihood", "nowhere.safetensors"], "no checkpoint"),
         (["bench", "--solvers", "dpmp-2m"], "dpmpp-2m"),
         (["bench", "compare", "one"], "compare takes two results"),
+        (["bench", "orders", "--solvers", "dim"], "did you mean 'ddim'"),
+        (["bench", "adaptive", "--batch", "1"], "batch must be at least 2 samples"),
+        (["bench", "--grid", "equidistribute"], "unknown grid 'equidistribute'"),
         (["tune", "--nfe", "1"], "--nfe >= 2"),
         (["sample", "--solver", "nowhere.json"], "nowhere.json"),
     ],
@@ -76,6 +93,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, words, tmp_path, mo
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error and len(error.splitlines()) == 1
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_orders_are_measured_and_kept(tmp_path, capsys):
+    assert main(["bench", "orders", "--solvers", "ddim,heun", "--out", str(tmp_path)]) == 0
+    assert "2 solvers, 0 further than 0.15" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {"orders.json", "orders.md"}
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path, capsys):

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian
@@ -13,6 +15,7 @@ from undiffuse.solvers import (
     Heun,
     Law,
     SASolver,
+    Tableau,
     gaussian_law,
     marginal,
     response,
@@ -49,6 +52,40 @@ def test_response_is_the_table_applied_to_units():
         kicked = {**normals, d: torch.ones(3).double()}
         effect = evaluate(table, denoise, torch.zeros(3).double(), kicked) - base
         assert torch.allclose(found[:, 3 + k], effect, atol=1e-13)
+
+
+@given(
+    n=st.integers(1, 6), states=st.integers(1, 4), datas=st.integers(1, 4),
+    normals=st.integers(0, 3), seed=st.integers(0, 10**6),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_response_of_any_table_is_its_evaluation(n, states, datas, normals, seed):
+    """Random coefficients, histories, shared normals (the entry's among them): every column by
+    running the table's equation on a unit."""
+    g = torch.Generator().manual_seed(seed)
+    process = ud.VP()
+
+    def random(columns):
+        matrix = torch.randn(n, columns, generator=g, dtype=torch.float64)
+        return matrix * (torch.arange(n)[:, None] >= torch.arange(columns))
+
+    draws = torch.randint(0, 4, (n, normals), generator=g)
+    t = torch.linspace(0.9, 0.2, n + 1, dtype=torch.float64)
+    table = Tableau(
+        t[:-1], random(states), random(datas), torch.randn(n, normals, generator=g).double(),
+        draws, t, tuple(torch.randn(2, generator=g).tolist()),
+    )  # fmt: skip
+    found, denoise = response(table, process, MEAN, VAR), gaussian_denoiser(process)
+    names = sorted(set(draws.flatten().tolist()) - {0})
+    assert found.shape == (3, 3 + len(names))
+    still = {d: torch.zeros(3).double() for d in (0, *names)}
+    base = evaluate(table, denoise, torch.zeros(3).double(), still)
+    columns = [base, evaluate(table, denoise, torch.ones(3).double(), still) - base]
+    for d in (0, *names):
+        kicked = {**still, d: torch.ones(3).double()}
+        columns.append(evaluate(table, denoise, torch.zeros(3).double(), kicked) - base)
+    scale = 1 + float(torch.stack(columns).abs().max())
+    assert torch.allclose(found, torch.stack(columns, 1), rtol=0, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("process", [ud.VP(), ud.VE(), ud.Flow(), ud.SubVP()], ids=repr)

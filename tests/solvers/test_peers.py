@@ -1,5 +1,6 @@
 """Equality with diffusers on the same grid and the same noise, where the peer is right."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from undiffuse.solvers import (
     DDIM,
     DPM2,
     Adams,
+    DPMFast,
     DPMSolverPP,
     DPMSolverPP3Compat,
     Heun,
@@ -152,3 +154,55 @@ def test_published_third_order_multistep_is_not_ours(monkeypatch):
     compat, right = (run_ours(s, 12, x, []) for s in (DPMSolverPP3Compat(), DPMSolverPP(3)))
     assert float((theirs.double() - compat).abs().max()) < 1e-3
     assert float((right - compat).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["pndm", "plms"])
+def test_pndm_is_diffusers_up_to_the_last_step(name):
+    """Their last step extrapolates its history to sigma = 0, or stays where it is."""
+    steps = 10  # an even number of indices a step, or their middle is half an index off
+    scheduler = diffusers.PNDMScheduler(
+        skip_prk_steps=name == "plms", timestep_spacing="trailing", beta_start=1e-4, beta_end=0.02
+    )
+    scheduler.alphas_cumprod = torch.cumprod(1 - BETAS, 0)  # theirs is float32
+    scheduler.set_timesteps(steps)
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    ours = run_ours(ud.solvers.get(name), steps, x, [], before_last=True)
+    y = x
+    for index in scheduler.timesteps[:-1]:
+        y = scheduler.step(noise_network(y, index), index, y).prev_sample
+    assert float((y - ours).abs().max()) < 1e-6
+    other = run_ours(ud.solvers.get("ipndm-4"), steps, x, [], before_last=True)
+    assert float((other - ours).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(("nfe", "last"), [(9, (2, 1)), (10, (1,)), (11, (2,))])
+def test_dpm_fast_is_the_published_algorithm(nfe, last):
+    """Lu et al. 2022, DDIM and algorithms 1 and 2, written out in x/alpha and sigma/alpha."""
+    ratio0, ratio1, m = 20.0, 0.05, nfe // 3 + 1
+    lam = torch.linspace(-math.log(ratio0), -math.log(ratio1), m + 1, dtype=torch.float64)
+    y = 20 * torch.randn(8, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    process = ud.EDM(0.002, 80.0)
+    start, calls = y, []
+
+    def eps(y, v):
+        calls.append(v)
+        return (y - TARGET.data_prediction(y, math.exp(-v), process)) * math.exp(v)
+
+    for k, a, b in zip(
+        [3] * (m - len(last)) + [*last], lam[:-1].tolist(), lam[1:].tolist(), strict=True
+    ):
+        h, e = b - a, eps(y, a)
+        if k == 1:
+            y = y - math.exp(-b) * math.expm1(h) * e
+        elif k == 2:
+            mid = y - math.exp(-a - h / 2) * math.expm1(h / 2) * e
+            y = y - math.exp(-b) * math.expm1(h) * eps(mid, a + h / 2)
+        else:
+            one = eps(y - math.exp(-a - h / 3) * math.expm1(h / 3) * e, a + h / 3) - e
+            g = 2 * h / 3
+            two = y - math.exp(-a - g) * (math.expm1(g) * e + 2 * (math.expm1(g) / g - 1) * one)
+            two = eps(two, a + g) - e
+            y = y - math.exp(-b) * (math.expm1(h) * e + 1.5 * (math.expm1(h) / h - 1) * two)
+    table = DPMFast(last).tableau(process, process.inverse_log_snr(lam))
+    assert table.nfe == nfe == len(calls)
+    assert torch.allclose(evaluate(table, TARGET.denoiser(process), start), y, rtol=0, atol=1e-10)
