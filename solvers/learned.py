@@ -95,6 +95,10 @@ class Learned:
             raise ValueError(f"not a learned table in JSON: {error}") from error
 
 
+class FitError(RuntimeError):
+    """A fit that does not beat its initialisation on the starts it never saw."""
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """learned: the table; before, after: held-out mean error of initialisation and result."""
@@ -158,7 +162,7 @@ def fit(
 ) -> Fit:
     """Fit nodes and weights so that starts x [B, ...] reach `ends`; the last share is held out.
 
-    Minimises the log of the mean per-sample RMS error by Adam, cosine rate. Raises RuntimeError
+    Minimises the log of the mean per-sample RMS error by Adam, cosine rate. Raises FitError
     if the result does not beat `init` on the starts it never saw, ValueError for too few.
     """
     count = len(x) - max(1, round(held_out * len(x)))
@@ -199,7 +203,7 @@ def fit(
         made = Learned(found.lam.detach(), found.theta.detach(), init.stats, init.t_start)
         after = float(error(made, unseen))
     if not after < 0.99 * before:  # a change within rounding is none
-        raise RuntimeError(
+        raise FitError(
             f"the fitted table has a held-out error of {after:.3g}, its initialisation {before:.3g}: "
             "give it more starts or iterations, or keep the initialisation"
         )

@@ -23,9 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
     args = _parser().parse_args(argv)
     from .models.trainer import TrainingError
+    from .solvers.learned import FitError
     from .solvers.status import SolverError
 
-    wrong = (ValueError, TypeError, FileNotFoundError, ImportError, SolverError, TrainingError)
+    wrong = (
+        ValueError, TypeError, FileNotFoundError, ImportError, SolverError, TrainingError, FitError,
+    )  # fmt: skip
     try:
         args.run(args)
     except wrong as error:

@@ -109,3 +109,13 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, capsys):
     assert main(["sample", str(broken), "--out", str(tmp_path / "out")]) == 2
     assert "no whole safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_tune_refuses_a_fit_that_does_not_beat_its_initialisation(tmp_path, capsys):
+    """One step of Adam gains nothing on the held-out starts: exit 2, the older file untouched."""
+    older = tmp_path / "learned-2.json"
+    older.write_text("older")
+    command = ["tune", "--nfe", "2", "--starts", "8", "--iterations", "1", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "its initialisation" in capsys.readouterr().err
+    assert older.read_text() == "older"
