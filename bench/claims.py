@@ -31,7 +31,8 @@ FLOOR = 1e-11
 
 @dataclass(frozen=True)
 class Claim:
-    """declared order, and what was measured (nan: never above rounding); ok: it holds."""
+    """declared order, and what was measured (nan: never above rounding; -inf: the law itself is not
+    finite); ok: it holds."""
 
     name: str
     declared: float
@@ -46,6 +47,8 @@ class Claim:
         """One line for a table."""
         if self.ok:
             return f"{self.name}: order {self.declared:g}, measured {self.measured:.2f}"
+        if math.isinf(self.measured):
+            return f"{self.name} declares order {self.declared:g} but its law is not finite"
         return (
             f"{self.name} declares order {self.declared:g} but converges at "
             f"{self.measured:.2f} on Gaussian data"
@@ -87,7 +90,9 @@ def check(name: str, process: Process, solver: Solver | None = None) -> Claim:
     declared = tableau.weak_order if stochastic else tableau.order
     usable = [(n, e) for n, e in errors.items() if e > FLOOR]
     measured = math.nan
-    if len(usable) > 1:
+    if not all(map(math.isfinite, errors.values())):
+        measured = -math.inf
+    elif len(usable) > 1:
         (n0, e0), (n1, e1) = usable[-2:]
         measured = math.log(e0 / e1) / math.log(n1 / n0)
     return Claim(name, float(declared or 0.0), measured, stochastic)

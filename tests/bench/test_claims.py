@@ -54,6 +54,14 @@ def test_a_broken_table_is_named_with_the_order_it_has(change, measured):
     assert "dpmpp-2m, broken declares order 2 but converges at" in claim.sentence()
 
 
+def test_a_law_that_overflows_is_named():
+    # NaN compares false with everything: it must not pass for an error below rounding
+    blown = lambda table: replace(table, state=table.state * 1e200)
+    claim = claims.check("blown", VP(), Tampered(blown))
+    assert not claim.ok
+    assert claim.sentence() == "blown declares order 2 but its law is not finite"
+
+
 def test_the_untampered_table_passes():
     claim = claims.check("x", VP(), Tampered(lambda table: table))
     assert claim.ok and claim.measured == pytest.approx(2.0, abs=0.15)
