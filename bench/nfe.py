@@ -16,9 +16,11 @@ plane) and, where plotly is installed, report.html, one self-contained page.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,15 @@ from .campaign import Spec
 from .cells import Cell
 from .peers import chosen as chosen_peers
 from .plans import Config, default_solvers, ours
-from .problems import Problem
+from .problems import SMALL_EVENT, Problem
 from .quality import Measure
 from .quality import chosen as chosen_measures
 from .store import Store, write_text
 
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
 BATCH, QUICK_BATCH = 256, 64
+LARGE_BATCH, QUICK_LARGE_BATCH = 16, 8
+"""Samples of a network whose events have more than SMALL_EVENT components."""
 GRIDS = ("log_snr", "karras", "laplace")
 SMALL = 2**16
 """Components of a batch up to which one thread is faster than two."""
@@ -59,7 +63,7 @@ def run(
     device: torch.device | str | None = None,
     final: str = "t_min",
     quick: bool = False,
-    likelihood: bool = True,
+    likelihood: bool | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -70,8 +74,9 @@ def run(
     kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a choice that fits two minutes). peers: by
     library or name; None is all that are installed, [] none. targets: exact ones by name, [] for
     none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws of
-    stochastic ones. batch: samples. device: of the trained network. final: how our grids end.
-    quick: fewer samples and costs. likelihood: bits/dim of held-out data. workers: processes; the
+    stochastic ones. batch: samples; None is 256, or 16 for a network of large events. device: of the
+    trained network. final: how our grids end. quick: fewer samples and costs. likelihood: bits/dim
+    of held-out data (minutes for a large network, hence by default only for a small one). workers: processes; the
     numbers are the same. progress: a bar on standard error.
 
     Raises ValueError for what does not fit, before any work.
@@ -80,12 +85,11 @@ def run(
     costs = _costs(nfe, quick)
     if workers < 1:
         raise ValueError(f"workers must be >= 1; got {workers}")
-    batch = batch if batch is not None else QUICK_BATCH if quick else BATCH
     grids = [grid] if isinstance(grid, str) else list(grid or GRIDS)
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
     named = None if solvers is None else ours(list(solvers), grids, final)
-    specs = _specs(checkpoint, data, targets, batch, seed, device)
+    specs = _specs(checkpoint, data, targets, batch, seed, device, quick)
     if workers > 1 and isinstance(checkpoint, Checkpoint):
         raise ValueError("workers need a checkpoint's file: save it and give its path")
     posed = [spec.build() for spec in specs]
@@ -104,6 +108,8 @@ def run(
         records = [store[c.key] for c in every]
         shown.say("summary")
         result = summary.summarise(posed, every, records, references, measures)
+        if likelihood is None:
+            likelihood = not posed[-1].large
         if likelihood and specs[-1].target is None:
             shown.say("bits/dim of held-out data")
             trained, held = specs[-1].trained(), specs[-1].held()
@@ -142,13 +148,18 @@ def _specs(
     batch: int,
     seed: int,
     device: torch.device | str | None,
+    quick: bool,
 ) -> list[Spec]:
     """The problems to pose: the targets, then the network."""
-    specs = [Spec(batch, seed, target=t) for t in (("digits64",) if targets is None else targets)]
+    small = batch if batch is not None else QUICK_BATCH if quick else BATCH
+    specs = [Spec(small, seed, target=t) for t in (("digits64",) if targets is None else targets)]
     if str(checkpoint) != "none":
         given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
         on = None if device is None else str(device)
-        specs.append(Spec(batch, seed, checkpoint=given, device=on, data=data))
+        spec = Spec(small, seed, checkpoint=given, device=on, data=data)
+        if batch is None and math.prod(spec.trained().event_shape) > SMALL_EVENT:
+            spec = replace(spec, batch=QUICK_LARGE_BATCH if quick else LARGE_BATCH)
+        specs.append(spec)
     if not specs:
         raise ValueError("nothing to measure: name a target or a checkpoint")
     return specs

@@ -10,6 +10,7 @@ All runs of a problem start from the same noise: w_b at the ratio r_max for samp
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable
@@ -26,6 +27,22 @@ from .targets import Target
 
 ZERO_RATIO = 1e-5
 """Stands for sigma = 0 in the reference of an exact target: x there is x(0) to 1e-8."""
+
+
+SMALL_EVENT = 256
+"""Components of an event up to which a network is run in float64 and on hundreds of samples."""
+
+
+class InItsOwnType:
+    """A network between float64 states that computes in the type of its parameters."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self.net = net
+        self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        out: Tensor = self.net(x.to(self.dtype), t.to(self.dtype), **cond)
+        return out.to(x.dtype)
 
 
 class Counter:
@@ -61,6 +78,11 @@ class Problem:
     @property
     def process(self) -> Process:
         return self.model.process
+
+    @property
+    def large(self) -> bool:
+        """Whether its events have more components than SMALL_EVENT."""
+        return self.start[0].numel() > SMALL_EVENT
 
     @property
     def r_max(self) -> float:
@@ -114,13 +136,15 @@ def network(
     """A problem with a trained network: starts are the prior N(0, sigma(t_max)^2), as users start.
 
     data [M, *event]: real data of the network's kind, for the unit of errors and for distances.
-    The network runs in float64, so that rounding does not hide the solvers' errors.
+    The states are float64; a network of events up to SMALL_EVENT components runs in float64 too, so
+    that rounding does not hide the solvers' errors, and a larger one in its own type, which is what
+    its users see and no slower than it need be.
     """
     _check(batch)
+    small = data[0].numel() <= SMALL_EVENT
     if isinstance(model.net, torch.nn.Module):
-        import copy
-
-        model = replace(model, net=copy.deepcopy(model.net).double())
+        net = copy.deepcopy(model.net).double() if small else InItsOwnType(model.net)
+        model = replace(model, net=net)
     shape = (batch, *data.shape[1:])
     z = normal(shape, seed, purpose="initial", dtype=torch.float64)
     alpha, sigma = (float(f(model.process.t_max)) for f in _scales(model.process))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .problems import ZERO_RATIO, Problem, data_prediction
 
-TOLERANCES = (1e-6, 1e-8, 1e-10, 1e-12)
+TOLERANCES = (1e-4, 1e-6, 1e-8, 1e-10, 1e-12)
 """Relative = absolute tolerance of the runs; a reference at level i compares i with i + 1."""
 
 

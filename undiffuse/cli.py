@@ -192,6 +192,8 @@ def _bench(commands: Any) -> None:
     p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
     p.add_argument("--metrics", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--batch", type=int, default=None, help="samples a cell")
+    p.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=None,
+                   help="bits/dim of held-out data; default: only of small events")  # fmt: skip
     p.add_argument("--workers", type=int, default=1, help="processes; changes no number")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
     _common(p, "out/bench")
