@@ -174,7 +174,7 @@ def run(
     problem = replace(problems.exact(target, count, seed), model=element_wise(target))
     out.mkdir(parents=True, exist_ok=True)
     tolerances = TOLERANCES[:2] if quick else TOLERANCES
-    exact = solve(problem, {problem.r_min}, level=2)
+    exact = solve(problem, {problem.r_min}, level=3)
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     with bar(progress) as shown, torch.no_grad():

@@ -31,6 +31,11 @@ FINER = 20
 """The reference's own error must be this many times below the smallest error shown."""
 
 
+LEVELS = {False: range(3, len(TOLERANCES) - 1), True: range(2)}
+"""Of the reference, by whether the problem is large: there the tightest is minutes of work, and the
+network's own rounding is not far below."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a problem is built from, in any process: an exact target by name, or a checkpoint, by
@@ -81,8 +86,7 @@ def measure(
     shown.total(len(todo))
     planned = _planned(todo, store, shown)
     ratios = {r for plan in planned.values() for r in (plan.start, plan.end)} | {0.0}
-    first = 0 if problem.large else 1  # small problems are solved too well for the loosest
-    for level in range(first, len(TOLERANCES) - 1):
+    for level in LEVELS[problem.large]:
         shown.say(f"{problem.name}: reference solution")
         reference = cached(reference_file(store, problem), problem, ratios, level)
         due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
@@ -91,7 +95,7 @@ def measure(
             store.append(record)
             shown.say(f"{problem.name}: {record['library']} {record['solver']}")
             shown.advance()
-        if all(_settled(store, key, reference) for key in planned):
+        if all(_resolved(store[key], reference.error) for key in planned):
             break
     return reference
 
@@ -123,11 +127,13 @@ def _settled(store: Store, key: str, reference: Reference) -> bool:
     """Whether the cell is done, and not so accurate that a finer reference could change it."""
     if key not in store or store[key]["status"] == "unavailable":
         return False
-    record = store[key]
-    if record["status"] != "ok" or record.get("error") is None:
-        return True
-    held_to = record["reference_error"]
-    return bool(record["error"] >= FINER * held_to or held_to <= reference.error)
+    held_to = store[key].get("reference_error", 0.0)
+    return bool(_resolved(store[key], held_to) or held_to <= reference.error)
+
+
+def _resolved(record: Record, reference_error: float) -> bool:
+    """Whether the record's error, if it has one, is far above the reference's."""
+    return record.get("error") is None or bool(record["error"] >= FINER * reference_error)
 
 
 # --- alone, or by workers -----------------------------------------------------------------------

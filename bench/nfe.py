@@ -145,7 +145,7 @@ def _specs(
     checkpoint: str | Path | Checkpoint | None,
     data: torch.Tensor | None,
     targets: Sequence[str] | None,
-    batch: int,
+    batch: int | None,
     seed: int,
     device: torch.device | str | None,
     quick: bool,

@@ -30,7 +30,7 @@ from .grids import (
 from .heun import Heun
 from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
-from .learned import Learned, fit, references
+from .learned import FitError, Learned, fit, read, references
 from .likelihood import LogProb, log_prob
 from .pndm import PNDM
 from .registry import SOLVERS, get, names
@@ -74,6 +74,7 @@ __all__ = [
     "Equidistributed",
     "EulerMaruyama",
     "ExponentialPair",
+    "FitError",
     "GaussianPreconditioned",
     "Grid",
     "Heun",
@@ -125,6 +126,7 @@ __all__ = [
     "names",
     "predictor_corrector",
     "probability_flow",
+    "read",
     "references",
     "response",
     "reverse_sde",

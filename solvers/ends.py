@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,33 +44,41 @@ def start(
     z = normal(shape, seed, sample_ids, purpose="initial", device=device)
     if law is None:
         return z.to(dtype) * sigma
-    means, variances, basis = _components(law)
+    means, variances, turn = _components(law)
     if means.shape[1] != math.prod(shape[1:]):
         raise ValueError(
             f"law must be of events of {math.prod(shape[1:])} numbers; got {means.shape[1]}"
         )
     which = torch.zeros(shape[0], dtype=torch.int64)
-    if len(means) > 1:  # the component by the distribution function of one more normal
+    if isinstance(law, GaussianMixture) and len(means) > 1:
+        # the component by the distribution function of one more normal
         pick = normal((shape[0], 1), seed, sample_ids, draw=1, purpose="initial")[:, 0].double()
-        edges = law.weights.cumsum(0)[:-1] if isinstance(law, GaussianMixture) else means[:0, 0]
-        which = torch.searchsorted(edges, torch.special.ndtr(pick))
+        which = torch.searchsorted(law.weights.cumsum(0)[:-1], torch.special.ndtr(pick))
     scale = torch.sqrt(alpha**2 * variances + sigma**2)[which]
-    v = z.double().flatten(1).cpu()
-    if basis is not None:
-        v = torch.einsum("bij,bi->bj", basis[which], v)
-    v = scale * v
-    if basis is not None:
-        v = torch.einsum("bij,bj->bi", basis[which], v)
+    into, back = turn(which)
+    v = back(scale * into(z.double().flatten(1).cpu()))
     return (alpha * means[which] + v).reshape(shape).to(device, dtype)
 
 
-def _components(law: Statistics | GaussianMixture) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Means [K, d], variances [K, d] along the columns of bases [K, d, d] (None: the unit)."""
+Turn = Callable[[Tensor], Tensor]
+
+
+def _components(
+    law: Statistics | GaussianMixture,
+) -> tuple[Tensor, Tensor, Callable[[Tensor], tuple[Turn, Turn]]]:
+    """Means [K, d], variances [K, d] along bases, and the bases of chosen components, there and
+    back."""
     if isinstance(law, Statistics):
-        basis = None if law.basis is None else law.basis[None]
-        return law.mean[None], law.variances[None], basis
-    variances, basis = torch.linalg.eigh(law.covs)
-    return law.means, variances.clamp(min=0.0), basis
+        return law.mean[None], law.variances[None], lambda _: (law.q.into, law.q.back)
+    variances, q = torch.linalg.eigh(law.covs)
+
+    def turn(which: Tensor) -> tuple[Turn, Turn]:
+        return (
+            lambda v: torch.einsum("bij,bi->bj", q[which], v),
+            lambda v: torch.einsum("bij,bj->bi", q[which], v),
+        )
+
+    return law.means, variances.clamp(min=0.0), turn
 
 
 def jump_loss(

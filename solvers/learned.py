@@ -5,26 +5,36 @@ In the coordinates of `spectral` every step is
     y_{i+1} = y_i + kappa_i sum_h theta[i,h] r_{i-h},   kappa_i = int dlambda / sqrt(c + e^{-2 lambda})
 
 with theta lower triangular (all history, another row for every step: a bespoke non-stationary
-solver, Shaul et al. 2024) and the nodes lambda_i free. Both start from the best classical choice,
-two points and equal steps of lambda, and are fitted by Adam to reference end points. c = 0 gives an
-ordinary `Tableau`, that any sampler runs; otherwise a `SpectralTable`.
+solver, Shaul et al. 2024) and the nodes lambda_i free. Both start from the classical choice that
+errs least on the model (`best_initial`) and are fitted by Adam to reference end points. Without
+statistics the result is an ordinary `Tableau`; otherwise a `SpectralTable`. Any sampler runs both.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
 from .base import Path
+from .grids import times
 from .progress import track
-from .spectral import SpectralTable, Statistics, closed_form, whitened_columns
+from .sampler import sample
+from .spectral import (
+    GaussianPreconditioned,
+    SpectralTable,
+    Statistics,
+    closed_form,
+    residual_weights,
+    whitened_columns,
+)
 from .tableau import Tableau
-from .unipc import UniPC
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +42,33 @@ class Learned:
     """lam [n + 1] the nodes, theta [n, n] the residual weights (column h: h steps back), stats.
 
     t_start: where the state is handed over; the flow from there to the first node is closed form.
+    notes: what is worth knowing of its making, in words and numbers that JSON can hold.
     """
 
     lam: Tensor
     theta: Tensor
     stats: Statistics
     t_start: float
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nfe(self) -> int:
         return len(self.theta)
 
-    def table(self, process: Process) -> SpectralTable:
-        """The table over components, for the process whose model was fitted or any other."""
+    def tableau(self, process: Process) -> Tableau | SpectralTable:
+        """What a sampler runs, for the process whose model was fitted or any other: an ordinary
+        table if no mean or variance is in it."""
+        table = self.spectral(process)
+        if bool(self.stats.mean.any()) or bool(self.stats.variances.any()):
+            return table
+        none = table.times.new_zeros(self.nfe, 0)
+        return Tableau(
+            table.times, table.state[:, :, 0], table.data[:, :, 0], none, none.long(), table.grid,
+            (float(table.entry[0]), 0.0), table.name,
+        ).trimmed()  # fmt: skip
+
+    def spectral(self, process: Process) -> SpectralTable:
+        """The table over components, differentiable in lam and theta."""
         t = process.inverse_log_snr(self.lam)
         path = Path(process, t, process.alpha(t), process.sigma(t), self.lam)
         c = self.stats.variances
@@ -52,31 +76,19 @@ class Learned:
         state, data = whitened_columns(path, c, weights)
         start = torch.tensor([self.t_start], dtype=torch.float64)
         entry = closed_form(process, start, t[:1], c)[0]
+        ends = torch.cat([start, t[-1:]])
         return SpectralTable(
-            process, self.stats, t[:-1], state, data, entry, torch.cat([start, t[-1:]])
+            process, self.stats, t[:-1], state, data, entry, ends, f"learned-{self.nfe}"
         )
-
-    def tableau(self, process: Process) -> Tableau:
-        """The same as an ordinary table. Raises ValueError if mean or covariance is in it."""
-        if bool(self.stats.mean.any()) or bool(self.stats.variances.any()):
-            raise ValueError("a table with statistics acts on components; use table(process).run")
-        t = self.table(process)
-        none = t.times.new_zeros(self.nfe, 0)
-        return Tableau(
-            t.times, t.state[:, :, 0], t.data[:, :, 0], none, none.long(), t.grid,
-            (float(t.entry[0]), 0.0), f"learned-{self.nfe}",
-        ).trimmed()  # fmt: skip
 
     def to_json(self) -> str:
         """Exact text form."""
-        s = self.stats
         record = {
             "lam": self.lam.tolist(),
             "theta": self.theta.tolist(),
-            "mean": s.mean.tolist(),
-            "variances": s.variances.tolist(),
-            "basis": None if s.basis is None else s.basis.tolist(),
+            "statistics": self.stats.record(),
             "t_start": self.t_start,
+            "notes": self.notes,
         }
         return json.dumps(record)
 
@@ -85,14 +97,35 @@ class Learned:
         """Inverse of `to_json`. Raises ValueError for other text."""
         try:
             r = json.loads(text)
-            lam, theta, mean, variances = (
-                torch.tensor(r[k], dtype=torch.float64)
-                for k in ("lam", "theta", "mean", "variances")
-            )
-            basis = None if r["basis"] is None else torch.tensor(r["basis"], dtype=torch.float64)
-            return cls(lam, theta, Statistics(mean, variances, basis), float(r["t_start"]))
+            lam, theta = (torch.tensor(r[k], dtype=torch.float64) for k in ("lam", "theta"))
+            stats = Statistics.from_record(r["statistics"])
+            return cls(lam, theta, stats, float(r["t_start"]), r.get("notes", {}))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a learned table in JSON: {error}") from error
+            raise ValueError(f"not a learned table in JSON: {error!r}") from error
+
+    def write(self, path: str | FilePath) -> None:
+        """Write `to_json` to a file."""
+        FilePath(path).write_text(self.to_json(), encoding="utf-8")
+
+
+def read(
+    path: str | FilePath, process: Process
+) -> Tableau | SpectralTable | GaussianPreconditioned:
+    """What a JSON file holds, as a solver for a model's process: a learned table, a plain one, or
+    statistics, which make the Gaussian-preconditioned integrator of order 2.
+
+    Raises FileNotFoundError, or ValueError for another file.
+    """
+    text = FilePath(path).read_text(encoding="utf-8")
+    try:
+        keys = set(json.loads(text))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} holds no table: {error}") from error
+    if "theta" in keys:
+        return Learned.from_json(text).tableau(process)
+    if "variances" in keys:
+        return GaussianPreconditioned(Statistics.from_record(json.loads(text)))
+    return Tableau.from_json(text)
 
 
 class FitError(RuntimeError):
@@ -114,17 +147,91 @@ def reach(lam: Tensor, c: Tensor) -> Tensor:
     return torch.diff(torch.asinh(root * z) / root, dim=0)
 
 
-def initial(process: Process, t_start: float, t_end: float, nfe: int, stats: Statistics,
-            start: float | None = None) -> Learned:  # fmt: skip
-    """Two points, equal steps of lambda from the ratio `start` (None: from t_start)."""
-    ends = process.log_snr(torch.tensor([t_start, t_end], dtype=torch.float64)).tolist()
-    first = ends[0] if start is None else max(ends[0], -math.log(start))
-    lam = torch.linspace(first, ends[1], nfe + 1, dtype=torch.float64)
+@dataclass(frozen=True)
+class Choice:
+    """An initialisation: statistics by name, the points extrapolated through, a grid, and the ratio
+    sigma/alpha that the first call is made at (None: where the state is handed over)."""
+
+    statistics: str = "none"
+    points: int = 2
+    grid: str = "log_snr"
+    start: float | None = None
+
+
+POINTS = (1, 2, 3)
+SPACINGS = ("log_snr", "karras", "laplace", "uniform", "quadratic")
+STARTS = (None, 64.0, 32.0, 16.0, 8.0, 4.0)
+
+
+def initial(
+    process: Process, t_start: float, t_end: float, nfe: int, stats: Statistics,
+    choice: Choice = Choice(),
+) -> Learned:  # fmt: skip
+    """The classical table of a choice, as a start for `fit`.
+
+    The grid's nodes are those from t_start to t_end, squeezed in lambda where the first call is
+    made later; the weights are those of `choice.points` points for the mean variance.
+    """
+    first = float(process.log_snr(t_start))
+    if choice.start is not None:
+        first = max(first, -math.log(choice.start))
+    if not math.isfinite(first):
+        raise ValueError(f"the flow starts in pure noise at t={t_start:g}: give a start ratio")
+    lam = process.log_snr(times(choice.grid, process, nfe, "t_min", t_end))
+    share = (lam - lam[0]) / (lam[-1] - lam[0])
+    if not bool(torch.isfinite(share).all()):  # the grid's own start is pure noise
+        share = torch.linspace(0, 1, nfe + 1, dtype=torch.float64)
+    lam = first + share * (float(process.log_snr(t_end)) - first)
+    c = stats.variances.mean()[None]
+    points = min(choice.points, nfe)
     theta = torch.zeros(nfe, nfe, dtype=torch.float64)
-    theta[:, 0] = 1.0
-    theta[1:, 0] += 0.5
-    theta[1:, 1:2] -= 0.5
+    theta[:, :points] = residual_weights(lam, c, points)[:, :, 0] / reach(lam, c)
     return Learned(lam, theta, stats, t_start)
+
+
+def best_initial(
+    model: Denoiser,
+    x: Tensor,
+    ends: Tensor,
+    t_start: float,
+    t_end: float,
+    nfe: int,
+    statistics: dict[str, Statistics],
+    progress: bool = False,
+) -> tuple[Learned, Choice]:
+    """The choice that errs least on the starts x [B, ...], one coordinate changed at a time, twice.
+
+    statistics: what may be used, by name. Points, grids and starts are POINTS, SPACINGS, STARTS (a
+    start only with statistics: without, nothing is known of the flow above it).
+    """
+    process = model.process
+    pure = math.isinf(float(process.log_snr(t_start)))
+    tried: dict[Choice, tuple[float, Learned]] = {}
+
+    def error(choice: Choice) -> float:
+        if choice not in tried:
+            table = initial(process, t_start, t_end, nfe, statistics[choice.statistics], choice)
+            y = sample(
+                model, x.shape, table.tableau(process), x_init=x, dtype=x.dtype,
+                on_failure="return",
+            )  # fmt: skip
+            off = float((y - ends).flatten(1).square().mean(1).sqrt().mean())
+            tried[choice] = (off if math.isfinite(off) else math.inf, table)
+        return tried[choice][0]
+
+    def changed(c: Choice, axis: int) -> list[Choice]:
+        starts = [s for s in STARTS if not (pure and s is None)]
+        return [
+            [Choice(k, c.points, c.grid, c.start) for k in statistics],
+            [Choice(c.statistics, c.points, c.grid, s) for s in starts],
+            [Choice(c.statistics, p, c.grid, c.start) for p in POINTS],
+            [Choice(c.statistics, c.points, g, c.start) for g in SPACINGS],
+        ][axis]
+
+    best = Choice(next(iter(statistics)), start=STARTS[1] if pure else None)
+    for axis in track([0, 1, 2, 3] * 2, "choosing", 8, progress):
+        best = min(changed(best, axis), key=error)
+    return tried[best][1], best
 
 
 def references(
@@ -132,19 +239,12 @@ def references(
 ) -> Tensor:
     """End points of the probability flow by UniPC-3 at many steps, equal in lambda; x [B, ...]."""
     process = model.process
-    first, last = process.log_snr(torch.tensor([t_start, t_end], dtype=torch.float64)).tolist()
-    t = process.inverse_log_snr(torch.linspace(first, last, steps + 1, dtype=torch.float64))
-    t[0], t[-1] = t_start, t_end
-    table = UniPC(3).tableau(process, t)
-    states = x
-    datas: list[Tensor] = []
-    for i, now in enumerate(table.times.tolist()):
-        datas.insert(0, model(states, now))
-        del datas[table.data.shape[1] :]
-        states = table.state[i, 0].item() * states + sum(
-            w * d for w, d in zip(table.data[i].tolist(), datas, strict=False)
-        )
-    return states
+    t = times("log_snr", process, steps, "t_min", t_end)
+    if t_start != process.t_max:
+        first, last = process.log_snr(torch.tensor([t_start, t_end], dtype=torch.float64)).tolist()
+        t = process.inverse_log_snr(torch.linspace(first, last, steps + 1, dtype=torch.float64))
+        t[0], t[-1] = t_start, t_end
+    return sample(model, x.shape, "unipc-3", None, t, x_init=x, dtype=x.dtype)
 
 
 def fit(
@@ -165,10 +265,9 @@ def fit(
     Minimises the log of the mean per-sample RMS error by Adam, cosine rate. Raises FitError
     if the result does not beat `init` on the starts it never saw, ValueError for too few.
     """
-    count = len(x) - max(1, round(held_out * len(x)))
+    count = seen(len(x), held_out)
     if count < 1 or ends.shape != x.shape:
         raise ValueError(f"x and ends must be [B, ...] alike with B >= 2; got {tuple(x.shape)}")
-    process = model.process
     gaps = torch.log(torch.diff(init.lam)).requires_grad_()
     first = init.lam[:1].clone().requires_grad_(bool(init.stats.variances.any()))
     theta = init.theta.clone().requires_grad_()
@@ -182,7 +281,7 @@ def fit(
         return Learned(lam, theta * below, init.stats, init.t_start)
 
     def error(table: Learned, chosen: Tensor | slice) -> Tensor:
-        y = run_differentiably(table, process, model, x[chosen])
+        y = run_differentiably(table, model, x[chosen])
         return (y - ends[chosen]).flatten(1).square().mean(1).sqrt().mean()
 
     groups = [{"params": [theta]}, {"params": [gaps, first] if first.requires_grad else [gaps]}]
@@ -210,26 +309,30 @@ def fit(
     return Fit(made, before, after)
 
 
-def run_differentiably(table: Learned, process: Process, model: Denoiser, x: Tensor) -> Tensor:
+def seen(count: int, held_out: float = 0.25) -> int:
+    """How many of so many starts `fit` learns from."""
+    return count - max(1, round(held_out * count))
+
+
+def run_differentiably(table: Learned, model: Denoiser, x: Tensor) -> Tensor:
     """The table's run as a function of its nodes and weights, through the network."""
-    spectral = table.table(process)
-    mean = table.stats.mean
-    alpha = process.alpha(torch.cat([spectral.grid[:1], spectral.times, spectral.grid[-1:]]))
-    q = table.stats.basis
-    shape = x.shape
+    process, stats = model.process, table.stats
+    spectral = table.spectral(process)
+    mean, shape = stats.mean.to(x), x.shape
+    times = torch.cat([spectral.grid[:1], spectral.times, spectral.grid[-1:]])
+    alpha = process.alpha(times).to(x)
 
-    def turn(v: Tensor, back: bool = False) -> Tensor:
-        return v if q is None else v @ ((q.T if back else q).to(v.dtype))
+    def leave(u: Tensor, i: int) -> Tensor:
+        return (stats.q.back(u) + alpha[i] * mean).reshape(shape)
 
-    states = [turn(x.flatten(1) - (alpha[0] * mean).to(x.dtype)) * spectral.entry.to(x.dtype)]
+    u = stats.q.into(x.flatten(1) - alpha[0] * mean) * spectral.entry.to(x)
+    states: list[Tensor] = [u]
     datas: list[Tensor] = []
     for i, t in enumerate(spectral.times):
-        at = turn(states[-1], back=True) + (alpha[i + 1] * mean).to(x.dtype)
-        d = model(at.reshape(shape), t).flatten(1) - mean.to(x.dtype)
-        datas.append(turn(d))
-        u = torch.zeros_like(states[0])
+        datas.append(stats.q.into(model(leave(states[-1], i + 1), t).flatten(1) - mean))
+        u = torch.zeros_like(u)
         for columns, terms in ((spectral.state[i], states), (spectral.data[i], datas)):
             for h in range(min(len(columns), i + 1)):
-                u = u + columns[h].to(x.dtype) * terms[i - h]
+                u = u + columns[h].to(x) * terms[i - h]
         states.append(u)
-    return (turn(states[-1], back=True) + (alpha[-1] * mean).to(x.dtype)).reshape(shape)
+    return leave(u, -1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..kernels.linear_reference import HEAD
 from ..models import Denoiser
+from .spectral import Frame, SpectralTable
 from .tableau import Tableau
 
 
@@ -24,7 +25,8 @@ class Plan:
     table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in: N scalars, c_noise, what the
     network is told (never in a half type: bfloat16 would round 999 to 1000); rows: N indices,
     int64 [1]; c_in0: scale of the network's first input; scaled: whether any c_in differs from 1;
-    states, datas: lengths of the histories.
+    states, datas: lengths of the histories. frame: where the table acts on components, which then does
+    the work of c_in.
     """
 
     table: Tensor
@@ -35,15 +37,18 @@ class Plan:
     scaled: bool
     states: int
     datas: int
+    frame: Frame | None = None
 
 
 def compose(
-    tableau: Tableau,
+    tableau: Tableau | SpectralTable,
     model: Denoiser,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Plan:
     """Fold `model`'s read-out at the tableau's times into its columns. dtype: the state's."""
+    if isinstance(tableau, SpectralTable):
+        return _compose_spectral(tableau, model, device, dtype)
     state, data = tableau.state.clone(), tableau.data.clone()
     skip, scale = model.coefficients("data", tableau.times)
     c_in = model.network_scale(tableau.times)
@@ -65,4 +70,25 @@ def compose(
         scaled=bool((c_in != 1).any()),
         states=state.shape[1] - 1,
         datas=data.shape[1] - 1,
+    )
+
+
+def _compose_spectral(
+    tableau: SpectralTable, model: Denoiser, device: torch.device | str, dtype: torch.dtype
+) -> Plan:
+    """The same where every component has columns of its own: table [N, 4 + K + H, d]."""
+    skip, scale = model.coefficients("data", tableau.times)
+    zero = torch.zeros_like(skip)
+    head = torch.stack([skip, scale, zero, zero], 1)[..., None]
+    head = head.expand(-1, -1, tableau.state.shape[2])
+    return Plan(
+        table=torch.cat([head, tableau.state, tableau.data], 1).to(device, dtype),
+        draws=None,
+        t_in=model.network_time(tableau.times).to(device, dtype).unbind(),
+        rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
+        c_in0=1.0,
+        scaled=False,
+        states=tableau.state.shape[1] - 1,
+        datas=tableau.data.shape[1] - 1,
+        frame=Frame.of(tableau, model, device, dtype),
     )

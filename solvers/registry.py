@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from . import (
     adams,
     exponential,
@@ -16,6 +18,9 @@ from . import (
 )
 from .base import Solver
 from .grids import lookup
+from .spectral import GaussianPreconditioned
+
+S = TypeVar("S", bound="Solver | GaussianPreconditioned")
 
 SOLVERS: dict[str, Solver] = {
     **exponential.SOLVERS,
@@ -36,8 +41,9 @@ def names() -> list[str]:
     return sorted(SOLVERS)
 
 
-def get(name: str | Solver) -> Solver:
-    """The solver of that name. Raises ValueError with the nearest known name otherwise."""
-    if isinstance(name, Solver):
+def get(name: str | S) -> Solver | S:
+    """The solver of that name; one that is given is handed back. Raises ValueError with the nearest
+    known name otherwise."""
+    if not isinstance(name, str):
         return name
     return lookup("solver", name, SOLVERS)

@@ -26,16 +26,18 @@ from .graph import GraphedRun
 from .plan import compose
 from .progress import track
 from .registry import get
+from .spectral import GaussianPreconditioned, SpectralTable
 from .status import SolverError, verdict
 from .tableau import Tableau
 
+SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
 
 
 class State(NamedTuple):
     """All that a run needs to go on; `Sampler.tell` returns a new one, so it can be kept or forked.
 
-    x [B, ...]: the state; after the last row, the sample. x_in, t_in [B]: what to call the
+    x [B, ...]: the state (of a spectral table: its components); after the last row, the sample. x_in, t_in [B]: what to call the
     network with (None when done). row: rows done. states, datas: history, most recent first.
     seed int64 [1] or [B], sample_ids int64 [B]: whose noise this is.
     """
@@ -82,7 +84,7 @@ class Sampler:
         state.x
 
     model: a `Denoiser`, or a `Process` together with `predicts` where the network lives
-    elsewhere. solver: a name, a `Solver`, or a `Tableau`. steps, grid, final: see `grids.times`.
+    elsewhere. solver: a name, a `Solver`, a `Tableau`, or what `spectral` has of either. steps, grid, final: see `grids.times`.
     dtype: float32 (default) or float64 for the state; a half type keeps state and times in float32
     and hands the network its x in that type. Raises ValueError for what does not fit, before any call.
     """
@@ -90,7 +92,7 @@ class Sampler:
     def __init__(
         self,
         model: Denoiser | Process,
-        solver: str | Solver | Tableau = "dpmpp-2m",
+        solver: SolverLike = "dpmpp-2m",
         steps: int | None = 20,
         grid: GridLike = "karras",
         *,
@@ -110,7 +112,7 @@ class Sampler:
         self.device = torch.device(device or _device_of(model))
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.net_dtype = dtype
-        if isinstance(solver, Tableau):
+        if isinstance(solver, Tableau | SpectralTable):
             self.tableau = solver
         else:
             t = grids.times(_for_model(grid, model), model.process, steps, final, model.t_min)
@@ -155,6 +157,11 @@ class Sampler:
             raise ValueError(f"x_init must be a tensor of shape {shape}; got {got}")
         else:
             x = x_init.to(self.device, self.dtype).contiguous()
+        frame = self.plan.frame
+        if frame is not None:
+            x = frame.enter(x)
+            x_in = frame.asked(x, 0).to(self.net_dtype)
+            return State(x, x_in, self.plan.t_in[0].expand(shape[0]), 0, (), (), seed, ids)
         scale, noise = self.tableau.entry
         if (scale, noise) != (1.0, 0.0):
             z = normal(shape, seed, ids, draw=0, purpose="predictor", device=self.device)
@@ -176,11 +183,11 @@ class Sampler:
                 f"got {got}"
             )
         plan, i = self.plan, state.row
-        last = i == self.nfe - 1
-        fresh = plan.scaled or self.net_dtype != state.x.dtype  # x_in is not x itself
-        step = linear_step(
+        last, frame = i == self.nfe - 1, plan.frame
+        fresh = plan.scaled or (self.net_dtype != state.x.dtype and frame is None)
+        step = linear_step(  # fresh: x_in is not x itself
             state.x,
-            out,
+            out if frame is None else frame.heard(out, i, self.dtype),
             plan.table,
             plan.rows[i],
             states=_padded(state.states, plan.states, state.x),
@@ -195,8 +202,11 @@ class Sampler:
         states = (state.x, *state.states)[: plan.states]
         datas = () if step.data is None else (step.data, *state.datas)[: plan.datas]
         if last:
-            return State(step.x, None, None, i + 1, states, datas, state.seed, state.sample_ids)
+            x = step.x if frame is None else frame.leave(step.x)
+            return State(x, None, None, i + 1, states, datas, state.seed, state.sample_ids)
         x_in = step.x_in if fresh else step.x
+        if frame is not None:
+            x_in = frame.asked(step.x, i + 1).to(self.net_dtype)
         t_in = plan.t_in[i + 1].expand(len(step.x))
         return State(step.x, x_in, t_in, i + 1, states, datas, state.seed, state.sample_ids)
 
@@ -218,18 +228,18 @@ class Sampler:
 
 @overload
 def sample(
-    model: Denoiser, shape: Sequence[int], solver: str | Solver | Tableau = ...,
+    model: Denoiser, shape: Sequence[int], solver: SolverLike = ...,
     steps: int | None = ..., grid: GridLike = ..., *, return_result: Literal[True], **rest: Any,
 ) -> Result: ...  # fmt: skip
 @overload
 def sample(
-    model: Denoiser, shape: Sequence[int], solver: str | Solver | Tableau = ...,
+    model: Denoiser, shape: Sequence[int], solver: SolverLike = ...,
     steps: int | None = ..., grid: GridLike = ..., seed: int | Tensor = ..., **rest: Any,
 ) -> Tensor: ...  # fmt: skip
 def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out here
     model: Denoiser,
     shape: Sequence[int],
-    solver: str | Solver | Tableau = "dpmpp-2m",
+    solver: SolverLike = "dpmpp-2m",
     steps: int | None = 20,
     grid: GridLike = "karras",
     seed: int | Tensor = 0,

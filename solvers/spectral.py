@@ -12,28 +12,38 @@ coefficients are vectors over the components of the basis Q.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
 from .base import Path
-from .grids import check
+from .bases import Basis, Columns, Cosine, Leading, Unit, from_record
+from .grids import as_times, check
 from .multistep import gauss, lagrange
+
+KINDS = ("full", "leading", "cosine", "diagonal", "scalar")
+"""Of statistics: what of the covariance is kept."""
+RANK = 64
+"""Directions of 'leading' statistics, at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean [d], variances c [d] along the columns of basis [d, d] (None: the components' own).
+    """Mean [d], variances c [d] along the columns of a basis (None: the components' own; a matrix
+    [d, d] with orthonormal columns stands for `bases.Columns`).
 
     Float64. Raises ValueError for shapes that do not agree or negative variances.
     """
 
     mean: Tensor
     variances: Tensor
-    basis: Tensor | None = None
+    basis: Basis | Tensor | None = None
 
     def __post_init__(self) -> None:
         d = self.mean.numel()
@@ -42,10 +52,17 @@ class Statistics:
                 f"mean and variances must be vectors of one length; got "
                 f"{tuple(self.mean.shape)} and {tuple(self.variances.shape)}"
             )
-        if self.basis is not None and self.basis.shape != (d, d):
+        if isinstance(self.basis, Tensor) and self.basis.shape != (d, d):
             raise ValueError(f"basis must be {(d, d)}; got {tuple(self.basis.shape)}")
         if not bool((self.variances >= 0).all()):
             raise ValueError(f"variances must be >= 0; got {float(self.variances.min())}")
+
+    @property
+    def q(self) -> Basis:
+        """The basis as a map."""
+        if isinstance(self.basis, Tensor):
+            return Columns(self.basis)
+        return self.basis or Unit()
 
     @classmethod
     def none(cls, d: int) -> Statistics:
@@ -54,18 +71,68 @@ class Statistics:
 
     @classmethod
     def of(cls, data: Tensor, kind: str = "full") -> Statistics:
-        """Statistics of data [n, *event]: 'full' covariance, 'diagonal', or one 'scalar' variance."""
+        """Statistics of data [n, *event].
+
+        kind: 'full' covariance, [d, d]; 'leading': its first RANK directions and one variance for
+        the rest; 'cosine': diagonal in the DCT basis of the event's axes; 'diagonal' in its own
+        components; or one 'scalar' variance. Raises ValueError for another kind or n < 2.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+        if len(data) < 2:
+            raise ValueError(f"data must hold at least 2 events; got {len(data)}")
         x = data.double().flatten(1)
         mean, centred = x.mean(0), x - x.mean(0)
         if kind == "full":
-            values, basis = torch.linalg.eigh(centred.T @ centred / len(x))
-            return cls(mean, values.clamp(min=0.0), basis)
-        per_component = centred.square().mean(0)
-        if kind == "diagonal":
-            return cls(mean, per_component)
-        if kind == "scalar":
-            return cls(mean, per_component.mean().expand(len(mean)).clone())
-        raise ValueError(f"kind must be 'full', 'diagonal' or 'scalar'; got {kind!r}")
+            values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+            return cls(mean, values.clamp(min=0.0), Columns(vectors))
+        if kind == "leading":
+            return cls(mean, *_leading(centred))
+        basis = Cosine(tuple(data.shape[1:])) if kind == "cosine" else Unit()
+        each = basis.into(centred).square().mean(0)
+        each = each.mean().expand(len(mean)).clone() if kind == "scalar" else each
+        return cls(mean, each, basis)
+
+    def record(self) -> dict[str, Any]:
+        """Plain numbers and lists that `from_record` reads back exactly."""
+        return {
+            "mean": self.mean.tolist(),
+            "variances": self.variances.tolist(),
+            "basis": self.q.record(),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Statistics:
+        """Inverse of `record`. Raises ValueError for what is none."""
+        try:
+            mean, c = (torch.tensor(record[k]).double() for k in ("mean", "variances"))
+            return cls(mean, c, from_record(record["basis"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a record of statistics: {error!r}") from error
+
+    def write(self, path: str | FilePath) -> None:
+        """Write the record as JSON."""
+        FilePath(path).write_text(json.dumps(self.record()), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | FilePath) -> Statistics:
+        """Inverse of `write`. Raises ValueError for another file."""
+        try:
+            return cls.from_record(json.loads(FilePath(path).read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} does not hold statistics: {error}") from error
+
+
+def _leading(centred: Tensor) -> tuple[Tensor, Basis]:
+    """Variances and basis of the directions that matter; the rest share what is left."""
+    n, d = centred.shape
+    rank = min(RANK, d - 1, n - 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the random projection (Halko et al. 2011)
+        _, s, v = torch.svd_lowrank(centred, min(rank + 16, d, n), niter=4)
+    values = s[:rank].square() / n
+    rest = (centred.square().sum() / n - values.sum()).clamp(min=0.0) / (d - rank)
+    return torch.cat([values, rest.expand(d - rank)]), Leading(v[:, :rank].contiguous())
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +141,7 @@ class SpectralTable:
 
     u = Q^T (x - alpha m) and E = Q^T (D - m). times [N]; state [N, K, d]; data [N, H, d] float64;
     entry [d] takes u from grid[0] to times[0] in closed form; grid: where it starts and ends.
+    Runs wherever a `Tableau` does: `sample(model, shape, solver=table)`.
     """
 
     process: Process
@@ -83,41 +151,73 @@ class SpectralTable:
     data: Tensor
     entry: Tensor
     grid: Tensor
+    name: str = "spectral"
+    stochastic: bool = False
 
     @property
     def nfe(self) -> int:
         return len(self.times)
 
-    def run(self, model: Denoiser, x: Tensor) -> Tensor:
-        """Integrate x [B, ...] from grid[0] to grid[-1]; in x's dtype, coefficients float64."""
-        shape, dtype = x.shape, x.dtype
-        mean = self.stats.mean.to(x.device, dtype)
-        state, data, entry = (m.to(x.device, dtype) for m in (self.state, self.data, self.entry))
-        alpha = self.process.alpha(torch.cat([self.grid[:1], self.times, self.grid[-1:]])).tolist()
-        u = self._rotate(x.flatten(1) - alpha[0] * mean) * entry
-        states: list[Tensor] = [u]
-        datas: list[Tensor] = []
-        for i, t in enumerate(self.times.tolist()):
-            at = self._rotate(states[0], back=True) + alpha[i + 1] * mean
-            d = model(at.reshape(shape), t).flatten(1)
-            datas.insert(0, self._rotate(d - mean))
-            u = sum((a * v for a, v in zip(state[i], states, strict=False)), torch.zeros_like(u))
-            u = sum((b * v for b, v in zip(data[i], datas, strict=False)), u)
-            states.insert(0, u)
-            del states[state.shape[1] :], datas[data.shape[1] :]
-        out: Tensor = self._rotate(u, back=True) + alpha[-1] * mean
-        return out.reshape(shape)
 
-    def _rotate(self, v: Tensor, back: bool = False) -> Tensor:
-        if self.stats.basis is None:
-            return v
-        q: Tensor = self.stats.basis.to(v.device, v.dtype)
-        return torch.matmul(v, q.T if back else q)
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Between a model's samples and the components that a spectral table acts on.
+
+    alpha [N + 2]: at grid[0], at every call, at grid[-1]. c_in [N]: scale of the network's input.
+    shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
+    """
+
+    stats: Statistics
+    entry: Tensor
+    alpha: tuple[float, ...]
+    c_in: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    @classmethod
+    def of(cls, table: SpectralTable, model: Denoiser, device: Any, dtype: torch.dtype) -> Frame:
+        """For a model on a device, in the state's type. Raises ValueError for a model that clips:
+        its limits are those of pixels, not of components."""
+        if model.clip is not None:
+            raise ValueError(
+                f"clip={model.clip} acts on pixels and a table with statistics on components: "
+                "use clip=None with it"
+            )
+        times = torch.cat([table.grid[:1], table.times, table.grid[-1:]])
+        alpha = table.process.alpha(times)
+        skip, scale = model.coefficients("data", table.times)
+        shift = (skip * alpha[1:-1] - 1) / scale
+        c_in = model.network_scale(table.times)
+        numbers = (tuple(v.tolist()) for v in (alpha, c_in, shift))
+        return cls(table.stats, table.entry.to(device, dtype), *numbers)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """x at grid[0] -> u at the first call."""
+        u = self.stats.q.into(x.flatten(1) - self._mean(x, 0))
+        return (u * self.entry).reshape(x.shape)
+
+    def asked(self, u: Tensor, row: int) -> Tensor:
+        """u -> the network's input at call `row`."""
+        return self.c_in[row] * self._sample(u, row + 1)
+
+    def leave(self, u: Tensor) -> Tensor:
+        """u -> x at grid[-1]."""
+        return self._sample(u, len(self.alpha) - 1)
+
+    def _sample(self, u: Tensor, i: int) -> Tensor:
+        return (self.stats.q.back(u.flatten(1)) + self._mean(u, i)).reshape(u.shape)
+
+    def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
+        """What the network returned at that call -> what the table's read-out takes."""
+        shifted = out.to(dtype).flatten(1) + self.shift[row] * self.stats.mean.to(out.device, dtype)
+        return self.stats.q.into(shifted).reshape(out.shape)
+
+    def _mean(self, x: Tensor, i: int) -> Tensor:
+        return self.alpha[i] * self.stats.mean.to(x.device, x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianPreconditioned:
-    """The integrator of this module, of order `points`; see `SpectralTable.run`.
+    """The integrator of this module, of order `points`: `sample(model, shape, solver=this)`.
 
     start: a ratio sigma/alpha down to which the flow is taken to be the Gaussian's own, without a
     call, since r is nearly 0 at high noise; None calls from the grid's first node on.
@@ -127,24 +227,35 @@ class GaussianPreconditioned:
     points: int = 2
     start: float | None = None
 
-    def table(self, process: Process, grid: Sequence[float] | Tensor) -> SpectralTable:
-        """The table for these times, which must end at sigma > 0 (`final='t_min'`)."""
-        t = torch.as_tensor(grid, dtype=torch.float64)
+    def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> SpectralTable:
+        """The table for these times: float64, strictly falling, as for any solver.
+
+        With `start`, nodes above it are passed over but for the first, which moves there. Raises
+        ValueError for a grid with a pure end (alpha = 0) that is called.
+        """
+        t = as_times(grid)
         check(t, process, t_min=process.t_clean)
-        path = Path.of(process, t)
-        if path.ends_clean or not bool(torch.isfinite(path.lam).all()):
-            raise ValueError("grid must lie where 0 < alpha and 0 < sigma; use final='t_min'")
-        called = torch.cat([t[:-1], t[-1:]])
+        called, clean = t, float(process.sigma(t[-1])) == 0.0
         if self.start is not None:
             first = process.inverse_log_snr(-torch.log(torch.tensor(self.start).double()))
-            called = torch.cat([first[None], t[1:]]) if float(t[1]) < float(first) else t
-        inner = Path.of(process, called)
-        weights = residual_weights(inner.lam, self.stats.variances, self.points)
-        state, data = whitened_columns(inner, self.stats.variances, weights)
+            called = torch.cat([first[None], t[t < first]]) if float(t[0]) > float(first) else t
+        inner = Path.of(process, called[:-1] if clean else called)
+        if len(inner.t) < 2 or not bool(torch.isfinite(inner.lam).all()):
+            raise ValueError(
+                "grid must call the network at two times at least where 0 < alpha and 0 < sigma; "
+                "with pure noise at its first time, give `start`"
+            )
+        c = self.stats.variances
+        weights = residual_weights(inner.lam, c, self.points)
+        state, data = whitened_columns(inner, c, weights)
+        if clean:  # the jump x = D is the row u' = E
+            state = torch.cat([state, torch.zeros_like(state[:1])])
+            data = torch.cat([data, torch.zeros_like(data[:1])])
+            data[-1, 0] = 1.0
         return SpectralTable(
             process, self.stats, called[:-1], state, data,
-            closed_form(process, t[:1], called[:1], self.stats.variances)[0],
-            torch.cat([t[:1], t[-1:]]),
+            closed_form(process, t[:1], called[:1], c)[0],
+            torch.cat([t[:1], t[-1:]]), f"gaussian-{self.points}",
         )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _bench(commands)
     _train(commands)
     _tune(commands)
+    _statistics(commands)
     _solvers(commands)
     return parser
 
@@ -100,7 +101,7 @@ def _sample(commands: Any) -> None:
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
     p.add_argument("--solver", default="dpmpp-2m",
-                   help="see `undiffuse solvers`; or a tableau in JSON, as `undiffuse tune` writes")  # fmt: skip
+                   help="see `undiffuse solvers`; or JSON that `tune` or `statistics` wrote")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
     p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...; or "
                    "equidistributed: measured on the network by 64 calls for 32 samples")  # fmt: skip
@@ -115,14 +116,14 @@ def _run_sample(args: argparse.Namespace) -> None:
 
     from .bench.figures import is_picture, sample_grid
     from .models.checkpoint import atomically
-    from .solvers import Tableau, equidistributed, sample
+    from .solvers import equidistributed, read, sample
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
     loaded = _checkpoint(args.model, args.device)
     solver: Any = args.solver
     if solver.endswith(".json"):
-        solver = Tableau.from_json(Path(solver).read_text(encoding="utf-8"))
+        solver = read(solver, loaded.denoiser.process)
     grid: Any = args.grid
     if grid == "equidistributed":
         grid = equidistributed(loaded.denoiser, (32, *loaded.event_shape), seed=args.seed)
@@ -276,38 +277,38 @@ def _tune(commands: Any) -> None:
     p = _command(commands, "tune", _run_tune,
                  "Fit a table to a network: fewer calls for the same error.")  # fmt: skip
     p.add_argument("model", nargs="?", help=MODEL)
+    p.add_argument("--target", default=None, help="an exact target by name instead of a network")
     p.add_argument("--nfe", type=_numbers, default=[8], metavar="5,8", help="network calls")
-    p.add_argument("--starts", type=int, default=256, help="trajectories; a quarter is held out")
+    p.add_argument("--statistics", type=_names, default=None, metavar="A,B",
+                   help="of the data, that may be used: none, full, leading, cosine, diagonal, "
+                   "scalar, or files of them; default: all, by what errs least")  # fmt: skip
+    p.add_argument("--data", default=None, help="data for them; default: the network's own")
+    p.add_argument("--starts", type=int, default=None,
+                   help="trajectories, a quarter held out; default: 256, or 64 of large events")  # fmt: skip
     p.add_argument("--iterations", type=int, default=300, help="optimiser steps")
+    p.add_argument("--batch", type=int, default=None, help="trajectories an optimiser step")
     _common(p, "out/tune")
 
 
 def _run_tune(args: argparse.Namespace) -> None:
-    import math
+    from .bench.tuning import tune
 
-    from .kernels import normal
-    from .models.checkpoint import atomically
-    from .solvers import Statistics, fit, references
-    from .solvers.learned import initial
+    tune(**_without(args, "run", "command"))
 
-    if args.starts < 8 or args.iterations < 1 or min(args.nfe) < 2:
-        raise ValueError(
-            "--starts must be >= 8, --iterations >= 1 and --nfe >= 2; "
-            f"got {args.starts}, {args.iterations} and {args.nfe}"
-        )
-    loaded = _checkpoint(args.model, args.device)
-    model, process = loaded.denoiser, loaded.denoiser.process
-    shape = (args.starts, *loaded.event_shape)
-    z = normal(shape, args.seed, purpose="user", device=args.device or "cpu")
-    ends = (process.t_max, model.t_min)
-    x = float(process.sigma(process.t_max)) * z
-    goal = references(model, x, *ends)
-    for nfe in args.nfe:
-        start = initial(process, *ends, nfe, Statistics.none(math.prod(loaded.event_shape)))
-        found = fit(model, x, goal, start, iterations=args.iterations, progress=True)
-        table = found.learned.tableau(process)
-        path = atomically(args.out / f"learned-{nfe}.json", table.write)
-        print(f"{nfe} calls: held-out error {found.before:.3g} -> {found.after:.3g}: {path}")
+
+def _statistics(commands: Any) -> None:
+    p = _command(commands, "statistics", _run_statistics,
+                 "Mean and covariance of a network's data, for --solver and `tune`.")  # fmt: skip
+    p.add_argument("model", nargs="?", help=MODEL)
+    p.add_argument("data", nargs="?", help="default: what the network was trained on")
+    p.add_argument("--kind", default="leading", help="full, leading, cosine, diagonal or scalar")
+    p.add_argument("--out", type=Path, default=None, help="file; default: beside the model")
+
+
+def _run_statistics(args: argparse.Namespace) -> None:
+    from .bench.tuning import statistics
+
+    print(f"statistics: {statistics(**_without(args, 'run', 'command'))}")
 
 
 # --- solvers ----------------------------------------------------------------------------------

@@ -1,0 +1,194 @@
+"""Fitting tables to a model: `undiffuse tune`, and statistics of data: `undiffuse statistics`.
+
+    starts, their end points by many steps -> the classical table that errs least (with what is
+    known of the data's mean and covariance) -> Adam -> held-out error -> learned-N.json
+
+A table that does not beat its initialisation on the starts it never saw is not written, and does
+not keep the others from being.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import normal
+from ..models import Denoiser
+from ..models.checkpoint import Checkpoint, atomically, load, load_default
+from ..models.data import load as load_data
+from ..models.data import split
+from ..solvers.learned import FitError, best_initial, fit, references, seen
+from ..solvers.spectral import KINDS, Statistics
+from . import problems
+from .heldout import dequantised
+from .problems import SMALL_EVENT
+from .targets import get as get_target
+
+DRAWS = 8192
+"""Exact draws that stand for a target's data."""
+FULL = 1024
+"""Components up to which a full covariance is tried."""
+BATCH, LARGE_BATCH = 96, 16
+STARTS, LARGE_STARTS = 256, 64
+
+
+def tune(
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    target: str | None = None,
+    nfe: Sequence[int] = (8,),
+    statistics: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    starts: int | None = None,
+    iterations: int = 300,
+    batch: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[int, float]:
+    """Fit a table for every number of calls; returns their held-out errors, in data std.
+
+    model: as `models.checkpoint.load` takes it (None: the digits); target: an exact one by name
+    instead. statistics: kinds that may be used, 'none' among them, or files that `statistics`
+    wrote; None tries all kinds where there are data. data: what they are taken of; None is what the
+    checkpoint was trained on. starts: trajectories, the last quarter held out. batch: of them an
+    optimiser step. Writes `out`/learned-N.json.
+    Raises ValueError for bad input, and FitError, after all were tried, for tables refused.
+    """
+    out = Path(out)
+    for name, value, least in (("starts", starts, 8), ("iterations", iterations, 1), ("batch", batch, 1)):  # fmt: skip
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be >= {least}; got {value}")
+    if not nfe or min(nfe) < 2:
+        raise ValueError(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
+    if target is not None and model is not None:
+        raise ValueError(f"give a model or a target, not both; got {model} and {target!r}")
+    denoiser, shape, known = _posed(model, target, data, device)
+    found = known_statistics(known, statistics, math.prod(shape))
+    large = math.prod(shape) > SMALL_EVENT
+    count = starts or (LARGE_STARTS if large else STARTS)
+    process, t_end = denoiser.process, denoiser.t_min
+    z = normal((count, *shape), seed, purpose="user", device=device or "cpu")
+    x = float(process.sigma(process.t_max)) * z
+    if target is not None:
+        x = exact_starts(target, count, seed)
+    goal = references(denoiser, x, process.t_max, t_end)
+    unit = float(known.double().flatten(1).var(0).mean().sqrt()) if known is not None else 1.0
+    errors, refused = {}, []
+    learn = slice(0, seen(count))
+    for n in nfe:
+        start, choice = best_initial(
+            denoiser, x[learn], goal[learn], process.t_max, t_end, n, found, progress
+        )
+        print(f"{n} calls: {choice}")
+        try:
+            made = fit(
+                denoiser, x, goal, start, iterations=iterations,
+                batch=batch or (LARGE_BATCH if large else BATCH), seed=seed, progress=progress,
+            )  # fmt: skip
+        except FitError as error:
+            refused.append(f"{n} calls: {error}")
+            continue
+        made.learned.notes.update(
+            initial=str(choice), before=made.before / unit, after=made.after / unit,
+            starts=count, iterations=iterations, seed=seed, process=repr(process),
+        )  # fmt: skip
+        errors[n] = made.after / unit
+        path = atomically(out / f"learned-{n}.json", made.learned.write)
+        print(
+            f"{n} calls: held-out error / data std {made.before / unit:.3g} -> "
+            f"{made.after / unit:.3g}: {path}"
+        )
+    if refused:
+        raise FitError("; ".join(refused))
+    return errors
+
+
+def _posed(
+    model: str | Path | None, target: str | None, data: str | Path | None, device: Any
+) -> tuple[Denoiser, tuple[int, ...], Tensor | None]:
+    """The model, the shape of an event, and data of its kind where there are any."""
+    if target is not None:
+        law = get_target(target)
+        exact = law.law.denoiser(law.process)
+        return exact, tuple(law.law.event_shape), law.law.sample(DRAWS, seed=1)
+    loaded = load_default() if model is None else load(model, device)
+    return loaded.denoiser, loaded.event_shape, training_data(loaded, data)
+
+
+def exact_starts(target: str, count: int, seed: int) -> Tensor:
+    """States of p_{t_max} of a target, other ones than a benchmark of the same seed has."""
+    problem = problems.exact(get_target(target), count, seed + 1)
+    return problems.from_unit(problem.process, problem.start, problem.process.t_max)
+
+
+def training_data(loaded: Checkpoint, data: str | Path | None = None) -> Tensor | None:
+    """Events [M, *event] in the network's range, with their levels' width as noise: of `data`, or of
+    what the checkpoint was trained on, without what it held out; None where that is not known."""
+    record = loaded.training
+    if data is None and "data" not in record:
+        return None
+    x = load_data(record["data"] if data is None else data).to_range(*loaded.data_range).x
+    if data is None and record.get("split") is not None:
+        x = split(x, **record["split"])[0]
+    if tuple(x.shape[1:]) != loaded.event_shape:
+        raise ValueError(
+            f"data must be events of shape {loaded.event_shape}; got {tuple(x.shape[1:])}"
+        )
+    return dequantised(x, loaded.spacing, 0)
+
+
+def known_statistics(
+    data: Tensor | None, asked: Sequence[str] | None, d: int
+) -> dict[str, Statistics]:
+    """Statistics by name, 'none' among them unless others were asked for.
+
+    Raises ValueError for a name that is neither a kind nor a file, or kinds without data.
+    """
+    if asked is None:
+        kinds = [k for k in KINDS if d <= FULL or k != "full"] if data is not None else []
+        asked = ["none", *kinds]
+    found = {}
+    for name in asked:
+        if name == "none":
+            found[name] = Statistics.none(d)
+        elif name in KINDS:
+            if data is None:
+                raise ValueError(f"statistics {name!r} need data: name a data set")
+            found[name] = Statistics.of(data, name)
+        elif Path(name).is_file():
+            found[name] = Statistics.read(name)
+        else:
+            known = ", ".join(("none", *KINDS))
+            raise ValueError(f"statistics must be {known} or a file of them; got {name!r}")
+    return found
+
+
+def statistics(
+    *,
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    kind: str = "leading",
+    out: str | Path | None = None,
+) -> Path:
+    """Take the mean and covariance of a model's data and write them beside it; returns the file.
+
+    out: None is the checkpoint's own path with .statistics.json for its ending. The file is a
+    solver: `sample(..., solver=learned.read(file, process))`, `undiffuse sample --solver file`.
+    Raises ValueError where there are no data or no place.
+    """
+    loaded = load_default() if model is None else load(model)
+    known = training_data(loaded, data)
+    if known is None:
+        raise ValueError("the checkpoint does not say what it was trained on: give `data`")
+    if out is None:
+        if model is None or not Path(model).is_file():
+            raise ValueError("a network that is no file has no place beside it: give `out`")
+        out = Path(model).with_suffix(".statistics.json")
+    return atomically(Path(out), Statistics.of(known, kind).write)
