@@ -244,7 +244,7 @@ def references(
         first, last = process.log_snr(torch.tensor([t_start, t_end], dtype=torch.float64)).tolist()
         t = process.inverse_log_snr(torch.linspace(first, last, steps + 1, dtype=torch.float64))
         t[0], t[-1] = t_start, t_end
-    return sample(model, x.shape, "unipc-3", None, t, x_init=x, dtype=x.dtype)
+    return sample(model, x.shape, "unipc-3", None, t, x_init=x, dtype=x.dtype, final="t_min")
 
 
 def fit(

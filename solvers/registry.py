@@ -44,6 +44,6 @@ def names() -> list[str]:
 def get(name: str | S) -> Solver | S:
     """The solver of that name; one that is given is handed back. Raises ValueError with the nearest
     known name otherwise."""
-    if not isinstance(name, str):
+    if isinstance(name, Solver | GaussianPreconditioned):
         return name
     return lookup("solver", name, SOLVERS)
