@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ..models.checkpoint import Checkpoint, load, load_default
 from . import cells, heldout, problems
 from .bar import Bar
 from .cells import Cell
+from .features import Features
+from .features import load as load_features
 from .plans import Config, Plan, Unavailable
 from .problems import Problem
 from .quality import Measure, chosen
@@ -31,10 +33,15 @@ FINER = 20
 """The reference's own error must be this many times below the smallest error shown."""
 
 
+LEVELS = {False: range(3, len(TOLERANCES) - 1), True: range(2)}
+"""Of the reference, by whether the problem is large: there the tightest is minutes of work, and the
+network's own rounding is not far below."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a problem is built from, in any process: an exact target by name, or a checkpoint, by
-    its path or itself (None: the network that ships)."""
+    its path or itself (None: the network that ships). features: see features.py."""
 
     batch: int
     seed: int
@@ -42,6 +49,7 @@ class Spec:
     checkpoint: str | Checkpoint | None = None
     device: str | None = None
     data: Tensor | None = None
+    features: str | Features | None = None
 
     def trained(self) -> Checkpoint:
         """The checkpoint of a spec without a target."""
@@ -54,7 +62,12 @@ class Spec:
         return heldout.held_out(self.trained()) if self.data is None else self.data
 
     def build(self) -> Problem:
-        """Raises what targets, checkpoints and `problems` raise for what does not fit."""
+        """Raises what targets, checkpoints, features and `problems` raise for what does not fit."""
+        named = isinstance(self.features, str)
+        seen = load_features(str(self.features)) if named else self.features
+        return replace(self._plain(), features=seen)
+
+    def _plain(self) -> Problem:
         if self.target is not None:
             return problems.exact(get_target(self.target), self.batch, self.seed)
         trained = self.trained()
@@ -90,7 +103,7 @@ def measure(
             store.append(record)
             shown.say(f"{problem.name}: {record['library']} {record['solver']}")
             shown.advance()
-        if all(_settled(store, key, reference) for key in planned):
+        if all(_resolved(store[key], reference.error) for key in planned):
             break
     return reference
 
@@ -122,11 +135,13 @@ def _settled(store: Store, key: str, reference: Reference) -> bool:
     """Whether the cell is done, and not so accurate that a finer reference could change it."""
     if key not in store or store[key]["status"] == "unavailable":
         return False
-    record = store[key]
-    if record["status"] != "ok" or record.get("error") is None:
-        return True
-    held_to = record["reference_error"]
-    return bool(record["error"] >= FINER * held_to or held_to <= reference.error)
+    held_to = store[key].get("reference_error", 0.0)
+    return bool(_resolved(store[key], held_to) or held_to <= reference.error)
+
+
+def _resolved(record: Record, reference_error: float) -> bool:
+    """Whether the record's error, if it has one, is far above the reference's."""
+    return record.get("error") is None or bool(record["error"] >= FINER * reference_error)
 
 
 # --- alone, or by workers -----------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .exact import Inapplicable
 from .plans import Config, Plan, Unavailable
 from .problems import Problem, data_prediction
-from .quality import DEFAULT, Inapplicable, Measure, errors
+from .quality import DEFAULT, Measure, Run, errors
 from .reference import Reference
 from .store import Record
 
@@ -98,7 +99,7 @@ def measure(
     """Every number of a finished run with its interval; what does not apply is left out."""
     out: dict[str, Any] = {}
     kind = "sde" if plan.stochastic else "ode"
-    seen = (problem, w, plan.end, reference)
+    seen = Run(problem, w, plan.end, reference, plan.tableau)
     for m in measures:
         if kind not in m.kinds:
             continue

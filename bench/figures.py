@@ -50,7 +50,7 @@ def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
 
 
 def _level(records: Sequence[Record], m: Measure) -> float:
-    return sum(math.log(max(abs(r[m.field]), 1e-12)) for r in records) / len(records)
+    return sum(math.log(max(m.off(r[m.field]), 1e-12)) for r in records) / len(records)
 
 
 def error_against_nfe(
@@ -74,7 +74,7 @@ def error_against_nfe(
         _panel(ax, [r for r in records if r["problem"] == problem], m, colors)
         floor = floors.get(problem, {}).get(m.field)
         if floor is not None:
-            ax.axhspan(*floor[1:], color="#dfe3e8", zorder=0, label="two exact sets")
+            ax.axhspan(*floor[1:], color="#dfe3e8", zorder=0, label="exact samples")
         if m.field != "error":
             ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
         ax.set_title(f"{problem}: {m.title}", loc="left", fontsize=11)
@@ -105,6 +105,8 @@ def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -
         ax.set_yscale("symlog", linthresh=0.01)
         ax.axhline(0, color="#444", lw=0.8)
         ax.set_ylim(max(ax.get_ylim()[0], -3), min(ax.get_ylim()[1], 3))
+    elif m.share:
+        ax.set_ylim(0, 1.02)
     else:
         ax.set_yscale("log")
         lo, hi = ax.get_ylim()
@@ -128,7 +130,7 @@ def _draw(
     ax.plot(x, y, label=label, **style)
     if style["color"] != PEER:
         lo, hi = ([r[f"{m.field}_{end}"] for r in held] for end in ("lo", "hi"))
-        if not m.signed:  # an interval down to 0 or below has no place on a log axis
+        if not (m.signed or m.share):  # an interval down to 0 or below has no place on a log axis
             lo = [max(a, b / 4) for a, b in zip(lo, y, strict=True)]
         ax.fill_between(x, lo, hi, color=style["color"], alpha=0.13, lw=0)
     return x[-1], y[-1], label, style["color"]

@@ -29,6 +29,7 @@ from . import campaign, heldout, summary, table
 from .bar import bar
 from .campaign import Spec
 from .cells import Cell
+from .features import Features
 from .peers import chosen as chosen_peers
 from .plans import Config, default_solvers, ours
 from .problems import Problem
@@ -54,6 +55,7 @@ def run(
     peers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
+    features: str | Features | None = None,
     seed: int = 0,
     batch: int | None = None,
     device: torch.device | str | None = None,
@@ -70,7 +72,8 @@ def run(
     kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a choice that fits two minutes). peers: by
     library or name; None is all that are installed, [] none. targets: exact ones by name, [] for
     none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws of
-    stochastic ones. batch: samples. device: of the trained network. final: how our grids end.
+    stochastic ones. features: of frechet, kid, precision and recall, "module:function" or a callable;
+    None is the components. batch: samples. device: of the trained network. final: how our grids end.
     quick: fewer samples and costs. likelihood: bits/dim of held-out data. workers: processes; the
     numbers are the same. progress: a bar on standard error.
 
@@ -85,9 +88,11 @@ def run(
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
     named = None if solvers is None else ours(list(solvers), grids, final)
-    specs = _specs(checkpoint, data, targets, batch, seed, device)
+    specs = _specs(checkpoint, data, targets, batch, seed, device, features)
     if workers > 1 and isinstance(checkpoint, Checkpoint):
         raise ValueError("workers need a checkpoint's file: save it and give its path")
+    if workers > 1 and callable(features):
+        raise ValueError("workers need the features by name: give module:function")
     posed = [spec.build() for spec in specs]
     todo = []
     for p in posed:
@@ -142,13 +147,15 @@ def _specs(
     batch: int,
     seed: int,
     device: torch.device | str | None,
+    features: str | Features | None,
 ) -> list[Spec]:
     """The problems to pose: the targets, then the network."""
-    specs = [Spec(batch, seed, target=t) for t in (("digits64",) if targets is None else targets)]
+    names = ("digits64",) if targets is None else targets
+    specs = [Spec(batch, seed, target=t, features=features) for t in names]
     if str(checkpoint) != "none":
         given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
         on = None if device is None else str(device)
-        specs.append(Spec(batch, seed, checkpoint=given, device=on, data=data))
+        specs.append(Spec(batch, seed, None, given, on, data, features))
     if not specs:
         raise ValueError("nothing to measure: name a target or a checkpoint")
     return specs

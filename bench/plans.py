@@ -27,13 +27,15 @@ class Unavailable(Exception):
 @dataclass(frozen=True, eq=False)
 class Plan:
     """calls: network evaluations as declared. start, end: ratios sigma/alpha of first and last
-    node (end 0: a clean sample). run(model, w, seed): from states w at `start` to w at `end`."""
+    node (end 0: a clean sample). run(model, w, seed): from states w at `start` to w at `end`.
+    tableau: of a solver of ours."""
 
     calls: int
     start: float
     end: float
     stochastic: bool
     run: Callable[[Denoiser, Tensor, int], Tensor]
+    tableau: Tableau | None = None
 
 
 class Config(Protocol):
@@ -76,7 +78,7 @@ class Ours:
                 state = sampler.tell(state, out)
             return to_unit(process, state.x, t1) if end > 0 else state.x
 
-        return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run)
+        return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run, tableau)
 
 
 MEASURED = "equidistributed"

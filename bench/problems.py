@@ -47,6 +47,7 @@ class Problem:
     start: [B, *event] float64, the states w at the ratio r_max. law: the exact data distribution
     where it is known. data: [M, *event] real data where the model was trained on some.
     std: root mean variance of a data component, the unit of errors. seed: of the starts.
+    features: what distances of features compare; None: the components (see features.py).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Problem:
     seed: int
     law: GaussianMixture | None = None
     data: Tensor | None = None
+    features: Callable[[Tensor], Tensor] | None = None
 
     @property
     def process(self) -> Process:
@@ -80,7 +82,8 @@ class Problem:
         middle = math.sqrt(min(self.r_max, 1e3) * self.r_min)
         with torch.no_grad():
             d = data_prediction(self.model, probe, middle)
-        for tensor in (self.start, d, self.data):
+        seen = None if self.features is None else self.features(probe.float()).double()
+        for tensor in (self.start, d, self.data, seen):
             if tensor is not None:
                 h.update((tensor * 1e6).round().long().numpy().tobytes())
         return h.hexdigest()[:16]

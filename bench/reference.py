@@ -5,7 +5,7 @@ With the angle phi = arctan(sigma/alpha) the probability flow of every process i
     dw/dphi = w cot(phi) - D / sin(phi),          w = x / sqrt(alpha^2 + sigma^2),
 
 regular from pure noise (phi = pi/2) down to the data. SciPy's DOP853 integrates it twice, at two
-tolerances a factor 100 apart; the tighter is the reference, and the distance between the two bounds
+tolerances a factor 10 apart; the tighter is the reference, and the distance between the two bounds
 its error. None of our own solvers takes part. The first nodes lie on the trajectory too, so a run
 that starts below r_max starts on the reference and is not charged for where it starts.
 """
@@ -31,7 +31,7 @@ class Reference:
     """States w of the exact trajectories at the ratios that were asked for.
 
     error: root mean square distance, in units of the data's standard deviation, between the
-    reference and the same integration at a 100 times looser tolerance, the worst over the ratios.
+    reference and the same integration at a 10 times looser tolerance, the worst over the ratios.
     """
 
     def __init__(self, states: dict[str, Tensor], error: float, level: int) -> None:
@@ -53,18 +53,23 @@ def solve(
     ratios: Iterable[float],
     level: int = 0,
     tick: Callable[[], object] | None = None,
+    loose: Reference | None = None,
 ) -> Reference:
     """Integrate the problem's starts down to every ratio (0 stands for x(0), or, for a trained
     network, for one denoising jump from its t_min). tick is called after every evaluation.
+    loose: the reference of the level below, if there is one that covers the ratios.
 
     Raises ValueError for a level that does not exist, ImportError without SciPy.
     """
     if not 0 <= level < len(TOLERANCES) - 1:
         raise ValueError(f"level must be 0..{len(TOLERANCES) - 2}; got {level}")
     wanted = sorted({*ratios, problem.r_min}, reverse=True)
-    loose = _integrate(problem, wanted, TOLERANCES[level], tick)
+    if loose is not None and loose.level == level - 1 and loose.covers(wanted):
+        before = [loose.at(r) for r in wanted]
+    else:
+        before = _integrate(problem, wanted, TOLERANCES[level], tick)
     tight = _integrate(problem, wanted, TOLERANCES[level + 1], tick)
-    gaps = [float((a - b).square().mean().sqrt()) for a, b in zip(loose, tight, strict=True)]
+    gaps = [float((a - b).square().mean().sqrt()) for a, b in zip(before, tight, strict=True)]
     states = {_key(r): w for r, w in zip(wanted, tight, strict=True)}
     return Reference(states, max(gaps) / problem.std, level)
 
@@ -77,18 +82,19 @@ def cached(
     tick: Callable[[], object] | None = None,
 ) -> Reference:
     """`solve`, kept in a file: read back if it is of these starts and knows these ratios."""
-    wanted = {float(r) for r in ratios}
+    wanted, below = {float(r) for r in ratios}, None
     if path.is_file():
         held = torch.load(path, weights_only=True)
         found = Reference(held["states"], held["error"], held["level"])
         same = held["start"].shape == problem.start.shape and torch.equal(
             held["start"], problem.start
         )
-        if same and held["about"] == problem.about and found.level >= level:
-            if found.covers(wanted):
+        if same and held["about"] == problem.about:
+            if found.level >= level and found.covers(wanted):
                 return found
             wanted |= {float(k) for k in held["states"]}
-    found = solve(problem, wanted, level, tick)
+            below = found
+    found = solve(problem, wanted, level, tick, below)
     held = {
         "states": {_key(r): found.at(r) for r in {*wanted, problem.r_min}},
         "error": found.error,

@@ -145,13 +145,13 @@ def _curves(
             found = figures.curves(mine, m)
             if not found:
                 continue
-            fig = _figure("network calls (NFE)", signed=m.signed, ticks=summary["nfe"])
+            fig = _figure("network calls (NFE)", m, summary["nfe"])
             for trace in _traces(found, m, colors, lambda r: r["nfe"]):
                 fig.add_trace(trace)
             floor = about["floors"].get(m.field)
             if floor:
                 fig.add_hrect(y0=floor[1], y1=floor[2], fillcolor="#c9d0d8", opacity=0.4,
-                              line_width=0, annotation_text="two exact sets")  # fmt: skip
+                              line_width=0, annotation_text="exact samples")  # fmt: skip
             out.append(_plot(f"{problem}: {m.title}", fig))
     return "".join(out)
 
@@ -167,14 +167,14 @@ def _time_curves(
         found = figures.curves(mine, MEASURES["error"])
         if not found:
             continue
-        fig = _figure("seconds, all samples", signed=False, ticks=None)
+        fig = _figure("seconds, all samples", MEASURES["error"], None)
         for trace in _traces(found, MEASURES["error"], {}, lambda r: seconds[r["key"]]):
             fig.add_trace(trace)
         out.append(_plot(f"{problem}: error against time on this machine", fig))
     return "".join(out)
 
 
-def _figure(x_title: str, signed: bool, ticks: Sequence[int] | None) -> Any:
+def _figure(x_title: str, m: Measure, ticks: Sequence[int] | None) -> Any:
     import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 
     fig = go.Figure()
@@ -185,7 +185,9 @@ def _figure(x_title: str, signed: bool, ticks: Sequence[int] | None) -> Any:
     fig.update_xaxes(type="log", title=x_title)
     if ticks:
         fig.update_xaxes(tickvals=list(ticks), ticktext=[str(n) for n in ticks])
-    if not signed:
+    if m.share:
+        fig.update_yaxes(range=[0, 1.02])
+    elif not m.signed:
         fig.update_yaxes(type="log", exponentformat="power", dtick=1)
     return fig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ..solvers import get
 from . import cells, claims, figures, quality, table, trajectories
 from .cells import Cell
+from .exact import Inapplicable
 from .plans import Unavailable, laid, largest
 from .problems import Problem
 from .quality import Measure
@@ -48,8 +50,9 @@ def _problem(
     errors = [float(r["error"]) for r in mine if r.get("error")]
     floors = {}
     for m in measures:
-        if m.distance is not None and any(r.get(m.field) is not None for r in mine):
-            floors[m.field] = list(quality.floor(p, m, len(p.start)))
+        if any(r.get(m.field) is not None for r in mine):
+            with suppress(Inapplicable):
+                floors[m.field] = list(quality.floor(p, m, len(p.start)))
     return {
         "about": p.about, "process": repr(p.process), "batch": len(p.start), "seed": p.seed,
         "r_max": p.r_max, "r_min": p.r_min, "std": p.std, "reference_error": reference.error,
@@ -93,7 +96,7 @@ def all_tables(
     shown = []
     for name, p in summary["problems"].items():
         notes = {
-            field: f"; two exact sets: {value:.3g} ({lo:.3g} to {hi:.3g})"
+            field: f"; exact samples: {value:.3g} ({lo:.3g} to {hi:.3g})"
             for field, (value, lo, hi) in p["floors"].items()
         }
         shown += table.tables(records, name, measures, notes)

@@ -83,7 +83,7 @@ def _missing(records: list[Record], problem: str) -> Table:
 
 
 def _size(r: Record, m: Measure) -> float:
-    return abs(r[m.field]) if m.signed else float(r[m.field])
+    return m.off(float(r[m.field]))
 
 
 def _rank(by_cost: dict[int, Record], m: Measure) -> float:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..solvers import Sampler, get
+from .exact import exact_draw
 from .figures import OURS, pyplot
 from .plans import Unavailable, largest
 from .problems import Problem, from_unit
-from .quality import exact_draw
 from .reference import Reference
 from .store import write
 

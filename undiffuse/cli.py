@@ -191,6 +191,9 @@ def _bench(commands: Any) -> None:
     p.add_argument("--peers", type=_names, default=None, metavar="A,B", help="'' for none")
     p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
     p.add_argument("--metrics", type=_names, default=None, metavar="A,B", help="default: a choice")
+    p.add_argument("--features", default=None, metavar="MODULE:FUNCTION", help="of frechet, kid, "
+                   "precision, recall: package.module:function or file.py:function that returns a "
+                   "network's features; default: the components")  # fmt: skip
     p.add_argument("--batch", type=int, default=None, help="samples a cell")
     p.add_argument("--workers", type=int, default=1, help="processes; changes no number")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
