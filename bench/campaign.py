@@ -63,9 +63,10 @@ class Spec:
 
     def build(self) -> Problem:
         """Raises what targets, checkpoints, features and `problems` raise for what does not fit."""
-        named = isinstance(self.features, str)
-        seen = load_features(str(self.features)) if named else self.features
-        return replace(self._plain(), features=seen)
+        seen = self.features
+        return replace(
+            self._plain(), features=load_features(seen) if isinstance(seen, str) else seen
+        )
 
     def _plain(self) -> Problem:
         if self.target is not None:
