@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser
+from ..models.guided import calls_of
 from ..solvers import probability_flow
 from ..solvers.scaled_flow import ScaledFlow
 from . import problems
@@ -151,10 +152,11 @@ class AdaptivePeer:
 
 @lru_cache(maxsize=1024)
 def _calls(problem: Problem, library: str, name: str, tol: float) -> int:
-    """Network calls of the method on the problem's starts."""
+    """Evaluations that the method makes on the problem's starts."""
     x = from_unit(problem.process, problem.start, problem.process.t_max)
     with torch.no_grad():
-        return int(METHODS[library, name].run(problem.model, x, tol)[1].max())
+        calls = int(METHODS[library, name].run(problem.model, x, tol)[1].max())
+    return calls // calls_of(problem.model.net)
 
 
 PEERS = tuple(AdaptivePeer(*key) for key in METHODS)

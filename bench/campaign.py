@@ -22,7 +22,7 @@ from .bar import Bar
 from .cells import Cell
 from .features import Features
 from .features import load as load_features
-from .plans import Config, Plan, Unavailable
+from .plans import Config, Plan, Unavailable, planned
 from .problems import Problem
 from .quality import Measure, chosen
 from .reference import TOLERANCES, Reference, cached
@@ -82,7 +82,7 @@ class Spec:
 
 def reference_file(store: Store, problem: Problem) -> Path:
     """Where the problem's reference is kept."""
-    return store.path.parent / f"reference-{problem.name.replace(' ', '-')}.pt"
+    return store.path.parent / f"reference-{problem.name.replace(' ', '-')}-{problem.seed}.pt"
 
 
 def measure(
@@ -111,16 +111,16 @@ def measure(
 
 def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
     """The plans by key; what cannot run becomes its row."""
-    planned = {}
+    made: dict[str, Plan] = {}
     for cell in todo:
         try:
-            planned[cell.key] = _inside(cell.config.plan(cell.problem, cell.nfe), cell.problem)
+            made[cell.key] = _inside(planned(cell.config, cell.problem, cell.nfe), cell.problem)
         except Unavailable as error:
             record = cells.unavailable(cell, error)
             if cell.key not in store or store[cell.key] != record:
                 store.append(record)
             shown.advance()
-    return planned
+    return made
 
 
 def _inside(plan: Plan, problem: Problem) -> Plan:
@@ -158,6 +158,8 @@ def _run(
 ) -> Iterator[tuple[Record, float]]:
     """Records and seconds as they are ready."""
     if workers == 1 or len(due) < 2:
+        for cell in due[:1]:
+            warm_up(cell.problem)
         for cell in due:
             yield cells.run(cell, planned[cell.key], reference)
         return
@@ -171,6 +173,12 @@ def _run(
             yield job.result()
 
 
+def warm_up(problem: Problem) -> None:
+    """One call of the network, which no cell's time then carries."""
+    with torch.no_grad():
+        problems.data_prediction(problem.model, problem.start, problem.r_min)
+
+
 _worker: dict[str, Any] = {}
 
 
@@ -178,9 +186,10 @@ def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads:
     torch.set_num_threads(threads)
     measures: tuple[Measure, ...] = chosen(metrics)
     _worker.update(problem=spec.build(), reference=reference, measures=measures)
+    warm_up(_worker["problem"])
 
 
 def _work(config: Config, nfe: int) -> tuple[Record, float]:
     problem = _worker["problem"]
     cell = Cell(problem, config, nfe, _worker["measures"])
-    return cells.run(cell, config.plan(problem, nfe), _worker["reference"])
+    return cells.run(cell, planned(config, problem, nfe), _worker["reference"])

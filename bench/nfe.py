@@ -32,9 +32,11 @@ from .cells import Cell
 from .features import Features
 from .peers import chosen as chosen_peers
 from .plans import Config, default_solvers, ours
+from .pooling import pooled
 from .problems import Problem
 from .quality import Measure
 from .quality import chosen as chosen_measures
+from .reference import Reference
 from .store import Store, write_text
 
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
@@ -57,6 +59,7 @@ def run(
     metrics: Sequence[str] | None = None,
     features: str | Features | None = None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     batch: int | None = None,
     device: torch.device | str | None = None,
     final: str = "t_min",
@@ -73,7 +76,8 @@ def run(
     library or name; None is all that are installed, [] none. targets: exact ones by name, [] for
     none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws of
     stochastic ones. features: of frechet, kid, precision and recall, "module:function" or a callable;
-    None is the components. batch: samples. device: of the trained network. final: how our grids end.
+    None is the components. seeds: several, each with samples of its own, shown as
+    one (pooling.py); None is [seed]. batch: samples of a seed. device: of the trained network. final: how our grids end.
     quick: fewer samples and costs. likelihood: bits/dim of held-out data. workers: processes; the
     numbers are the same. progress: a bar on standard error.
 
@@ -88,7 +92,12 @@ def run(
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
     named = None if solvers is None else ours(list(solvers), grids, final)
-    specs = _specs(checkpoint, data, targets, batch, seed, device, features)
+    every_seed = list(dict.fromkeys(seeds if seeds is not None else [seed]))
+    if not every_seed:
+        raise ValueError("seeds must name at least one; got none")
+    specs = [
+        s for n in every_seed for s in _specs(checkpoint, data, targets, batch, n, device, features)
+    ]
     if workers > 1 and isinstance(checkpoint, Checkpoint):
         raise ValueError("workers need a checkpoint's file: save it and give its path")
     if workers > 1 and callable(features):
@@ -100,15 +109,22 @@ def run(
         todo.append(_cells(p, configs, costs, measures))
 
     began = time.perf_counter()
-    store, references = Store(out), {}
+    store = Store(out)
+    references: dict[str, Reference] = {}
+    worst: dict[str, float] = {}
     names = None if metrics is None else list(metrics)
     with bar(progress) as shown, _threads(posed):
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
-            references[problem.name] = campaign.measure(spec, mine, store, shown, workers, names)
-        every = [c for mine in todo for c in mine]
-        records = [store[c.key] for c in every]
+            found = campaign.measure(spec, mine, store, shown, workers, names)
+            references.setdefault(problem.name, found)
+            worst[problem.name] = max(worst.get(problem.name, 0.0), found.error)
+        records = pooled([store[c.key] for mine in todo for c in mine])
+        posed = posed[: len(references)]  # of the first seed: pictures and floors
+        every = [c for mine in todo[: len(posed)] for c in mine]
         shown.say("summary")
         result = summary.summarise(posed, every, records, references, measures)
+        for name, about in result["problems"].items():
+            about |= {"seeds": every_seed, "reference_error": worst[name]}
         if likelihood and specs[-1].target is None:
             shown.say("bits/dim of held-out data")
             trained, held = specs[-1].trained(), specs[-1].held()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..kernels import normal
 from ..models import Denoiser, GaussianMixture, Process
+from ..models.guided import Guided, calls_of, leaves
 from .targets import Target
 
 ZERO_RATIO = 1e-5
@@ -29,15 +30,28 @@ ZERO_RATIO = 1e-5
 
 
 class Counter:
-    """A network that counts its calls and lets them through unchanged."""
+    """A network that counts its calls and lets them through unchanged.
+
+    Guidance counts as the calls that it makes: by hooks where the networks under it are modules,
+    else as it declares.
+    """
 
     def __init__(self, net: Callable[..., Tensor]) -> None:
         self.net = net
         self.calls = 0
+        self._under = leaves(net) if isinstance(net, Guided) else []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        hooks = [m.register_forward_hook(self._count) for m in self._under]
+        try:
+            return self.net(*args, **kwargs)
+        finally:
+            self.calls += 0 if hooks else calls_of(self.net)
+            for hook in hooks:
+                hook.remove()
+
+    def _count(self, *_: Any) -> None:
         self.calls += 1
-        return self.net(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,8 @@ def _config(r: Mapping[str, Any]) -> str:
 
 def _conventions(summary: Mapping[str, Any]) -> str:
     lines = [
-        f"{name}: {p['about']}; process {p['process']}; {p['batch']} samples, seed {p['seed']}; "
+        f"{name}: {p['about']}; process {p['process']}; {p['batch']} samples of "
+        f"each seed ({', '.join(map(str, p['seeds']))}); "
         f"sigma/alpha from {p['r_max']:.5g} to {p['r_min']:.3g}; data std {p['std']:.4g}; the "
         f"reference's own error is at most {p['reference_error']:.1e}."
         for name, p in summary["problems"].items()

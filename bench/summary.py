@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..solvers import get
 from . import cells, claims, figures, quality, table, trajectories
 from .cells import Cell
 from .exact import Inapplicable
-from .plans import Unavailable, laid, largest
+from .plans import Unavailable, planned
 from .problems import Problem
 from .quality import Measure
 from .reference import Reference
@@ -54,7 +53,7 @@ def _problem(
             with suppress(Inapplicable):
                 floors[m.field] = list(quality.floor(p, m, len(p.start)))
     return {
-        "about": p.about, "process": repr(p.process), "batch": len(p.start), "seed": p.seed,
+        "about": p.about, "process": repr(p.process), "batch": len(p.start), "seeds": [p.seed],
         "r_max": p.r_max, "r_min": p.r_min, "std": p.std, "reference_error": reference.error,
         "smallest_error": min(errors, default=None), "floors": floors,
     }  # fmt: skip
@@ -173,9 +172,7 @@ def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | N
             if ours and at == (name, n, "undiffuse"):
                 c = cell.config
                 if (c.name, c.grid) == (ours[0]["solver"], ours[0]["grid"]):
-                    final = getattr(c, "final", "t_min")
-                    grid = laid(cell.problem, c.grid)
-                    text = repr(largest(get(c.name), cell.problem.model, grid, final, n))
+                    text = repr(planned(c, cell.problem, n).tableau)
                     return f"The table of {c.name} on {c.grid} at {n} NFE ({name})", text
     return None
 
@@ -193,7 +190,7 @@ def sample_rows(
     for name in [n for n in ("ddim", "dpmpp-2m", "ddpm") if n in names] or names[:2]:
         for n in few:
             try:
-                plan = mine[name, n].config.plan(problem, n)
+                plan = planned(mine[name, n].config, problem, n)
                 w = cells.integrate(problem, plan, reference.at(plan.start))
             except (Unavailable, KeyError, RuntimeError):
                 continue
