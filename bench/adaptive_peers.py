@@ -134,7 +134,7 @@ class AdaptivePeer:
                 why = f"at tolerance {tol:g}: {type(error).__name__}: {error}"
             else:
                 if calls > nfe:
-                    why = f"makes {calls} calls at tolerance {tol:g}, not within {nfe}"
+                    why = f"makes {calls} calls at its loosest tolerance, {tol:g}"
                     break
                 best = (tol, calls)
             tol /= 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,30 +16,31 @@ from .problems import Problem
 
 
 def high_water(problem: Problem, plan: Plan, w: Tensor) -> float:
-    """Most bytes of tensors alive at once while the plan runs from w, over the bytes of w.
+    """Most bytes of states alive at once while the plan runs from w, over the bytes of w.
 
-    The network is replaced by one that halves its input, so its own memory is left out; what lives
-    inside one operation (a fused step has nothing there) and NumPy's arrays are not seen.
+    A state is any tensor of a whole number of batches, a stored path included; tables of the grid
+    are not. The network is replaced by one that halves its input, so its own memory is left out;
+    what lives inside one operation (a fused step has nothing there) and NumPy's arrays are not seen.
     """
 
     def halved(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return x * 0.5
 
-    watch = _Watch([w])
+    watch = _Watch(w)
     with torch.no_grad(), watch:
         plan.run(replace(problem.model, net=halved), w, problem.seed)
     return watch.most / (w.numel() * w.element_size())
 
 
 class _Watch(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation returns, until it is freed."""
+    """Counts the bytes of every storage of states that an operation returns, until it is freed."""
 
-    def __init__(self, held: Sequence[Tensor]) -> None:
+    def __init__(self, w: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.most = 0
+        self._batch = w.numel()
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-        for tensor in held:
-            self._meet(tensor)
+        self._meet(w)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -53,7 +53,7 @@ class _Watch(TorchDispatchMode):
 
     def _meet(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage in self._known:
+        if tensor.numel() == 0 or tensor.numel() % self._batch or storage in self._known:
             return
         self._known.add(storage)
         self.live += storage.nbytes()

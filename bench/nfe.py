@@ -9,8 +9,8 @@ calls are counted; a solver that makes more or fewer than it declares is a faile
 row starts and ends is printed with it.
 
 Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
-stopped), timings.jsonl, summary.json, table.md, nfe.png, samples.png (paths.png for targets in the
-plane) and, where plotly is installed, report.html, one self-contained page.
+stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for targets
+in the plane), each also as .svg, and, where plotly is installed, report.html, one self-contained page.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ def summarise(
         "nfe": costs,
         "metrics": [m.field for m in measures],
         "best": best(records, costs),
+        "front": front(records, costs),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
         "cells": len(records),
         "failed": sum(r["status"] == "failed" for r in records),
@@ -77,6 +78,24 @@ def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str,
     return out
 
 
+def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """problem -> NFE -> the least error of ours and of the peers, deterministic; None for none."""
+    out: dict[str, dict[str, Any]] = {}
+    kept = ("library", "solver", "grid", "nfe", "error", "error_lo", "error_hi")
+    for name in {r["problem"]: None for r in records}:
+        for n in costs:
+            done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
+                    and r["status"] == "ok" and r.get("error") is not None]  # fmt: skip
+            least = {}
+            for side, ours in (("ours", True), ("peers", False)):
+                mine = [r for r in done if (r["library"] == "undiffuse") == ours]
+                best_one = min(mine, key=lambda r: float(r["error"]), default=None)
+                least[side] = best_one and {k: best_one[k] for k in kept}
+            if done:
+                out.setdefault(name, {})[str(n)] = least
+    return out
+
+
 def environment() -> dict[str, str]:
     """Versions that the numbers may depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
@@ -113,6 +132,7 @@ def write_all(
 ) -> list[table.Table]:
     """table.md, the pictures and, where plotly is installed, report.html; returns the tables."""
     shown = all_tables(summary, records, measures)
+    seconds = {k: float(r["seconds"]) for k, r in Store(out, "timings.jsonl").records.items()}
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
     wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
     panels = [
@@ -122,7 +142,11 @@ def write_all(
     ]  # fmt: skip
     if panels:
         floors = {name: p["floors"] for name, p in summary["problems"].items()}
-        figures.error_against_nfe(out / "nfe.png", records, panels, floors)
+        figures.quality_against("nfe", out / "nfe.png", records, panels, floors)
+    timed = [{**r, "seconds": seconds[r["key"]]} for r in records if r["key"] in seconds]
+    errors = [(name, m) for name, m in panels if m.field == "error"]
+    if timed and errors:
+        figures.quality_against("seconds", out / "time.png", timed, errors, {})
     pictured = [p for p in posed if figures.is_picture(p.start.shape[1:])]
     if pictured:
         rows = sample_rows(pictured[-1], todo, references[pictured[-1].name])
@@ -135,7 +159,7 @@ def write_all(
         trajectories.draw(
             out / "paths.png", flat[0], references[flat[0].name], ours[:4], costs
         )  # fmt: skip
-    _report(out, todo, records, measures, summary, shown)
+    _report(out, todo, records, measures, summary, shown, seconds)
     return shown
 
 
@@ -146,12 +170,12 @@ def _report(
     measures: Sequence[Measure],
     summary: dict[str, Any],
     tables: Sequence[table.Table],
+    seconds: dict[str, float],
 ) -> None:
     try:
         import plotly  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
     except ImportError:
         return
-    seconds = {k: float(r["seconds"]) for k, r in Store(out, "timings.jsonl").records.items()}
     pictures = [("Samples, coarse to fine", out / "samples.png"),
                 ("Paths in the plane", out / "paths.png")]  # fmt: skip
     write_report(

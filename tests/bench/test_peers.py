@@ -89,7 +89,7 @@ def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
         pytest.importorskip("diffusers")
     adaptive = isinstance(peer, adaptive_peers.AdaptivePeer)
     if adaptive and nfe < 10:  # none of them gets there in so few
-        with pytest.raises(Unavailable, match=f"calls at tolerance 1, not within {nfe}"):
+        with pytest.raises(Unavailable, match="calls at its loosest tolerance, 1"):
             peer.plan(RING, nfe)
         return
     plan = peer.plan(RING, nfe)
