@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..kernels import normal
 from ..models import Denoiser, GaussianMixture, Process
-from ..models.guided import Guided, calls_of, leaves
+from ..models.guided import calls_of, leaves
 from .targets import Target
 
 ZERO_RATIO = 1e-5
@@ -39,7 +39,7 @@ class Counter:
     def __init__(self, net: Callable[..., Tensor]) -> None:
         self.net = net
         self.calls = 0
-        self._under = leaves(net) if isinstance(net, Guided) else []
+        self._under = leaves(net)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         hooks = [m.register_forward_hook(self._count) for m in self._under]

@@ -41,16 +41,23 @@ class Guided(nn.Module):
         return self.title
 
 
+def guidance_of(net: Callable[..., Tensor]) -> Guided | None:
+    """The guidance that `net` is, or that a wrapper holds as its own `net`."""
+    parts = (net, getattr(net, "net", None))
+    return next((part for part in parts if isinstance(part, Guided)), None)
+
+
 def calls_of(net: Callable[..., Tensor]) -> int:
     """Network calls that one evaluation of `net` makes: 1, or what guidance makes of it."""
-    return int(getattr(net, "calls", 1))
+    guided = guidance_of(net)
+    return 1 if guided is None else guided.calls
 
 
 def leaves(net: Callable[..., Tensor]) -> list[nn.Module]:
-    """The modules that `net` calls in the end: itself, or those under its guidance."""
-    if not isinstance(net, Guided):
-        return [net] if isinstance(net, nn.Module) else []
-    return list(dict.fromkeys(leaf for inner in net.nets for leaf in leaves(inner)))
+    """The modules that guidance calls in the end; none where `net` is no guidance."""
+    guided = guidance_of(net)
+    inner = [] if guided is None else list(guided.nets)
+    return list(dict.fromkeys(leaf for part in inner for leaf in leaves(part) or [part]))
 
 
 def apply_rule(

@@ -49,7 +49,7 @@ def test_the_page_fetches_nothing_and_says_what_was_measured(page):
     assert "What to use" in words and "dpmpp-2m on log_snr" in words
     assert "sigma/alpha from 157.41 to 0.01" in words  # starts and ends are printed
     assert "network evaluations, order 2" in words  # the winner's tableau
-    assert "best of the others" in words and "torchdiffeq rk4 on log_snr" in words
+    assert "best of the others" in words and "torchdiffeq midpoint on log_snr" in words
     assert "8 samples of each seed (0)" in words
     assert "Paths in the plane" in words and "torch 2" in words
     for name in ("nfe", "time", "paths"):
