@@ -41,7 +41,8 @@ def save(fig: Any, path: Path) -> None:
 
 
 def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
-    """One curve a solver, on the grid where its geometric mean is least, best solvers first."""
+    """One curve a solver, on the grid where its geometric mean is least, best solvers first; those
+    that could run at less than half of the costs last."""
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for r in records:
         if r["status"] == "ok" and kind(r) in m.kinds and r.get(m.field) is not None:
@@ -52,7 +53,9 @@ def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
         grid, held = min(by_grid.items(), key=lambda item: _level(item[1], m))
         label = f"{solver} · {grid}" if library == "undiffuse" else f"{library} {solver}"
         out.append((_level(held, m), (library, label, sorted(held, key=lambda r: int(r["nfe"])))))
-    return [curve for _, curve in sorted(out, key=lambda pair: pair[0])]
+    whole = max((len(held) for _, (_, _, held) in out), default=0)
+    out.sort(key=lambda pair: (len(pair[1][2]) < whole / 2, pair[0]))
+    return [curve for _, curve in out]
 
 
 def _level(records: Sequence[Record], m: Measure) -> float:

@@ -99,7 +99,8 @@ def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str
 def environment() -> dict[str, str]:
     """Versions that the numbers may depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq"):
+    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq",
+                 "torchsde"):  # fmt: skip
         try:
             found[name] = version(name)
         except PackageNotFoundError:
