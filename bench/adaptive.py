@@ -11,7 +11,8 @@ need several times the calls of others. A row is a method at a tolerance:
     calls alone   mean count of those samples when each is a batch of its own
 
 Peers: torchdiffeq's odeint of `probability_flow`, in t as its users have it, and of our own
-coordinates over lambda (what is left is the coupling); k-diffusion's dpm_adaptive where installed.
+coordinates over lambda (what is left is the coupling); SciPy's RK45 of the batch as one vector, as
+score_sde has it; k-diffusion's dpm_adaptive where installed.
 Writes adaptive.json and adaptive.md.
 """
 
@@ -19,8 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,12 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser, GaussianMixture
-from ..solvers import probability_flow, sample_ode_adaptively
-from ..solvers.scaled_flow import ScaledFlow
+from ..solvers import sample_ode_adaptively
 from . import problems
+from .adaptive_peers import Method, k_diffusion, scipy, torchdiffeq
 from .bar import bar
-from .peers import _k_diffusion
 from .plans import Unavailable
-from .problems import Problem, data_prediction, from_unit, to_unit
+from .problems import Problem, from_unit, to_unit
 from .reference import solve
 from .store import write_text
 from .summary import environment
@@ -45,7 +44,6 @@ OURS = ("bosh3", "dopri5", "dpm-solver-12", "dpm-solver-23", "dpmpp-23")
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 DEVIATIONS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 BATCH, QUICK_BATCH, ALONE = 96, 24, 8
-Run = Callable[[Denoiser, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def uneven() -> Target:
@@ -88,15 +86,6 @@ def element_wise(target: Target) -> Denoiser:
     return Denoiser(net, process, predicts="data")
 
 
-@dataclass(frozen=True)
-class Method:
-    """run(model, x at t_max, tolerance) -> x at t_min and each sample's calls, int64 [B]."""
-
-    library: str
-    name: str
-    run: Run
-
-
 def _ours(name: str) -> Method:
     def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
         found = sample_ode_adaptively(
@@ -108,53 +97,11 @@ def _ours(name: str) -> Method:
     return Method("undiffuse", name, run)
 
 
-def _torchdiffeq(name: str, ours: bool) -> Method:
-    def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-        from torchdiffeq import odeint
-
-        process, counter = model.process, problems.Counter(model.net)
-        counted = replace(model, net=counter)
-        way = {"method": name, "rtol": tol, "atol": tol}
-        if not ours:
-            span = torch.tensor([process.t_max, model.t_min], dtype=torch.float64)
-            x = odeint(probability_flow(counted), x, span, **way)[-1]
-        else:
-            flow, rows = ScaledFlow(counted, len(x), t_min=model.t_min), torch.arange(len(x))
-            span = torch.tensor([flow.lam_noise, flow.lam_data], dtype=torch.float64)
-
-            def field(lam: Tensor, u: Tensor) -> Tensor:
-                return flow.field(lam.expand(len(u)), u, rows)
-
-            u = odeint(field, flow.from_latent(x), span, **way)[-1]
-            x = flow.leave(u) * float(process.alpha(model.t_min))
-        return x, torch.full((len(x),), counter.calls)
-
-    return Method("torchdiffeq", f"{name}, {'lambda' if ours else 't'}", run)
-
-
-def _k_adaptive(order: int) -> Method:
-    def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-        process, counter = model.process, problems.Counter(model.net)
-        counted = replace(model, net=counter)
-        ends = [problems.ratio_at(process, t) for t in (model.t_min, process.t_max)]
-
-        def denoise(y: Tensor, sigma: Tensor) -> Tensor:
-            r = float(sigma.flatten()[0])
-            return data_prediction(counted, y / math.hypot(1.0, r), r)
-
-        y = x / float(process.alpha(process.t_max))
-        y = _k_diffusion().sample_dpm_adaptive(
-            denoise, y, *ends, order=order, rtol=tol, atol=tol, disable=True
-        )
-        return y * float(process.alpha(model.t_min)), torch.full((len(x),), counter.calls)
-
-    return Method("k-diffusion", f"dpm_adaptive, order {order}", run)
-
-
 def methods() -> list[Method]:
     """Ours, then the peers."""
-    coupled = [_torchdiffeq(n, ours) for n in ("bosh3", "dopri5") for ours in (True, False)]
-    return [*map(_ours, OURS), *coupled, _k_adaptive(2), _k_adaptive(3)]
+    coupled = [torchdiffeq(n, ours) for n in ("bosh3", "dopri5") for ours in (True, False)]
+    others = [*coupled, scipy("RK45"), k_diffusion(2), k_diffusion(3)]
+    return [*map(_ours, OURS), *others]
 
 
 def run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ..models.checkpoint import Checkpoint, load, load_default
 from . import cells, heldout, problems
 from .bar import Bar
 from .cells import Cell
-from .plans import Config, Plan, Unavailable
+from .features import Features
+from .features import load as load_features
+from .plans import Config, Plan, Unavailable, planned
 from .problems import Problem
 from .quality import Measure, chosen
 from .reference import TOLERANCES, Reference, cached
@@ -39,7 +41,7 @@ network's own rounding is not far below."""
 @dataclass(frozen=True)
 class Spec:
     """What a problem is built from, in any process: an exact target by name, or a checkpoint, by
-    its path or itself (None: the network that ships)."""
+    its path or itself (None: the network that ships). features: see features.py."""
 
     batch: int
     seed: int
@@ -47,6 +49,7 @@ class Spec:
     checkpoint: str | Checkpoint | None = None
     device: str | None = None
     data: Tensor | None = None
+    features: str | Features | None = None
 
     def trained(self) -> Checkpoint:
         """The checkpoint of a spec without a target."""
@@ -59,7 +62,13 @@ class Spec:
         return heldout.held_out(self.trained()) if self.data is None else self.data
 
     def build(self) -> Problem:
-        """Raises what targets, checkpoints and `problems` raise for what does not fit."""
+        """Raises what targets, checkpoints, features and `problems` raise for what does not fit."""
+        seen = self.features
+        return replace(
+            self._plain(), features=load_features(seen) if isinstance(seen, str) else seen
+        )
+
+    def _plain(self) -> Problem:
         if self.target is not None:
             return problems.exact(get_target(self.target), self.batch, self.seed)
         trained = self.trained()
@@ -73,7 +82,7 @@ class Spec:
 
 def reference_file(store: Store, problem: Problem) -> Path:
     """Where the problem's reference is kept."""
-    return store.path.parent / f"reference-{problem.name.replace(' ', '-')}.pt"
+    return store.path.parent / f"reference-{problem.name.replace(' ', '-')}-{problem.seed}.pt"
 
 
 def measure(
@@ -102,16 +111,16 @@ def measure(
 
 def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
     """The plans by key; what cannot run becomes its row."""
-    planned = {}
+    made: dict[str, Plan] = {}
     for cell in todo:
         try:
-            planned[cell.key] = _inside(cell.config.plan(cell.problem, cell.nfe), cell.problem)
+            made[cell.key] = _inside(planned(cell.config, cell.problem, cell.nfe), cell.problem)
         except Unavailable as error:
             record = cells.unavailable(cell, error)
             if cell.key not in store or store[cell.key] != record:
                 store.append(record)
             shown.advance()
-    return planned
+    return made
 
 
 def _inside(plan: Plan, problem: Problem) -> Plan:
@@ -149,6 +158,8 @@ def _run(
 ) -> Iterator[tuple[Record, float]]:
     """Records and seconds as they are ready."""
     if workers == 1 or len(due) < 2:
+        for cell in due[:1]:
+            warm_up(cell.problem)
         for cell in due:
             yield cells.run(cell, planned[cell.key], reference)
         return
@@ -162,6 +173,12 @@ def _run(
             yield job.result()
 
 
+def warm_up(problem: Problem) -> None:
+    """One call of the network, which no cell's time then carries."""
+    with torch.no_grad():
+        problems.data_prediction(problem.model, problem.start, problem.r_min)
+
+
 _worker: dict[str, Any] = {}
 
 
@@ -169,9 +186,10 @@ def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads:
     torch.set_num_threads(threads)
     measures: tuple[Measure, ...] = chosen(metrics)
     _worker.update(problem=spec.build(), reference=reference, measures=measures)
+    warm_up(_worker["problem"])
 
 
 def _work(config: Config, nfe: int) -> tuple[Record, float]:
     problem = _worker["problem"]
     cell = Cell(problem, config, nfe, _worker["measures"])
-    return cells.run(cell, config.plan(problem, nfe), _worker["reference"])
+    return cells.run(cell, planned(config, problem, nfe), _worker["reference"])

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .exact import Inapplicable
+from .memory import high_water
 from .plans import Config, Plan, Unavailable
 from .problems import Problem, data_prediction
-from .quality import DEFAULT, Inapplicable, Measure, errors
+from .quality import DEFAULT, Measure, Run, errors
 from .reference import Reference
 from .store import Record
 
@@ -57,12 +59,16 @@ class WrongCost(RuntimeError):
 
 
 def run(cell: Cell, plan: Plan, reference: Reference) -> tuple[Record, float]:
-    """The cell's record and the seconds the solver took. Failures become a record that says so."""
+    """The cell's record and the seconds the solver took, its warm-up aside. Failures become a record
+    that says so."""
     head = {**cell.head(), "nfe": plan.calls, "start": plan.start, "end": plan.end,
             "stochastic": plan.stochastic}  # fmt: skip
-    began = time.perf_counter()
+    began, w = time.perf_counter(), reference.at(plan.start)
     try:
-        w = integrate(cell.problem, plan, reference.at(plan.start))
+        # SciPy's states are NumPy's; for the others this is the warm-up, too
+        held = None if cell.config.library == "scipy" else high_water(cell.problem, plan, w)
+        began = time.perf_counter()
+        w = integrate(cell.problem, plan, w)
     except Exception as error:  # noqa: BLE001 a peer may raise anything; the row names it
         message = f"{type(error).__name__}: {error}"
         return {**head, "status": "failed", "message": message}, time.perf_counter() - began
@@ -72,7 +78,7 @@ def run(cell: Cell, plan: Plan, reference: Reference) -> tuple[Record, float]:
         message = f"diverged: {bad} of {len(w)} samples are not finite"
         return {**head, "status": "failed", "message": message}, seconds
     found = measure(cell.problem, plan, w.cpu(), reference, cell.measures)
-    return {**head, "status": "ok", **found}, seconds
+    return {**head, "status": "ok", "memory": held, **found}, seconds
 
 
 def integrate(problem: Problem, plan: Plan, w: Tensor) -> Tensor:
@@ -98,7 +104,7 @@ def measure(
     """Every number of a finished run with its interval; what does not apply is left out."""
     out: dict[str, Any] = {}
     kind = "sde" if plan.stochastic else "ode"
-    seen = (problem, w, plan.end, reference)
+    seen = Run(problem, w, plan.end, reference, plan.tableau)
     for m in measures:
         if kind not in m.kinds:
             continue

@@ -99,7 +99,7 @@ def _cells(before: dict[str, Record], after: dict[str, Record], tolerance: float
             continue
         for field, m in MEASURES.items():
             if a.get(field) is not None and b.get(field) is not None:
-                sizes = (abs(a[field]), abs(b[field])) if m.signed else (a[field], b[field])
+                sizes = m.off(a[field]), m.off(b[field])
                 apart = not interval(a, field).overlaps(interval(b, field))
                 out.append(Change(f"{name}: {field}", *sizes, _verdict(*sizes, apart)))
         if "seconds" in a and "seconds" in b:

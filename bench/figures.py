@@ -1,4 +1,4 @@
-"""The two pictures of a run: nfe.png (error against NFE, log-log) and samples.png."""
+"""The pictures of a run, as PNG and SVG: quality against NFE and against time, and samples."""
 
 from __future__ import annotations
 
@@ -34,8 +34,15 @@ def pyplot() -> Any:
     return plt
 
 
+def save(fig: Any, path: Path) -> None:
+    """Write the figure to path, a .png, and as .svg beside it."""
+    for suffix in (".png", ".svg"):
+        write(path.with_suffix(suffix), lambda part: fig.savefig(part, dpi=120))
+
+
 def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
-    """One curve a solver, on the grid where its geometric mean is least, best solvers first."""
+    """One curve a solver, on the grid where its geometric mean is least, best solvers first; those
+    that could run at less than half of the costs last."""
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for r in records:
         if r["status"] == "ok" and kind(r) in m.kinds and r.get(m.field) is not None:
@@ -46,14 +53,17 @@ def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
         grid, held = min(by_grid.items(), key=lambda item: _level(item[1], m))
         label = f"{solver} · {grid}" if library == "undiffuse" else f"{library} {solver}"
         out.append((_level(held, m), (library, label, sorted(held, key=lambda r: int(r["nfe"])))))
-    return [curve for _, curve in sorted(out, key=lambda pair: pair[0])]
+    whole = max((len(held) for _, (_, _, held) in out), default=0)
+    out.sort(key=lambda pair: (len(pair[1][2]) < whole / 2, pair[0]))
+    return [curve for _, curve in out]
 
 
 def _level(records: Sequence[Record], m: Measure) -> float:
-    return sum(math.log(max(abs(r[m.field]), 1e-12)) for r in records) / len(records)
+    return sum(math.log(max(m.off(r[m.field]), 1e-12)) for r in records) / len(records)
 
 
-def error_against_nfe(
+def quality_against(
+    x: str,
     path: Path,
     records: Sequence[Record],
     panels: Sequence[tuple[str, Measure]],
@@ -61,7 +71,7 @@ def error_against_nfe(
 ) -> None:
     """Draw a panel for each (problem, measure), titled so; curves carry their names.
 
-    Shaded: 95 % intervals. floors: problem -> field -> (mean, least, largest) of two exact sets.
+    x: "nfe", or "seconds", which the records then have. Shaded: 95 % intervals. floors: problem -> field -> (mean, least, largest) of two exact sets.
     """
     plt = pyplot()
     columns = min(2, len(panels))
@@ -71,20 +81,22 @@ def error_against_nfe(
     )
     colors: dict[str, str] = {}
     for ax, (problem, m) in zip(axes.flat, panels, strict=False):
-        _panel(ax, [r for r in records if r["problem"] == problem], m, colors)
+        _panel(ax, x, [r for r in records if r["problem"] == problem], m, colors)
         floor = floors.get(problem, {}).get(m.field)
         if floor is not None:
-            ax.axhspan(*floor[1:], color="#dfe3e8", zorder=0, label="two exact sets")
+            ax.axhspan(*floor[1:], color="#dfe3e8", zorder=0, label="exact samples")
         if m.field != "error":
             ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
         ax.set_title(f"{problem}: {m.title}", loc="left", fontsize=11)
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_axis_off()
-    write(path, lambda part: fig.savefig(part, dpi=120))
+    save(fig, path)
     plt.close(fig)
 
 
-def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -> None:
+def _panel(
+    ax: Any, x: str, records: list[Record], m: Measure, colors: dict[str, str]
+) -> None:
     found = curves(records, m)
     mine = [c for c in found if c[0] == "undiffuse"][:SHOWN_OURS]
     theirs = [c for c in found if c[0] != "undiffuse"][:SHOWN_PEERS]
@@ -92,19 +104,27 @@ def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -
     for _, label, held in mine:
         color = colors.setdefault(held[0]["solver"], OURS[len(colors) % len(OURS)])
         style = {"color": color, "lw": 1.8, "marker": "o", "ms": 3.5, "zorder": 3}
-        ends.append(_draw(ax, held, m, label, style))
+        ends.append(_draw(ax, x, held, m, label, style))
     for i, (_, label, held) in enumerate(theirs):
         style = {"color": PEER, "lw": 1.2, "ls": DASHES[i % len(DASHES)], "zorder": 2}
-        ends.append(_draw(ax, held, m, label, style))
-    costs = sorted({int(r["nfe_asked"]) for r in records})
+        ends.append(_draw(ax, x, held, m, label, style))
     ax.set_xscale("log")
-    ax.set_xticks(costs, [str(n) for n in costs])
-    ax.set_xlim(min([r["nfe"] for r in records if "nfe" in r]) * 0.95, max(costs) * 1.03)
-    ax.set_xlabel("network calls (NFE)")
+    if x == "nfe":
+        costs = sorted({int(r["nfe_asked"]) for r in records})
+        ax.set_xticks(costs, [str(n) for n in costs])
+        ax.set_xlim(min([r["nfe"] for r in records if "nfe" in r]) * 0.95, max(costs) * 1.03)
+    else:
+        lo, hi = ax.get_xlim()
+        at = [v for v in (d * 10.0**k for k in range(-6, 5) for d in (1, 2, 5)) if lo <= v <= hi]
+        ax.set_xticks(at, [f"{v:g}" for v in at])
+        ax.set_xlim(lo, hi)
+    ax.set_xlabel("network calls (NFE)" if x == "nfe" else "seconds, all samples, on this machine")
     if m.signed:
         ax.set_yscale("symlog", linthresh=0.01)
         ax.axhline(0, color="#444", lw=0.8)
         ax.set_ylim(max(ax.get_ylim()[0], -3), min(ax.get_ylim()[1], 3))
+    elif m.share:
+        ax.set_ylim(0, 1.02)
     else:
         ax.set_yscale("log")
         lo, hi = ax.get_ylim()
@@ -121,17 +141,17 @@ def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -
 
 
 def _draw(
-    ax: Any, held: list[Record], m: Measure, label: str, style: dict[str, Any]
+    ax: Any, x: str, held: list[Record], m: Measure, label: str, style: dict[str, Any]
 ) -> tuple[float, float, str, str]:
-    x = [r["nfe"] for r in held]
+    at = [r[x] for r in held]
     y = [r[m.field] for r in held]
-    ax.plot(x, y, label=label, **style)
+    ax.plot(at, y, label=label, **style)
     if style["color"] != PEER:
         lo, hi = ([r[f"{m.field}_{end}"] for r in held] for end in ("lo", "hi"))
-        if not m.signed:  # an interval down to 0 or below has no place on a log axis
+        if not (m.signed or m.share):  # an interval down to 0 or below has no place on a log axis
             lo = [max(a, b / 4) for a, b in zip(lo, y, strict=True)]
-        ax.fill_between(x, lo, hi, color=style["color"], alpha=0.13, lw=0)
-    return x[-1], y[-1], label, style["color"]
+        ax.fill_between(at, lo, hi, color=style["color"], alpha=0.13, lw=0)
+    return at[-1], y[-1], label, style["color"]
 
 
 def _label_ends(ax: Any, ends: list[tuple[float, float, str, str]]) -> None:
@@ -179,7 +199,7 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
         fig.text((margin - 0.12) / wide, bottom + unit / high / 2, name, ha="right", va="center",
                  fontsize=9)  # fmt: skip
     fig.text(0.12 / wide, 1 - 0.22 / high, title, ha="left", va="center", fontsize=10)
-    write(path, lambda part: fig.savefig(part, dpi=120))
+    save(fig, path)
     plt.close(fig)
 
 

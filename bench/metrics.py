@@ -1,9 +1,8 @@
-"""Distances between samples and laws, each with an interval and the floor of exact samples.
+"""Distances between samples and laws, each with an interval.
 
-A distance between two finite sets is positive even when both are exact, so every distance comes
-with its floor: the same statistic on two independent exact sets of the same sizes. Intervals are
-95 %: the percentile bootstrap for means, the delete-a-group jackknife for distances (resampling
-with replacement duplicates points, which biases a two-sample distance upwards).
+A distance between two finite sets is positive even when both are exact: quality.py gives each its
+floor. Intervals are 95 %: the percentile bootstrap for means, the delete-a-group jackknife for
+distances (resampling with replacement duplicates points, which biases a two-sample distance upwards).
 
 Sets are [n, ...] tensors; components are flattened. All arithmetic is float64.
 """
@@ -59,25 +58,6 @@ def jackknife(
     spread = (groups - 1) / groups * (parts - parts.mean()).square().sum()
     half = Z95 * float(spread.sqrt())
     return Estimate(value, value - half, value + half)
-
-
-def floor(
-    distance: Callable[[Tensor, Tensor], float],
-    draw: Callable[[int, int], Tensor],
-    n: int,
-    m: int,
-    repeats: int = 8,
-    seed: int = 10_000,
-) -> Estimate:
-    """The distance of two exact sets of n and m points: mean over repeats, least and largest.
-
-    draw(count, seed) returns exact samples [count, ...].
-    """
-    values = [
-        distance(_flat(draw(n, seed + 2 * i)), _flat(draw(m, seed + 2 * i + 1)))
-        for i in range(repeats)
-    ]
-    return Estimate(sum(values) / repeats, min(values), max(values))
 
 
 # --- distances --------------------------------------------------------------------------------
@@ -143,6 +123,55 @@ def knn_log_density(points: Tensor, x: Tensor, k: int = 5, exclude_self: bool = 
     return psi - math.log(n) - volume - d * near.clamp(min=1e-300).log()
 
 
+def jensen_shannon(x: Tensor, log_p_x: Tensor, y: Tensor, log_p_y: Tensor, k: int = 5) -> Estimate:
+    """JS(q, p) in nats, within [0, log 2], of samples x [n, d] of q and exact ones y [m, d] of p.
+
+    log_p_x [n], log_p_y [m]: the exact log density p; q's is its k-th neighbours'. That estimate of
+    log q scatters by psi'(k), whose second-order effect on the (concave) integrand is taken off, so
+    equal laws give 0 on average. The interval is the delete-a-group jackknife's.
+    """
+    scatter = float(torch.polygamma(1, torch.tensor(float(k))))
+
+    def value(a: Tensor, b: Tensor) -> float:
+        own, other = a[:, :-1], b[:, :-1]
+        log_q = knn_log_density(own, own, k, exclude_self=True)
+        u = torch.cat([log_q, knn_log_density(other, own, k)])
+        u = u - torch.cat([a[:, -1], b[:, -1]])  # log q/p at samples of q, then of p
+        sign = torch.cat([u.new_ones(len(a)), -u.new_ones(len(b))])
+        slope = torch.sigmoid(u) * torch.sigmoid(-u)
+        terms = math.log(2) + torch.nn.functional.logsigmoid(sign * u) + 0.5 * scatter * slope
+        return float(terms[: len(a)].mean() + terms[len(a) :].mean()) / 2
+
+    return jackknife(value, _with(x, log_p_x), _with(y, log_p_y))
+
+
+def fisher_divergence(
+    x: Tensor, score: Callable[[Tensor], Tensor], blur: float, seed: int = 0
+) -> Estimate:
+    """E_q |grad log q - grad log p|^2 a dimension, both laws blurred by N(0, blur^2 I); x [n, d].
+
+    score(points [n, d]): grad log of the blurred p, exact. q's is that of the kernel estimate, which
+    is the blurred sample's own; it is made twice, of either half of the sample and without the point
+    itself, so that in the product of the two errors its scatter has mean 0. Jackknife interval.
+    """
+    x = _flat(x)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    points = x + blur * z
+
+    def value(a: Tensor, _: Tensor) -> float:
+        centres, at, exact = a.chunk(3, 1)
+        near = -torch.cdist(at, centres).square() / (2 * blur**2)
+        near.fill_diagonal_(-math.inf)
+        gaps = []
+        for half in range(2):
+            share = near[:, half::2].softmax(1)
+            gaps.append((share @ centres[half::2] - at) / blur**2 - exact)
+        return float((gaps[0] * gaps[1]).mean())
+
+    packed = torch.cat([x, points, score(points)], 1)
+    return jackknife(value, packed, packed)
+
+
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased, so it may fall below 0 for equal laws."""
     x, y = _flat(x), _flat(y)
@@ -187,6 +216,10 @@ def per_sample_rmse(x: Tensor, reference: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     return x.double().flatten(1)
+
+
+def _with(x: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([_flat(x), column.double()[:, None]], 1)
 
 
 def _without(x: Tensor, group: int, groups: int) -> Tensor:

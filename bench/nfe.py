@@ -9,8 +9,8 @@ calls are counted; a solver that makes more or fewer than it declares is a faile
 row starts and ends is printed with it.
 
 Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
-stopped), timings.jsonl, summary.json, table.md, nfe.png, samples.png (paths.png for targets in the
-plane) and, where plotly is installed, report.html, one self-contained page.
+stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for targets
+in the plane), each also as .svg, and, where plotly is installed, report.html, one self-contained page.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from . import campaign, heldout, summary, table
 from .bar import bar
 from .campaign import Spec
 from .cells import Cell
+from .features import Features
 from .peers import chosen as chosen_peers
 from .plans import Config, default_solvers, ours
+from .pooling import pooled
 from .problems import SMALL_EVENT, Problem
 from .quality import Measure
 from .quality import chosen as chosen_measures
+from .reference import Reference
 from .store import Store, write_text
 
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
@@ -58,7 +61,9 @@ def run(
     peers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
+    features: str | Features | None = None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     batch: int | None = None,
     device: torch.device | str | None = None,
     final: str = "t_min",
@@ -74,9 +79,12 @@ def run(
     kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a choice that fits two minutes). peers: by
     library or name; None is all that are installed, [] none. targets: exact ones by name, [] for
     none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws of
-    stochastic ones. batch: samples; None is 256, or 16 for a network of large events. device: of the
-    trained network. final: how our grids end. quick: fewer samples and costs. likelihood: bits/dim
-    of held-out data (minutes for a large network, hence by default only for a small one). workers: processes; the
+    stochastic ones. features: of frechet, kid, precision and recall, "module:function" or a
+    callable; None is the components. seeds: several, each with samples of its own, shown as one
+    (pooling.py); None is [seed]. batch: samples of a seed; None is 256, or 16 for a network of large
+    events. device: of the trained network. final: how our grids end. quick: fewer samples and
+    costs. likelihood: bits/dim of held-out data; None: of a network of small events, it takes
+    minutes for others. workers: processes; the
     numbers are the same. progress: a bar on standard error.
 
     Raises ValueError for what does not fit, before any work.
@@ -89,9 +97,18 @@ def run(
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
     named = None if solvers is None else ours(list(solvers), grids, final)
-    specs = _specs(checkpoint, data, targets, batch, seed, device, quick)
+    every_seed = list(dict.fromkeys(seeds if seeds is not None else [seed]))
+    if not every_seed:
+        raise ValueError("seeds must name at least one; got none")
+    specs = [
+        s
+        for n in every_seed
+        for s in _specs(checkpoint, data, targets, batch, n, device, features, quick)
+    ]
     if workers > 1 and isinstance(checkpoint, Checkpoint):
         raise ValueError("workers need a checkpoint's file: save it and give its path")
+    if workers > 1 and callable(features):
+        raise ValueError("workers need the features by name: give module:function")
     posed = [spec.build() for spec in specs]
     todo = []
     for p in posed:
@@ -99,15 +116,22 @@ def run(
         todo.append(_cells(p, configs, costs, measures))
 
     began = time.perf_counter()
-    store, references = Store(out), {}
+    store = Store(out)
+    references: dict[str, Reference] = {}
+    worst: dict[str, float] = {}
     names = None if metrics is None else list(metrics)
     with bar(progress) as shown, _threads(posed):
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
-            references[problem.name] = campaign.measure(spec, mine, store, shown, workers, names)
-        every = [c for mine in todo for c in mine]
-        records = [store[c.key] for c in every]
+            found = campaign.measure(spec, mine, store, shown, workers, names)
+            references.setdefault(problem.name, found)
+            worst[problem.name] = max(worst.get(problem.name, 0.0), found.error)
+        records = pooled([store[c.key] for mine in todo for c in mine])
+        posed = posed[: len(references)]  # of the first seed: pictures and floors
+        every = [c for mine in todo[: len(posed)] for c in mine]
         shown.say("summary")
         result = summary.summarise(posed, every, records, references, measures)
+        for name, about in result["problems"].items():
+            about |= {"seeds": every_seed, "reference_error": worst[name]}
         if likelihood is None:
             likelihood = not posed[-1].large
         if likelihood and specs[-1].target is None:
@@ -148,15 +172,17 @@ def _specs(
     batch: int | None,
     seed: int,
     device: torch.device | str | None,
+    features: str | Features | None,
     quick: bool,
 ) -> list[Spec]:
     """The problems to pose: the targets, then the network."""
     small = batch if batch is not None else QUICK_BATCH if quick else BATCH
-    specs = [Spec(small, seed, target=t) for t in (("digits64",) if targets is None else targets)]
+    names = ("digits64",) if targets is None else targets
+    specs = [Spec(small, seed, target=t, features=features) for t in names]
     if str(checkpoint) != "none":
         given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
         on = None if device is None else str(device)
-        spec = Spec(small, seed, checkpoint=given, device=on, data=data)
+        spec = Spec(small, seed, None, given, on, data, features)
         if batch is None and math.prod(spec.trained().event_shape) > SMALL_EVENT:
             spec = replace(spec, batch=QUICK_LARGE_BATCH if quick else LARGE_BATCH)
         specs.append(spec)

@@ -1,5 +1,5 @@
-"""Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions (and,
-in generic_peers.py, the integrators of torchdiffeq and torchsde).
+"""Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions (and, in
+generic_peers.py and adaptive_peers.py, the integrators of torchdiffeq, torchsde and SciPy).
 
 Each is driven as its own documentation does, in its own coordinates, with the start and end that
 its own grid has; the reference is read at those two ratios, so ends that do not match ours are not
@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
-from . import generic_peers
+from . import adaptive_peers, generic_peers
+from .k_diffusion import sampling as k_sampling
 from .plans import Config, Plan, Unavailable
 from .problems import Problem, data_prediction
 
@@ -133,7 +134,7 @@ class KDiffusionPeer:
     library: str = "k-diffusion"
 
     def plan(self, problem: Problem, nfe: int) -> Plan:
-        module = _k_diffusion()
+        module = k_sampling()
         make: Callable[..., Tensor] = getattr(module, f"get_sigmas_{self.grid}")
         if math.isinf(problem.r_max):
             raise Unavailable("k-diffusion needs a finite sigma/alpha at t_max")
@@ -160,39 +161,6 @@ class KDiffusionPeer:
             return torch.as_tensor(x / math.hypot(1.0, end))
 
         return Plan(calls, start, end, self.stochastic, run)
-
-
-def _k_diffusion() -> Any:
-    """k_diffusion.sampling; alone where the package's training requirements are absent."""
-    import importlib.util
-    import sys
-    from pathlib import Path
-    from types import ModuleType, SimpleNamespace
-
-    name = "_k_diffusion_alone"
-    if f"{name}.sampling" in sys.modules:
-        return sys.modules[f"{name}.sampling"]
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None or not found.submodule_search_locations:
-        raise Unavailable("not installed (pip install k-diffusion)")
-    # its __init__ imports the training code; sampling.py needs one helper of utils.py alone
-    parent = ModuleType(name)
-    parent.__path__ = []
-    parent.utils = SimpleNamespace(  # type: ignore[attr-defined]
-        append_dims=lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
-    )
-    path = Path(next(iter(found.submodule_search_locations))) / "sampling.py"
-    spec = importlib.util.spec_from_file_location(f"{name}.sampling", path)
-    if spec is None or spec.loader is None:
-        raise Unavailable(f"cannot read {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name], sys.modules[f"{name}.sampling"] = parent, module
-    try:
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        del sys.modules[name], sys.modules[f"{name}.sampling"]
-        raise Unavailable(f"its sampling.py does not import: {error}") from error
-    return module
 
 
 _EPS = {"prediction_type": "epsilon"}
@@ -225,6 +193,7 @@ PEERS: tuple[Config, ...] = (
     KDiffusionPeer("lms", "lms"),
     KDiffusionPeer("dpmpp_2m_sde", "dpmpp_2m_sde", stochastic=True),
     *generic_peers.PEERS,
+    *adaptive_peers.PEERS,
 )  # fmt: skip
 """Peers in their documented defaults and in their best settings; see the module's first lines."""
 

@@ -7,7 +7,7 @@ and its first and last ratio sigma/alpha, which are what the reference is asked 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
+from ..models.guided import calls_of
 from ..solvers import Grid, Sampler, Solver, Tableau, equidistributed, get, names
 from ..solvers import grids as grid_rules
 from .problems import Problem, from_unit, ratio_at, to_unit
@@ -27,13 +28,15 @@ class Unavailable(Exception):
 @dataclass(frozen=True, eq=False)
 class Plan:
     """calls: network evaluations as declared. start, end: ratios sigma/alpha of first and last
-    node (end 0: a clean sample). run(model, w, seed): from states w at `start` to w at `end`."""
+    node (end 0: a clean sample). run(model, w, seed): from states w at `start` to w at `end`.
+    tableau: of a solver of ours."""
 
     calls: int
     start: float
     end: float
     stochastic: bool
     run: Callable[[Denoiser, Tensor, int], Tensor]
+    tableau: Tableau | None = None
 
 
 class Config(Protocol):
@@ -46,8 +49,21 @@ class Config(Protocol):
     @property
     def grid(self) -> str: ...
     def plan(self, problem: Problem, nfe: int) -> Plan:
-        """The plan with the most calls <= nfe. Raises Unavailable where there is none."""
+        """The plan with the most evaluations of the model <= nfe, its `calls`. Raises Unavailable
+        where there is none."""
         ...
+
+
+def planned(config: Config, problem: Problem, nfe: int) -> Plan:
+    """The plan with the most network calls <= nfe; guidance may make several an evaluation.
+
+    Raises Unavailable where there is none.
+    """
+    each = calls_of(problem.model.net)
+    if nfe < each:
+        raise Unavailable(f"one evaluation makes {each} network calls, not within {nfe}")
+    plan = config.plan(problem, nfe // each)
+    return replace(plan, calls=plan.calls * each)
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ class Ours:
                 state = sampler.tell(state, out)
             return to_unit(process, state.x, t1) if end > 0 else state.x
 
-        return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run)
+        return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run, tableau)
 
 
 MEASURED = "equidistributed"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..kernels import normal
 from ..models import Denoiser, GaussianMixture, Process
+from ..models.guided import calls_of, leaves
 from .targets import Target
 
 ZERO_RATIO = 1e-5
@@ -46,15 +47,28 @@ class InItsOwnType:
 
 
 class Counter:
-    """A network that counts its calls and lets them through unchanged."""
+    """A network that counts its calls and lets them through unchanged.
+
+    Guidance counts as the calls that it makes: by hooks where the networks under it are modules,
+    else as it declares.
+    """
 
     def __init__(self, net: Callable[..., Tensor]) -> None:
         self.net = net
         self.calls = 0
+        self._under = leaves(net)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        hooks = [m.register_forward_hook(self._count) for m in self._under]
+        try:
+            return self.net(*args, **kwargs)
+        finally:
+            self.calls += 0 if hooks else calls_of(self.net)
+            for hook in hooks:
+                hook.remove()
+
+    def _count(self, *_: Any) -> None:
         self.calls += 1
-        return self.net(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +78,7 @@ class Problem:
     start: [B, *event] float64, the states w at the ratio r_max. law: the exact data distribution
     where it is known. data: [M, *event] real data where the model was trained on some.
     std: root mean variance of a data component, the unit of errors. seed: of the starts.
+    features: what distances of features compare; None: the components (see features.py).
     """
 
     name: str
@@ -74,6 +89,7 @@ class Problem:
     seed: int
     law: GaussianMixture | None = None
     data: Tensor | None = None
+    features: Callable[[Tensor], Tensor] | None = None
 
     @property
     def process(self) -> Process:
@@ -102,7 +118,8 @@ class Problem:
         middle = math.sqrt(min(self.r_max, 1e3) * self.r_min)
         with torch.no_grad():
             d = data_prediction(self.model, probe, middle)
-        for tensor in (self.start, d, self.data):
+        seen = None if self.features is None else self.features(probe.float()).double()
+        for tensor in (self.start, d, self.data, seen):
             if tensor is not None:
                 h.update((tensor * 1e6).round().long().numpy().tobytes())
         return h.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What is measured of a finished run, by name; each with its interval and, for distances, a floor.
+"""What is measured of a finished run, by name; each with its interval and the floor of exact samples.
 
     error            per-sample RMSE to the reference trajectory / data std (deterministic solvers)
     log_density_gap  E log p under the samples less under exact ones, nats a dimension
@@ -6,8 +6,15 @@
     w2, w1           Wasserstein by an exact assignment, at most OT_POINTS a side / data std
     energy, mmd2     energy distance / data std; squared MMD, Gaussian kernels, median bandwidths
     kl, reverse_kl   KL(samples || exact), KL(exact || samples), nats: the exact density for p, the
-                     nearest neighbour's for the samples (Kozachenko & Leonenko; d <= 16)
+                     nearest neighbour's for the samples (Kozachenko & Leonenko; d <= 4)
+    js               Jensen-Shannon divergence, nats, by the same densities
+    fisher           Fisher divergence a dimension x data variance, to the exact score, both laws
+                     blurred by the distance to the BLUR_NEIGHBOUR-th neighbour (d <= 16)
     modes            total variation between the shares of the modes and their weights
+    frechet, kid     of features (features.py): Frechet distance; polynomial MMD, squared, unbiased
+    precision, recall  share of the samples inside the data's 3-neighbour balls, and the other way
+    weak_error       largest error of a mean or a deviation / deviation on one Gaussian, exact: from
+                     the table, without sampling
 
 Exact samples come from the law; for a trained network from real data, at the run's noise level.
 """
@@ -17,39 +24,51 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..kernels import normal
+from ..solvers import Tableau
 from ..solvers.grids import lookup
-from . import metrics
+from . import claims, features, metrics
+from .exact import (
+    Inapplicable,
+    blur_of,
+    exact_draw,
+    exact_log_density,
+    exact_points,
+    log_density,
+    points,
+)
 from .metrics import Estimate
-from .problems import Problem, from_unit, signal, time_at
+from .problems import Problem, data_prediction, from_unit, signal, time_at
 from .reference import Reference
 
-EXACT_DRAWS = 2048
-"""Exact samples behind the mean log density."""
 OT_POINTS = 512
 """Most points a side of an exact assignment (it costs their cube)."""
-KNN_DIM = 16
-"""Highest dimension in which a nearest neighbour says anything about a density."""
-
-Run = tuple[Problem, Tensor, float, Reference]
-"""problem, final states w [B, *event], ratio sigma/alpha they are at, the reference."""
+KNN_DIM, BLUR_DIM = 4, 16
+"""Highest dimension in which a nearest neighbour's density is right to a tenth of a nat, and in which
+a kernel estimate with as many neighbours still sees anything."""
 
 
-class Inapplicable(Exception):
-    """The measure does not exist for this problem; the message says why."""
+@dataclass(frozen=True, eq=False)
+class Run:
+    """w: final states [B, *event], at ratio sigma/alpha. reference: for trajectories. tableau: of a
+    solver of ours."""
+
+    problem: Problem
+    w: Tensor
+    ratio: float
+    reference: Reference | None = None
+    tableau: Tableau | None = None
 
 
 @dataclass(frozen=True)
 class Measure:
     """field: its name in the records. title: for tables, with its unit. evaluate: of a run.
 
-    kinds: of solvers it is shown for: 'ode', 'sde' or both. signed: best is 0, not least.
-    distance: of two sets, where it has a floor.
+    kinds: of solvers it is shown for: 'ode', 'sde' or both. signed: best is 0, not least. share: a
+    share, of which 1 is best. distance: of two sets [n, k]; featured: in the problem's features.
     """
 
     field: str
@@ -57,44 +76,33 @@ class Measure:
     evaluate: Callable[[Run], Estimate]
     kinds: tuple[str, ...] = ("ode", "sde")
     signed: bool = False
+    share: bool = False
     distance: Callable[[Tensor, Tensor], float] | None = None
+    featured: bool = False
     in_std: bool = False
 
-
-# --- exact samples ------------------------------------------------------------------------------
-
-
-def exact_draw(problem: Problem, ratio: float, n: int, seed: int) -> Tensor:
-    """n exact samples at sigma/alpha = ratio on the data's scale, x/alpha; float64 [n, *event].
-
-    Of the law; or of the real data without replacement, and then fewer if need be: one half of
-    them for an even seed, the other for the odd one that follows, so the two share no point.
-    """
-    x = _clean_draw(problem, n, seed)
-    if ratio == 0.0:
-        return x
-    return x + ratio * normal(x.shape, seed, purpose="user", dtype=torch.float64)
+    def off(self, value: float) -> float:
+        """How far the value is from the best there is, which is 0."""
+        return abs(value) if self.signed else 1 - value if self.share else value
 
 
-@lru_cache(maxsize=64)
-def _clean_draw(problem: Problem, n: int, seed: int) -> Tensor:
-    if problem.law is not None:
-        return problem.law.sample(n, seed=seed)
-    if problem.data is None:
-        raise Inapplicable(f"{problem.name} has neither a law nor data to draw from")
-    g = torch.Generator().manual_seed(seed // 2)
-    order = torch.randperm(len(problem.data), generator=g)
-    return problem.data[order[seed % 2 :: 2][:n]]
+FLOOR_SEED, FLOOR_REPEATS = 10_000, 8
 
 
 def floor(problem: Problem, m: Measure, n: int) -> Estimate:
-    """The measure of two exact sets of n samples at the end of the grid: mean, least, largest."""
-    if m.distance is None:
-        raise ValueError(f"{m.field} is no distance between two sets")
-    found = metrics.floor(
-        m.distance, lambda count, seed: exact_draw(problem, problem.r_min, count, seed), n, n
-    )
-    return _scaled(found, 1 / problem.std if m.in_std else 1.0)
+    """What the measure says of n exact samples at the end of the grid: mean, least, largest.
+
+    Raises Inapplicable for one that exact samples do not have.
+    """
+    r, values = problem.r_min, []
+    for seed in range(FLOOR_SEED, FLOOR_SEED + 2 * FLOOR_REPEATS, 2):
+        if m.distance is not None:
+            two = (exact_points(problem, m.featured, r, n, s) for s in (seed, seed + 1))
+            values.append(m.distance(*two) / (problem.std if m.in_std else 1.0))
+        else:
+            exact = exact_draw(problem, r, n, seed) / math.hypot(1.0, r)
+            values.append(m.evaluate(Run(problem, exact, r)).value)
+    return Estimate(sum(values) / len(values), min(values), max(values))
 
 
 # --- the measures -------------------------------------------------------------------------------
@@ -106,81 +114,106 @@ def _error(run: Run) -> Estimate:
 
 def errors(run: Run) -> Tensor:
     """Each sample's RMSE to the reference / data std, [B]."""
-    problem, w, ratio, reference = run
-    exact = signal(reference.at(ratio), ratio)
-    return metrics.per_sample_rmse(signal(w, ratio), exact) / problem.std
+    if run.reference is None:
+        raise Inapplicable("samples without a start have no trajectory")
+    exact = signal(run.reference.at(run.ratio), run.ratio)
+    return metrics.per_sample_rmse(signal(run.w, run.ratio), exact) / run.problem.std
 
 
-def _against(distance: Callable[[Tensor, Tensor], float], in_std: bool) -> Callable[[Run], Estimate]:
+def _against(
+    distance: Callable[[Tensor, Tensor], float], in_std: bool, featured: bool
+) -> Callable[[Run], Estimate]:
     def evaluate(run: Run) -> Estimate:
-        problem, w, ratio, _ = run
-        y = exact_draw(problem, ratio, len(w), 2 * problem.seed + 76)
-        found = metrics.jackknife(distance, signal(w, ratio), y)
-        return _scaled(found, 1 / problem.std if in_std else 1.0)
+        x = points(run.problem, signal(run.w, run.ratio), featured)
+        y = exact_points(run.problem, featured, run.ratio, len(x), 2 * run.problem.seed + 76)
+        return _scaled(metrics.jackknife(distance, x, y), 1 / run.problem.std if in_std else 1.0)
 
     return evaluate
 
 
 def _log_density_gap(run: Run) -> Estimate:
-    problem, w, ratio, _ = run
-    exact = _exact_log_density(problem, ratio)
-    return metrics.log_density_gap(log_density(problem, w, ratio), exact, w[0].numel())
-
-
-@lru_cache(maxsize=64)
-def _exact_log_density(problem: Problem, ratio: float) -> Tensor:
-    """log p of exact samples at this ratio, [EXACT_DRAWS]."""
-    x = exact_draw(problem, ratio, EXACT_DRAWS, 2 * problem.seed + 77)
-    return log_density(problem, x / math.hypot(1.0, ratio), ratio)
-
-
-def log_density(problem: Problem, w: Tensor, ratio: float) -> Tensor:
-    """log p of the states w [B, *event] at their noise level, nats, [B]."""
-    if problem.law is None:
-        raise Inapplicable(f"{problem.name} has no density")
-    if ratio == 0.0:
-        return problem.law.log_prob(w)
-    t = time_at(problem.process, ratio)
-    return problem.law.log_prob(from_unit(problem.process, w, t), t, problem.process)
+    exact = exact_log_density(run.problem, run.ratio)
+    log_p = log_density(run.problem, run.w, run.ratio)
+    return metrics.log_density_gap(log_p, exact, run.w[0].numel())
 
 
 def _kl(run: Run) -> Estimate:
     """E_q [log q - log p], q by its own nearest neighbours."""
-    problem, w, ratio, _ = run
-    x = _on_process_scale(problem, _few_dimensions(w), ratio)
-    log_q = metrics.knn_log_density(x, x, exclude_self=True)
-    return metrics.mean_interval(log_q - log_density(problem, w, ratio))
+    x = _on_process_scale(run, _few_dimensions(run.w))
+    log_q = metrics.knn_log_density(x, x, 1, exclude_self=True)
+    return metrics.mean_interval(log_q - log_density(run.problem, run.w, run.ratio))
 
 
 def _reverse_kl(run: Run) -> Estimate:
     """E_p [log p - log q], q by the nearest neighbours among the samples."""
-    problem, w, ratio, _ = run
-    y = exact_draw(problem, ratio, len(w), 2 * problem.seed + 76) / math.hypot(1.0, ratio)
-    x, points = (_on_process_scale(problem, _few_dimensions(v), ratio) for v in (w, y))
-    log_q = metrics.knn_log_density(points, x)
-    return metrics.mean_interval(log_density(problem, y, ratio) - log_q)
+    y, log_p = _exact_states(run)
+    x = _on_process_scale(run, _few_dimensions(run.w))
+    log_q = metrics.knn_log_density(_on_process_scale(run, y), x, 1)
+    return metrics.mean_interval(log_p - log_q)
 
 
-def _on_process_scale(problem: Problem, w: Tensor, ratio: float) -> Tensor:
-    """The states as the density is of: x at their time, or clean data."""
-    return w if ratio == 0.0 else from_unit(problem.process, w, time_at(problem.process, ratio))
+def _js(run: Run) -> Estimate:
+    y, log_p = _exact_states(run)
+    x = _on_process_scale(run, _few_dimensions(run.w))
+    return metrics.jensen_shannon(
+        x, log_density(run.problem, run.w, run.ratio), _on_process_scale(run, y), log_p
+    )  # fmt: skip
 
 
-def _few_dimensions(w: Tensor) -> Tensor:
-    if w[0].numel() > KNN_DIM:
+def _exact_states(run: Run) -> tuple[Tensor, Tensor]:
+    """As many exact states w as the run has, and their log p."""
+    y = exact_draw(run.problem, run.ratio, len(run.w), 2 * run.problem.seed + 76)
+    y = y / math.hypot(1.0, run.ratio)
+    return y, log_density(run.problem, y, run.ratio)
+
+
+def _fisher(run: Run) -> Estimate:
+    """On the data's scale, x/alpha; the blurred exact law is that of a higher noise level."""
+    problem, shape = run.problem, run.w.shape[1:]
+    x = signal(_few_dimensions(run.w, BLUR_DIM), run.ratio)
+    blur = blur_of(problem, run.ratio, len(x))
+    level = math.hypot(run.ratio, blur)
+
+    def score(at: Tensor) -> Tensor:
+        w = at.reshape(-1, *shape) / math.hypot(1.0, level)
+        return (data_prediction(problem.model, w, level).flatten(1) - at) / level**2
+
+    with torch.no_grad():
+        found = metrics.fisher_divergence(x, score, blur)
+    return _scaled(found, problem.std**2)
+
+
+def _weak_error(run: Run) -> Estimate:
+    law, table = run.problem.law, run.tableau
+    if law is None or len(law.weights) > 1:
+        raise Inapplicable(f"{run.problem.name} is not one Gaussian")
+    if table is None:
+        raise Inapplicable("only a table has an exact law")
+    var, basis = torch.linalg.eigh(law.cov)  # a table acts alike on the components of every basis
+    value = claims.weak_error(table, run.problem.process, basis.T @ law.mean, var)
+    return Estimate(value, value, value)
+
+
+def _on_process_scale(run: Run, w: Tensor) -> Tensor:
+    """States at the run's ratio as the density is of: x at their time, or clean data."""
+    process = run.problem.process
+    return w if run.ratio == 0.0 else from_unit(process, w, time_at(process, run.ratio))
+
+
+def _few_dimensions(w: Tensor, most: int = KNN_DIM) -> Tensor:
+    if w[0].numel() > most:
         raise Inapplicable(
             f"nearest neighbours estimate no density in {w[0].numel()} dimensions (at most "
-            f"{KNN_DIM}); use log_density_gap or sw2"
+            f"{most}); use log_density_gap or sw2"
         )
     return w
 
 
 def _modes(run: Run) -> Estimate:
-    problem, w, ratio, _ = run
-    law = problem.law
+    law, w = run.problem.law, run.w
     if law is None or len(law.weights) < 2:
-        raise Inapplicable(f"{problem.name} has no modes with weights")
-    d = (signal(w, ratio).flatten(1)[:, None] - law.means).square().sum(2)
+        raise Inapplicable(f"{run.problem.name} has no modes with weights")
+    d = (signal(w, run.ratio).flatten(1)[:, None] - law.means).square().sum(2)
     shares = torch.nn.functional.one_hot(d.argmin(1), len(law.weights)).double()
     value = 0.5 * (shares.mean(0) - law.weights).abs().sum()
     spread = (law.weights * (1 - law.weights) / len(w)).sqrt().sum() / 2
@@ -195,7 +228,19 @@ def _scaled(e: Estimate, by: float) -> Estimate:
 def _distance(
     field: str, title: str, of: Callable[[Tensor, Tensor], float], in_std: bool = True
 ) -> Measure:
-    return Measure(field, title, _against(of, in_std), distance=of, in_std=in_std)
+    return Measure(field, title, _against(of, in_std, False), distance=of, in_std=in_std)
+
+
+def _featured(
+    field: str,
+    title: str,
+    of: Callable[[Tensor, Tensor], float],
+    *,
+    signed: bool = False,
+    share: bool = False,
+) -> Measure:
+    evaluate = _against(of, False, True)
+    return Measure(field, title, evaluate, signed=signed, share=share, distance=of, featured=True)
 
 
 def _capped(p: int) -> Callable[[Tensor, Tensor], float]:
@@ -213,7 +258,14 @@ _ALL = (
     _distance("mmd2", "squared MMD, Gaussian kernels", metrics.mmd2, in_std=False),
     Measure("kl", "KL(samples || exact), nats", _kl, signed=True),
     Measure("reverse_kl", "KL(exact || samples), nats", _reverse_kl, signed=True),
+    Measure("js", "Jensen-Shannon divergence, nats", _js, signed=True),
+    Measure("fisher", "Fisher divergence/dim x data variance, blurred", _fisher, signed=True),
     Measure("modes", "total variation of the mode weights", _modes),
+    _featured("frechet", "Frechet distance of the features", features.frechet),
+    _featured("kid", "kernel distance of the features (KID)", features.kid, signed=True),
+    _featured("precision", "precision (share of samples near data)", features.precision, share=True),
+    _featured("recall", "recall (share of data near samples)", features.recall, share=True),
+    Measure("weak_error", "exact weak error / deviation", _weak_error),
 )  # fmt: skip
 MEASURES: dict[str, Measure] = {m.field: m for m in _ALL}
 """Measures by the name that the command line takes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from .store import Record, write_text
 
 SHOWN = 7
 """Curves of ours, and of the peers, that are drawn at first; the others wait in the legend."""
+
+PEERS = ("#7d8590", "#a0764f", "#6b8f71", "#8c7aa9", "#b08a3e", "#5f8aa3")
+"""Colours of the peers: muted, and dashed."""
 
 STYLE = """
 :root { color-scheme: light; }
@@ -30,7 +34,7 @@ th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap;
          border-bottom: 1px solid #e3e7eb; }
 th { border-bottom: 2px solid #b8c1ca; } td.text, th.text { text-align: left; }
 td.best { font-weight: 700; color: #14713f; } td.why, td.use { white-space: normal; text-align: left; }
-td.use { min-width: 11rem; }
+td.use { min-width: 9rem; } td.why { min-width: 14rem; } th.wrap { white-space: normal; }
 pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; font-size: .78rem; }
 img { max-width: 100%; height: auto; } details > summary { cursor: pointer; margin: .4rem 0; }
 """
@@ -88,11 +92,16 @@ def _advice(summary: Mapping[str, Any]) -> str:
         rows = []
         for cost, ties in by_cost.items():
             names = [_config(t) for t in ties]
-            more = f" and {len(names) - 1} that are not told apart from it" if names[1:] else ""
-            rows.append([cost, names[0] + more, table.short(float(ties[0]["error"]))])
-        columns = ["NFE", "use", "error / data std"]
-        flat = [[False] * 3 for _ in rows]
-        out.append(_table(table.Table(f"{problem}: deterministic solvers", columns, rows, flat)))
+            more = f" (not told apart from it: {', '.join(names[1:4])}" if names[1:] else ""
+            more += f" and {len(names) - 4} more)" if names[4:] else ")" if more else ""
+            other = summary["front"][problem][cost]["peers"]
+            theirs = [_config(other), table.short(float(other["error"]))] if other else ["-", "-"]
+            error = table.short(float(ties[0]["error"]))
+            rows.append([f"at {cost}", names[0] + more, error, *theirs])
+        columns = ["network calls", "use", "error / data std", "best of the others", "its error"]
+        flat = [[False] * 5 for _ in rows]
+        title = f"{problem}: how to come nearest to the exact trajectory"
+        out.append(_table(table.Table(title, columns, rows, flat)))
     out += [f"<p><b>Broken:</b> {_esc(s)}</p>" for s in summary["broken_claims"]]
     if "likelihood" in summary:
         b = summary["likelihood"]
@@ -105,12 +114,13 @@ def _advice(summary: Mapping[str, Any]) -> str:
 
 def _config(r: Mapping[str, Any]) -> str:
     name = f"{r['solver']} on {r['grid']}"
-    return name if r["library"] == "undiffuse" else f"{r['library']}'s {name}"
+    return name if r["library"] == "undiffuse" else f"{r['library']} {name}"
 
 
 def _conventions(summary: Mapping[str, Any]) -> str:
     lines = [
-        f"{name}: {p['about']}; process {p['process']}; {p['batch']} samples, seed {p['seed']}; "
+        f"{name}: {p['about']}; process {p['process']}; {p['batch']} samples of "
+        f"each seed ({', '.join(map(str, p['seeds']))}); "
         f"sigma/alpha from {p['r_max']:.5g} to {p['r_min']:.3g}; data std {p['std']:.4g}; the "
         f"reference's own error is at most {p['reference_error']:.1e}."
         for name, p in summary["problems"].items()
@@ -145,15 +155,28 @@ def _curves(
             found = figures.curves(mine, m)
             if not found:
                 continue
-            fig = _figure("network calls (NFE)", signed=m.signed, ticks=summary["nfe"])
+            fig = _figure("network calls (NFE)", m, summary["nfe"])
             for trace in _traces(found, m, colors, lambda r: r["nfe"]):
                 fig.add_trace(trace)
             floor = about["floors"].get(m.field)
             if floor:
-                fig.add_hrect(y0=floor[1], y1=floor[2], fillcolor="#c9d0d8", opacity=0.4,
-                              line_width=0, annotation_text="two exact sets")  # fmt: skip
+                _band(fig, floor[1], floor[2], log=not (m.signed or m.share))
+            if m.signed:  # one run that blew up must not flatten the others
+                reach = sorted(abs(r[m.field]) for _, _, held in found for r in held)
+                top = 2 * reach[len(reach) // 2] + 1e-3
+                fig.update_yaxes(range=[-top, top])
             out.append(_plot(f"{problem}: {m.title}", fig))
     return "".join(out)
+
+
+def _band(fig: Any, low: float, high: float, log: bool) -> None:
+    """The floor: what exact samples of the same number get, shaded."""
+    fig.add_hrect(y0=low, y1=high, fillcolor="#c9d0d8", opacity=0.4, line_width=0, layer="below")
+    at = math.log10(max(high, 1e-12)) if log else high
+    fig.add_annotation(
+        text="exact samples", x=1, xref="paper", xanchor="right", y=at, yanchor="bottom",
+        showarrow=False, font={"size": 12, "color": "#5b6773"},
+    )  # fmt: skip
 
 
 def _time_curves(
@@ -167,14 +190,14 @@ def _time_curves(
         found = figures.curves(mine, MEASURES["error"])
         if not found:
             continue
-        fig = _figure("seconds, all samples", signed=False, ticks=None)
+        fig = _figure("seconds, all samples", MEASURES["error"], None)
         for trace in _traces(found, MEASURES["error"], {}, lambda r: seconds[r["key"]]):
             fig.add_trace(trace)
         out.append(_plot(f"{problem}: error against time on this machine", fig))
     return "".join(out)
 
 
-def _figure(x_title: str, signed: bool, ticks: Sequence[int] | None) -> Any:
+def _figure(x_title: str, m: Measure, ticks: Sequence[int] | None) -> Any:
     import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 
     fig = go.Figure()
@@ -183,9 +206,11 @@ def _figure(x_title: str, signed: bool, ticks: Sequence[int] | None) -> Any:
         legend={"orientation": "h", "y": -0.16, "x": 0, "font": {"size": 12}}, hovermode="closest",
     )  # fmt: skip
     fig.update_xaxes(type="log", title=x_title)
-    if ticks:
-        fig.update_xaxes(tickvals=list(ticks), ticktext=[str(n) for n in ticks])
-    if not signed:
+    at = list(ticks) if ticks else [d * 10.0**k for k in range(-5, 5) for d in (1, 2, 5)]
+    fig.update_xaxes(tickvals=at, ticktext=[f"{n:g}" for n in at])
+    if m.share:
+        fig.update_yaxes(range=[0, 1.02])
+    elif not m.signed:
         fig.update_yaxes(type="log", exponentformat="power", dtick=1)
     return fig
 
@@ -202,7 +227,7 @@ def _traces(
         ours = library == "undiffuse"
         rank = counts[ours]
         counts[ours] += 1
-        color = figures.PEER
+        color = PEERS[rank % len(PEERS)]
         if ours:
             color = colors.setdefault(held[0]["solver"], figures.OURS[len(colors) % len(figures.OURS)])
         y = [r[m.field] for r in held]
@@ -213,7 +238,7 @@ def _traces(
         bars = {
             "type": "data", "symmetric": False, "thickness": 1, "width": 2,
             "array": [r[f"{m.field}_hi"] - v for r, v in zip(held, y, strict=True)],
-            "arrayminus": [v - r[f"{m.field}_lo"] for r, v in zip(held, y, strict=True)],
+            "arrayminus": [_below(m, v, r[f"{m.field}_lo"]) for r, v in zip(held, y, strict=True)],
         }  # fmt: skip
         line = {"color": color, "width": 2 if ours else 1.4}
         if not ours:
@@ -228,6 +253,11 @@ def _traces(
     return out
 
 
+def _below(m: Measure, value: float, low: float) -> float:
+    """Length of the lower bar; on a log axis it stops at a quarter of the value."""
+    return value - (low if m.signed or m.share else max(low, value / 4))
+
+
 def _plot(title: str, fig: Any) -> str:
     drawn = fig.to_html(
         full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
@@ -239,11 +269,12 @@ def _plot(title: str, fig: Any) -> str:
 
 
 def _table(t: table.Table) -> str:
-    text = {"library", "solver", "grid", "use", "why", "from > to"}
+    text = {"library", "solver", "grid", "use", "why", "from > to", "best of the others"}
 
     def kind(name: str, flag: bool) -> str:
         names = ["best"] * flag + ["text"] * (name in text)
-        names += [name] * (name in ("why", "use"))
+        names += [name] * (name in ("why", "use")) + ["use"] * (name == "best of the others")
+        names += ["wrap"] * (" " in name and name != "from > to")
         return f' class="{" ".join(names)}"' if names else ""
 
     head = "".join(f"<th{kind(c, False)}>{_esc(c)}</th>" for c in t.columns)

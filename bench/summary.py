@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..solvers import get
 from . import cells, claims, figures, quality, table, trajectories
 from .cells import Cell
-from .plans import Unavailable, laid, largest
+from .exact import Inapplicable
+from .plans import Unavailable, planned
 from .problems import Problem
 from .quality import Measure
 from .reference import Reference
@@ -34,6 +35,7 @@ def summarise(
         "nfe": costs,
         "metrics": [m.field for m in measures],
         "best": best(records, costs),
+        "front": front(records, costs),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
         "cells": len(records),
         "failed": sum(r["status"] == "failed" for r in records),
@@ -48,10 +50,11 @@ def _problem(
     errors = [float(r["error"]) for r in mine if r.get("error")]
     floors = {}
     for m in measures:
-        if m.distance is not None and any(r.get(m.field) is not None for r in mine):
-            floors[m.field] = list(quality.floor(p, m, len(p.start)))
+        if any(r.get(m.field) is not None for r in mine):
+            with suppress(Inapplicable):
+                floors[m.field] = list(quality.floor(p, m, len(p.start)))
     return {
-        "about": p.about, "process": repr(p.process), "batch": len(p.start), "seed": p.seed,
+        "about": p.about, "process": repr(p.process), "batch": len(p.start), "seeds": [p.seed],
         "r_max": p.r_max, "r_min": p.r_min, "std": p.std, "reference_error": reference.error,
         "smallest_error": min(errors, default=None), "floors": floors,
     }  # fmt: skip
@@ -75,10 +78,29 @@ def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str,
     return out
 
 
+def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """problem -> NFE -> the least error of ours and of the peers, deterministic; None for none."""
+    out: dict[str, dict[str, Any]] = {}
+    kept = ("library", "solver", "grid", "nfe", "error", "error_lo", "error_hi")
+    for name in {r["problem"]: None for r in records}:
+        for n in costs:
+            done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
+                    and r["status"] == "ok" and r.get("error") is not None]  # fmt: skip
+            least = {}
+            for side, ours in (("ours", True), ("peers", False)):
+                mine = [r for r in done if (r["library"] == "undiffuse") == ours]
+                best_one = min(mine, key=lambda r: float(r["error"]), default=None)
+                least[side] = best_one and {k: best_one[k] for k in kept}
+            if done:
+                out.setdefault(name, {})[str(n)] = least
+    return out
+
+
 def environment() -> dict[str, str]:
     """Versions that the numbers may depend on."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq"):
+    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq",
+                 "torchsde"):  # fmt: skip
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -93,7 +115,7 @@ def all_tables(
     shown = []
     for name, p in summary["problems"].items():
         notes = {
-            field: f"; two exact sets: {value:.3g} ({lo:.3g} to {hi:.3g})"
+            field: f"; exact samples: {value:.3g} ({lo:.3g} to {hi:.3g})"
             for field, (value, lo, hi) in p["floors"].items()
         }
         shown += table.tables(records, name, measures, notes)
@@ -111,6 +133,7 @@ def write_all(
 ) -> list[table.Table]:
     """table.md, the pictures and, where plotly is installed, report.html; returns the tables."""
     shown = all_tables(summary, records, measures)
+    seconds = {k: float(r["seconds"]) for k, r in Store(out, "timings.jsonl").records.items()}
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
     wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
     panels = [
@@ -120,7 +143,11 @@ def write_all(
     ]  # fmt: skip
     if panels:
         floors = {name: p["floors"] for name, p in summary["problems"].items()}
-        figures.error_against_nfe(out / "nfe.png", records, panels, floors)
+        figures.quality_against("nfe", out / "nfe.png", records, panels, floors)
+    timed = [{**r, "seconds": seconds[r["key"]]} for r in records if r["key"] in seconds]
+    errors = [(name, m) for name, m in panels if m.field == "error"]
+    if timed and errors:
+        figures.quality_against("seconds", out / "time.png", timed, errors, {})
     pictured = [p for p in posed if figures.is_picture(p.start.shape[1:])]
     if pictured:
         rows = sample_rows(pictured[-1], todo, references[pictured[-1].name])
@@ -133,7 +160,7 @@ def write_all(
         trajectories.draw(
             out / "paths.png", flat[0], references[flat[0].name], ours[:4], costs
         )  # fmt: skip
-    _report(out, todo, records, measures, summary, shown)
+    _report(out, todo, records, measures, summary, shown, seconds)
     return shown
 
 
@@ -144,12 +171,12 @@ def _report(
     measures: Sequence[Measure],
     summary: dict[str, Any],
     tables: Sequence[table.Table],
+    seconds: dict[str, float],
 ) -> None:
     try:
         import plotly  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
     except ImportError:
         return
-    seconds = {k: float(r["seconds"]) for k, r in Store(out, "timings.jsonl").records.items()}
     pictures = [("Samples, coarse to fine", out / "samples.png"),
                 ("Paths in the plane", out / "paths.png")]  # fmt: skip
     write_report(
@@ -170,9 +197,7 @@ def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | N
             if ours and at == (name, n, "undiffuse"):
                 c = cell.config
                 if (c.name, c.grid) == (ours[0]["solver"], ours[0]["grid"]):
-                    final = getattr(c, "final", "t_min")
-                    grid = laid(cell.problem, c.grid)
-                    text = repr(largest(get(c.name), cell.problem.model, grid, final, n))
+                    text = repr(planned(c, cell.problem, n).tableau)
                     return f"The table of {c.name} on {c.grid} at {n} NFE ({name})", text
     return None
 
@@ -190,7 +215,7 @@ def sample_rows(
     for name in [n for n in ("ddim", "dpmpp-2m", "ddpm") if n in names] or names[:2]:
         for n in few:
             try:
-                plan = mine[name, n].config.plan(problem, n)
+                plan = planned(mine[name, n].config, problem, n)
                 w = cells.integrate(problem, plan, reference.at(plan.start))
             except (Unavailable, KeyError, RuntimeError):
                 continue

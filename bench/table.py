@@ -1,6 +1,7 @@
 """The results as tables: on the terminal with rich, as Markdown, or as plain text.
 
-A row is a solver on a grid, a column a number of network calls. The least value of a column is
+A row is a solver on a grid, a column a number of network calls. 'states' is the solver's memory: most
+batches of states alive at once, the network's own aside (memory.py). The least value of a column is
 marked, and with it every row whose interval overlaps with its: those are not ranked.
 """
 
@@ -58,9 +59,11 @@ def _table(records: list[Record], m: Measure, title: str) -> Table:
     rows, best = [], []
     for curve, by_cost in ordered:
         ends = f"{_span(by_cost, 'start', 3)} > {_span(by_cost, 'end', 2)}"
-        rows.append([*curve, ends, *(_text(by_cost.get(n), m) for n in costs)])
-        best.append([False] * 4 + [_unbeaten(by_cost.get(n), winners[n], m) for n in costs])
-    columns = ["library", "solver", "grid", "from > to", *(f"{n}" for n in costs)]
+        held = [r["memory"] for r in by_cost.values() if r.get("memory") is not None]
+        states = f"{max(held):.0f}" if held else "-"
+        rows.append([*curve, ends, states, *(_text(by_cost.get(n), m) for n in costs)])
+        best.append([False] * 5 + [_unbeaten(by_cost.get(n), winners[n], m) for n in costs])
+    columns = ["library", "solver", "grid", "from > to", "states", *(f"{n}" for n in costs)]
     return Table(title, columns, rows, best)
 
 
@@ -83,7 +86,7 @@ def _missing(records: list[Record], problem: str) -> Table:
 
 
 def _size(r: Record, m: Measure) -> float:
-    return abs(r[m.field]) if m.signed else float(r[m.field])
+    return m.off(float(r[m.field]))
 
 
 def _rank(by_cost: dict[int, Record], m: Measure) -> float:

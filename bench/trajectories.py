@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ..solvers import Sampler, get
-from .figures import OURS, pyplot
+from .exact import exact_draw
+from .figures import OURS, pyplot, save
 from .plans import Unavailable, largest
 from .problems import Problem, from_unit
-from .quality import exact_draw
 from .reference import Reference
-from .store import write
 
 
 def path(problem: Problem, solver: str, grid: str, nfe: int, count: int) -> Tensor:
@@ -63,7 +62,7 @@ def draw(
             ax.set_xlim(-reach, reach)
             ax.set_ylim(-reach, reach)
             ax.set_title(f"{solver}, {nfe} NFE", fontsize=9)
-            ax.scatter(*exact.T, s=1, color="#d5dae0", lw=0)
+            ax.scatter(*exact.T, s=1, color="#d5dae0", lw=0, rasterized=True)
             try:
                 states = path(problem, solver, grid, nfe, count)
             except Unavailable:
@@ -77,5 +76,5 @@ def draw(
         f"{problem.name}: paths (blue), their ends (red), where the exact ones end (rings)",
         fontsize=10,
     )
-    write(file, lambda part: fig.savefig(part, dpi=120))
+    save(fig, file)
     plt.close(fig)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser
-from .guided import apply_rule, column
+from .guided import apply_rule, calls_of, column
 from .process import Process
 from .processes import EDM, VE, Flow
 from .vp import VP
@@ -151,7 +151,7 @@ def retime(model: Denoiser, process: Process) -> Denoiser:
         return inner(column(ratio, x) * x, ours, **cond)
 
     shell = replace(model, process=process, time="continuous", cond={})
-    return replace(apply_rule(shell, "retime", rule, "data", model), cond=model.cond)
+    return replace(apply_rule(shell, "retime", rule, "data", model, calls=calls_of(model.net)), cond=model.cond)
 
 
 class KDiffusionModel(nn.Module):

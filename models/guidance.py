@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .guided import apply_rule, column
+from .guided import apply_rule, calls_of, column
 from .posterior import inpaint, posterior
 from .process import Process
 from .readout import convert
@@ -74,7 +74,8 @@ def cfg(
 
     options = f", interval={interval}" if interval else ""
     options += f", rescale={rescale}" if rescale else ""
-    return apply_rule(model, f"cfg(scale={_show(scale)}{options}, {_name(model)})", rule)
+    title = f"cfg(scale={_show(scale)}{options}, {_name(model)})"
+    return apply_rule(model, title, rule, calls=2 * calls_of(model.net))
 
 
 def cfgpp(process: Process, grid: Sequence[float] | Tensor, strength: float) -> Scale:
@@ -113,7 +114,8 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: Scale) -> Denoiser:
         return worse + column(_scale_at(scale, t), x) * (model(x, t, **cond) - worse)
 
     title = f"autoguidance(scale={_show(scale)}, {_name(model)}, {_name(weak)})"
-    return apply_rule(model, title, rule, "data", weak)
+    both = calls_of(model.net) + calls_of(weak.net)
+    return apply_rule(model, title, rule, "data", weak, calls=both)
 
 
 def classifier(

@@ -21,11 +21,16 @@ Rule = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
 
 
 class Guided(nn.Module):
-    """net(x, t, **cond) of a rule; holds the networks it calls, and prints as what it does."""
+    """net(x, t, **cond) of a rule; holds the networks it calls, and prints as what it does.
 
-    def __init__(self, call: Callable[..., Tensor], title: str, *models: Denoiser) -> None:
+    calls: of networks that are not guided themselves, in one evaluation.
+    """
+
+    def __init__(
+        self, call: Callable[..., Tensor], title: str, calls: int, *models: Denoiser
+    ) -> None:
         super().__init__()
-        self.call, self.title = call, title
+        self.call, self.title, self.calls = call, title, calls
         nets = [m.net for m in models if isinstance(m.net, nn.Module)]
         self.nets = nn.ModuleList(nets)  # their device and parameters are this module's
 
@@ -36,13 +41,39 @@ class Guided(nn.Module):
         return self.title
 
 
+def guidance_of(net: Callable[..., Tensor]) -> Guided | None:
+    """The guidance that `net` is, or that a wrapper holds as its own `net`."""
+    parts = (net, getattr(net, "net", None))
+    return next((part for part in parts if isinstance(part, Guided)), None)
+
+
+def calls_of(net: Callable[..., Tensor]) -> int:
+    """Network calls that one evaluation of `net` makes: 1, or what guidance makes of it."""
+    guided = guidance_of(net)
+    return 1 if guided is None else guided.calls
+
+
+def leaves(net: Callable[..., Tensor]) -> list[nn.Module]:
+    """The modules that guidance calls in the end; none where `net` is no guidance."""
+    guided = guidance_of(net)
+    inner = [] if guided is None else list(guided.nets)
+    return list(dict.fromkeys(leaf for part in inner for leaf in leaves(part) or [part]))
+
+
 def apply_rule(
-    model: Denoiser, title: str, rule: Rule, predicts: str | None = None, *others: Denoiser
+    model: Denoiser,
+    title: str,
+    rule: Rule,
+    predicts: str | None = None,
+    *others: Denoiser,
+    calls: int | None = None,
 ) -> Denoiser:
     """`model` with `rule` in the place of its network, its output read as `predicts`.
 
-    title: how it prints. others: further denoisers that the rule calls.
+    title: how it prints. others: further denoisers that the rule calls. calls: of networks in one
+    evaluation; None is one evaluation of `model`.
     """
+    calls = calls_of(model.net) if calls is None else calls
     predicts = predicts or model.predicts
     named = not callable(model.time)
     shell = replace(
@@ -56,7 +87,7 @@ def apply_rule(
             x = x_in / column(shell.network_scale(t), x_in)
         return rule(x, t, cond)
 
-    return replace(shell, net=Guided(net, title, model, *others))
+    return replace(shell, net=Guided(net, title, calls, model, *others))
 
 
 def true_time(model: Denoiser, t_in: Tensor) -> Tensor:

@@ -178,12 +178,13 @@ def _bench(commands: Any) -> None:
     p = _command(commands, "bench", _run_bench,
                  "NFE against quality, orders, likelihood and kernels, peers in the same run.")  # fmt: skip
     p.add_argument("what", nargs="?", default="nfe",
-                   choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare"],
+                   choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare",
+                            "merge"],
                    help="NFE against quality; orders: declared and measured; adaptive: steps chosen "
                    "by each sample or by the batch; kernels; likelihood against exact values; "
                    "models: losses, guidance and their pictures; "
-                   "or what changed between two results")  # fmt: skip
-    p.add_argument("runs", nargs="*", type=Path, help="the two results that `compare` compares")
+                   "or what changed between two results, or run folders joined in --out")  # fmt: skip
+    p.add_argument("runs", nargs="*", type=Path, help="results for `compare` (two) or `merge`")
     p.add_argument("--checkpoint", default=None, help=MODEL)
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
@@ -192,21 +193,33 @@ def _bench(commands: Any) -> None:
     p.add_argument("--peers", type=_names, default=None, metavar="A,B", help="'' for none")
     p.add_argument("--targets", type=_names, default=None, metavar="A,B", help="exact targets")
     p.add_argument("--metrics", type=_names, default=None, metavar="A,B", help="default: a choice")
+    p.add_argument("--features", default=None, metavar="MODULE:FUNCTION", help="of frechet, kid, "
+                   "precision, recall: package.module:function or file.py:function that returns a "
+                   "network's features; default: the components")  # fmt: skip
     p.add_argument("--batch", type=int, default=None, help="samples a cell")
     p.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=None,
                    help="bits/dim of held-out data; default: only of small events")  # fmt: skip
+    p.add_argument("--seeds", type=_numbers, default=None, metavar="0,1,2",
+                   help="several, pooled into one row each; default: --seed alone")  # fmt: skip
     p.add_argument("--workers", type=int, default=1, help="processes; changes no number")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
     _common(p, "out/bench")
 
 
 def _run_bench(args: argparse.Namespace) -> None:
-    if (len(args.runs) == 2) != (args.what == "compare") or len(args.runs) == 1:
-        raise ValueError(f"compare takes two results, the others none; got {len(args.runs)}")
+    few = {"compare": 2, "merge": 2}.get(args.what, 0)
+    if len(args.runs) < few or (len(args.runs) > few and args.what != "merge"):
+        raise ValueError(
+            f"compare takes two results, merge two or more, the others none; got {len(args.runs)}"
+        )
     if args.what == "compare":
         from .bench.compare import run as run_compare
 
         run_compare(*args.runs)
+    elif args.what == "merge":
+        from .bench.pooling import merge
+
+        merge(args.runs, args.out)
     elif args.what == "orders":
         from .bench.orders import run as run_orders
 

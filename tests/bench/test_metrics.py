@@ -76,16 +76,13 @@ DISTANCES = {
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_exact_samples_are_at_the_floor_and_a_growing_shift_leaves_it(name):
+def test_a_growing_shift_is_seen(name):
     distance = DISTANCES[name]
-    floor = metrics.floor(distance, lambda n, seed: normals(n, 4, seed), 300, 300, repeats=12)
     x, y = normals(300, 4, 11), normals(300, 4, 12)
     exact = metrics.jackknife(distance, x, y)
-    assert floor.lo <= floor.value <= floor.hi
-    assert exact.overlaps(floor)
     shifted = [metrics.jackknife(distance, x + s, y) for s in (0.25, 0.5, 1.0)]
     assert exact.value < shifted[0].value < shifted[1].value < shifted[2].value
-    assert shifted[2].lo > floor.hi
+    assert shifted[2].lo > exact.hi
 
 
 @pytest.mark.parametrize("name", ["energy", "mmd2"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from undiffuse.bench import generic_peers, peers, problems
+from undiffuse.bench import adaptive_peers, generic_peers, k_diffusion, peers, problems, reference
 from undiffuse.bench.cells import integrate
 from undiffuse.bench.peers import DiffusersPeer, KDiffusionPeer
 from undiffuse.bench.plans import Ours, Unavailable
@@ -30,7 +30,7 @@ def ours_on(solver, ratios):
 
 def k_diffusion_or_skip():
     try:
-        return peers._k_diffusion()
+        return k_diffusion.sampling()
     except Unavailable as error:
         pytest.skip(str(error))
 
@@ -81,16 +81,44 @@ def test_our_tables_equal_k_diffusion_on_its_grid(function, stages, solver, stop
 
 
 @pytest.mark.parametrize("peer", peers.PEERS, ids=lambda p: f"{p.library} {p.name}")
-@pytest.mark.parametrize("nfe", [5, 8])
+@pytest.mark.parametrize("nfe", [5, 8, 40])
 def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
     if peer.library == "k-diffusion":
         k_diffusion_or_skip()
     elif peer.library == "diffusers":
         pytest.importorskip("diffusers")
+    adaptive = isinstance(peer, adaptive_peers.AdaptivePeer)
+    if adaptive and nfe < 10:  # none of them gets there in so few
+        with pytest.raises(Unavailable, match="calls at its loosest tolerance, 1"):
+            peer.plan(RING, nfe)
+        return
     plan = peer.plan(RING, nfe)
-    assert nfe - 1 <= plan.calls <= nfe
+    assert nfe / 2 < plan.calls <= nfe if adaptive else nfe - 1 <= plan.calls <= nfe
     w = integrate(RING, plan, RING.start)  # raises where the count differs
     assert w.dtype == torch.float64 and bool(torch.isfinite(w).all())
+
+
+@pytest.mark.parametrize("library, name", [("scipy", "RK45"), ("scipy", "DOP853"),
+                                           ("torchdiffeq", "dopri5 in t")])  # fmt: skip
+def test_an_adaptive_peer_comes_closer_with_the_calls_it_is_given(library, name):
+    exact = reference.solve(RING, {RING.r_min}).at(RING.r_min)
+    errors = []
+    for nfe in (40, 100, 300):
+        plan = adaptive_peers.AdaptivePeer(library, name).plan(RING, nfe)
+        assert (plan.start, plan.end, plan.stochastic) == (RING.r_max, RING.r_min, False)
+        errors.append(float((integrate(RING, plan, RING.start) - exact).square().mean().sqrt()))
+    assert errors[0] > 2 * errors[1] > 2 * errors[2] and errors[2] < 1e-2
+
+
+def test_an_adaptive_peer_that_fails_at_every_tolerance_says_so(monkeypatch):
+    def breaks(model, x, tol):
+        raise AssertionError("underflow in dt 0.0")
+
+    broken = adaptive_peers.Method("torchdiffeq", "dopri5 in t", breaks)
+    monkeypatch.setitem(adaptive_peers.METHODS, ("torchdiffeq", "dopri5 in t"), broken)
+    peer = adaptive_peers.AdaptivePeer("torchdiffeq", "dopri5 in t")
+    with pytest.raises(Unavailable, match="AssertionError: underflow in dt"):
+        peer.plan(problems.exact(get("ring2"), 4), 40)
 
 
 def test_our_midpoint_and_torchdiffeqs_converge_to_the_same_states():

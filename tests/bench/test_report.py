@@ -17,7 +17,7 @@ def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     nfe.run(
         out, checkpoint="none", targets=["ring2"], solvers=["ddim", "dpmpp-2m", "ddpm"],
-        nfe=[4, 8], grid="log_snr", peers=[], batch=8, progress=False,
+        nfe=[4, 8], grid="log_snr", peers=["torchdiffeq"], batch=8, progress=False,
     )  # fmt: skip
     return out / "report.html"
 
@@ -49,8 +49,12 @@ def test_the_page_fetches_nothing_and_says_what_was_measured(page):
     assert "What to use" in words and "dpmpp-2m on log_snr" in words
     assert "sigma/alpha from 157.41 to 0.01" in words  # starts and ends are printed
     assert "network evaluations, order 2" in words  # the winner's tableau
+    assert "best of the others" in words and "torchdiffeq midpoint on log_snr" in words
+    assert "8 samples of each seed (0)" in words
     assert "Paths in the plane" in words and "torch 2" in words
-    assert (page.parent / "paths.png").stat().st_size > 10_000
+    for name in ("nfe", "time", "paths"):
+        assert (page.parent / f"{name}.png").stat().st_size > 10_000
+        assert (page.parent / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def browser():

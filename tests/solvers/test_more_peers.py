@@ -10,7 +10,7 @@ import torchsde
 from torchdiffeq import odeint
 
 import undiffuse as ud
-from undiffuse.bench import peers
+from undiffuse.bench import k_diffusion
 from undiffuse.bench.plans import Unavailable
 from undiffuse.models.targets import GaussianMixture
 from undiffuse.solvers import SOLVERS, DPMFast, get
@@ -25,7 +25,7 @@ START = 10 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype
 
 def sampling():
     try:
-        return peers._k_diffusion()
+        return k_diffusion.sampling()
     except Unavailable as error:
         pytest.skip(str(error))
 

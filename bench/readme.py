@@ -1,0 +1,110 @@
+"""README's results, written from bench/results: `python -P -m undiffuse.bench.readme` in the root.
+
+Whatever stands between the two markers is replaced; a test fails where it is not what the committed
+results say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from .store import write_text
+from .table import short
+
+BEGIN = "<!-- results: written by `python -P -m undiffuse.bench.readme` from bench/results -->"
+END = "<!-- end of results -->"
+
+
+def section(results: Path) -> str:
+    """The text between the markers, in Markdown."""
+    nfe, grids, orders, adaptive = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("nfe", "grids", "orders", "adaptive")
+    )
+    costs = [str(n) for n in nfe["nfe"]]
+    lines = [
+        "| least error / data std after | " + " | ".join(costs) + " calls |",
+        "|---" * (len(costs) + 1) + "|",
+    ]
+    said = []
+    for problem, front in nfe["front"].items():
+        for side, who in (("peers", "the peers"), ("ours", "ours")):
+            lines.append(_row(f"{problem}: {who}", front, side, costs))
+            said.append(f"{problem}, {who}: {_who(front, side, costs)}")
+    for problem, front in grids["front"].items():
+        lines.append(_row(f"{problem}: ours, with a measured grid ([grids.md]({results}/grids.md))",
+                          front, "ours", costs))  # fmt: skip
+    text = [*lines, "", "Which: " + "; ".join(said) + ".", "", _orders(orders, results), ""]
+    return "\n".join([*text, _adaptive(adaptive, results), ""])
+
+
+def _row(title: str, front: Mapping[str, Any], side: str, costs: Sequence[str]) -> str:
+    found = [front.get(n, {}).get(side) for n in costs]
+    return f"| {title} | " + " | ".join(short(r["error"]) if r else "-" for r in found) + " |"
+
+
+def _who(front: Mapping[str, Any], side: str, costs: Sequence[str]) -> str:
+    """The configurations of a row, with the costs each holds."""
+    held = [(n, front[n][side]) for n in costs if front.get(n, {}).get(side)]
+    parts = []
+    for name, group in groupby(held, lambda pair: _name(pair[1])):
+        which = [n for n, _ in group]
+        span = which[0] if len(which) == 1 else f"{which[0]}–{which[-1]}"
+        parts.append(f"{name} ({span})")
+    return ", ".join(parts)
+
+
+def _name(r: Mapping[str, Any]) -> str:
+    if r["library"] == "undiffuse":
+        return f"`{r['solver']}` on `{r['grid']}`"
+    return f"{r['library']} {r['solver']}"
+
+
+def _orders(orders: Mapping[str, Any], results: Path) -> str:
+    missed = orders["missed"]
+    count = len(missed) if isinstance(missed, list) else missed
+    return (
+        f"Of {len(orders['rows'])} solvers {count or 'none'} measured further than "
+        f"{orders['tolerance']:g} from the order it declares ([orders.md]({results}/orders.md))."
+    )
+
+
+def _adaptive(adaptive: Mapping[str, Any], results: Path) -> str:
+    """Calls a sample by tolerance, ours against the same pair stepped by the batch."""
+    rows = adaptive["rows"]
+    mine = [r for r in rows if (r["library"], r["method"]) == ("undiffuse", "bosh3")]
+    theirs = [r for r in rows if (r["library"], r["method"]) == ("torchdiffeq", "bosh3 in t")]
+    apart = [r["alone"] for r in rows if r["library"] != "undiffuse"]
+
+    def calls(kept: Sequence[Mapping[str, Any]]) -> str:
+        return ", ".join(f"{r['calls']:.0f}" for r in kept)
+
+    return (
+        f"Adaptive `bosh3` on an uneven batch, tolerances "
+        f"{', '.join(format(r['tolerance'], 'g') for r in mine)}: {calls(mine)} calls a sample, "
+        f"torchdiffeq's {calls(theirs)}; alone or in the batch a sample of ours differs by "
+        f"{max(r['alone'] for r in mine):g}, of the peers by {short(min(apart))} to "
+        f"{short(max(apart))} ([adaptive.md]({results}/adaptive.md))."
+    )
+
+
+def updated(readme: str, results: Path) -> str:
+    """The README with its section made anew. Raises ValueError where the markers are absent."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README must hold the two markers once each: {BEGIN} and {END}")
+    before, _, rest = readme.partition(BEGIN)
+    return f"{before}{BEGIN}\n{section(results)}{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    """Write README.md of the working directory."""
+    path = Path("README.md")
+    write_text(path, updated(path.read_text(encoding="utf-8"), Path("bench", "results")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Distances of features: closed forms, the features a user names, and the LeNet on real digits."""
+
+import gzip
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from undiffuse.bench import features, mnist_lenet, nfe, store
+from undiffuse.models import data
+
+DATA = Path(os.environ.get("UNDIFFUSE_DATA", "../shared/data"))
+needs_data = pytest.mark.skipif(
+    not (DATA / mnist_lenet.WEIGHTS).is_file(), reason="needs UNDIFFUSE_DATA with the LeNet"
+)
+
+
+def normals(n, d, seed):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=g, dtype=torch.float64)
+
+
+def with_moments(mean, cov, n=400, seed=0):
+    """A set whose sample mean and covariance are exactly these."""
+    x = normals(n, len(mean), seed)
+    x = x - x.mean(0)
+    x = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T)), x.T, upper=False).T
+    return mean + x @ torch.linalg.cholesky(cov).T
+
+
+def test_frechet_is_the_closed_form_of_two_gaussians():
+    # commuting covariances: |m|^2 + sum (s_i - r_i)^2; and one pair that does not commute
+    m = torch.tensor([0.3, -1.0, 2.0]).double()
+    a, b = torch.tensor([0.5, 2.0, 1.0]).double(), torch.tensor([1.5, 1.0, 0.2]).double()
+    x, y = with_moments(m, a.square().diag()), with_moments(0 * m, b.square().diag(), 300, 1)
+    expected = float(m.square().sum() + (a - b).square().sum())
+    assert features.frechet(x, y) == pytest.approx(expected, rel=1e-10)
+    c = torch.tensor([[2.0, 0.9, 0.1], [0.9, 1.0, -0.3], [0.1, -0.3, 0.7]]).double()
+    root = torch.linalg.eigvals(a.square().diag() @ c).real.sqrt().sum()
+    expected = float(m.square().sum() + a.square().sum() + c.trace() - 2 * root)
+    assert features.frechet(x, with_moments(0 * m, c, 300, 1)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_of_fewer_samples_than_features_is_finite_and_zero_for_one_set():
+    x = normals(8, 50, 2)
+    assert abs(features.frechet(x, x)) < 1e-10
+    assert features.frechet(x, x + 1) == pytest.approx(50.0, rel=1e-10)
+
+
+def test_kid_is_its_closed_form():
+    # E (1 + x y)^3 = 1 + 3 E[xy] + 3 E[x^2 y^2] + E[x^3 y^3] for scalars: with x ~ N(m, 1)
+    # against N(0, 1), moments m, 1 + m^2, m^3 + 3 m: 3 m^2 + 3 m^4 + (m^3 + 3 m)^2
+    m = 0.5
+    expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
+    found = [
+        features.kid(normals(1500, 1, s) + m, normals(1500, 1, s + 100)) for s in range(16)
+    ]  # fmt: skip
+    assert sum(found) / 16 == pytest.approx(expected, rel=0.1)
+
+
+def test_precision_falls_for_strays_and_recall_for_what_is_missing():
+    real = torch.cat([normals(150, 2, 3), normals(150, 2, 4) + 20])
+    half, strays = normals(150, 2, 5), normals(150, 2, 6) + torch.tensor([0.0, 50.0])
+    assert features.precision(half, real) > 0.9 and features.recall(half, real) < 0.55
+    both = torch.cat([half, strays])
+    assert features.precision(both, real) == pytest.approx(
+        features.precision(half, real) / 2, abs=0.01
+    )
+
+
+# --- the features a user names ------------------------------------------------------------------
+
+
+def test_features_come_from_a_file_and_reach_the_numbers(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text("def radius():\n    return lambda x: x.flatten(1).norm(dim=1, keepdim=True)\n")
+    settings = {
+        "checkpoint": "none", "targets": ["ring2"], "peers": [], "batch": 32, "progress": False,
+        "solvers": ["ddim"], "nfe": [6], "grid": "log_snr", "metrics": ["frechet", "recall"],
+    }  # fmt: skip
+    plain = nfe.run(tmp_path / "run", **settings)
+    mine = nfe.run(tmp_path / "run", **settings, features=f"{code}:radius")
+    # another feature is another cell of the same folder, and its own number
+    kept = list(store.Store(tmp_path / "run").records.values())
+    assert len(kept) == 2 and kept[0]["frechet"] != kept[1]["frechet"]
+    assert all(r[f"{m}_lo"] <= r[m] <= r[f"{m}_hi"] for r in kept for m in settings["metrics"])
+    floors = [s["problems"]["ring2"]["floors"] for s in (plain, mine)]
+    assert set(floors[0]) == {"frechet", "recall"} and floors[0] != floors[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "words"),
+    [
+        ("def f():\n    return 3\n", TypeError, "must return a callable; got int"),
+        ("def f():\n    pass\n", TypeError, "returned nothing"),
+        ("def g():\n    pass\n", ValueError, "has no function 'f'"),
+    ],
+)
+def test_features_that_are_none_are_refused(tmp_path, code, error, words):
+    (tmp_path / "bad.py").write_text(code)
+    with pytest.raises(error, match=words):
+        features.load(f"{tmp_path}/bad.py:f")
+
+
+def test_a_name_of_another_form_and_values_of_another_shape_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="package.module:function or file.py:function"):
+        features.load("inception")
+    with pytest.raises(ValueError, match=r"\[5, k\] for 5 samples; got \(5,\)"):
+        features.apply(lambda x: x[:, 0], normals(5, 2, 0))
+    with pytest.raises(ValueError, match="1 of them not finite"):
+        features.apply(lambda x: x / x, torch.tensor([[1.0], [0.0]]))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(ImportError, match="pip install torch-fidelity"):
+        features.load("undiffuse.bench.features:inception")
+
+
+def test_inception_is_given_bytes_of_three_channels(monkeypatch):
+    """The conversion that FID is defined with; the network here only hands back what it was given."""
+    seen = []
+
+    class Extractor:
+        def __init__(self, name, wanted):
+            assert wanted == ["2048"]
+
+        def eval(self):
+            return lambda x: (seen.append(x) or x.flatten(1).float(),)
+
+    module = type(sys)("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = Extractor
+    monkeypatch.setitem(sys.modules, "torch_fidelity", type(sys)("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    x = torch.tensor([-1.0, 0.0, 0.999, 7.0]).reshape(4, 1, 1, 1)
+    features.load("undiffuse.bench.features:inception")(x)
+    assert seen[0].dtype == torch.uint8 and seen[0].shape == (4, 3, 1, 1)
+    assert seen[0][:, 2, 0, 0].tolist() == [0, 128, 255, 255]
+
+
+# --- the LeNet on real digits --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images():
+    path = DATA / "mnist_test" / "t10k-images-idx3-ubyte.gz"
+    return data.load(path).to_range(-0.5, 0.5).x
+
+
+@needs_data
+def test_the_lenet_reads_digits_and_its_distances_are_the_published_floors(images, monkeypatch):
+    monkeypatch.setenv("UNDIFFUSE_DATA", str(DATA))
+    labels = gzip.decompress((DATA / "mnist_test" / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    digits = mnist_lenet.lenet().logits(images + 0.5).argmax(1)
+    right = digits == torch.tensor(list(labels))
+    assert float(right.double().mean()) == pytest.approx(0.9879, abs=2e-4)  # as its notes say
+    seen = features.load("undiffuse.bench.mnist_lenet:features")
+    f = features.apply(seen, images)
+    assert f.shape == (10_000, 84)
+    g = torch.Generator().manual_seed(0)
+    for n, published in ((256, 1.0), (1000, 0.30)):  # a small set against the rest, five times
+        sets = [f[torch.randperm(len(f), generator=g)] for _ in range(5)]
+        mean = sum(features.frechet(s[:n], s[n:]) for s in sets) / 5
+        assert mean == pytest.approx(published, rel=0.25)
+    f = sets[0]
+    noise = features.apply(seen, torch.rand(1000, 1, 28, 28, generator=g) - 0.5)
+    assert features.frechet(noise, f[:1000]) == pytest.approx(101, rel=0.1)
+    assert features.precision(noise, f[:1000]) < 0.05
+    assert features.precision(f[1000:2000], f[:1000]) > 0.8
+    blurred = [
+        features.apply(seen, images[:500] + s * torch.randn(500, 1, 28, 28, generator=g))
+        for s in (0.0, 0.2, 0.5)
+    ]
+    for distance in (features.frechet, features.kid):
+        values = [distance(v, f[:500]) for v in blurred]
+        assert values == sorted(values) and values[2] > 10 * max(values[0], 0.01)
+    assert math.isfinite(values[2])

@@ -1,0 +1,48 @@
+"""README's results are what the committed results say, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from undiffuse.bench import readme
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path("bench", "results")
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of README and results in the working directory."""
+    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / RESULTS, tmp_path / RESULTS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_says_what_the_committed_results_say(copy):
+    before = (copy / "README.md").read_text(encoding="utf-8")
+    readme.main()
+    assert (copy / "README.md").read_text(encoding="utf-8") == before, (
+        "README.md disagrees with bench/results: run `python -P -m undiffuse.bench.readme`"
+    )
+
+
+def test_another_result_is_another_readme(copy):
+    path = copy / RESULTS / "nfe.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    front = result["front"]["digits64"]["10"]["ours"]
+    front |= {"error": 0.0123456, "solver": "heun", "grid": "cosine"}
+    path.write_text(json.dumps(result))
+    before = (copy / "README.md").read_text(encoding="utf-8")
+    after = readme.updated(before, RESULTS)
+    assert after != before and "| 0.012 |" in after and "`heun` on `cosine` (10)" in after
+    # what stands around the markers stays
+    assert after.partition(readme.BEGIN)[0] == before.partition(readme.BEGIN)[0]
+    assert after.partition(readme.END)[2] == before.partition(readme.END)[2]
+
+
+def test_a_readme_without_the_markers_is_refused(copy):
+    with pytest.raises(ValueError, match="must hold the two markers once each"):
+        readme.updated("# undiffuse\n", RESULTS)
