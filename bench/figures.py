@@ -98,8 +98,8 @@ def _panel(
     ax: Any, x: str, records: list[Record], m: Measure, colors: dict[str, str]
 ) -> None:
     found = curves(records, m)
-    mine = [c for c in found if c[0] == "undiffuse"][:SHOWN_OURS]
-    theirs = [c for c in found if c[0] != "undiffuse"][:SHOWN_PEERS]
+    mine = [c for c in found if c[0].startswith("undiffuse")][:SHOWN_OURS]
+    theirs = [c for c in found if not c[0].startswith("undiffuse")][:SHOWN_PEERS]
     ends = []
     for _, label, held in mine:
         color = colors.setdefault(held[0]["solver"], OURS[len(colors) % len(OURS)])

@@ -6,9 +6,11 @@ and its first and last ratio sigma/alpha, which are what the reference is asked 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,7 +18,18 @@ from torch import Tensor
 
 from ..models import Denoiser, Process
 from ..models.guided import calls_of
-from ..solvers import Grid, Sampler, Solver, Tableau, equidistributed, get, names
+from ..solvers import (
+    GaussianPreconditioned,
+    Grid,
+    Sampler,
+    Solver,
+    SpectralTable,
+    Tableau,
+    equidistributed,
+    get,
+    names,
+    read,
+)
 from ..solvers import grids as grid_rules
 from .problems import Problem, from_unit, ratio_at, to_unit
 
@@ -81,18 +94,74 @@ class Ours:
             tableau = largest(solver, problem.model, laid(problem, self.grid), self.final, nfe)
         except (ValueError, NotImplementedError) as error:
             raise Unavailable(str(error)) from error
-        t0, t1 = float(tableau.grid[0]), float(tableau.grid[-1])
-        end = 0.0 if t1 == process.t_clean else ratio_at(process, t1)
+        return _plan(process, tableau)
 
-        def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
-            sampler = Sampler(model, tableau, dtype=torch.float64, device=w.device)
-            state = sampler.init(w.shape, seed, x_init=from_unit(process, w, t0))
-            while not state.done:
-                out = model.net(state.x_in, state.t_in, **model.cond)
-                state = sampler.tell(state, out)
-            return to_unit(process, state.x, t1) if end > 0 else state.x
 
-        return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run, tableau)
+TUNED = "undiffuse tune"
+"""Stands in the library's place for tables that were fitted to the problem itself."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a file or folder of tables holds, as `undiffuse tune` writes it: for every cost the table
+    with the most calls. A statistics file is the preconditioned integrator, on the grid log_snr."""
+
+    path: str
+    digest: str
+    library: str = TUNED
+    grid: str = "its own"
+
+    @classmethod
+    def of(cls, path: str) -> Tuned:
+        """Raises ValueError for a folder without tables."""
+        files = _tables(path)
+        if not files:
+            raise ValueError(f"no JSON of a table in {path}: run `undiffuse tune --out {path}` first")
+        return cls(path, hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8])
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).stem
+
+    @property
+    def final(self) -> str:
+        return self.digest  # in the cell's key: other tables are other cells
+
+    def plan(self, problem: Problem, nfe: int) -> Plan:
+        process, model = problem.process, problem.model
+        found = {}
+        for file in _tables(self.path):
+            made = read(file, process)
+            if isinstance(made, GaussianPreconditioned):
+                t = grid_rules.times("log_snr", process, nfe, "t_min", model.t_min)
+                made = made.tableau(process, t)
+            found[made.nfe] = made
+        fits = [n for n in found if n <= nfe]
+        if not fits:
+            raise Unavailable(f"its tables have {', '.join(map(str, sorted(found)))} calls")
+        return _plan(process, found[max(fits)])
+
+
+def _tables(path: str) -> list[Path]:
+    """The files of a folder of tables, or the file itself."""
+    return sorted(Path(path).glob("learned-*.json")) if Path(path).is_dir() else [Path(path)]
+
+
+def _plan(process: Process, tableau: Tableau | SpectralTable) -> Plan:
+    """How a table is run, from its grid's first time to its last."""
+    t0, t1 = float(tableau.grid[0]), float(tableau.grid[-1])
+    end = 0.0 if t1 == process.t_clean else ratio_at(process, t1)
+
+    def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
+        sampler = Sampler(model, tableau, dtype=torch.float64, device=w.device)
+        state = sampler.init(w.shape, seed, x_init=from_unit(process, w, t0))
+        while not state.done:
+            out = model.net(state.x_in, state.t_in, **model.cond)
+            state = sampler.tell(state, out)
+        return to_unit(process, state.x, t1) if end > 0 else state.x
+
+    plain = tableau if isinstance(tableau, Tableau) else None
+    return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run, plain)
 
 
 MEASURED = "equidistributed"
@@ -186,7 +255,10 @@ def _content(tableau: Tableau) -> str:
 
 
 def ours(solvers: list[str], grids: list[str], final: str = "t_min") -> list[Config]:
-    """Every solver on every grid. Raises ValueError, naming the nearest, for unknown names."""
+    """Every solver on every grid, and every file or folder of tables among them on its own. Raises
+    ValueError, naming the nearest, for unknown names."""
+    files = [name for name in solvers if name.endswith(".json") or Path(name).is_dir()]
+    solvers = [name for name in solvers if name not in files]
     for name in solvers:
         get(name)
     for name in grids:
@@ -195,4 +267,4 @@ def ours(solvers: list[str], grids: list[str], final: str = "t_min") -> list[Con
     if final not in grid_rules.FINALS:
         known = ", ".join(map(repr, grid_rules.FINALS))
         raise ValueError(f"final must be one of {known}; got {final!r}")
-    return [Ours(s, g, final) for s in solvers for g in grids]
+    return [*(Ours(s, g, final) for s in solvers for g in grids), *map(Tuned.of, files)]

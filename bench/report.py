@@ -224,7 +224,7 @@ def _traces(
     counts = {True: 0, False: 0}
     out = []
     for library, label, held in found:
-        ours = library == "undiffuse"
+        ours = library.startswith("undiffuse")
         rank = counts[ours]
         counts[ours] += 1
         color = PEERS[rank % len(PEERS)]

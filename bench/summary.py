@@ -12,7 +12,7 @@ from typing import Any
 from . import cells, claims, figures, quality, table, trajectories
 from .cells import Cell
 from .exact import Inapplicable
-from .plans import Unavailable, planned
+from .plans import TUNED, Unavailable, planned
 from .problems import Problem
 from .quality import Measure
 from .reference import Reference
@@ -78,8 +78,12 @@ def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str,
     return out
 
 
+SIDES = {"undiffuse": "ours", TUNED: "tuned"}
+
+
 def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """problem -> NFE -> the least error of ours and of the peers, deterministic; None for none."""
+    """problem -> NFE -> the least error of ours, of tables tuned to the problem, and of the peers,
+    deterministic; None for none."""
     out: dict[str, dict[str, Any]] = {}
     kept = ("library", "solver", "grid", "nfe", "error", "error_lo", "error_hi")
     for name in {r["problem"]: None for r in records}:
@@ -87,8 +91,8 @@ def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str
             done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
                     and r["status"] == "ok" and r.get("error") is not None]  # fmt: skip
             least = {}
-            for side, ours in (("ours", True), ("peers", False)):
-                mine = [r for r in done if (r["library"] == "undiffuse") == ours]
+            for side in ("ours", "tuned", "peers"):
+                mine = [r for r in done if SIDES.get(r["library"], "peers") == side]
                 best_one = min(mine, key=lambda r: float(r["error"]), default=None)
                 least[side] = best_one and {k: best_one[k] for k in kept}
             if done:

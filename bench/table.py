@@ -171,7 +171,7 @@ def show(shown: Sequence[Table], lines: Sequence[str] = ()) -> None:
             wrap = t.columns[-1] == "why" and j == 4
             drawn.add_column(name, no_wrap=not wrap, justify="left" if j < 4 or wrap else "right")
         for row, flags in zip(t.rows, t.best, strict=True):
-            style = "" if row[0] == "undiffuse" else "dim"
+            style = "" if row[0].startswith("undiffuse") else "dim"
             drawn.add_row(
                 *(Text(c + "*" * b, "bold green" if b else style)
                   for c, b in zip(row, flags, strict=True))

@@ -269,7 +269,8 @@ def fit(
     if count < 1 or ends.shape != x.shape:
         raise ValueError(f"x and ends must be [B, ...] alike with B >= 2; got {tuple(x.shape)}")
     gaps = torch.log(torch.diff(init.lam)).requires_grad_()
-    first = init.lam[:1].clone().requires_grad_(bool(init.stats.variances.any()))
+    first = init.lam[:1].clone().requires_grad_()
+    top = model.process.log_snr(init.t_start)
     theta = init.theta.clone().requires_grad_()
     below = torch.tril(torch.ones_like(init.theta))
     generator = torch.Generator().manual_seed(seed)
@@ -277,15 +278,15 @@ def fit(
     def current() -> Learned:
         last = init.lam[-1:]
         shares = torch.cumsum(torch.softmax(gaps, 0), 0)
-        lam = torch.cat([first, first + shares * (last - first)])
+        begin = torch.maximum(first, top)  # no call before the state is handed over
+        lam = torch.cat([begin, begin + shares * (last - begin)])
         return Learned(lam, theta * below, init.stats, init.t_start)
 
     def error(table: Learned, chosen: Tensor | slice) -> Tensor:
         y = run_differentiably(table, model, x[chosen])
         return (y - ends[chosen]).flatten(1).square().mean(1).sqrt().mean()
 
-    groups = [{"params": [theta]}, {"params": [gaps, first] if first.requires_grad else [gaps]}]
-    adam = torch.optim.Adam(groups, lr=rate)
+    adam = torch.optim.Adam([theta, gaps, first], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations, rate / 50)
     unseen = slice(count, None)
     with torch.no_grad():
