@@ -228,7 +228,7 @@ def likelihood_weighting(
 
 
 def tables(summary: dict[str, Any]) -> list[Table]:
-    """The four tables of a summary."""
+    """The tables of this file's part of a summary."""
     losses = [
         [r["loss"], *(f"{r['z'][p]:.1f}" if p in r["z"] else "" for p in READOUTS),
          f"{r['z_off']:.0f}"] for r in summary["loss_gradients"]
