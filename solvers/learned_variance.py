@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels import ddpm_step
 from ..models import Denoiser
-from ..models.variational import data_and_variance
+from ..models.variational import VarianceHead, data_and_variance
 from .progress import track
 from .sampler import GridLike, Result, Sampler
 from .status import SolverError, verdict
@@ -44,6 +44,9 @@ def sample_learned_variance(
     Raises SolverError where NaN or Inf appeared, TypeError for another net, and ValueError for a
     process with alpha^2 + sigma^2 other than 1.
     """
+    if not isinstance(model.net, VarianceHead):
+        kind = type(model.net).__name__
+        raise TypeError(f"learned variances need a VarianceHead, as 'hybrid' trains; net is {kind}")
     sampler = Sampler(model, "ddpm", steps, grid, final=final, device=device)
     process, nodes = model.process, sampler.tableau.grid
     alpha, sigma = process.alpha(nodes), process.sigma(nodes)
@@ -59,7 +62,7 @@ def sample_learned_variance(
             noise = (x - float(alpha[i]) * d) / float(sigma[i])
             x = ddpm_step(
                 x, noise, bar[i], bar[i + 1], variance=o, clip=model.clip,
-                seed=state.seed, sample_ids=state.sample_ids, draw=i,
+                seed=state.seed, sample_ids=state.sample_ids, draw=i + 1,
             )  # fmt: skip
             if watch is not None:
                 watch(i, torch.stack([d, o], 1), x)

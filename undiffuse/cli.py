@@ -264,6 +264,7 @@ def _train(commands: Any) -> None:
     p.add_argument("--steps", type=int, default=None, help="optimiser steps")
     p.add_argument("--batch", type=int, default=None, help="events a step")
     p.add_argument("--lr", type=float, default=None, help="peak learning rate")
+    p.add_argument("--every", type=int, default=None, help="steps between checkpoints")
     p.add_argument("--conditional", action="store_true", help="give the network the labels")
     p.add_argument("--restart", action="store_true", help="do not go on from --out")
     _common(p, "out/train")
@@ -274,7 +275,8 @@ def _run_train(args: argparse.Namespace) -> None:
     from .models.training import train
     from .solvers import sample
 
-    settings = {k: getattr(args, k) for k in ("steps", "batch", "lr") if getattr(args, k)}
+    asked = {k: getattr(args, k) for k in ("steps", "batch", "lr", "every")}
+    settings = {k: v for k, v in asked.items() if v is not None}
     train(
         args.data, args.process, predicts=args.predicts, loss=args.loss, network=args.network,
         out=args.out, device=args.device, progress=True, resume=not args.restart, seed=args.seed,
