@@ -10,7 +10,17 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import EDM, VE, VP, Brownian, Flow, GaussianMixture, SubVP, adapters
+from undiffuse.models import (
+    EDM,
+    LOSSES,
+    VE,
+    VP,
+    Brownian,
+    Flow,
+    GaussianMixture,
+    SubVP,
+    adapters,
+)
 from undiffuse.models.networks import MLP
 
 F64 = torch.float64
@@ -66,6 +76,22 @@ def test_diffusers_networks_give_diffusers_own_data_prediction(config):
             ours = model(x, (i + 1) / steps)
         # their alpha_bar is a float32 product of up to 1000 factors: some 1e-5 at the noisy end
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_with_their_table_in_double_precision_the_agreement_is_to_1e_6(kind):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type=kind)
+    betas = scheduler.betas.double()
+    scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
+    net = tiny_unet().double()
+    model = adapters.from_diffusers(net, {**scheduler.config, "trained_betas": betas})
+    x = torch.randn(2, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(1))
+    for i in (0, 10, 400, 998):
+        with torch.no_grad():
+            theirs = scheduler_prediction(scheduler, net, x, i)
+            ours = model(x, (i + 1) / 1000)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
 
 
 def scheduler_prediction(scheduler, net, x, i):
@@ -128,6 +154,36 @@ def test_conditions_and_learned_variances_of_diffusers_networks():
     assert (other - theirs).abs().max() > 1e-3
 
 
+def test_conditional_unets_of_diffusers_hear_their_text():
+    diffusers = pytest.importorskip("diffusers")
+    net = randomised(
+        diffusers.UNet2DConditionModel(
+            sample_size=8,
+            in_channels=2,
+            out_channels=2,
+            block_out_channels=(8, 8),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=6,
+            attention_head_dim=2,
+        )
+    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    model = adapters.from_diffusers(net, scheduler)
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(2, 2, 8, 8, generator=g), torch.randn(2, 5, 6, generator=g)
+    scheduler.set_timesteps(1000)
+    with torch.no_grad():
+        out = net(x, 299, encoder_hidden_states=text).sample
+        theirs = scheduler.step(out, 299, x).pred_original_sample
+        ours = model(x, 0.3, encoder_hidden_states=text)
+        other = model(x, 0.3, encoder_hidden_states=text.flip(0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+    assert (other - ours).abs().max() > 1e-3
+
+
 def test_flow_networks_of_diffusers_take_sigma_times_a_thousand():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -159,6 +215,48 @@ def test_edm_schedulers_of_diffusers_precondition_alike():
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
+class Preconditioned(torch.nn.Module):
+    """D(x, sigma, labels) of Karras et al. 2022, equation 7 with the last column of table 1."""
+
+    def __init__(self, f, sigma_data):
+        super().__init__()
+        self.f, self.sigma_data = f, sigma_data
+
+    def forward(self, x, sigma, labels=None):
+        sigma = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        total = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / total
+        c_out = sigma * self.sigma_data / total.sqrt()
+        c_in = 1 / total.sqrt()
+        c_noise = sigma.log() / 4
+        return c_skip * x + c_out * self.f(c_in * x, c_noise.flatten(), labels)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_edm_networks_by_the_papers_own_formulas(sigma_data):
+    f = randomised(MLP(4, width=8, depth=1, classes=3)).double()
+    theirs = Preconditioned(f, sigma_data)
+    process = EDM(sigma_data=sigma_data)
+    sigma = torch.tensor([0.002, 0.03, 0.5, 4.0, 80.0], dtype=F64)
+    g = torch.Generator().manual_seed(2)
+    x = sigma[:, None] * torch.randn(5, 4, dtype=F64, generator=g)
+    labels = torch.tensor([0, 1, 2, 0, -1])
+    wanted = theirs(x, sigma, labels)
+    # the bare F, preconditioned here; and their whole D, taken as it is, labels by position
+    bare = ud.Denoiser(f, process, predicts="edm")
+    positional = adapters.Wrapped(theirs, lambda x, t, cond: ((x, t, cond["label"]), {}))
+    for model in (bare, adapters.from_edm(positional, process)):
+        torch.testing.assert_close(model(x, sigma, label=labels), wanted, rtol=1e-6, atol=1e-9)
+    score = (wanted - x) / sigma[:, None] ** 2
+    torch.testing.assert_close(bare.score(x, sigma, label=labels), score, rtol=1e-6, atol=1e-6)
+    # training weight: lambda(sigma) = 1/c_out^2 on ||D - x_0||^2, their equation 8 and table 1
+    x_0, eps = torch.randn(5, 4, dtype=F64, generator=g), torch.randn(5, 4, dtype=F64, generator=g)
+    loss = LOSSES["edm"].at(bare, x_0, sigma, eps, label=labels)
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    error = (theirs(x_0 + sigma[:, None] * eps, sigma, labels) - x_0).square().mean(1)
+    torch.testing.assert_close(loss, weight * error, rtol=1e-6, atol=0)
+
+
 def k_diffusion(module):
     """One file of k-diffusion alone: its __init__ imports the training code."""
     found = importlib.util.find_spec("k_diffusion")
@@ -186,6 +284,22 @@ def test_k_diffusion_wrappers_are_taken_as_they_are():
     model = adapters.from_edm(wrapper)
     x, sigma = torch.randn(3, 4), torch.tensor([0.1, 1.0, 30.0])
     torch.testing.assert_close(model(x, sigma.double()), wrapper(x, sigma), rtol=1e-5, atol=1e-6)
+
+
+def test_a_discrete_network_exported_is_k_diffusions_own_wrapper():
+    external = k_diffusion("external")
+    net = randomised(MLP(4, width=8, depth=1, time_scale=1e-3))
+    process = VP.cosine(steps=50)
+    bar = process.alpha(torch.arange(1, 51, dtype=F64) / 50) ** 2
+    theirs = external.DiscreteEpsDDPMDenoiser(net, bar.float(), quantize=True)
+    ours = adapters.KDiffusionModel(
+        ud.Denoiser(net, process, predicts="noise", time="index", steps=50)
+    )
+    index = torch.tensor([0, 7, 30, 45])
+    sigma = ((1 - bar) / bar).sqrt()[index]
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(3)) * sigma.float()[:, None]
+    wanted = theirs(x, sigma.float())
+    torch.testing.assert_close(ours(x, sigma), wanted, rtol=1e-5, atol=1e-6 * float(x.abs().max()))
 
 
 def test_a_denoiser_is_a_k_diffusion_model():
