@@ -34,7 +34,8 @@ from ..solvers import sample
 from . import ito_checks, model_checks, posterior_checks
 from .figures import pyplot, sample_grid
 from .store import write, write_text
-from .table import markdown, plain
+from .summary import environment
+from .table import Table, markdown, plain
 
 STEPS = 3000
 NOISE = 0.05  # of the measurements of inpainting and colourisation
@@ -80,7 +81,7 @@ def _run(
     say("losses, guidance, posteriors and reversed diffusions on exact targets")
     walks, found = model_checks.langevin_weights(few, seed)
     summary: dict[str, Any] = {
-        "seed": seed, "steps": steps,
+        "seed": seed, "steps": steps, "environment": environment(),
         "loss_gradients": model_checks.loss_gradients(seed=seed),
         "guidance": model_checks.guidance_accuracy(few, seed),
         "langevin": walks,
@@ -121,12 +122,20 @@ def report(out: Path, summary: dict[str, Any]) -> None:
         *model_checks.tables(summary),
         posterior_checks.table(summary["posterior"]),
         ito_checks.table(summary["ito"]),
+        _pictures(summary["pictures"]),
     ]
     write_text(out / "table.md", "\n".join(markdown(t) for t in shown))
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print("\n\n".join(plain(t) for t in shown) + "\n")
-    for picture, numbers in summary["pictures"].items():
-        print(f"{picture}.png: " + ", ".join(f"{k} {v:.3g}" for k, v in numbers.items()))
+    print("\n\n".join(plain(t) for t in shown))
+
+
+def _pictures(numbers: dict[str, dict[str, float]]) -> Table:
+    """What each picture's function returned."""
+    rows = [
+        [f"{name}.png", ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in found.items())]
+        for name, found in numbers.items()
+    ]
+    return Table("Of the pictures", ["picture", "numbers"], rows, [[False] * 2 for _ in rows])
 
 
 # --- pictures ---------------------------------------------------------------------------------
