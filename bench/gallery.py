@@ -5,10 +5,10 @@
     colour.png      tinted digits coloured in from their grey
     annealed.png    digits by annealed and by plain Langevin dynamics
     weights.png     the same two on a mixture of known weights
-    summary.json, table.md    the tables of model_checks.py, posterior_checks.py and ito_checks.py,
-                    and a number for each picture
+    summary.json, table.md    the tables of model_checks.py, posterior_checks.py, ito_checks.py
+                    and learned_checks.py, and a number for each picture
 
-Two small networks are trained on the way, into networks/ of the same folder; a run that was killed
+Small networks are trained on the way, into networks/ of the same folder; a run that was killed
 takes up their training where it was.
 """
 
@@ -31,7 +31,7 @@ from ..models.guidance import cfg, inpaint, posterior
 from ..models.ito import annealed_langevin, langevin
 from ..models.training import train
 from ..solvers import sample
-from . import ito_checks, model_checks, posterior_checks
+from . import ito_checks, learned_checks, model_checks, posterior_checks
 from .figures import pyplot, sample_grid
 from .store import write, write_text
 from .summary import environment
@@ -90,14 +90,14 @@ def _run(
     }  # fmt: skip
     draw_weights(out / "weights.png", found)
     say(f"a class-conditional network of the digits, {steps} steps")
-    how: dict[str, Any] = {"steps": steps, "seed": seed, "device": device, "progress": progress}
-    by_class = train("digits", conditional=True, out=out / "networks" / "class", **how)
-    say(f"a network of tinted digits, {steps // 2} steps")
-    how["steps"] = steps // 2
+    nets, half = out / "networks", steps // 2
+    how: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    by_class = train("digits", conditional=True, out=nets / "class", steps=steps, **how)
+    say(f"a network of tinted digits, {half} steps")
     seen, held = load("digits").split()
     colours = train(
         tinted(seen, range(6)), network="unet", batch=128, held_out=0.0,
-        out=out / "networks" / "tint", **how,
+        out=nets / "tint", steps=half, **how,
     )  # fmt: skip
     say("pictures")
     shipped = load_default().denoiser
@@ -107,10 +107,11 @@ def _run(
         "colour": draw_colours(out / "colour.png", colours, held, seed, device),
         "annealed": draw_annealed(out / "annealed.png", shipped, seed),
     }
-    say(f"likelihood weighting, {steps // 2} steps")
-    summary["likelihood_weighting"] = model_checks.likelihood_weighting(
-        steps // 2, seed, device, progress
-    )
+    say(f"likelihood weighting, {half} steps")
+    summary["likelihood_weighting"] = model_checks.likelihood_weighting(half, **how)
+    say(f"learned variances and a learned schedule, {half} steps")
+    summary["variances"] = learned_checks.variances(half, nets, **how)
+    summary["schedules"] = learned_checks.schedules(half, nets, **how)
     report(out, summary)
     say(f"written to {out}")
     return summary
@@ -122,6 +123,7 @@ def report(out: Path, summary: dict[str, Any]) -> None:
         *model_checks.tables(summary),
         posterior_checks.table(summary["posterior"]),
         ito_checks.table(summary["ito"]),
+        *learned_checks.tables(summary["variances"], summary["schedules"]),
         _pictures(summary["pictures"]),
     ]
     write_text(out / "table.md", "\n".join(markdown(t) for t in shown))

@@ -80,6 +80,23 @@ def test_posteriors_are_as_good_as_their_approximation(done):
     assert min(rows[m]["weight_error"] for m in ("mmps", "tmpd", "pigdm", "dps", "RePaint")) > 0.05
 
 
+def test_learned_variances_and_schedules_tighten_what_they_are_for(done):
+    summary = done[1]
+    bits = {
+        (r["steps"], r["variance"]): r["bits_per_dim"]
+        for r in summary["variances"]
+        if "bits_per_dim" in r
+    }
+    chains = sorted({n for n, _ in bits})
+    # beta~ is far too small for few steps, and the head starts half-way: 150 steps see that much
+    assert all(bits[n, "learned"] < 0.8 * bits[n, "small"] for n in chains)
+    learned = [bits[n, "learned"] for n in chains]
+    assert learned == sorted(learned, reverse=True)  # more steps, a tighter chain
+    start, after = summary["schedules"]
+    assert after["deviation"] < start["deviation"]
+    assert (start["omega_0"], start["omega_1"]) == pytest.approx((-13.3, 5.0), abs=1e-6)
+
+
 def test_reversed_diffusions_have_their_laws_and_div_a_matters(done):
     rows = done[1]["ito"]
     assert len(rows) == 14
