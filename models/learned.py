@@ -48,10 +48,11 @@ class MonotoneOmega(nn.Module):
         self.double()
 
     def forward(self, t: Tensor) -> Tensor:
-        m, m0, m1 = (self._rise(u) for u in (t, torch.zeros_like(t), torch.ones_like(t)))
+        at = t.to(self.ends.device)  # grids are laid on the host, wherever the parameters are
+        m, m0, m1 = (self._rise(u) for u in (at, torch.zeros_like(at), torch.ones_like(at)))
         lo, hi = self.ends.unbind()
         out: Tensor = lo + (hi - lo) * (m - m0) / (m1 - m0)
-        return out
+        return out.to(t.device)
 
     def _rise(self, t: Tensor) -> Tensor:
         width = len(self.offset)
