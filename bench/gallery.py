@@ -5,9 +5,10 @@
     colour.png      tinted digits coloured in from their grey
     annealed.png    digits by annealed and by plain Langevin dynamics
     weights.png     the same two on a mixture of known weights
-    summary.json, table.md    the tables of model_checks.py, and a number for each picture
+    summary.json, table.md    the tables of model_checks.py, posterior_checks.py, ito_checks.py
+                    and learned_checks.py, and a number for each picture
 
-Two small networks are trained on the way, into networks/ of the same folder; a run that was killed
+Small networks are trained on the way, into networks/ of the same folder; a run that was killed
 takes up their training where it was.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from ..models.guidance import cfg, inpaint, posterior
 from ..models.ito import annealed_langevin, langevin
 from ..models.training import train
 from ..solvers import sample
-from . import model_checks
+from . import ito_checks, learned_checks, model_checks, posterior_checks
 from .figures import pyplot, sample_grid
 from .store import write, write_text
-from .table import markdown, plain
+from .summary import environment
+from .table import Table, markdown, plain
 
 STEPS = 3000
 NOISE = 0.05  # of the measurements of inpainting and colourisation
@@ -51,8 +54,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, draw and measure; writes into `out` and returns the content of summary.json.
 
-    steps: optimiser steps of each network, 3,000 by default; those compared for their weighting
-        take half. quick: a tenth of the training, fewer samples: the pictures are then poor.
+    steps: optimiser steps of the network by class, 3,000 by default; the others take half. quick: a tenth of the training, fewer samples: the pictures are then poor.
     Raises ValueError for steps < 2, and where `out` holds networks of another run.
     """
     if steps is not None and steps < 2:
@@ -76,32 +78,40 @@ def _run(
         if progress:
             print(f"{time.monotonic() - began:5.0f} s  {what}", file=sys.stderr)
 
-    say("losses, guidance and Langevin on exact targets")
+    say("losses, guidance, posteriors and reversed diffusions on exact targets")
     walks, found = model_checks.langevin_weights(few, seed)
     summary: dict[str, Any] = {
-        "seed": seed, "steps": steps,
+        "seed": seed, "steps": steps, "environment": environment(),
         "loss_gradients": model_checks.loss_gradients(seed=seed),
         "guidance": model_checks.guidance_accuracy(few, seed),
         "langevin": walks,
+        "posterior": posterior_checks.posterior_errors(few, seed),
+        "ito": ito_checks.zoo(5 * few, seed),
     }  # fmt: skip
     draw_weights(out / "weights.png", found)
     say(f"a class-conditional network of the digits, {steps} steps")
-    how: dict[str, Any] = {"steps": steps, "seed": seed, "device": device, "progress": progress}
-    by_class = train("digits", conditional=True, out=out / "networks" / "class", **how)
-    say(f"a network of tinted digits, {steps} steps")
-    colours = train(tinted(), network_config={"width": 192}, out=out / "networks" / "tint", **how)
+    nets, half = out / "networks", steps // 2
+    how: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    by_class = train("digits", conditional=True, out=nets / "class", steps=steps, **how)
+    say(f"a network of tinted digits, {half} steps")
+    seen, held = load("digits").split()
+    colours = train(
+        tinted(seen, range(6)), network="unet", batch=128, held_out=0.0,
+        out=nets / "tint", steps=half, **how,
+    )  # fmt: skip
     say("pictures")
     shipped = load_default().denoiser
     summary["pictures"] = {
         "class": draw_classes(out / "class.png", by_class, seed, device),
         "inpaint": draw_inpainting(out / "inpaint.png", shipped, seed),
-        "colour": draw_colours(out / "colour.png", colours, seed, device),
+        "colour": draw_colours(out / "colour.png", colours, held, seed, device),
         "annealed": draw_annealed(out / "annealed.png", shipped, seed),
     }
-    say(f"likelihood weighting, {steps // 2} steps")
-    summary["likelihood_weighting"] = model_checks.likelihood_weighting(
-        steps // 2, seed, device, progress
-    )
+    say(f"likelihood weighting, {half} steps")
+    summary["likelihood_weighting"] = model_checks.likelihood_weighting(half, **how)
+    say(f"learned variances and a learned schedule, {half} steps")
+    summary["variances"] = learned_checks.variances(half, nets, **how)
+    summary["schedules"] = learned_checks.schedules(half, nets, **how)
     report(out, summary)
     say(f"written to {out}")
     return summary
@@ -109,12 +119,25 @@ def _run(
 
 def report(out: Path, summary: dict[str, Any]) -> None:
     """Write table.md and summary.json, and print the tables."""
-    shown = model_checks.tables(summary)
+    shown = [
+        *model_checks.tables(summary),
+        posterior_checks.table(summary["posterior"]),
+        ito_checks.table(summary["ito"]),
+        *learned_checks.tables(summary["variances"], summary["schedules"]),
+        _pictures(summary["pictures"]),
+    ]
     write_text(out / "table.md", "\n".join(markdown(t) for t in shown))
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print("\n\n".join(plain(t) for t in shown) + "\n")
-    for picture, numbers in summary["pictures"].items():
-        print(f"{picture}.png: " + ", ".join(f"{k} {v:.3g}" for k, v in numbers.items()))
+    print("\n\n".join(plain(t) for t in shown))
+
+
+def _pictures(numbers: dict[str, dict[str, float]]) -> Table:
+    """What each picture's function returned."""
+    rows = [
+        [f"{name}.png", ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in found.items())]
+        for name, found in numbers.items()
+    ]
+    return Table("Of the pictures", ["picture", "numbers"], rows, [[False] * 2 for _ in rows])
 
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -167,16 +190,14 @@ def draw_inpainting(path: Path, model: Denoiser, seed: int) -> dict[str, float]:
     }
 
 
-def tinted() -> Data:
-    """The digits in six hues of one lightness, [N, 3, 8, 8]: (d + 1) tint - 1.
+def tinted(digits: Data, hues: Sequence[int]) -> Data:
+    """Every digit [N, 1, 8, 8] in each of the hues, [hues x N, 3, 8, 8]: (d + 1) tint - 1.
 
-    tint_c = 1/2 + 1/2 cos(2 pi (h/6 - c/3)), c = 0, 1, 2, whose mean is 1/2 at every hue h: the
-    grey of a picture says nothing of its hue.
+    tint_c = 1/2 + 1/2 cos(2 pi (h/6 - c/3)), c = 0, 1, 2, whose mean is 1/2 at every hue h in
+    0..5: the grey of a picture says nothing of its hue.
     """
-    digits = load("digits")
-    hue = torch.randint(6, (len(digits),), generator=torch.Generator().manual_seed(0))
-    x = (digits.x + 1) * tints()[hue][:, :, None, None] - 1
-    return Data(x, digits.range, 0.0, digits.labels, "tinted digits")
+    x = torch.cat([(digits.x + 1) * tint[:, None, None] - 1 for tint in tints()[list(hues)]])
+    return Data(x, digits.range, 0.0, None, "tinted digits")
 
 
 def tints() -> Tensor:
@@ -185,13 +206,15 @@ def tints() -> Tensor:
     return 0.5 + 0.5 * torch.cos(2 * torch.pi * turn)
 
 
-def draw_colours(path: Path, model: Denoiser, seed: int, device: str | None) -> dict[str, float]:
+def draw_colours(
+    path: Path, model: Denoiser, held: Data, seed: int, device: str | None
+) -> dict[str, float]:
     """Held-out tinted digits from their grey alone, three draws.
 
-    Returns the root mean square of the grey's error, and what share of the colour is one hue of
-    the six: 1 for the data; where free samples have less, that is the small network's doing.
+    Returns the root mean square of the grey's error, what share of the colour is one hue of the
+    six (1 for the data), and how many of the six were drawn.
     """
-    truth = tinted().split()[1].x[:12]
+    truth = torch.cat([tinted(held[torch.tensor([k])], [k % 6]).x for k in range(12)])
     grey = truth.mean(1, keepdim=True)
     guided = posterior(model, grey.to(device or "cpu"), lambda x: x.mean(1, keepdim=True), NOISE)
     drawn = [
@@ -206,16 +229,26 @@ def draw_colours(path: Path, model: Denoiser, seed: int, device: str | None) -> 
     x = torch.cat(drawn)
     return {"grey_error": _rms(x.mean(1, keepdim=True) - grey.repeat(3, 1, 1, 1)),
             "one_hue": _one_hue(x), "one_hue_of_free": _one_hue(free),
-            "one_hue_of_data": _one_hue(truth)}  # fmt: skip
+            "one_hue_of_data": _one_hue(truth), "hues": float(len(set(_hues(x).tolist())))}  # fmt: skip
 
 
 def _one_hue(x: Tensor) -> float:
     """Mean share of the chroma's square along the best of the six tints, one for a picture."""
+    chroma = (x - x.mean(1, keepdim=True)).square().sum((1, 2, 3))
+    return float((_along_tints(x).amax(1) / chroma).mean())
+
+
+def _hues(x: Tensor) -> Tensor:
+    """The nearest hue of each picture, [B]."""
+    return _along_tints(x).argmax(1)
+
+
+def _along_tints(x: Tensor) -> Tensor:
+    """Square of the chroma along each of the six tints, [B, 6]."""
     chroma = (x - x.mean(1, keepdim=True)).flatten(2)
     axis = tints() - 0.5
     along = torch.einsum("hc,bcp->bhp", axis / axis.norm(dim=1, keepdim=True), chroma)
-    share = along.clamp(min=0).square().sum(2) / chroma.square().sum((1, 2))[:, None]
-    return float(share.amax(1).mean())
+    return along.clamp(min=0).square().sum(2)
 
 
 def draw_annealed(path: Path, model: Denoiser, seed: int) -> dict[str, float]:

@@ -14,14 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import LOSSES, READOUTS, VP, Brownian, Denoiser, Gaussian, GaussianMixture, Objective
+from ..models import (
+    LOSSES,
+    READOUTS,
+    VP,
+    Brownian,
+    Denoiser,
+    Gaussian,
+    GaussianMixture,
+    LearnedVP,
+    MonotoneOmega,
+    Objective,
+    Process,
+    variational,
+)
 from ..models import score_matching as sm
 from ..models.data import load
 from ..models.guidance import classifier
 from ..models.ito import annealed_langevin, langevin
+from ..models.learned import ContinuousVLB
 from ..models.readout import convert
 from ..models.training import train
-from ..models.variational import VLB
+from ..models.variational import VLB, Hybrid
 from ..solvers import sample
 from ..solvers.elbo import elbo
 from .heldout import dequantised
@@ -53,18 +67,22 @@ def loss_gradients(n: int = 20_000, seed: int = 0) -> list[Row]:
     components of E dL/dc over its Monte-Carlo error: of order one at c = 0 if that is the minimum,
     and large at c = OFF. A row a loss; z by read-out where the loss knows several.
     """
-    x_0, process = GAUSSIAN.sample(n, seed=seed), VP()
+    x_0 = GAUSSIAN.sample(n, seed=seed)
+    learned = LearnedVP(MonotoneOmega(-8.0, 5.0).requires_grad_(False))
     losses: dict[str, Callable[..., Tensor]] = {
         # independent times, whose Monte-Carlo error is that of a mean
         **{name: replace(loss, stratified=False) for name, loss in LOSSES.items()},
         "vlb, 100 steps": VLB(100),
+        "continuous bound": ContinuousVLB(),
     }
     rows = []
     for name, loss in losses.items():
         at: dict[str, list[float]] = {}
         for predicts in READOUTS:
+            process = learned if isinstance(loss, ContinuousVLB) else VP()
             at[predicts] = [_z(_gradients(loss, process, predicts, x_0, c, seed)) for c in (0, OFF)]
         rows.append(_loss_row(name, at))
+    rows.append(_loss_row("hybrid, the variance", {"data": _variance_head(x_0, seed)}))
     return rows + [_loss_row(name, {"score": z}) for name, z in _score_matching(x_0, seed)]
 
 
@@ -78,7 +96,7 @@ def _loss_row(name: str, at: dict[str, list[float]]) -> Row:
 
 
 def _gradients(
-    loss: Callable[..., Tensor], process: VP, predicts: str, x_0: Tensor, shift: float, seed: int
+    loss: Callable[..., Tensor], process: Process, predicts: str, x_0: Tensor, shift: float, seed: int
 ) -> Tensor:
     """d loss_i/d c_i, [n, 3], at c = shift."""
     c = torch.full((len(x_0), 3), float(shift), dtype=F64, requires_grad=True)
@@ -96,6 +114,37 @@ def _gradients(
 
 def _shifted(p: Tensor, x: Tensor, c: Tensor) -> Tensor:
     return p + c[:, :1] * p + c[:, 1:2] + c[:, 2:] * x
+
+
+def _variance_head(x_0: Tensor, seed: int, steps: int = 20) -> list[float]:
+    """[z at the learned variance's optimum, z off it], by the gradient in o -> o + c.
+
+    The best diagonal variance of p(x_s | x_t) is beta~ + b^2 Var(x_0 | x_t).
+    """
+    process, hybrid = VP(), Hybrid(steps, weight=1.0, simple=Objective("data"))
+    exact, length = GAUSSIAN.denoiser(process), (process.t_max - process.t_min) / (steps - 1)
+
+    def best(t: Tensor) -> Tensor:
+        q = variational.posterior(process, torch.where(t > length, t - length, 0.5 * t), t)
+        alpha2, sigma2 = process.alpha(t).square(), process.sigma(t).square()
+        inner = alpha2[:, None, None] * GAUSSIAN.cov + sigma2[:, None, None] * torch.eye(2)
+        left = sigma2[:, None, None] * GAUSSIAN.cov @ torch.linalg.inv(inner)
+        v = q.small[:, None] + q.b[:, None].square() * left.diagonal(dim1=1, dim2=2)
+        place: Tensor = (v / q.small[:, None]).log() / (q.large / q.small).log()[:, None]
+        return 2 * place - 1
+
+    def z(shift: float) -> float:
+        c = torch.full((len(x_0), 1), shift, dtype=F64, requires_grad=True)
+
+        class Net(torch.nn.Module):
+            def forward(self, x: Tensor, t: Tensor) -> Tensor:
+                return torch.cat([exact(x, t), best(t) + c], 1)
+
+        model = Denoiser(variational.VarianceHead(Net()), process, predicts="data")
+        value = hybrid(model, x_0, torch.Generator().manual_seed(seed + 3))
+        return _z(torch.autograd.grad(value.sum(), c)[0])
+
+    return [z(0.0), z(OFF)]
 
 
 def _score_matching(x: Tensor, seed: int) -> list[tuple[str, list[float]]]:
@@ -228,7 +277,7 @@ def likelihood_weighting(
 
 
 def tables(summary: dict[str, Any]) -> list[Table]:
-    """The four tables of a summary."""
+    """The tables of this file's part of a summary."""
     losses = [
         [r["loss"], *(f"{r['z'][p]:.1f}" if p in r["z"] else "" for p in READOUTS),
          f"{r['z_off']:.0f}"] for r in summary["loss_gradients"]

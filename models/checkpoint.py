@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .denoiser import Denoiser
+from .learned import LearnedVP, MonotoneOmega
 from .networks import build
 from .processes import PROCESSES, Brownian, Process, TabledVP
 
@@ -179,6 +180,8 @@ def process_to_dict(process: Process) -> dict[str, Any]:
     if isinstance(process, Brownian):
         args = {"sigma": process.scale, "t_min": process.t_min, "t_max": process.t_max}
         return {"name": "brownian", "args": args}
+    if isinstance(process, LearnedVP) and isinstance(process.omega, MonotoneOmega):
+        return {"name": "learned", "args": {k: v.tolist() for k, v in process.omega.state_dict().items()}}
     for name, kind in PROCESSES.items():
         if type(process) is kind:
             args = dataclasses.asdict(process)  # type: ignore[call-overload]

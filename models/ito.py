@@ -90,8 +90,9 @@ class ItoSDE:
         """Euler-Maruyama from X(t_min) = x [B, d] in `steps` equal steps; returns the whole path.
 
         Strong order 1/2 (1 where S is constant), weak order 1. Seeded by torch's generator of
-        x's device. Raises ValueError for steps < 1, a drift of another shape, or an x that is
-        not [B, d].
+        x's device; a run that goes on from another's end needs another seed, or it meets the same
+        normals. Raises ValueError for steps < 1, a drift of another shape, or an x that is not
+        [B, d].
         """
         if steps < 1:
             raise ValueError(f"steps must be >= 1; got {steps}")

@@ -48,10 +48,11 @@ class MonotoneOmega(nn.Module):
         self.double()
 
     def forward(self, t: Tensor) -> Tensor:
-        m, m0, m1 = (self._rise(u) for u in (t, torch.zeros_like(t), torch.ones_like(t)))
+        at = t.to(self.ends.device)  # grids are laid on the host, wherever the parameters are
+        m, m0, m1 = (self._rise(u) for u in (at, torch.zeros_like(at), torch.ones_like(at)))
         lo, hi = self.ends.unbind()
         out: Tensor = lo + (hi - lo) * (m - m0) / (m1 - m0)
-        return out
+        return out.to(t.device)
 
     def _rise(self, t: Tensor) -> Tensor:
         width = len(self.offset)
@@ -137,14 +138,13 @@ class ContinuousVLB:
         self, denoiser: Denoiser, x_0: Tensor, generator: torch.Generator, **cond: Any
     ) -> Tensor:
         """One draw for each sample: x_0 [B, *event] -> [B]. Times are stratified over the batch."""
+        return self.at(denoiser, x_0, *draws(x_0, generator), **cond)
+
+    def at(
+        self, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, eps_0: Tensor, **cond: Any
+    ) -> Tensor:
+        """The bound [B] at given times [B] and normals of x_0's shape."""
         denoiser, process = _learning(denoiser)
-        n, device = len(x_0), generator.device
-        u = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
-        t = ((u + torch.arange(n, dtype=torch.float64, device=device) / n) % 1.0).to(x_0.device)
-        eps, eps_0 = (
-            torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator).to(t.device)
-            for _ in range(2)
-        )
         diffusion = self.diffusion_term(denoiser, x_0, t, eps, **cond)
         return diffusion + self.prior_term(process, x_0) + self._decoder(process, x_0, eps_0)
 
@@ -179,6 +179,58 @@ class ContinuousVLB:
         width = torch.exp(-process.log_snr(process.t_min)).to(x_0.dtype)
         nll = decoder_nll(x_0, x_0 + width * eps, width, self.spacing)
         return nll.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class LearnedSchedule:
+    """What trains a network and its `LearnedVP` at once (Kingma et al. 2021, I.2).
+
+    The network and the ends of omega have the gradient of the bound, everything between the ends
+    that of the log of `ContinuousVLB.schedule`, the variance of the bound's estimate. The value is
+    the bound's. omega must be a module whose ends are its parameter `ends`, as `MonotoneOmega`'s.
+    Two calls of the network. Raises TypeError for another process.
+    """
+
+    bound: ContinuousVLB = ContinuousVLB()
+
+    def __call__(
+        self, denoiser: Denoiser, x_0: Tensor, generator: torch.Generator, **cond: Any
+    ) -> Tensor:
+        """One draw for each sample: x_0 [B, *event] -> [B]."""
+        process, net = _learning(denoiser)[1], denoiser.net
+        if not isinstance(process.omega, nn.Module) or not isinstance(net, nn.Module):
+            raise TypeError("a schedule is learned with modules: as omega and as the network")
+        t, eps, eps_0 = draws(x_0, generator)
+        ends = replace(process, omega=_learning_only(process.omega, {"ends"}))
+        value = self.bound.at(replace(denoiser, process=ends), x_0, t, eps, eps_0, **cond)
+        inner = {name for name, _ in process.omega.named_parameters()} - {"ends"}
+        between = replace(process, omega=_learning_only(process.omega, inner))
+        still = replace(denoiser, process=between, net=_learning_only(net, set()))
+        variance = self.bound.schedule(still, x_0, t, eps, **cond)
+        return value + variance / variance.detach().mean() - 1
+
+
+def _learning_only(module: nn.Module, names: set[str]) -> Callable[..., Tensor]:
+    """The module as a function that has a gradient in the named parameters alone."""
+    parameters = {n: p if n in names else p.detach() for n, p in module.named_parameters()}
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = torch.func.functional_call(module, parameters, args, kwargs)
+        return out
+
+    return call
+
+
+def draws(x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Times [B] stratified over the batch, and two normals of x_0's shape."""
+    n, device = len(x_0), generator.device
+    u = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
+    t = ((u + torch.arange(n, dtype=torch.float64, device=device) / n) % 1.0).to(x_0.device)
+    eps, eps_0 = (
+        torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator).to(t.device)
+        for _ in range(2)
+    )
+    return t, eps, eps_0
 
 
 def _learning(denoiser: Denoiser) -> tuple[Denoiser, LearnedVP]:

@@ -14,13 +14,15 @@ Report = Callable[[int, float, float | None], None]
 
 
 def plot(history: list[dict[str, float]], path: Path) -> None:
-    """The loss curve as a PNG, where matplotlib is installed."""
+    """The loss curve as a PNG, where matplotlib is installed; a bound may be negative."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    positive = all(r["loss"] > 0 and r.get("held_out", 1) > 0 for r in history)
+    scale = "log" if positive else "linear"
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale=scale)
     axes.plot([r["step"] for r in history], [r["loss"] for r in history], label="training", lw=0.8)
     held = [(r["step"], r["held_out"]) for r in history if "held_out" in r]
     if held:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .variational import VarianceHead
+
 
 class TimeEmbedding(nn.Module):
     """t [B] -> [B, width]: Fourier features of time_scale * t, then two linear maps."""
@@ -248,13 +250,17 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet}
 
 
 def build(name: str, config: dict[str, Any]) -> nn.Module:
-    """The network `name` with the arguments `config`; raises ValueError for what is not known."""
+    """The network `name` with the arguments `config`; with outputs=2 in a `VarianceHead`.
+
+    Raises ValueError for what is not known.
+    """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
     try:
-        return NETWORKS[name](**config)
+        net = NETWORKS[name](**config)
     except TypeError as e:
         raise ValueError(f"network {name!r} cannot be built from {config}: {e}") from None
+    return VarianceHead(net) if config.get("outputs", 1) == 2 else net
 
 
 def network_for(name: str, event_shape: Sequence[int], **config: Any) -> nn.Module:

@@ -12,7 +12,9 @@ D' = D + (sigma^2/alpha) grad log p(y | x_t), whose V is not differentiated,
     'mmps'    V = (sigma^2/alpha) J^T, the exact covariance     Rozet et al. 2024, 9
 
 The system is solved by conjugate gradients. On Gaussian data 'mmps' is the posterior, once the
-iterations suffice; the others are not.
+iterations suffice; the others are not. On a mixture none of them has the weights of the modes, since
+x_0 | x_t is no Gaussian there; where log p(y | x_t) is known, `classifier` guidance by it has
+(`undiffuse bench models` measures all of them).
 """
 
 from __future__ import annotations

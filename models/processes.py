@@ -163,6 +163,18 @@ class Brownian(_VarianceExploding):
         return torch.full_like(f64(t), self.scale)
 
 
+def _learned(**state: list[float]) -> Process:
+    """A `LearnedVP` of a `MonotoneOmega`: as it starts, or with the given parameters."""
+    from .learned import LearnedVP, MonotoneOmega  # which need denoisers, which need processes
+
+    omega = MonotoneOmega()
+    if state:
+        tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in state.items()}
+        omega = MonotoneOmega(width=len(tensors["offset"]))
+        omega.load_state_dict(tensors)
+    return LearnedVP(omega)
+
+
 PROCESSES: dict[str, Callable[..., Process]] = {
     "vp": VP,
     "vp-cosine": VP.cosine,
@@ -172,5 +184,6 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "edm": EDM,
     "flow": Flow,
     "brownian": Brownian,
+    "learned": _learned,
 }
 """Processes by the name that checkpoints and the command line use."""

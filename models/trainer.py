@@ -8,6 +8,7 @@ Every random number of a run comes from one generator, which is part of the stat
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -22,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Checkpoint, atomically, process_to_dict
 from .data import UNREADABLE, Data
 from .denoiser import Denoiser
+from .learned import LearnedVP
 from .monitor import Report, plot
 from .networks import network_for
 from .processes import Process
@@ -47,7 +49,8 @@ class Settings:
     """What a training run is, but for its data and process; recorded in checkpoints.
 
     Ranges: steps, batch, every >= 1; lr > 0; 0 <= ema < 1; clip > 0 (norm of the gradient);
-    warmup >= 0 steps; 0 <= drop_label <= 1; raises ValueError outside.
+    warmup >= 0 steps; 0 <= drop_label <= 1; raises ValueError outside. bfloat16: run the network
+    in it by autocast (weights and moments stay float32); None: on CUDA devices only.
     """
 
     steps: int = 10_000
@@ -63,6 +66,7 @@ class Settings:
     dequantize: bool = True
     conditional: bool = False
     drop_label: float = 0.1
+    bfloat16: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "every"):
@@ -118,13 +122,14 @@ class Trainer:
             time = "edm" if float(process.alpha(process.t_max)) > 0 else "continuous"
         if sigma_data is None:
             sigma_data = round(float(train.x.double().square().mean().sqrt()), 4)
+        self.start = process_to_dict(process)  # before a schedule is learned
+        self.net, process = _trained(net, process, device)
         self.denoiser = Denoiser(
-            net.to(device), process, predicts=predicts, time=time, sigma_data=sigma_data
+            net, process, predicts=predicts, time=time, sigma_data=sigma_data
         )
-        self.net = net
-        self.average = AveragedModel(net, multi_avg_fn=self._average)
+        self.average = AveragedModel(self.net, multi_avg_fn=self._average)
         self.optimizer = torch.optim.AdamW(
-            net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+            self.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self.step = 0
@@ -164,8 +169,10 @@ class Trainer:
     def _evaluate(
         self, model: Denoiser, x_0: Tensor, generator: torch.Generator, cond: dict[str, Tensor]
     ) -> Tensor:
-        cuda = self.device.type == "cuda"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
+        enabled = self.settings.bfloat16
+        if enabled is None:
+            enabled = self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             return self.loss(model, x_0, generator, **cond).mean()
 
     def _batch(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -217,9 +224,12 @@ class Trainer:
         return float(self._evaluate(self.averaged(), x_0, g, cond))
 
     def averaged(self) -> Denoiser:
-        """The denoiser of the averaged weights."""
-        net = self.average.module.eval().requires_grad_(False)
-        return dataclasses.replace(self.denoiser, net=net)
+        """The denoiser of the averaged weights, and of the averaged schedule if one is learned."""
+        module = self.average.module.eval().requires_grad_(False)
+        if not isinstance(module, nn.ModuleList):
+            return dataclasses.replace(self.denoiser, net=module)
+        net, omega = module
+        return dataclasses.replace(self.denoiser, net=net, process=LearnedVP(omega))
 
     def _description(self) -> dict[str, Any]:
         """What makes this run this run; equal descriptions give equal bits."""
@@ -228,7 +238,7 @@ class Trainer:
             "data": self.data.name,
             "events": len(self.data),
             "split": {"held_out": self.settings.held_out, "seed": 0},
-            "process": process_to_dict(model.process),
+            "process": self.start,
             "network": list(self.network),
             "predicts": model.predicts,
             "time": model.time,
@@ -285,6 +295,17 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.history = state["step"], state["history"]
+
+
+def _trained(
+    net: nn.Module, process: Process, device: torch.device
+) -> tuple[nn.Module, Process]:
+    """(what has parameters, process): the network, or a list of it and a copy of the schedule."""
+    net.to(device)
+    if not (isinstance(process, LearnedVP) and isinstance(process.omega, nn.Module)):
+        return net, process
+    omega = copy.deepcopy(process.omega).to(device)
+    return nn.ModuleList([net, omega]), LearnedVP(omega)
 
 
 def _describe(loss: Loss) -> Any:

@@ -17,10 +17,21 @@ from torch import Tensor
 
 from .data import Data, load
 from .denoiser import Denoiser
+from .learned import LearnedSchedule, LearnedVP
 from .losses import LOSSES
 from .monitor import reporter
 from .processes import PROCESSES, VP, Process
 from .trainer import Loss, Settings, Trainer
+from .variational import VLB, Hybrid
+
+OBJECTIVES: dict[str, Loss] = {
+    **LOSSES,
+    "vlb": VLB(),
+    "hybrid": Hybrid(),
+    "learned": LearnedSchedule(),
+}
+"""Everything that `train` knows by name: `LOSSES`, the discrete bound, learned variances and the
+learned schedule."""
 
 
 def train(
@@ -28,7 +39,7 @@ def train(
     process: Process | str | None = None,
     *,
     predicts: str = "edm",
-    loss: str | Loss = "uniform-snr",
+    loss: str | Loss | None = None,
     network: str = "mlp",
     network_config: dict[str, Any] | None = None,
     time: str | None = None,
@@ -42,17 +53,18 @@ def train(
     """Train a network; returns the denoiser of its averaged weights, in evaluation mode.
 
     data: what `load` takes. The round(held_out N) events of its split are never trained on.
-    process: a process, its name, or None for VP().
+    process: a process, its name, or None for VP(). A `LearnedVP` is copied and learned.
     predicts, time, sigma_data: as in `Denoiser`. time: 'edm' unless alpha = 0 at t_max, where
         that is infinite: then 'continuous'. sigma_data: the training data's root mean square.
-    loss: a name in LOSSES, an `Objective`, or a callable (denoiser, x_0, generator, **cond) that
-        returns one loss for each sample.
-    network, network_config: a name in NETWORKS and arguments of that class.
+    loss: a name in OBJECTIVES, an `Objective`, or a callable (denoiser, x_0, generator, **cond)
+        that returns one loss for each sample; None: 'uniform-snr', 'learned' for a `LearnedVP`.
+    network, network_config: a name in NETWORKS and arguments of that class; outputs=2, a learned
+        variance, is set for 'hybrid'.
     out: folder for checkpoints and the loss curve; None keeps everything in memory.
     resume: go on from out/state.pt if there is one.
     settings: the fields of `Settings` (steps, batch, lr, ema, seed, held_out, ...).
 
-    bfloat16 autocast is used on CUDA devices only. Raises ValueError for bad arguments and where
+    Raises ValueError for bad arguments and where
     out holds a run with others, TrainingError (with `.step`) when the loss is not finite.
     """
     try:
@@ -60,13 +72,17 @@ def train(
     except TypeError:
         known = ", ".join(f.name for f in dataclasses.fields(Settings))
         raise ValueError(f"settings must be among {known}; got {', '.join(settings)}") from None
+    process = _process(process)
+    objective, config = _loss(loss, process), dict(network_config or {})
+    if isinstance(objective, Hybrid):
+        config["outputs"] = 2
     run = Trainer(
         load(data),
-        _process(process),
+        process,
         chosen,
-        _loss(loss),
+        objective,
         predicts=predicts,
-        network=(network, dict(network_config or {})),
+        network=(network, config),
         time=time,
         sigma_data=sigma_data,
         out=None if out is None else Path(out),
@@ -89,9 +105,17 @@ def _process(process: Process | str | None) -> Process:
     return PROCESSES[process]()
 
 
-def _loss(loss: str | Loss) -> Loss:
+def _loss(loss: str | Loss | None, process: Process) -> Loss:
+    learned = isinstance(process, LearnedVP)
+    if loss is None:
+        loss = "learned" if learned else "uniform-snr"
     if not isinstance(loss, str):
         return loss
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a callable; got {loss!r}")
-    return LOSSES[loss]
+    if loss not in OBJECTIVES:
+        known = ", ".join(OBJECTIVES)
+        raise ValueError(f"loss must be one of {known}, or a callable; got {loss!r}")
+    if learned != (loss == "learned"):
+        raise ValueError(
+            f"loss 'learned' and a learned process belong together; got {loss!r} and {process}"
+        )
+    return OBJECTIVES[loss]

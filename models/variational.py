@@ -73,6 +73,7 @@ class VarianceHead(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.config = getattr(net, "config", {})
 
     def both(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """(prediction, o)."""

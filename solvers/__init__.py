@@ -31,6 +31,7 @@ from .heun import Heun
 from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
 from .learned import FitError, Learned, fit, read, references
+from .learned_variance import sample_learned_variance
 from .likelihood import LogProb, log_prob
 from .pndm import PNDM
 from .registry import SOLVERS, get, names
@@ -131,6 +132,7 @@ __all__ = [
     "response",
     "reverse_sde",
     "sample",
+    "sample_learned_variance",
     "sample_ode_adaptively",
     "sample_sde_adaptively",
     "start",

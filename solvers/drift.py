@@ -33,7 +33,7 @@ def start_time(model: Denoiser, t_min: float | None = None) -> float:
     if t_min is None:
         free = isinstance(process, CLOSED_FORM) and model.time != "index"
         return min(T_MIN, process.t_min) if free else model.t_min
-    if not 0 < t_min < process.t_max:
+    if not 0 < t_min < process.t_max and t_min != process.t_min:  # a learned schedule starts at 0
         raise ValueError(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
     return float(t_min)
 

@@ -101,7 +101,8 @@ def _sample(commands: Any) -> None:
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
     p.add_argument("--solver", default="dpmpp-2m",
-                   help="see `undiffuse solvers`; or JSON that `tune` or `statistics` wrote")  # fmt: skip
+                   help="see `undiffuse solvers`; ddpm-learned: with the variances that --loss hybrid "
+                   "taught; or JSON that `tune` or `statistics` wrote")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
     p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...; or "
                    "equidistributed: measured on the network by 64 calls for 32 samples")  # fmt: skip
@@ -114,9 +115,8 @@ def _sample(commands: Any) -> None:
 def _run_sample(args: argparse.Namespace) -> None:
     import torch
 
-    from .bench.figures import is_picture, sample_grid
     from .models.checkpoint import atomically
-    from .solvers import equidistributed, read, sample
+    from .solvers import equidistributed, read, sample, sample_learned_variance
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
@@ -131,21 +131,31 @@ def _run_sample(args: argparse.Namespace) -> None:
     for first in range(0, args.n, args.batch):
         ids = torch.arange(first, min(first + args.batch, args.n))
         shape = (len(ids), *loaded.event_shape)
-        parts.append(
-            sample(
-                loaded.denoiser, shape, solver, args.steps, grid, seed=args.seed,
-                sample_ids=ids, final=args.final, device=args.device, progress=True,
-            ).cpu()
-        )  # fmt: skip
+        how = {"seed": args.seed, "sample_ids": ids, "final": args.final, "device": args.device}
+        if solver == "ddpm-learned":
+            x = sample_learned_variance(
+                loaded.denoiser, shape, args.steps, grid, progress=True, **how
+            ).x
+        else:
+            x = sample(loaded.denoiser, shape, solver, args.steps, grid, progress=True, **how)
+        parts.append(x.cpu())
     x = torch.cat(parts)
     path = atomically(args.out / "samples.pt", lambda part: torch.save(x, part))
     print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {path}")
-    if is_picture(loaded.event_shape):
-        lo, hi = loaded.data_range
-        shown = (x[:64] - lo) * (2 / (hi - lo)) - 1
-        rows = [("", shown[i : i + 8]) for i in range(0, len(shown), 8)]
-        sample_grid(args.out / "samples.png", rows, f"{args.solver}, {args.steps} steps")
-        print(f"picture: {args.out / 'samples.png'}")
+    _picture(args.out / "samples.png", x, loaded, f"{args.solver}, {args.steps} steps")
+
+
+def _picture(path: Path, x: Any, loaded: Any, title: str) -> None:
+    """The first 64 samples as rows of eight, where they are pictures."""
+    from .bench.figures import is_picture, sample_grid
+
+    if not is_picture(loaded.event_shape):
+        return
+    lo, hi = loaded.data_range
+    shown = (x[:64] - lo) * (2 / (hi - lo)) - 1
+    rows = [("", shown[i : i + 8]) for i in range(0, len(shown), 8)]
+    sample_grid(path, rows, title)
+    print(f"picture: {path}")
 
 
 # --- likelihood -------------------------------------------------------------------------------
@@ -259,28 +269,43 @@ def _train(commands: Any) -> None:
     p = _command(commands, "train", _run_train,
                  "Train a small network; a run that was killed goes on.")  # fmt: skip
     p.add_argument("data", help="digits, .npz, .npy, idx, tensor file or image folder")
-    p.add_argument("--process", default="vp", help="vp, vp-cosine, subvp, ve, edm, flow, brownian")
+    p.add_argument("--process", default="vp", help="vp, vp-cosine, subvp, ve, edm, flow, "
+                   "brownian, or learned: a noise schedule that is trained with the network")  # fmt: skip
     p.add_argument("--predicts", default="edm", help="edm, noise, data, score, v or flow")
-    p.add_argument("--loss", default="uniform-snr", help="a name in undiffuse.models.LOSSES")
+    p.add_argument("--loss", default=None, help="simple, likelihood, snr, min-snr, edm, flow, "
+                   "uniform-snr, vlb, hybrid (learned variances) or learned (the schedule's own); "
+                   "default: uniform-snr, or learned")  # fmt: skip
     p.add_argument("--network", default="mlp", help="a name in undiffuse.models.NETWORKS")
+    p.add_argument("--width", type=int, default=None, help="of the network; default: its own")
     p.add_argument("--steps", type=int, default=None, help="optimiser steps")
     p.add_argument("--batch", type=int, default=None, help="events a step")
     p.add_argument("--lr", type=float, default=None, help="peak learning rate")
+    p.add_argument("--every", type=int, default=None, help="steps between checkpoints")
     p.add_argument("--conditional", action="store_true", help="give the network the labels")
     p.add_argument("--restart", action="store_true", help="do not go on from --out")
     _common(p, "out/train")
 
 
 def _run_train(args: argparse.Namespace) -> None:
+    from .models.checkpoint import load
     from .models.training import train
+    from .solvers import sample
 
-    settings = {k: getattr(args, k) for k in ("steps", "batch", "lr") if getattr(args, k)}
+    asked = {k: getattr(args, k) for k in ("steps", "batch", "lr", "every")}
+    settings = {k: v for k, v in asked.items() if v is not None}
     train(
         args.data, args.process, predicts=args.predicts, loss=args.loss, network=args.network,
         out=args.out, device=args.device, progress=True, resume=not args.restart, seed=args.seed,
         conditional=args.conditional, **settings,
+        network_config={} if args.width is None else {"width": args.width},
     )  # fmt: skip
+    loaded = load(args.out / "model.safetensors", args.device)
+    if "held_out" in loaded.training:
+        print(f"held-out loss: {loaded.training['held_out']:.4f}")
     print(f"network: {args.out / 'model.safetensors'}")
+    shape = (32, *loaded.event_shape)
+    x = sample(loaded.denoiser, shape, seed=args.seed, device=args.device).cpu()
+    _picture(args.out / "samples.png", x, loaded, f"after {loaded.training['step']} steps")
 
 
 # --- tune -------------------------------------------------------------------------------------

@@ -66,6 +66,46 @@ def test_likelihood_weighting_saves_bits(done):
     assert weighted["bits_per_dim"] == pytest.approx(simple["bits_per_dim"] - weighted["gain"])
 
 
+def test_posteriors_are_as_good_as_their_approximation(done):
+    rows = {r["method"]: r for r in done[1]["posterior"]}
+    n = 2000  # of quick; the errors of exact draws are about sqrt(d/n) and sqrt(2 d/n)
+    for exact in ("exact draws", "mmps", "guidance, exact log p(y|x_t)"):
+        assert rows[exact]["mean_error"] < 4 / math.sqrt(n), exact
+        assert rows[exact]["cov_error"] < 6 / math.sqrt(n), exact
+    for weak in ("tmpd", "dps", "guidance, x_t for x_0", "imputation, ddpm"):
+        assert rows[weak]["mean_error"] > 4 / math.sqrt(n), weak
+    assert rows["RePaint"]["mean_error"] < 0.6 * rows["imputation, ddpm"]["mean_error"]
+    # on the mixture only exact guidance has the weights, to sqrt(1/4n) and Heun's error
+    assert rows["guidance, exact log p(y|x_t)"]["weight_error"] < 4 * math.sqrt(0.25 / n)
+    assert min(rows[m]["weight_error"] for m in ("mmps", "tmpd", "pigdm", "dps", "RePaint")) > 0.05
+
+
+def test_learned_variances_and_schedules_tighten_what_they_are_for(done):
+    summary = done[1]
+    bits = {
+        (r["steps"], r["variance"]): r["bits_per_dim"]
+        for r in summary["variances"]
+        if "bits_per_dim" in r
+    }
+    chains = sorted({n for n, _ in bits})
+    # beta~ is far too small for few steps, and the head starts half-way: 150 steps see that much
+    assert all(bits[n, "learned"] < 0.8 * bits[n, "small"] for n in chains)
+    learned = [bits[n, "learned"] for n in chains]
+    assert learned == sorted(learned, reverse=True)  # more steps, a tighter chain
+    start, after = summary["schedules"]
+    assert after["deviation"] < start["deviation"]
+    assert (start["omega_0"], start["omega_1"]) == pytest.approx((-13.3, 5.0), abs=1e-6)
+
+
+def test_reversed_diffusions_have_their_laws_and_div_a_matters(done):
+    rows = done[1]["ito"]
+    assert len(rows) == 14
+    wrong = [r["quantity"] for r in rows if r["off"] > r["bound"]]
+    assert wrong == [
+        "geometric Brownian motion reversed without div a, mean of log X_2 at t = 0"
+    ]
+
+
 def test_pictures_carry_numbers(done):
     pictures = done[1]["pictures"]
     assert pictures["class"]["guided"] >= pictures["class"]["plain"] > 0.5  # chance is 0.1
@@ -74,6 +114,7 @@ def test_pictures_carry_numbers(done):
     assert inpainted["completed_half"] < inpainted["free_samples"]
     assert pictures["colour"]["grey_error"] < 1.2 * gallery.NOISE
     assert pictures["colour"]["one_hue_of_data"] == pytest.approx(1)
+    assert pictures["colour"]["hues"] >= 3
 
 
 def test_the_tints_have_one_grey():

@@ -1,16 +1,21 @@
 """Adapters: the same x and noise give the same D as the peer's own code."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import EDM, VE, VP, Brownian, Flow, GaussianMixture, SubVP, adapters
+from undiffuse.models import (
+    EDM,
+    VE,
+    VP,
+    Brownian,
+    Flow,
+    GaussianMixture,
+    SubVP,
+    adapters,
+)
 from undiffuse.models.networks import MLP
 
 F64 = torch.float64
@@ -66,6 +71,22 @@ def test_diffusers_networks_give_diffusers_own_data_prediction(config):
             ours = model(x, (i + 1) / steps)
         # their alpha_bar is a float32 product of up to 1000 factors: some 1e-5 at the noisy end
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_with_their_table_in_double_precision_the_agreement_is_to_1e_6(kind):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type=kind)
+    betas = scheduler.betas.double()
+    scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
+    net = tiny_unet().double()
+    model = adapters.from_diffusers(net, {**scheduler.config, "trained_betas": betas})
+    x = torch.randn(2, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(1))
+    for i in (0, 10, 400, 998):
+        with torch.no_grad():
+            theirs = scheduler_prediction(scheduler, net, x, i)
+            ours = model(x, (i + 1) / 1000)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
 
 
 def scheduler_prediction(scheduler, net, x, i):
@@ -128,6 +149,36 @@ def test_conditions_and_learned_variances_of_diffusers_networks():
     assert (other - theirs).abs().max() > 1e-3
 
 
+def test_conditional_unets_of_diffusers_hear_their_text():
+    diffusers = pytest.importorskip("diffusers")
+    net = randomised(
+        diffusers.UNet2DConditionModel(
+            sample_size=8,
+            in_channels=2,
+            out_channels=2,
+            block_out_channels=(8, 8),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=6,
+            attention_head_dim=2,
+        )
+    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    model = adapters.from_diffusers(net, scheduler)
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(2, 2, 8, 8, generator=g), torch.randn(2, 5, 6, generator=g)
+    scheduler.set_timesteps(1000)
+    with torch.no_grad():
+        out = net(x, 299, encoder_hidden_states=text).sample
+        theirs = scheduler.step(out, 299, x).pred_original_sample
+        ours = model(x, 0.3, encoder_hidden_states=text)
+        other = model(x, 0.3, encoder_hidden_states=text.flip(0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+    assert (other - ours).abs().max() > 1e-3
+
+
 def test_flow_networks_of_diffusers_take_sigma_times_a_thousand():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -157,49 +208,6 @@ def test_edm_schedulers_of_diffusers_precondition_alike():
         theirs = scheduler.precondition_outputs(x, out, scheduler.sigmas[1])
         ours = model(x, float(scheduler.sigmas[1]))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
-
-
-def k_diffusion(module):
-    """One file of k-diffusion alone: its __init__ imports the training code."""
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None:
-        pytest.skip("k-diffusion is not installed")
-    name = "_k_diffusion_for_tests"
-    parent = sys.modules.setdefault(name, ModuleType(name))
-    parent.__path__ = []
-    parent.utils = SimpleNamespace(append_dims=lambda x, n: x[(...,) + (None,) * (n - x.ndim)])
-    for part in ("sampling", module):
-        path = Path(next(iter(found.submodule_search_locations))) / f"{part}.py"
-        spec = importlib.util.spec_from_file_location(f"{name}.{part}", path)
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[f"{name}.{part}"] = loaded
-        setattr(parent, part, loaded)
-        try:
-            spec.loader.exec_module(loaded)
-        except ImportError as e:
-            pytest.skip(f"k-diffusion cannot be imported: {e}")
-    return loaded
-
-
-def test_k_diffusion_wrappers_are_taken_as_they_are():
-    wrapper = k_diffusion("external").VDenoiser(randomised(MLP(4, width=8, depth=1)))
-    model = adapters.from_edm(wrapper)
-    x, sigma = torch.randn(3, 4), torch.tensor([0.1, 1.0, 30.0])
-    torch.testing.assert_close(model(x, sigma.double()), wrapper(x, sigma), rtol=1e-5, atol=1e-6)
-
-
-def test_a_denoiser_is_a_k_diffusion_model():
-    sampling = k_diffusion("sampling")
-    model = TARGET.denoiser(VP())
-    exported = adapters.KDiffusionModel(model)
-    assert exported.sigma_max == pytest.approx(152, rel=0.01)
-    sigmas = sampling.get_sigmas_karras(12, 0.02, 80.0).double()
-    x = 80 * torch.randn(4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
-    theirs = sampling.sample_dpmpp_2m(exported, x, sigmas, disable=True)
-    ours = ud.sample(
-        TARGET.denoiser(EDM()), x.shape, "dpmpp-2m", steps=None, grid=sigmas, x_init=x, dtype=F64
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_score_sde_networks():

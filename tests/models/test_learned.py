@@ -7,7 +7,13 @@ import torch
 
 import undiffuse as ud
 from undiffuse.models import VP, Gaussian
-from undiffuse.models.learned import ContinuousVLB, LearnedVP, MonotoneOmega
+from undiffuse.models.learned import (
+    ContinuousVLB,
+    LearnedSchedule,
+    LearnedVP,
+    MonotoneOmega,
+    draws,
+)
 
 F64 = torch.float64
 C, MEAN = 0.6, 0.3
@@ -57,6 +63,12 @@ def test_samplers_take_it():
     )
     assert abs(float(x.mean()) - MEAN) < 4 * math.sqrt(C / 4000)
     assert abs(float(x.var()) - C) < 4 * C * math.sqrt(2 / 4000)
+    # and likelihoods, from t = 0, where sigma is not 0; what is lost is the prior's mismatch alone
+    lp = ud.log_prob(TARGET.denoiser(process), x[:50], trace="exact", t_min=process.t_min)
+    z = lp.latent
+    lost = TARGET.log_prob(z, process.t_max, process) - process.prior.log_prob(z)
+    torch.testing.assert_close(lp.log_prob, TARGET.log_prob(x[:50]) - lost, rtol=0, atol=1e-3)
+    assert lost.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("omega", [MonotoneOmega(), bent()], ids=["straight", "bent"])
@@ -109,6 +121,40 @@ def test_learning_the_interior_lowers_the_variance_and_keeps_the_bound():
     assert abs(after[0] - before[0]) < 4 * math.sqrt((before[1] + after[1]) / (40 * n))
 
 
+class Net(torch.nn.Module):
+    """The exact noise prediction of TARGET, off by a factor that is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(0.8, dtype=F64))
+
+    def forward(self, x, t):  # t is log(sigma/alpha)/4
+        alpha2 = torch.sigmoid(-8 * t)[:, None]
+        sigma = (1 - alpha2).sqrt()
+        return self.factor * sigma * (x - alpha2.sqrt() * MEAN) / (alpha2 * C + sigma**2)
+
+
+def test_one_loss_gives_each_part_its_own_gradient():
+    omega, net = bent(), Net()
+    model = ud.Denoiser(net, LearnedVP(omega), "noise", time="edm")
+    x_0 = TARGET.sample(300, seed=5)
+    parameters = [net.factor, omega.ends, omega.shape, omega.offset]
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    g = torch.Generator().manual_seed(6)
+    value = LearnedSchedule()(model, x_0, g).mean()
+    t, eps, eps_0 = draws(x_0, torch.Generator().manual_seed(6))
+    bound = ContinuousVLB().at(model, x_0, t, eps, eps_0).mean()
+    variance = ContinuousVLB().schedule(model, x_0, t, eps).mean().log()
+    torch.testing.assert_close(value, bound)
+    ours, wanted, spread = gradients(value), gradients(bound), gradients(variance)
+    torch.testing.assert_close(ours[:2], wanted[:2])
+    torch.testing.assert_close(ours[2:], spread[2:])
+    assert not torch.allclose(wanted[2], spread[2])  # there is something to tell apart
+
+
 def test_the_bound_pulls_the_ends_apart():
     # less noise at t = 0 and less signal at t = 1 both tighten it: gradients of known sign
     omega = MonotoneOmega(-3.0, 1.0)
@@ -124,3 +170,6 @@ def test_what_does_not_fit_is_refused():
         MonotoneOmega(1.0, 0.0)
     with pytest.raises(TypeError, match="must be a LearnedVP; got VP"):
         ContinuousVLB()(TARGET.denoiser(VP()), torch.zeros(3, 1), torch.Generator())
+    with pytest.raises(TypeError, match="learned with modules"):
+        function = TARGET.denoiser(LearnedVP(lambda t: 10 * t - 5))
+        LearnedSchedule()(function, torch.zeros(3, 1), torch.Generator())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from undiffuse.models.networks import MLP, NETWORKS, build, network_for
+from undiffuse.models.variational import VarianceHead
 
 
 def awake(net):
@@ -25,6 +26,16 @@ def test_config_rebuilds_the_network(name):
     x, t = torch.randn(4, 1, 8, 8), torch.linspace(-1, 1, 4)
     label = torch.tensor([0, 1, 2, -1])
     assert torch.equal(net(x, t, label=label), again.eval()(x, t, label=label))
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_two_outputs_come_with_a_variance_head(name):
+    net = awake(network_for(name, (2, 8, 8), outputs=2))
+    assert isinstance(net, VarianceHead) and net.config["outputs"] == 2
+    x, t = torch.randn(3, 2, 8, 8), torch.zeros(3)
+    prediction, o = net.both(x, t)
+    assert torch.equal(net(x, t), prediction) and o.shape == x.shape
+    assert not torch.equal(prediction, o)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

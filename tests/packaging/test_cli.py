@@ -77,6 +77,9 @@ def test_a_grid_can_be_measured_on_the_network(tmp_path):
         (["sample", "--n", "0"], "--n and --batch must be >= 1"),
         (["solvers", "unipc-33"], "unknown solver 'unipc-33'"),
         (["train", "nowhere.npz"], "nowhere.npz"),
+        (["train", "digits", "--steps", "0"], "steps must be >= 1; got 0"),
+        (["train", "digits", "--loss", "learned"], "a learned process belong together"),
+        (["sample", "--solver", "ddpm-learned"], "need a VarianceHead"),
         (["likelihood", "nowhere.safetensors"], "no checkpoint"),
         (["bench", "--solvers", "dpmp-2m"], "dpmpp-2m"),
         (["bench", "compare", "one"], "compare takes two results"),
@@ -93,6 +96,28 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, words, tmp_path, mo
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error and len(error.splitlines()) == 1
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("train", "sample"),
+    [
+        (["--loss", "hybrid"], ["--solver", "ddpm-learned", "--grid", "uniform"]),
+        (["--process", "learned"], []),
+    ],
+    ids=["variance", "schedule"],
+)
+def test_what_train_wrote_needs_no_further_argument(train, sample, tmp_path, capsys):
+    small = ["--predicts", "noise", "--steps", "20", "--width", "16", "--batch", "32"]
+    assert main(["train", "digits", *small, *train, "--out", str(tmp_path)]) == 0
+    assert "held-out loss: " in capsys.readouterr().out
+    for picture in ("loss.png", "samples.png"):
+        assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
+    model = str(tmp_path / "model.safetensors")
+    command = ["sample", model, "--n", "4", "--steps", "5", *sample]
+    assert main([*command, "--out", str(tmp_path / "s")]) == 0
+    x = torch.load(tmp_path / "s" / "samples.pt", weights_only=True)
+    assert x.shape == (4, 1, 8, 8) and bool(x.isfinite().all())
+    assert main(["likelihood", model, "--limit", "2", "--out", str(tmp_path / "l")]) == 0
 
 
 def test_orders_are_measured_and_kept(tmp_path, capsys):
