@@ -5,6 +5,7 @@ from .adaptive_flow import sample_ode_adaptively
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .adaptive_sde import AdaptiveResult, sample_sde_adaptively
 from .base import Path, Solver
+from .bits import Bits, bits_per_dim
 from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
@@ -62,6 +63,7 @@ __all__ = [
     "Adams",
     "AdaptiveResult",
     "Beta",
+    "Bits",
     "Butcher",
     "Consistency",
     "Controller",
@@ -108,6 +110,7 @@ __all__ = [
     "Uniform",
     "analytical_first_step",
     "annealed_langevin",
+    "bits_per_dim",
     "decode",
     "differentiable_log_prob",
     "elbo",

@@ -246,7 +246,9 @@ def _reconstruction(
             continue
         if variance == "learned":
             chain.calls += 1
-            data, o = data_and_variance(chain.model, chain.noisy(times, draw)[1], times, **chain.cond)
+            data, o = data_and_variance(
+                chain.model, chain.noisy(times, draw)[1], times, **chain.cond
+            )
             r = 0.5 * (1 + o.double())
             width = torch.exp(0.5 * (r * process.sigma(t).square().log() + (1 - r) * width2.log()))
         else:

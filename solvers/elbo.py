@@ -32,8 +32,9 @@ from torch import Tensor
 from ..models import Denoiser, TabledVP
 from ..models.variational import VarianceHead
 from .bounds import Chain, Decoder, Terms, continuous, discrete
-from .encode import check
+from .encode import check, raise_if_failed
 from .quadrature import as_ids
+from .status import Status
 
 LOG2 = math.log(2)
 FORMS = ("discrete", "continuous", "i-mmse")
@@ -51,6 +52,7 @@ class Elbo:
     where all were taken, else equal parts of lambda or of the chain, whose middle or end is named.
     form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is -log2 N(x_0; 0, s^2)/d,
     terms what is added to it, and reconstruction 0. convention: how levels were counted. nfe: calls.
+    status: int64 [B], codes of `Status`.
     """
 
     bits_per_dim: Tensor
@@ -62,6 +64,7 @@ class Elbo:
     times: Tensor
     terms: Tensor
     nfe: int
+    status: Tensor
     form: str
     convention: str
 
@@ -109,6 +112,7 @@ def elbo(
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
+    on_failure: str = "raise",
 ) -> Elbo:
     """A lower bound on log p of each sample of x [B, *event], float32 or float64.
 
@@ -120,11 +124,12 @@ def elbo(
     discrete only. spacing: distance of the data's levels, e.g. 2/255, on `bounds`; the bound is then
     on the probability of the levels, by DDPM's discretised Gaussian, whose end levels take the
     tails, or with decoder='vdm' by Kingma et al.'s softmax over levels. 0: on a density. pilot:
-    draw lambda by importance; False: uniformly. seed, sample_ids: of the noise.
+    draw lambda by importance; False: uniformly. seed, sample_ids: of the noise. on_failure: 'raise'
+    a SolverError where the network returned NaN or Inf, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any call.
     """
-    check(model, x, 1.0, 1.0, "raise")
+    check(model, x, 1.0, 1.0, on_failure)
     tabled = isinstance(model.process, TabledVP) or model.time == "index"
     form = time or ("discrete" if tabled else "continuous")
     variance = variance or ("learned" if isinstance(model.net, VarianceHead) else "small")
@@ -137,7 +142,9 @@ def elbo(
             terms = discrete(chain, steps, calls, variance, how)
         else:
             terms = continuous(chain, steps or 100, t_min, pilot, form, how)
-    return _report(terms, chain, form, _convention(how))
+    result = _report(terms, chain, form, _convention(how))
+    raise_if_failed(result.status, result, on_failure)
+    return result
 
 
 def _check_options(
@@ -187,8 +194,10 @@ def _report(terms: Terms, chain: Chain, form: str, convention: str) -> Elbo:
     diffusion = terms.terms.sum(1)
     total = terms.prior + diffusion + terms.reconstruction
     unit = chain.d * LOG2
+    bad = int(Status.NETWORK_NOT_FINITE)
+    status = torch.where(torch.isfinite(total), 0, bad)
     return Elbo(
         total / unit, terms.prior / unit, diffusion / unit, terms.reconstruction / unit,
-        terms.variance.sqrt() / unit, -total, terms.times, terms.terms / unit, chain.calls, form,
-        convention,
+        terms.variance.sqrt() / unit, -total, terms.times, terms.terms / unit, chain.calls,
+        status, form, convention,
     )  # fmt: skip

@@ -76,7 +76,10 @@ def check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str)
         raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a float32 or float64 tensor [B, ...]; got {kind}")
+        hint = ""
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            hint = ": integers have no density, choose a dequantisation in solvers.bits_per_dim"
+        raise TypeError(f"x must be a float32 or float64 tensor [B, ...]; got {kind}{hint}")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
