@@ -103,12 +103,12 @@ def test_a_target_is_reached_by_the_bound_with_calls_and_said_where_not(monkeypa
     y = TARGET.sample(60, seed=4)
     model = ud.Denoiser(MODEL.net, MODEL.process, predicts="data", sigma_data=1.0)  # a poor control
     exact = -TARGET.log_prob(y) / (D * math.log(2))
-    r = bits_per_dim(model, y, method="elbo", target_std_error=0.1, on_failure="return")
-    assert (r.std_error[r.status == 0] <= 0.1).all() and (r.status == 0).double().mean() > 0.7
+    r = bits_per_dim(model, y, method="elbo", target_std_error=0.2, on_failure="return")
+    assert (r.std_error[r.status == 0] <= 0.2).all() and (r.status == 0).double().mean() > 0.7
     assert set(r.status.tolist()) <= {0, int(Status.TARGET_NOT_MET)} and r.nfe.unique().numel() > 1
     ratio = (r.bits_per_dim - exact).square().mean() / r.std_error.square().mean()
     assert 0.5 < ratio < 1.7
-    alone = bits_per_dim(model, y[7:8], method="elbo", target_std_error=0.1, on_failure="return",
+    alone = bits_per_dim(model, y[7:8], method="elbo", target_std_error=0.2, on_failure="return",
                          sample_ids=[7])  # fmt: skip
     assert torch.equal(alone.bits_per_dim, r.bits_per_dim[7:8])
     with pytest.raises(ud.SolverError, match="target_std_error was not reached"):
