@@ -91,8 +91,8 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     truncated file, one without the description, or one whose tensors do not fit its network;
     TypeError for a function that returns something else.
     """
-    if (made := _from_code(str(path), device)) is not None:
-        return made
+    if (made := from_code(str(path))) is not None:
+        return _placed(made, str(path), device)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
@@ -123,8 +123,13 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
         raise ValueError(f"{path}: the description is incomplete or wrong: {e!r}") from None
 
 
-def _from_code(spec: str, device: torch.device | str | None) -> Checkpoint | None:
-    """What "module:function" or "file.py:function" returns; None where spec is no such name."""
+def from_code(spec: str) -> Any:
+    """What the function "module:function" or "file.py:function" returns, called without arguments;
+    None where spec is no such name.
+
+    Raises FileNotFoundError for a file that is absent, ValueError for a function that is, TypeError
+    where it returns nothing.
+    """
     where, colon, name = spec.rpartition(":")
     if not colon or not name.isidentifier() or Path(spec).exists():
         return None
@@ -142,6 +147,13 @@ def _from_code(spec: str, device: torch.device | str | None) -> Checkpoint | Non
     if make is None:
         raise ValueError(f"{where} has no function {name!r}")
     made = make()
+    if made is None:
+        raise TypeError(f"{spec} returned nothing")
+    return made
+
+
+def _placed(made: Any, spec: str, device: torch.device | str | None) -> Checkpoint:
+    """A checkpoint that code made, on the device."""
     if not isinstance(made, Checkpoint):
         raise TypeError(f"{spec} must return a Checkpoint; got {type(made).__name__}")
     if device is not None and isinstance(made.denoiser.net, nn.Module):
