@@ -9,7 +9,7 @@ from .bits import Bits, bits_per_dim
 from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
-from .encode import decode, encode
+from .encode import decode, encode, interpolate
 from .ends import jump_loss, start
 from .equidistributed import Equidistributed, equidistributed
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
@@ -36,6 +36,7 @@ from .likelihood import LogProb, log_prob
 from .pndm import PNDM
 from .registry import SOLVERS, get, names
 from .restart import Consistency, Restart
+from .reversible import Reversible
 from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
@@ -93,6 +94,7 @@ __all__ = [
     "Result",
     "ReverseDiffusion",
     "ReverseSDE",
+    "Reversible",
     "RungeKutta",
     "SASolver",
     "Sampler",
@@ -122,6 +124,7 @@ __all__ = [
     "get",
     "implicit_score_matching",
     "integrate",
+    "interpolate",
     "jump_loss",
     "log_prob",
     "marginal",
