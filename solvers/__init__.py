@@ -40,7 +40,7 @@ from .reversible import Reversible
 from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
-from .score_matching import fisher_divergence, implicit_score_matching
+from .score_matching import ScoreMatch, fisher_divergence, implicit_score_matching
 from .singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
@@ -98,6 +98,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "Sampler",
+    "ScoreMatch",
     "Shifted",
     "SingleStep",
     "Solver",
