@@ -30,6 +30,7 @@ from . import figures, heldout, metrics
 from .bar import bar
 from .store import Record, Store, write, write_text
 
+FOREIGN = {"ode": ("time", "steps"), "elbo": ("probes", "rtol", "atol")}
 OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
 
@@ -58,8 +59,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
-        foreign = ("time", "steps") if self.method == "ode" else ("probes", "rtol", "atol")
-        for name in foreign:
+        for name in FOREIGN[self.method]:
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
         for name in ("repeats", "probes", "steps"):
@@ -71,10 +71,10 @@ class Settings:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `bits_per_dim`."""
-        names = ("probes", "rtol", "atol") if self.method == "ode" else ("time", "steps")
+        names = FOREIGN["elbo" if self.method == "ode" else "ode"]
         own = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         return {
-            "method": self.method, "repeats": self.repeats, "seed": self.seed,
+            "by": self.method, "repeats": self.repeats, "seed": self.seed,
             "target_std_error": self.target_error, "on_failure": "return", **own,
         }  # fmt: skip
 
@@ -124,7 +124,7 @@ def run(
                 sample_ids=ids, t_min=trained.denoiser.t_min,  # it was not trained below
                 **how.options(),
             )  # fmt: skip
-            for record in _records(ids.tolist(), keys, found):
+            for record in _records(ids.tolist(), keys, head, found):
                 store.append(record)
                 shown.advance()
                 told.add(record)
@@ -133,7 +133,7 @@ def run(
     offset = 0.0 if levels is None else levels.offset
     counted = found.convention if todo else records[0]["convention"]
     summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
-    summary |= {"convention": counted, "method": how.method, "repeats": how.repeats}
+    summary |= {"convention": counted, "method": how.method, "repeats": how.repeats, "head": head}
     summary["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     _histogram(out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] != "failed"])
@@ -206,7 +206,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _records(ids: list[int], keys: list[str], found: Any) -> list[Record]:
+def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Record]:
     rows = zip(
         ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.repeats.tolist(),
         found.nfe.tolist(), found.status.tolist(), strict=True,
@@ -214,6 +214,7 @@ def _records(ids: list[int], keys: list[str], found: Any) -> list[Record]:
     return [
         {
             "key": keys[i],
+            "head": head,
             "item": i,
             "bits_per_dim": bits,
             "std_error": error,

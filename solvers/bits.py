@@ -61,7 +61,7 @@ def bits_per_dim(
     levels: Levels | None = None,
     *,
     dequantize: str | Hook | None = None,
-    method: str = "ode",
+    by: str = "ode",
     repeats: int = 1,
     target_std_error: float | None = None,
     seed: int | Tensor = 0,
@@ -74,7 +74,7 @@ def bits_per_dim(
     levels: where the levels lie; by default 256 on [-1, 1] for uint8, none for floats. dequantize:
     must be chosen where there are levels: 'uniform', a hook (variational), or 'none', which is the
     density at the levels plus the offset, and no bound, by 'ode', and the bound with a discretised
-    decoder by 'elbo'. method: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
+    decoder by 'elbo'. by: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
     with noise and probes of its own. target_std_error: of the mean, in bits/dim, as far as probes
     or draws make it (in continuous time up to 4096 calls a repeat); a datum that misses it has
     status TARGET_NOT_MET. seed, sample_ids: a datum's     draws depend on these alone. on_failure: 'raise' a SolverError, or 'return' with status.
@@ -82,8 +82,8 @@ def bits_per_dim(
     Raises ValueError or TypeError for what does not fit, before any network call.
     """
     x, levels = _placed(x, levels, dequantize)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if by not in METHODS:
+        raise ValueError(f"by must be one of {', '.join(METHODS)}; got {by!r}")
     if repeats < 1:
         raise ValueError(f"repeats must be >= 1; got {repeats}")
     check(model, x, 1.0, 1.0, on_failure)
@@ -97,7 +97,7 @@ def bits_per_dim(
     for r in range(repeats):
         own = _seed(seed, r)
         y, log_q = _dequantised(x, levels, dequantize, own, ids)
-        if method == "ode":
+        if by == "ode":
             found = log_prob(model, y, target_std_error=target_std_error, seed=own, sample_ids=ids,
                              on_failure="return", **options)  # fmt: skip
             parts = found.log_prob, found.bits_std_error, found.nfe, found.status
@@ -110,7 +110,7 @@ def bits_per_dim(
         nfe = nfe + parts[2].cpu()
         status = _worse(status, parts[3].cpu())
     table, error = torch.stack(bits, 1), torch.stack(errors, 1)
-    discretised = method == "elbo" and dequantize == "none"
+    discretised = by == "elbo" and dequantize == "none"
     offset = 0.0 if levels is None or discretised else levels.offset
     table = table + offset
     variance = error.square().mean(1)

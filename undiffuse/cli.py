@@ -157,8 +157,8 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
                    "default: the digits that the shipped network never saw")  # fmt: skip
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
-    p.add_argument("--method", default="ode", choices=["ode", "elbo"],
-                   help="log p of the probability flow, or the evidence lower bound")  # fmt: skip
+    p.add_argument("--method", default="ode", choices=["ode", "elbo", "both"],
+                   help="log p of the probability flow, the evidence lower bound, or both compared")  # fmt: skip
     p.add_argument("--dequantize", default=None, help="uniform, none, or variational: "
                    "package.module:function or file.py:function that returns a hook(centres, eps) "
                    "-> (u, log_q); default: uniform for data with levels")  # fmt: skip
@@ -180,8 +180,12 @@ def _likelihood(commands: Any) -> None:
 
 def _run_likelihood(args: argparse.Namespace) -> None:
     from .bench.dataset_likelihood import run
+    from .bench.flow_and_bound import compare
 
-    run(**_without(args, "run", "command"))
+    if args.method == "both":
+        compare(**_without(args, "run", "command", "method"))
+    else:
+        run(**_without(args, "run", "command"))
 
 
 # --- bench ------------------------------------------------------------------------------------

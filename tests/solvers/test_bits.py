@@ -88,10 +88,10 @@ def test_without_noise_the_density_at_the_levels_or_the_decoder():
     wanted = -TARGET.log_prob(z) / (D * math.log(2)) + LEVELS.offset
     torch.testing.assert_close(plain.bits_per_dim, wanted, rtol=0, atol=2e-3)
     assert "no bound" in plain.convention
-    r = bits_per_dim(MODEL, k, LEVELS, dequantize="none", method="elbo", t_min=1e-3)
+    r = bits_per_dim(MODEL, k, LEVELS, dequantize="none", by="elbo", t_min=1e-3)
     gap = r.bits_per_dim - mass(k)
     assert gap.mean() > -3 * gap.std() / math.sqrt(40) and r.offset == 0
-    floats = bits_per_dim(MODEL, z.float(), LEVELS, dequantize="none", method="elbo", t_min=1e-3)
+    floats = bits_per_dim(MODEL, z.float(), LEVELS, dequantize="none", by="elbo", t_min=1e-3)
     assert torch.equal(floats.bits_per_dim, r.bits_per_dim)
     density = bits_per_dim(MODEL, z, **EXACT)
     torch.testing.assert_close(density.bits_per_dim, wanted - 2, rtol=0, atol=2e-3)
@@ -103,23 +103,23 @@ def test_a_target_is_reached_by_the_bound_with_calls_and_said_where_not(monkeypa
     y = TARGET.sample(60, seed=4)
     model = ud.Denoiser(MODEL.net, MODEL.process, predicts="data", sigma_data=1.0)  # a poor control
     exact = -TARGET.log_prob(y) / (D * math.log(2))
-    r = bits_per_dim(model, y, method="elbo", target_std_error=0.2, on_failure="return")
+    r = bits_per_dim(model, y, by="elbo", target_std_error=0.2, on_failure="return")
     assert (r.std_error[r.status == 0] <= 0.2).all() and (r.status == 0).double().mean() > 0.7
     assert set(r.status.tolist()) <= {0, int(Status.TARGET_NOT_MET)} and r.nfe.unique().numel() > 1
     ratio = (r.bits_per_dim - exact).square().mean() / r.std_error.square().mean()
     assert 0.5 < ratio < 1.7
-    alone = bits_per_dim(model, y[7:8], method="elbo", target_std_error=0.2, on_failure="return",
+    alone = bits_per_dim(model, y[7:8], by="elbo", target_std_error=0.2, on_failure="return",
                          sample_ids=[7])  # fmt: skip
     assert torch.equal(alone.bits_per_dim, r.bits_per_dim[7:8])
     with pytest.raises(ud.SolverError, match="target_std_error was not reached"):
-        bits_per_dim(model, y[:2], method="elbo", target_std_error=1e-3)
+        bits_per_dim(model, y[:2], by="elbo", target_std_error=1e-3)
 
 
 def test_draws_belong_to_their_datum():
     model = ud.Denoiser(lambda x, t: x.tanh(), ud.VP(), predicts="noise")
     k, ids = integers(4), torch.tensor([9, 2, 5, 7])
-    for method in ("ode", "elbo"):
-        options = {"dequantize": "uniform", "method": method, "repeats": 2}
+    for by in ("ode", "elbo"):
+        options = {"dequantize": "uniform", "by": by, "repeats": 2}
         whole = bits_per_dim(model, k, LEVELS, sample_ids=ids, **options)
         part = bits_per_dim(model, k[[3, 1]], LEVELS, sample_ids=ids[[3, 1]], **options)
         assert torch.equal(part.repeats, whole.repeats[[3, 1]])
@@ -144,7 +144,7 @@ def test_draws_belong_to_their_datum():
         ),
         (torch.zeros(2, 3), {"dequantize": "uniform"}, "needs levels"),
         (torch.zeros(2, 3), {"dequantize": "variational"}, "or a hook"),
-        (torch.zeros(2, 3), {"method": "sde"}, "method must be one of ode, elbo"),
+        (torch.zeros(2, 3), {"by": "sde"}, "by must be one of ode, elbo"),
         (torch.zeros(2, 3), {"repeats": 0}, "repeats must be >= 1; got 0"),
         (torch.zeros(2, 3), {"target_std_error": 0.0}, "target_std_error must be > 0"),
     ],
@@ -178,4 +178,4 @@ def test_a_network_that_fails_is_named_by_the_bound():
     r = ud.elbo(model, x, steps=20, on_failure="return")
     assert r.status.tolist() == [0, int(Status.NETWORK_NOT_FINITE), 0]
     with pytest.raises(ud.SolverError, match="NaN or Inf for sample 1; 1 of 3"):
-        bits_per_dim(model, x, method="elbo")
+        bits_per_dim(model, x, by="elbo")

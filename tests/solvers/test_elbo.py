@@ -21,7 +21,9 @@ def mixture(d=8):
 
 @pytest.mark.parametrize("form", ["continuous", "i-mmse"])
 @pytest.mark.parametrize(
-    "process", [ud.VP(), ud.Flow(), ud.models.EDM()], ids=lambda p: type(p).__name__
+    "process",
+    [ud.VP(), ud.Flow(), ud.models.EDM(), ud.VP.learned(ud.models.MonotoneOmega())],
+    ids=lambda p: type(p).__name__,
 )
 def test_continuous_time_is_log_p_itself_for_the_exact_network(process, form):
     """No gap but the prior's; the mean over 400 samples within three of its own errors, and the
