@@ -1,31 +1,82 @@
 """Bits/dim of a data set under a network, item by item, with error bars.
 
-Data with levels are dequantised: with u uniform in a level's width, E log p(x + u) + d log spacing
-bounds the log probability of the levels from below, so bits/dim carries the offset -log2(spacing).
-Each item's noise and probes depend on the seed and its index alone, so neither --batch nor --limit
-changes a number.
+Data with levels are dequantised, and bits/dim carry the offset of their spacing: models/dequantize.py
+has the conventions, solvers/bits.py what is averaged. Each item's noise and probes depend on the
+seed and its index alone, so neither --batch nor --limit changes a number.
 
-Written under `out`: items.jsonl (a line an item, appended; a run that was killed goes on where it
-stopped), summary.json, bits.png.
+Written under `out`: items.jsonl (a line an item, on the disk before the next batch begins; a run
+that was killed goes on where it stopped), summary.json, bits.png.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.checkpoint import Checkpoint, load, load_default
+from ..models.checkpoint import Checkpoint, from_code, load, load_default
 from ..models.data import load as load_data
-from ..solvers.likelihood import log_prob
+from ..models.dequantize import Hook, Levels
+from ..solvers.bits import METHODS, bits_per_dim
+from ..solvers.status import Status
 from . import figures, heldout, metrics
 from .bar import bar
 from .store import Record, Store, write, write_text
+
+FOREIGN = {"ode": ("time", "steps"), "elbo": ("probes", "rtol", "atol")}
+OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
+    a function that returns a hook (package.module:function or file.py:function); None: uniform for
+    data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps: of 'elbo'; None: their defaults.
+
+    Raises ValueError for what does not fit.
+    """
+
+    method: str = "ode"
+    dequantize: str | None = None
+    convention: str = "ends"
+    repeats: int = 1
+    target_error: float | None = None
+    probes: int | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    time: str | None = None
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        for name in FOREIGN[self.method]:
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
+        for name in ("repeats", "probes", "steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1; got {value}")
+        for name in ("target_error", "rtol", "atol"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be > 0; got {value}")
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `bits_per_dim`."""
+        names = FOREIGN["elbo" if self.method == "ode" else "ode"]
+        own = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+        return {
+            "by": self.method, "repeats": self.repeats, "seed": self.seed,
+            "target_std_error": self.target_error, "on_failure": "return", **own,
+        }  # fmt: skip
 
 
 def run(
@@ -34,103 +85,189 @@ def run(
     model: str | Path | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
-    probes: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
     batch: int = 64,
-    seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds.
 
     model: a checkpoint; None is the network that ships. data: what `models.data.load` takes; None
     is the part of the checkpoint's own data that its training never saw. limit: the first so many
-    items. probes, rtol, atol: as in `log_prob`, whose defaults None takes. batch: items at a time.
+    items. batch: items at a time. settings: see `Settings`.
 
     Raises ValueError for what does not fit, before any work.
     """
-    out = Path(out)
-    for name, value in (("limit", limit), ("probes", probes), ("batch", batch)):
+    out, how = Path(out), Settings(**settings)
+    for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be >= 1; got {value}")
     trained = load_default() if model is None else load(model, device)
-    x, spacing = _items(trained, data)
-    x = heldout.dequantised(x, spacing, seed)[:limit]
-    offset = -math.log2(spacing) if spacing else 0.0
+    x, levels = _items(trained, data, how)
+    x, fill = x[:limit], _dequantisation(how, levels)
+    if levels is not None:
+        levels.centres(x)  # raises for what lies outside, before any work
 
     store = Store(out, "items.jsonl")
-    head = json.dumps([str(model), str(data), probes, rtol, atol, seed])
-    keys = [f"{head} {i}" for i in range(len(x))]
+    head = json.dumps([_identity(model), str(levels), vars(how)])
+    keys = [f"{head} {i} {_digest(item.numpy().tobytes())}" for i, item in enumerate(x)]
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
+    told = _Running([store[key] for key in keys if key in store], len(x), progress)
     with bar(progress) as shown:
         shown.total(len(todo))
         shown.say("log p")
         for first in range(0, len(todo), batch):
             ids = torch.tensor(todo[first : first + batch])
-            found = log_prob(
-                trained.denoiser, x[ids].to(device or "cpu"), rtol=rtol, atol=atol, probes=probes,
-                seed=seed, sample_ids=ids, offset=offset, on_failure="return",
-                t_min=trained.denoiser.t_min,  # it was not trained below
+            found = bits_per_dim(
+                trained.denoiser, x[ids].to(device or "cpu"), levels, dequantize=fill,
+                sample_ids=ids, t_min=trained.denoiser.t_min,  # it was not trained below
+                **how.options(),
             )  # fmt: skip
-            for record in _records(ids.tolist(), keys, found, x[0].numel()):
+            for record in _records(ids.tolist(), keys, head, found):
                 store.append(record)
                 shown.advance()
+                told.add(record)
+            shown.say(told.sentence())
     records = [store[key] for key in keys]
-    summary = _summary(records, offset, spacing, seed)
+    offset = 0.0 if levels is None else levels.offset
+    counted = found.convention if todo else records[0]["convention"]
+    summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
+    summary |= {"convention": counted, "method": how.method, "repeats": how.repeats, "head": head}
     summary["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    _histogram(out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] == "ok"])
+    _histogram(out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] != "failed"])
     print(_sentence(summary, out))
     return summary
 
 
-def _items(trained: Checkpoint, data: str | Path | None) -> tuple[Tensor, float]:
-    """Items [N, *event] and the spacing of their levels; ValueError for another event shape."""
+def _items(
+    trained: Checkpoint, data: str | Path | None, how: Settings
+) -> tuple[Tensor, Levels | None]:
+    """Items [N, *event], as integers with their levels or as floats without.
+
+    Raises ValueError for another event shape, and for floats outside the range of the levels that
+    the network was trained on.
+    """
+    lo, hi = trained.data_range
     if data is None:
-        return heldout.held_out(trained), trained.spacing
-    loaded = load_data(data).to_range(*trained.data_range)
-    if loaded.event_shape != trained.event_shape:
-        raise ValueError(
-            f"data must hold items of shape {trained.event_shape}, which the network was trained "
-            f"on; {data} holds {loaded.event_shape}"
+        x, spacing = heldout.held_out(trained), trained.spacing
+    else:
+        loaded = load_data(data).to_range(lo, hi)
+        if loaded.event_shape != trained.event_shape:
+            raise ValueError(
+                f"data must hold items of shape {trained.event_shape}, which the network was "
+                f"trained on; {data} holds {loaded.event_shape}"
+            )
+        x, spacing = loaded.x, loaded.spacing
+        if not spacing and trained.spacing:
+            half = 0.5 * trained.spacing
+            if float(x.min()) < lo - 1.01 * half or float(x.max()) > hi + 1.01 * half:
+                raise ValueError(
+                    f"data must lie in the network's range {lo:g} to {hi:g}; {data} holds "
+                    f"{float(x.min()):g} to {float(x.max()):g}: bring it there, or hand in bytes"
+                )
+            if how.dequantize is not None:  # floats that are said to lie on the network's levels
+                spacing = trained.spacing
+    if not spacing:
+        return x, None
+    count = round((hi - lo) / spacing) + 1
+    ends = Levels(count, (lo, hi))
+    place = (ends.centres(x) - lo) / ends.spacing
+    integers = place.round().to(torch.uint8 if count <= 256 else torch.int32)
+    return integers, Levels(count, (lo, hi), how.convention)
+
+
+def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
+    """The choice as `bits_per_dim` takes it."""
+    name = how.dequantize
+    if name is None:
+        return None if levels is None else "uniform"
+    if name in ("uniform", "none"):
+        return name
+    hook = from_code(name)
+    if not callable(hook):
+        raise TypeError(
+            f"dequantize must be uniform, none, or package.module:function or file.py:function "
+            f"that returns a hook(centres, eps) -> (u, log_q); got {name!r}"
         )
-    return loaded.x, loaded.spacing
+    made: Hook = hook
+    return made
 
 
-def _records(ids: list[int], keys: list[str], found: Any, dim: int) -> list[Record]:
+def _identity(model: str | Path | None) -> str:
+    """The checkpoint by its name and content, so that no row of another is taken for its own."""
+    if model is None or not Path(model).is_file():
+        return str(model)
+    return f"{model} {_digest(Path(model).read_bytes())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Record]:
     rows = zip(
-        ids, found.log_prob.tolist(), found.bits_per_dim.tolist(), found.std_error.tolist(),
-        found.status.tolist(), strict=True,
+        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.repeats.tolist(),
+        found.nfe.tolist(), found.status.tolist(), strict=True,
     )  # fmt: skip
-    calls = torch.as_tensor(found.nfe).expand(len(ids)).tolist()
     return [
         {
             "key": keys[i],
+            "head": head,
             "item": i,
-            "log_prob": nats,
             "bits_per_dim": bits,
-            "std_error": error / (dim * math.log(2)),
+            "std_error": error,
+            "repeats": repeats,
             "nfe": n,
-            "status": "ok" if code == 0 else "failed",
+            "status": OUTCOMES.get(Status(code), "failed"),
+            "convention": found.convention,
         }
-        for (i, nats, bits, error, code), n in zip(rows, calls, strict=True)
+        for i, bits, error, repeats, n, code in rows
     ]
 
 
+class _Running:
+    """Mean +- its error over the items so far, said ten times in a run."""
+
+    def __init__(self, records: list[Record], total: int, show: bool) -> None:
+        self.bits: list[float] = []
+        self.total, self.show, self.said = total, False, 0
+        for record in records:
+            self.add(record)
+        if records and show:
+            print(f"goes on after {len(records)} of {total} items")
+        self.show, self.said = show, 10 * len(self.bits) // total
+
+    def add(self, record: Record) -> None:
+        if record["status"] != "failed":
+            self.bits.append(record["bits_per_dim"])
+        tenth = 10 * len(self.bits) // self.total
+        if self.show and tenth > self.said:
+            self.said = tenth
+            print(f"{len(self.bits)} of {self.total} items: {self.sentence()}", flush=True)
+
+    def sentence(self) -> str:
+        n = len(self.bits)
+        if n < 2:
+            return f"bits/dim {self.bits[0]:.4f}" if n else "none yet"
+        values = torch.tensor(self.bits, dtype=torch.float64)
+        return f"bits/dim {float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(n):.4f}"
+
+
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
-    done = [r for r in records if r["status"] == "ok"]
+    done = [r for r in records if r["status"] != "failed"]
     if not done:
         raise RuntimeError(f"none of the {len(records)} items could be integrated")
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
-    probe = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
+    own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
     e = metrics.mean_interval(bits, seed=seed)
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
         "failed": len(records) - len(done),
+        "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
         "item_std": float(bits.std()) if len(bits) > 1 else 0.0,
-        "probe_std_error": float(probe.square().mean().sqrt()),
+        "item_std_error": float(own.square().mean().sqrt()),
         "nfe": sum(r["nfe"] for r in done) / len(done),
         "offset": offset, "spacing": spacing,
     }  # fmt: skip
@@ -150,11 +287,11 @@ def _histogram(path: Path, bits: list[float]) -> None:
 
 
 def _sentence(s: dict[str, Any], out: Path) -> str:
-    levels = f", {s['offset']:g} of them for levels {s['spacing']:g} apart" if s["spacing"] else ""
     failed = f"; {s['failed']} items failed" if s["failed"] else ""
-    probes = f"probes {s['probe_std_error']:.3f} an item"
+    missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
     return (
         f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
-        f"{s['items']} items{levels}); {probes}, {s['nfe']:.0f} network evaluations{failed}\n"
+        f"{s['items']} items) by {s['method']}, {s['convention']}; std error of an item "
+        f"{s['item_std_error']:.4f}, {s['nfe']:.0f} network evaluations{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )

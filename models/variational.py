@@ -210,22 +210,51 @@ def data_and_variance(
     return split(x, t, **cond), kept[0]
 
 
-def decoder_nll(x_0: Tensor, mean: Tensor, std: Tensor, spacing: float = 0.0) -> Tensor:
+def decoder_nll(
+    x_0: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    spacing: float = 0.0,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
     """-log p(x_0) of N(mean, std^2), or of its mass on x_0's level of width `spacing`; nats.
 
-    The lowest and highest levels of [-1, 1] take the whole tail (Ho et al. 2020, 13).
+    The lowest and highest levels of `bounds` take the whole tail (Ho et al. 2020, 13).
     """
     z = (x_0 - mean) / std
     if spacing == 0:
         return 0.5 * z.square() + std.log() + 0.5 * math.log(2 * math.pi)
-    half = 0.5 * spacing / std
-    edge = x_0.abs() > 1 - 0.25 * spacing
-    end = torch.special.log_ndtr(half - torch.sign(x_0) * z)  # from the inner edge to infinity
+    half, (lo, hi) = 0.5 * spacing / std, bounds
+    low, high = x_0 < lo + 0.25 * spacing, x_0 > hi - 0.25 * spacing
+    outward = torch.where(low, -1.0, 1.0)
+    end = torch.special.log_ndtr(half - outward * z)  # from the inner edge to infinity
     # from the nearer tail, where differences of the distribution function keep their digits
     upper = torch.special.log_ndtr(half - z.abs())
     lower = torch.special.log_ndtr(-half - z.abs())
     inside = upper + torch.log1p(-torch.exp(lower - upper))
-    return -torch.where(edge, end, inside)
+    return -torch.where(low | high, end, inside)
+
+
+def flat_decoder_nll(
+    x_0: Tensor,
+    noisy: Tensor,
+    std: float,
+    spacing: float,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
+    """-log p(x_0 | noisy), p(level | noisy) = softmax over all levels of -(noisy - level)^2/(2 std^2).
+
+    The decoder of Kingma et al. 2021, 12: a flat prior on the levels of `bounds`, `spacing` apart,
+    and noisy = x_t/alpha; no network is asked.
+    """
+    count = round((bounds[1] - bounds[0]) / spacing) + 1
+    own = (noisy - x_0).square()
+    total = torch.zeros_like(own)
+    nearest = (noisy - bounds[0]).div(spacing).round().clamp(0, count - 1) * spacing + bounds[0]
+    least = (noisy - nearest).square()
+    for k in range(count):
+        total += torch.exp((least - (noisy - (bounds[0] + k * spacing)).square()) / (2 * std**2))
+    return (own - least) / (2 * std**2) + total.log()
 
 
 def _columns(x: Tensor) -> Callable[[Tensor], Tensor]:

@@ -5,10 +5,11 @@ from .adaptive_flow import sample_ode_adaptively
 from .adaptive_ode import Controller, OdeSolution, integrate
 from .adaptive_sde import AdaptiveResult, sample_sde_adaptively
 from .base import Path, Solver
+from .bits import Bits, bits_per_dim
 from .cnf import differentiable_log_prob
 from .drift import ReverseSDE, probability_flow, reverse_sde
 from .elbo import Elbo, elbo
-from .encode import decode, encode
+from .encode import decode, encode, interpolate
 from .ends import jump_loss, start
 from .equidistributed import Equidistributed, equidistributed
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
@@ -36,10 +37,11 @@ from .likelihood import LogProb, log_prob
 from .pndm import PNDM
 from .registry import SOLVERS, get, names
 from .restart import Consistency, Restart
+from .reversible import Reversible
 from .runge_kutta import DPM2, Butcher, RungeKutta
 from .sa_solver import ERSDE, SASolver
 from .sampler import Result, Sampler, State, StepInfo, sample
-from .score_matching import fisher_divergence, implicit_score_matching
+from .score_matching import ScoreMatch, fisher_divergence, implicit_score_matching
 from .singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
@@ -63,6 +65,7 @@ __all__ = [
     "Adams",
     "AdaptiveResult",
     "Beta",
+    "Bits",
     "Butcher",
     "Consistency",
     "Controller",
@@ -93,9 +96,11 @@ __all__ = [
     "Result",
     "ReverseDiffusion",
     "ReverseSDE",
+    "Reversible",
     "RungeKutta",
     "SASolver",
     "Sampler",
+    "ScoreMatch",
     "Shifted",
     "SingleStep",
     "Solver",
@@ -110,6 +115,7 @@ __all__ = [
     "Uniform",
     "analytical_first_step",
     "annealed_langevin",
+    "bits_per_dim",
     "decode",
     "differentiable_log_prob",
     "elbo",
@@ -121,6 +127,7 @@ __all__ = [
     "get",
     "implicit_score_matching",
     "integrate",
+    "interpolate",
     "jump_loss",
     "log_prob",
     "marginal",

@@ -5,15 +5,18 @@ Discrete time, 0 < t_1 < ... < t_N (Ho et al. 2020, 5; Nichol & Dhariwal 2021), 
     L_T = KL(q(x_T | x_0) || N(0, sigma_T^2)),     L_0 = -log p(x_0 | x_{t_1}),
     L_t = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = 1/2 (e^{2 lambda_s} - e^{2 lambda_t}) |x_0 - D|^2
 
-for p with the posterior's own variance; for a larger one v' = r v it is 1/2 [d (log r + 1/r - 1)]
-plus that over r. Continuous time (Kingma et al. 2021, 15; Kong et al. 2023 as I-MMSE) is the limit
+for p with the posterior's own variance v; for v' = r v it is 1/2 [d (log r + 1/r - 1)] plus that
+over r, and learned variances, log v' = o' log beta + (1 - o') log beta~ with o' = (1 + o)/2 and o
+the second half of the network's output, have an r for each component. Continuous time (Kingma et
+al. 2021, 15) is the limit
 
     sum L_t -> int |eps - eps^|^2 dlambda,     eps - eps^ = e^lambda (D - x_0),
 
-which for the exact D is no bound but log p itself. Its integrand is taken relative to that of
-N(0, s^2), whose integral is a closed form: what is left to sample is small where the data look
-Gaussian. Times are stratified, one a stratum, so neighbouring terms differ by their noise alone and
-half their mean square difference is the variance.
+which for the exact D is no bound but log p itself, as I-MMSE says outright (Kong et al. 2023, 9):
+
+    -log p(x_0) = -log N(x_0; 0, s^2) + int e^{2 lambda} (E|x_0 - D|^2 - E|x_0 - G|^2) dlambda
+
+with G the denoiser of N(0, s^2). lambda is drawn by importance, see importance.py.
 """
 
 from __future__ import annotations
@@ -26,15 +29,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import normal, uniform
 from ..models import Denoiser, TabledVP
-from .drift import start_time
-from .encode import check
+from ..models.variational import VarianceHead
+from .bounds import Chain, Decoder, Terms, continuous, discrete
+from .encode import check, raise_if_failed
 from .quadrature import as_ids
-from .scaled_flow import FAR
+from .status import Status
 
 LOG2 = math.log(2)
-DRAWS = 4  # of x_{t_1} for the reconstruction
+FORMS = ("discrete", "continuous", "i-mmse")
+VARIANCES = ("small", "large", "learned")
+DECODERS = ("gaussian", "vdm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +48,11 @@ class Elbo:
 
     bits_per_dim = prior + diffusion + reconstruction (L_T, sum of L_t, L_0); std_error: of
     bits_per_dim, from the noise drawn. log_prob: the same bound as nats, log p(x_0) >= log_prob.
-    times: float64 [K], where the network was called; terms [B, K]: what each call contributed to
-    `diffusion`, in bits/dim. nfe: calls.
+    times: float64 [K], rising; terms [B, K]: the diffusion by time, which add up to it; each L_t
+    where all were taken, else equal parts of lambda or of the chain, whose middle or end is named.
+    form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is -log2 N(x_0; 0, s^2)/d,
+    terms what is added to it, and reconstruction 0. convention: how levels were counted. nfe: calls.
+    status: int64 [B], codes of `Status`.
     """
 
     bits_per_dim: Tensor
@@ -56,17 +64,36 @@ class Elbo:
     times: Tensor
     terms: Tensor
     nfe: int
+    status: Tensor
+    form: str
+    convention: str
+
+    def table(self) -> str:
+        """All terms, their mean over the samples in bits/dim and the sum so far."""
+        means = self.terms.mean(0).tolist()
+        label = "L_t" if self.form == "discrete" else "lambda about t"
+        rows = [(self._names()[0], float(self.prior.mean()))]
+        found = zip(self.times.tolist(), means, strict=True)
+        rows += [(f"{label}={t:.4g}", value) for t, value in reversed(list(found))]
+        rows += [(self._names()[2], float(self.reconstruction.mean()))]
+        lines, total = [f"{'mean bits/dim':24s}{'term':>12s}{'sum':>12s}"], 0.0
+        for name, value in rows:
+            total += value
+            lines.append(f"{name:24s}{value:12.5f}{total:12.5f}")
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
-        rows = [
-            ("L_T prior", self.prior),
-            ("L_t diffusion", self.diffusion),
-            ("L_0 reconstruction", self.reconstruction),
-            ("total", self.bits_per_dim),
-        ]
-        lines = [f"{name:20s}{float(value.mean()):10.4f}" for name, value in rows]
+        values = (self.prior, self.diffusion, self.reconstruction, self.bits_per_dim)
+        names = (*self._names(), "total")
+        lines = [f"{n:24s}{float(v.mean()):10.4f}" for n, v in zip(names, values, strict=True)]
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
-        return "\n".join(["mean bits/dim", *lines, f"{'+-':20s}{error:10.4f}"])
+        head = f"mean bits/dim, {self.convention}"
+        return "\n".join([head, *lines, f"{'+-':24s}{error:10.4f}"])
+
+    def _names(self) -> tuple[str, str, str]:
+        if self.form == "i-mmse":
+            return "Gaussian", "network - Gaussian", "(no ends)"
+        return "L_T prior", "L_t diffusion", "L_0 reconstruction"
 
 
 def elbo(
@@ -75,34 +102,78 @@ def elbo(
     time: str | None = None,
     steps: int | None = None,
     *,
-    variance: str = "small",
+    calls: int | None = None,
+    variance: str | None = None,
     spacing: float = 0.0,
     bounds: tuple[float, float] = (-1.0, 1.0),
+    decoder: str = "gaussian",
+    pilot: bool = True,
     seed: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
+    on_failure: str = "raise",
 ) -> Elbo:
     """A lower bound on log p of each sample of x [B, *event], float32 or float64.
 
-    time: 'discrete' (default for tabled processes and time='index' networks) or 'continuous'.
-    steps: N network calls: of the discrete chain at t = i/N (default: the network's own), or the
-    strata of lambda (default 100). variance: 'small' (the posterior's) or 'large' (the forward
-    step's, DDPM's fixedlarge); discrete only. spacing: distance of the data's levels, e.g. 2/255:
-    the decoder is then DDPM's discretised Gaussian on `bounds`, whose end levels take the tails; 0:
-    the data are continuous and the bound is on a density. seed, sample_ids: of the noise.
+    time: 'discrete' (default for tabled processes and time='index' networks), 'continuous', or
+    'i-mmse': a density's, without the two ends. steps: N of the discrete chain t = i/N, by default
+    the network's own; otherwise the calls (100). calls: estimate the sum over the chain from so
+    many of its terms, drawn by importance; by default all are taken. variance: 'learned' (default
+    for a `VarianceHead`), 'small' (beta~, the posterior's) or 'large' (beta, DDPM's fixedlarge);
+    discrete only. spacing: distance of the data's levels, e.g. 2/255, on `bounds`; the bound is then
+    on the probability of the levels, by DDPM's discretised Gaussian, whose end levels take the
+    tails, or with decoder='vdm' by Kingma et al.'s softmax over levels. 0: on a density. pilot:
+    draw lambda by importance; False: uniformly. seed, sample_ids: of the noise. on_failure: 'raise'
+    a SolverError where the network returned NaN or Inf, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any call.
     """
-    check(model, x, 1.0, 1.0, "raise")
-    discrete = isinstance(model.process, TabledVP) or model.time == "index"
-    time = time or ("discrete" if discrete else "continuous")
-    if time not in ("discrete", "continuous"):
-        raise ValueError(f"time must be 'discrete' or 'continuous'; got {time!r}")
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance must be 'small' or 'large'; got {variance!r}")
-    if steps is not None and steps < 2:
-        raise ValueError(f"steps must be >= 2; got {steps}")
+    check(model, x, 1.0, 1.0, on_failure)
+    tabled = isinstance(model.process, TabledVP) or model.time == "index"
+    form = time or ("discrete" if tabled else "continuous")
+    variance = variance or ("learned" if isinstance(model.net, VarianceHead) else "small")
+    _check_options(model, form, steps, calls, variance, decoder, spacing)
+    _check_range(x, spacing, bounds)
+    chain = Chain(model, x, cond, seed, as_ids(sample_ids, len(x)))
+    how = Decoder(decoder, spacing, bounds)
+    with torch.no_grad():
+        if form == "discrete":
+            terms = discrete(chain, steps, calls, variance, how)
+        else:
+            terms = continuous(chain, steps or 100, t_min, pilot, form, how)
+    result = _report(terms, chain, form, _convention(how))
+    raise_if_failed(result.status, result, on_failure)
+    return result
+
+
+def _check_options(
+    model: Denoiser, form: str, steps: int | None, calls: int | None, variance: str, decoder: str,
+    spacing: float,
+) -> None:  # fmt: skip
+    for name, value, known in (
+        ("time", form, FORMS), ("variance", variance, VARIANCES), ("decoder", decoder, DECODERS),
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    least = 2 if form == "discrete" else 8
+    if steps is not None and steps < least:
+        raise ValueError(f"steps must be >= {least} in {form} time; got {steps}")
+    if calls is not None and (form != "discrete" or calls < 8):
+        raise ValueError(f"calls needs time='discrete' and >= 8; got {calls} with time={form!r}")
+    if variance == "learned" and form == "discrete" and not isinstance(model.net, VarianceHead):
+        raise TypeError(
+            f"variance='learned' needs a VarianceHead as net; got {type(model.net).__name__}"
+        )
+    if form == "i-mmse" and spacing:
+        raise ValueError(
+            f"time='i-mmse' is a density's: dequantise the data and leave spacing 0; got {spacing}"
+        )
+    if decoder == "vdm" and not spacing:
+        raise ValueError("decoder='vdm' needs the spacing of the data's levels; got 0")
+
+
+def _check_range(x: Tensor, spacing: float, bounds: tuple[float, float]) -> None:
     if spacing < 0 or not bounds[0] < bounds[1]:
         raise ValueError(f"spacing must be >= 0 and bounds (lo, hi); got {spacing}, {bounds}")
     slack = 1e-5 * (bounds[1] - bounds[0])
@@ -110,160 +181,23 @@ def elbo(
         raise ValueError(
             f"x must lie in bounds={bounds}; got {float(x.min()):g} to {float(x.max()):g}"
         )
-    chain = _Chain(model, x, cond, seed, as_ids(sample_ids, len(x)))
-    with torch.no_grad():
-        if time == "discrete":
-            parts = _discrete(chain, steps, variance, spacing, bounds)
-        else:
-            parts = _continuous(chain, steps or 100, t_min, spacing, bounds)
-    return _report(*parts, d=x[0].numel(), calls=chain.calls)
 
 
-class _Chain:
-    """Draws x_t given x_0 and asks the network."""
-
-    def __init__(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        cond: dict[str, Any] | None,
-        seed: int | Tensor,
-        ids: Tensor,
-    ) -> None:
-        self.model, self.x, self.cond = model, x, dict(cond or {})
-        self.seed, self.ids = seed, ids.to(x.device)
-        self.d, self.calls = x[0].numel(), 0
-        self.square = x.double().square().flatten(1).sum(1)
-
-    def error(self, t: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """(|x_0 - D|^2 - |x_0 - G|^2 [B], D) at times t [B], with G what D is for N(0, s^2)."""
-        self.calls += 1
-        process, x = self.model.process, self.x
-        eps = normal(x.shape, self.seed, self.ids, draw, "user", 0, x.dtype, x.device, 1)
-        wide = (-1, *(1,) * (x.ndim - 1))
-        alpha, sigma = (c.to(x.dtype).reshape(wide) for c in (process.alpha(t), process.sigma(t)))
-        data = self.model(alpha * x + sigma * eps, t, **self.cond)
-        y = torch.exp(-2 * process.log_snr(t)).reshape(wide)
-        s2 = self.model.sigma_data**2
-        gauss = (y * x.double() - s2 * y.sqrt() * eps.double()) / (s2 + y)
-        miss = (x - data).double().square() - gauss.square()
-        return miss.flatten(1).sum(1), data
-
-    def gauss(self, t: Tensor) -> Tensor:
-        """E |x_0 - G|^2 over the noise, at times t [B] or scalar: [B]."""
-        y, s2 = torch.exp(-2 * self.model.process.log_snr(t)), self.model.sigma_data**2
-        return (y**2 * self.square + s2**2 * y * self.d) / (s2 + y) ** 2
-
-    def prior(self, t: float) -> Tensor:
-        """KL(N(alpha x_0, sigma^2) || N(0, sigma_T^2)) at t, [B]."""
-        process = self.model.process
-        end = float(process.sigma(process.t_max))
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        ratio = (sigma / end) ** 2
-        return 0.5 * (self.d * (ratio - 1 - math.log(ratio)) + (alpha / end) ** 2 * self.square)
+def _convention(decoder: Decoder) -> str:
+    if not decoder.spacing:
+        return "of a density"
+    name = "DDPM's discretised Gaussian" if decoder.kind == "gaussian" else "VDM's softmax"
+    return f"of levels {decoder.spacing:.6g} apart by {name} decoder, no offset"
 
 
-Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _discrete(
-    chain: _Chain, steps: int | None, variance: str, spacing: float, bounds: tuple[float, float]
-) -> Parts:
-    """prior, diffusion, reconstruction, variance, times, terms: in nats."""
-    process, batch = chain.model.process, len(chain.x)
-    n = steps or len(getattr(process, "betas", ())) or chain.model.steps
-    t = process.t_max * torch.arange(1, n + 1, dtype=torch.float64) / n
-    square = torch.exp(2 * process.log_snr(t))
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    forward = sigma[1:] ** 2 - (alpha[1:] / alpha[:-1] * sigma[:-1]) ** 2  # sigma_{t|s}^2
-    posterior = forward * (sigma[:-1] / sigma[1:]) ** 2
-    r = forward / posterior if variance == "large" else torch.ones_like(forward)
-    fixed = 0.5 * chain.d * (r.log() + 1 / r - 1)
-    terms = []
-    for i in range(n - 1, 0, -1):  # from the noise to the data, as a sampler goes
-        miss, _ = chain.error(t[i].expand(batch), i + DRAWS)
-        terms.append(0.5 * (square[i - 1] - square[i]) / r[i - 1] * miss)
-    table = torch.stack(terms, 1).flip(1)
-    noise = _roughness(table)
-    expected = torch.stack([chain.gauss(v) for v in t[1:]], 1)
-    table = table + fixed + 0.5 * (square[:-1] - square[1:]) / r * expected
-    width = posterior[0].sqrt() if variance == "small" else sigma[0] / alpha[0]
-    last, spread = _reconstruction(chain, t[0], float(width), spacing, bounds)
-    return chain.prior(float(t[-1])), table.sum(1), last, noise + spread, t[1:], table
-
-
-def _continuous(
-    chain: _Chain, strata: int, t_min: float | None, spacing: float, bounds: tuple[float, float]
-) -> Parts:
-    process, x = chain.model.process, chain.x
-    start = start_time(chain.model, t_min)
-    top = float(process.log_snr(start))
-    bottom = max(float(process.log_snr(process.t_max)), -math.log(FAR))
-    h = (top - bottom) / strata
-    s2 = chain.model.sigma_data**2
-    terms, where = [], []
-    for k in range(strata):
-        u = uniform((len(x), 1), chain.seed, chain.ids, k, "user", subdraw=2)[:, 0].double()
-        lam = bottom + (k + u.to(x.device)) * h
-        t = process.inverse_log_snr(lam).clamp(start, process.t_max)
-        miss, _ = chain.error(t, k + DRAWS)
-        terms.append(h * torch.exp(2 * lam) * miss)
-        where.append(lam.mean())
-    table = torch.stack(terms, 1)
-    lo, hi = math.exp(-2 * top), math.exp(-2 * bottom)
-    closed = 0.5 * chain.square * (1 / (s2 + lo) - 1 / (s2 + hi)) + 0.5 * chain.d * (
-        math.log(hi / (s2 + hi)) - math.log(lo / (s2 + lo)) + s2 / (s2 + hi) - s2 / (s2 + lo)
-    )
-    clean = torch.tensor(start, dtype=torch.float64)
-    last, spread = _reconstruction(chain, clean, math.sqrt(lo), spacing, bounds)
-    end = float(process.inverse_log_snr(torch.tensor(bottom).double()).clamp(max=process.t_max))
-    times = process.inverse_log_snr(torch.stack(where))
-    total = closed + table.sum(1)
-    return chain.prior(end), total, last, _roughness(table) + spread, times, table
-
-
-def _reconstruction(
-    chain: _Chain, t: Tensor, width: float, spacing: float, bounds: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """-log p(x_0 | x_t) for p Gaussian about D(x_t) of standard deviation `width`, the mean of a
-    few draws, and the variance of that mean: [B] nats."""
-    found, (lo, hi) = [], bounds
-    for draw in range(DRAWS):
-        miss, data = chain.error(t.expand(len(chain.x)), draw)
-        if not spacing:
-            constant = chain.d * (math.log(width) + 0.5 * math.log(2 * math.pi))
-            found.append(0.5 * (miss + chain.gauss(t)) / width**2 + constant)
-            continue
-        x, mean = chain.x.double(), data.double()
-        low = torch.where(x < lo + 0.25 * spacing, -torch.inf, (x - 0.5 * spacing - mean) / width)
-        high = torch.where(x > hi - 0.25 * spacing, torch.inf, (x + 0.5 * spacing - mean) / width)
-        found.append(-_log_interval(low, high).flatten(1).sum(1))
-    draws = torch.stack(found)
-    return draws.mean(0), draws.var(0) / DRAWS
-
-
-def _log_interval(a: Tensor, b: Tensor) -> Tensor:
-    """log(Phi(b) - Phi(a)) for a < b, stable in both tails."""
-    flip = a > 0
-    a, b = torch.where(flip, -b, a), torch.where(flip, -a, b)
-    top, bottom = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
-    inside: Tensor = top + torch.log(-torch.expm1((bottom - top).clamp(max=-1e-300)))
-    return inside
-
-
-def _roughness(terms: Tensor) -> Tensor:
-    """Variance of the sum of independent terms with smooth means, [B]: half the squared steps."""
-    steps = terms.diff(dim=1).square()
-    return 0.5 * steps.sum(1) * terms.shape[1] / max(1, steps.shape[1])
-
-
-def _report(
-    prior: Tensor, diffusion: Tensor, last: Tensor, variance: Tensor, times: Tensor, terms: Tensor,
-    d: int, calls: int,
-) -> Elbo:  # fmt: skip
-    total = prior + diffusion + last
-    unit = d * LOG2
+def _report(terms: Terms, chain: Chain, form: str, convention: str) -> Elbo:
+    diffusion = terms.terms.sum(1)
+    total = terms.prior + diffusion + terms.reconstruction
+    unit = chain.d * LOG2
+    bad = int(Status.NETWORK_NOT_FINITE)
+    status = torch.where(torch.isfinite(total), 0, bad)
     return Elbo(
-        total / unit, prior / unit, diffusion / unit, last / unit, variance.sqrt() / unit, -total,
-        times, terms / unit, calls,
+        total / unit, terms.prior / unit, diffusion / unit, terms.reconstruction / unit,
+        terms.variance.sqrt() / unit, -total, terms.times, terms.terms / unit, chain.calls,
+        status, form, convention,
     )  # fmt: skip

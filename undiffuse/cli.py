@@ -168,17 +168,35 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
                    "default: the digits that the shipped network never saw")  # fmt: skip
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
-    p.add_argument("--probes", type=int, default=None, help="Hutchinson probes, see log_prob")
-    p.add_argument("--rtol", type=float, default=None, help="relative tolerance of the path")
-    p.add_argument("--atol", type=float, default=None, help="absolute tolerance of the path")
+    p.add_argument("--method", default="ode", choices=["ode", "elbo", "both"],
+                   help="log p of the probability flow, the evidence lower bound, or both compared")  # fmt: skip
+    p.add_argument("--dequantize", default=None, help="uniform, none, or variational: "
+                   "package.module:function or file.py:function that returns a hook(centres, eps) "
+                   "-> (u, log_q); default: uniform for data with levels")  # fmt: skip
+    p.add_argument("--convention", default="ends", choices=["ends", "bins"], help="where levels lie: "
+                   "the first and last on the range's ends, or score_sde's, in the middle of bins "
+                   "that fill it (offset 7 for bytes in [-1, 1])")  # fmt: skip
+    p.add_argument("--repeats", type=int, default=1, help="draws of noise and probes an item")
+    p.add_argument("--target-error", type=float, default=None, metavar="BITS",
+                   help="standard error of an item to reach, bits/dim, by probes or draws")  # fmt: skip
+    p.add_argument("--probes", type=int, default=None, help="of ode: Hutchinson's, see log_prob")
+    p.add_argument("--rtol", type=float, default=None, help="of ode: tolerance of the path")
+    p.add_argument("--atol", type=float, default=None, help="of ode: absolute tolerance of it")
+    p.add_argument("--time", default=None, choices=["discrete", "continuous", "i-mmse"],
+                   help="of elbo: the chain, its limit, or that of a density; default: the network's")  # fmt: skip
+    p.add_argument("--steps", type=int, default=None, help="of elbo: calls, or steps of the chain")
     p.add_argument("--batch", type=int, default=64, help="items at a time")
     _common(p, "out/likelihood")
 
 
 def _run_likelihood(args: argparse.Namespace) -> None:
     from .bench.dataset_likelihood import run
+    from .bench.flow_and_bound import compare
 
-    run(**_without(args, "run", "command"))
+    if args.method == "both":
+        compare(**_without(args, "run", "command", "method"))
+    else:
+        run(**_without(args, "run", "command"))
 
 
 # --- bench ------------------------------------------------------------------------------------

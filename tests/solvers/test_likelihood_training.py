@@ -8,7 +8,6 @@ import torch
 import undiffuse as ud
 from undiffuse.solvers.cnf import differentiable_log_prob
 from undiffuse.solvers.likelihood import log_prob
-from undiffuse.solvers.score_matching import fisher_divergence, implicit_score_matching
 
 
 class Small(torch.nn.Module):
@@ -80,25 +79,3 @@ def test_the_gradient_of_a_scale_is_its_closed_form():
         model = ud.Denoiser(net, process, predicts="data")
         differentiable_log_prob(model, x, 24, t_min=1e-3).mean().backward()
         assert abs(float(scale.grad) - d * (math.exp(-2 * offset) - 1)) < 0.02
-
-
-def test_implicit_score_matching_is_the_fisher_divergence_up_to_its_constant():
-    """On x_t ~ N(0, var) the score -x/w has F = (1/w - 1/var)^2 |x|^2/2 and J = F - |s*|^2/2 in
-    the mean; the sliced values are unbiased for J and its form with |s|^2 has less variance."""
-    process, t, d = ud.VP(), 0.4, 5
-    var, w = float(process.alpha(t) ** 2 * 0.3 + process.sigma(t) ** 2), 0.8
-    model = ud.Denoiser(lambda x, t: -x / w, process, predicts="score")
-    x = var**0.5 * torch.randn(4000, d, dtype=torch.float64, generator=torch.manual_seed(0))
-    fisher = fisher_divergence(model, lambda x, t: -x / var, x, t)
-    torch.testing.assert_close(fisher, 0.5 * ((1 / w - 1 / var) * x).square().sum(1))
-    implicit = implicit_score_matching(model, x, t)
-    torch.testing.assert_close(implicit, -d / w + 0.5 * (x / w).square().sum(1))
-    gap = (fisher - implicit).mean() - 0.5 * d / var
-    assert gap.abs() < 4 * (fisher - implicit).std() / 4000**0.5
-    reduced = implicit_score_matching(model, x, t, trace="hutchinson")
-    sliced = implicit_score_matching(model, x, t, trace="hutchinson", sliced=True)
-    torch.testing.assert_close(reduced, implicit)  # J is diagonal: Rademacher probes are exact
-    assert (sliced - implicit).mean().abs() < 4 * (sliced - implicit).std() / 4000**0.5
-    assert sliced.var() > reduced.var()
-    with pytest.raises(ValueError, match="needs trace='hutchinson'"):
-        implicit_score_matching(model, x, t, sliced=True)
