@@ -74,9 +74,8 @@ class Spec:
         trained = self.trained()
         about = f"a trained network, {trained.denoiser.process}"
         data = heldout.dequantised(self.held(), trained.spacing, self.seed)
-        name = "network" if isinstance(self.checkpoint, Checkpoint) else "digits network"
-        if isinstance(self.checkpoint, str):
-            name = Path(self.checkpoint.rpartition(":")[2]).stem
+        at = self.checkpoint
+        name = "network" if isinstance(at, Checkpoint) else problems.network_name(at)
         return problems.network(name, about, trained.denoiser, data, self.batch, self.seed)
 
 

@@ -7,6 +7,7 @@ and its first and last ratio sigma/alpha, which are what the reference is asked 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -104,7 +105,8 @@ TUNED = "undiffuse tune"
 @dataclass(frozen=True)
 class Tuned:
     """What a file or folder of tables holds, as `undiffuse tune` writes it: for every cost the table
-    with the most calls. A statistics file is the preconditioned integrator, on the grid log_snr."""
+    with the most calls of those that were tuned to the problem, or to none by name. A statistics
+    file is the preconditioned integrator, on the grid log_snr."""
 
     path: str
     digest: str
@@ -131,6 +133,8 @@ class Tuned:
         process, model = problem.process, problem.model
         found = {}
         for file in _tables(self.path):
+            if tuned_to(file) not in (None, problem.name):
+                continue
             made = read(file, process)
             if isinstance(made, GaussianPreconditioned):
                 t = grid_rules.times("log_snr", process, nfe, "t_min", model.t_min)
@@ -138,13 +142,23 @@ class Tuned:
             found[made.nfe] = made
         fits = [n for n in found if n <= nfe]
         if not fits:
-            raise Unavailable(f"its tables have {', '.join(map(str, sorted(found)))} calls")
+            raise Unavailable(
+                f"its tables for {problem.name} make {', '.join(map(str, sorted(found)))} calls"
+                if found
+                else f"it has no table for {problem.name}"
+            )
         return _plan(process, found[max(fits)])
 
 
 def _tables(path: str) -> list[Path]:
     """The files of a folder of tables, or the file itself."""
-    return sorted(Path(path).glob("learned-*.json")) if Path(path).is_dir() else [Path(path)]
+    return sorted(Path(path).rglob("learned-*.json")) if Path(path).is_dir() else [Path(path)]
+
+
+def tuned_to(file: Path) -> str | None:
+    """The problem a table was tuned to, as it says itself."""
+    name: str | None = json.loads(file.read_text(encoding="utf-8")).get("notes", {}).get("problem")
+    return name
 
 
 def _plan(process: Process, tableau: Tableau | SpectralTable) -> Plan:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,6 +169,11 @@ def network(
     start = sigma * z / math.hypot(alpha, sigma)
     std = float(data.double().flatten(1).var(0).mean().sqrt())
     return Problem(name, about, model, start, std, seed, data=data.double())
+
+
+def network_name(checkpoint: str | None) -> str:
+    """What a trained network's problem is called: after its file or function."""
+    return "digits network" if checkpoint is None else Path(checkpoint.rpartition(":")[2]).stem
 
 
 def ratio_at(process: Process, t: float | Tensor) -> float:

@@ -26,13 +26,13 @@ from ..solvers.learned import FitError, best_initial, fit, references, seen
 from ..solvers.spectral import KINDS, Statistics
 from . import problems
 from .heldout import dequantised
-from .problems import SMALL_EVENT
+from .problems import SMALL_EVENT, network_name
 from .targets import get as get_target
 
 DRAWS = 8192
 """Exact draws that stand for a target's data."""
-FULL = 1024
-"""Components up to which a full covariance is tried."""
+FULL = 256
+"""Components up to which a full covariance is tried; its basis is in the file."""
 BATCH, LARGE_BATCH = 96, 16
 STARTS, LARGE_STARTS = 256, 64
 
@@ -69,7 +69,7 @@ def tune(
         raise ValueError(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
     if target is not None and model is not None:
         raise ValueError(f"give a model or a target, not both; got {model} and {target!r}")
-    denoiser, shape, known = _posed(model, target, data, device)
+    name, denoiser, shape, known = _posed(model, target, data, device)
     found = known_statistics(known, statistics, math.prod(shape))
     large = math.prod(shape) > SMALL_EVENT
     count = starts or (LARGE_STARTS if large else STARTS)
@@ -96,8 +96,8 @@ def tune(
             refused.append(f"{n} calls: {error}")
             continue
         made.learned.notes.update(
-            initial=str(choice), before=made.before / unit, after=made.after / unit,
-            starts=count, iterations=iterations, seed=seed, process=repr(process),
+            problem=name, initial=str(choice), before=made.before / unit, after=made.after / unit,
+            starts=count, iterations=iterations, seed=seed,
         )  # fmt: skip
         errors[n] = made.after / unit
         path = atomically(out / f"learned-{n}.json", made.learned.write)
@@ -112,14 +112,16 @@ def tune(
 
 def _posed(
     model: str | Path | None, target: str | None, data: str | Path | None, device: Any
-) -> tuple[Denoiser, tuple[int, ...], Tensor | None]:
-    """The model, the shape of an event, and data of its kind where there are any."""
+) -> tuple[str, Denoiser, tuple[int, ...], Tensor | None]:
+    """A name as benchmarks have it, the model, the shape of an event, and data of its kind where
+    there are any."""
     if target is not None:
         law = get_target(target)
         exact = law.law.denoiser(law.process)
-        return exact, tuple(law.law.event_shape), law.law.sample(DRAWS, seed=1)
+        return target, exact, tuple(law.law.event_shape), law.law.sample(DRAWS, seed=1)
     loaded = load_default() if model is None else load(model, device)
-    return loaded.denoiser, loaded.event_shape, training_data(loaded, data)
+    name = network_name(None if model is None else str(model))
+    return name, loaded.denoiser, loaded.event_shape, training_data(loaded, data)
 
 
 def exact_starts(target: str, count: int, seed: int) -> Tensor:

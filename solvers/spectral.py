@@ -105,7 +105,9 @@ class Statistics:
     def from_record(cls, record: dict[str, Any]) -> Statistics:
         """Inverse of `record`. Raises ValueError for what is none."""
         try:
-            mean, c = (torch.tensor(record[k]).double() for k in ("mean", "variances"))
+            mean, c = (
+                torch.tensor(record[k], dtype=torch.float64) for k in ("mean", "variances")
+            )
             return cls(mean, c, from_record(record["basis"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record of statistics: {error!r}") from error
