@@ -227,12 +227,12 @@ def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
 
 COMMON = (
     "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4", "ipndm-3",
-    "ddpm", "dpmpp-2m-sde",
+    "ipndm-2-afs", "dpmpp-2m-afs", "ddpm", "dpmpp-2m-sde",
 )  # fmt: skip
 """Looked at first: what people type."""
 
 
-def default_solvers(process: Process, limit: int = 10) -> list[str]:
+def default_solvers(process: Process, limit: int = 12) -> list[str]:
     """The common ones, then of each other family its member of the highest declared order.
 
     Families are classes of solvers; deterministic and stochastic members count apart. Left out of

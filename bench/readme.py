@@ -21,23 +21,23 @@ END = "<!-- end of results -->"
 
 def section(results: Path) -> str:
     """The text between the markers, in Markdown."""
-    nfe, grids, orders, adaptive = (
+    grids, mnist, orders, adaptive = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("nfe", "grids", "orders", "adaptive")
+        for name in ("grids", "mnist", "orders", "adaptive")
     )
-    costs = [str(n) for n in nfe["nfe"]]
+    costs = [str(n) for n in grids["nfe"]]
     lines = [
         "| least error / data std after | " + " | ".join(costs) + " calls |",
         "|---" * (len(costs) + 1) + "|",
     ]
     said = []
-    for problem, front in nfe["front"].items():
-        for side, who in (("peers", "the peers"), ("ours", "ours")):
+    for problem, front in {**grids["front"], **mnist["front"]}.items():
+        for side, who in (("peers", "the peers"), ("ours", "ours"), ("tuned", "ours, tuned to it")):
+            if side == "tuned" and not any(v.get(side) for v in front.values()):
+                continue
             lines.append(_row(f"{problem}: {who}", front, side, costs))
-            said.append(f"{problem}, {who}: {_who(front, side, costs)}")
-    for problem, front in grids["front"].items():
-        lines.append(_row(f"{problem}: ours, with a measured grid ([grids.md]({results}/grids.md))",
-                          front, "ours", costs))  # fmt: skip
+            if side != "tuned":
+                said.append(f"{problem}, {who}: {_who(front, side, costs)}")
     text = [*lines, "", "Which: " + "; ".join(said) + ".", "", _orders(orders, results), ""]
     return "\n".join([*text, _adaptive(adaptive, results), ""])
 

@@ -47,7 +47,7 @@ from .spectral import GaussianPreconditioned, SpectralTable, Statistics
 from .status import SolverError, Status
 from .stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
 from .tableau import Tableau
-from .transforms import Inversion, analytical_first_step
+from .transforms import Inversion, SparedStart, analytical_first_step
 from .unipc import UniPC
 
 __all__ = [
@@ -105,6 +105,7 @@ __all__ = [
     "SingleStep",
     "Solver",
     "SolverError",
+    "SparedStart",
     "SpectralTable",
     "State",
     "Statistics",

@@ -14,6 +14,7 @@ from . import (
     sa_solver,
     singlestep,
     stochastic,
+    transforms,
     unipc,
 )
 from .base import Solver
@@ -33,6 +34,7 @@ SOLVERS: dict[str, Solver] = {
     **sa_solver.SOLVERS,
     **restart.SOLVERS,
     **pndm.SOLVERS,
+    **transforms.SOLVERS,
 }
 
 

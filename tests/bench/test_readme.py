@@ -30,7 +30,7 @@ def test_the_readme_says_what_the_committed_results_say(copy):
 
 
 def test_another_result_is_another_readme(copy):
-    path = copy / RESULTS / "nfe.json"
+    path = copy / RESULTS / "grids.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     front = result["front"]["digits64"]["10"]["ours"]
     front |= {"error": 0.0123456, "solver": "heun", "grid": "cosine"}
