@@ -22,7 +22,16 @@ from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, atomically, load, load_default
 from ..models.data import load as load_data
 from ..models.data import split
-from ..solvers.learned import FitError, best_initial, fit, references, seen
+from ..solvers.learned import (
+    Fit,
+    FitError,
+    Learned,
+    best_initial,
+    fit,
+    held_out_error,
+    references,
+    seen,
+)
 from ..solvers.spectral import KINDS, Statistics
 from . import problems
 from .heldout import dequantised
@@ -57,12 +66,12 @@ def tune(
     model: as `models.checkpoint.load` takes it (None: the digits); target: an exact one by name
     instead. statistics: kinds that may be used, 'none' among them, or files that `statistics`
     wrote; None tries all kinds where there are data. data: what they are taken of; None is what the
-    checkpoint was trained on. starts: trajectories, the last quarter held out. batch: of them an
-    optimiser step. Writes `out`/learned-N.json.
+    checkpoint was trained on. starts: trajectories, the last quarter held out. iterations: optimiser
+    steps; 0 keeps the choice itself. batch: starts a step. Writes `out`/learned-N.json.
     Raises ValueError for bad input, and FitError, after all were tried, for tables refused.
     """
     out = Path(out)
-    for name, value, least in (("starts", starts, 8), ("iterations", iterations, 1), ("batch", batch, 1)):  # fmt: skip
+    for name, value, least in (("starts", starts, 8), ("iterations", iterations, 0), ("batch", batch, 1)):  # fmt: skip
         if value is not None and value < least:
             raise ValueError(f"{name} must be >= {least}; got {value}")
     if not nfe or min(nfe) < 2:
@@ -88,10 +97,7 @@ def tune(
         )
         print(f"{n} calls: {choice}")
         try:
-            made = fit(
-                denoiser, x, goal, start, iterations=iterations,
-                batch=batch or (LARGE_BATCH if large else BATCH), seed=seed, progress=progress,
-            )  # fmt: skip
+            made = _fitted(denoiser, x, goal, start, iterations, batch, seed, progress)
         except FitError as error:
             refused.append(f"{n} calls: {error}")
             continue
@@ -108,6 +114,20 @@ def tune(
     if refused:
         raise FitError("; ".join(refused))
     return errors
+
+
+def _fitted(
+    model: Denoiser, x: Tensor, goal: Tensor, start: Learned, iterations: int, batch: int | None,
+    seed: int, progress: bool,
+) -> Fit:  # fmt: skip
+    """`fit`, or with no iterations the choice as it is with its held-out error."""
+    if iterations == 0:
+        error = held_out_error(start, model, x, goal)
+        return Fit(start, error, error)
+    batch = batch or (LARGE_BATCH if x[0].numel() > SMALL_EVENT else BATCH)
+    return fit(
+        model, x, goal, start, iterations=iterations, batch=batch, seed=seed, progress=progress
+    )
 
 
 def _posed(
