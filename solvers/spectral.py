@@ -143,7 +143,8 @@ class SpectralTable:
 
     u = Q^T (x - alpha m) and E = Q^T (D - m). times [N]; state [N, K, d]; data [N, H, d] float64;
     entry [d] takes u from grid[0] to times[0] in closed form; grid: where it starts and ends.
-    Runs wherever a `Tableau` does: `sample(model, shape, solver=table)`.
+    Runs wherever a `Tableau` does: `sample(model, shape, solver=table)`. A sample is the same in any
+    batch up to the rounding of the products with Q, which a library may sum in another order there.
     """
 
     process: Process
