@@ -1,7 +1,7 @@
 """Two runs side by side: what became slower, less accurate, or changed at all, beyond noise.
 
-Takes folders or results of `undiffuse bench` (quality by cell, seconds from timings.jsonl) and
-files of pytest-benchmark (`--benchmark-json`). A quality is worse when the intervals of the two
+Takes folders or results of `undiffuse bench` (quality and memory by cell, seconds from
+timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). A quality is worse when the intervals of the two
 runs do not overlap. A time is worse when it grew by more than `tolerance` and by more than the
 spread of both runs; one-off seconds have no spread, so for those tolerance alone decides.
 """
@@ -102,6 +102,10 @@ def _cells(before: dict[str, Record], after: dict[str, Record], tolerance: float
                 sizes = m.off(a[field]), m.off(b[field])
                 apart = not interval(a, field).overlaps(interval(b, field))
                 out.append(Change(f"{name}: {field}", *sizes, _verdict(*sizes, apart)))
+        if a.get("memory") and b.get("memory"):  # counted states: any whole one more is one more
+            held = float(a["memory"]), float(b["memory"])
+            apart = abs(held[1] - held[0]) >= 0.5
+            out.append(Change(f"{name}: states", *held, _verdict(*held, apart)))
         if "seconds" in a and "seconds" in b:
             times = float(a["seconds"]), float(b["seconds"])
             apart = abs(times[1] - times[0]) > tolerance * min(times)

@@ -19,6 +19,8 @@ from .plans import Plan, Unavailable
 from .problems import Problem, from_unit, ratio_at, to_unit
 
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
+SDE_STAGES = {"euler": 1, "srk": 10}
+"""Calls a step of torchsde's methods, as counted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class TorchdiffeqPeer:
 
 @dataclass(frozen=True)
 class TorchsdePeer:
-    """torchsde.sdeint of the reverse SDE by Euler-Maruyama, uniform steps of time.
+    """torchsde.sdeint of the reverse SDE by Euler-Maruyama, or by 'srk' (10 calls a step), its
+    default for diagonal noise; uniform steps of time.
 
     Its check of the SDE calls the network once before the first step; that call is counted.
     """
@@ -60,9 +63,11 @@ class TorchsdePeer:
     library: str = "torchsde"
 
     def plan(self, problem: Problem, nfe: int) -> Plan:
-        if nfe < 2:
-            raise Unavailable("one step and its check of the SDE make 2 calls, not within 1")
-        process, steps = problem.process, nfe - 1
+        each = SDE_STAGES[self.name]
+        steps = (nfe - 1) // each
+        if steps < 1:
+            raise Unavailable(f"one step and its check of the SDE make {each + 1} calls")
+        process = problem.process
         first, last = process.t_max, problem.model.t_min
 
         def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
@@ -73,13 +78,14 @@ class TorchsdePeer:
             span = torch.tensor([0.0, first - last], dtype=torch.float64)
             y = from_unit(process, w, first).flatten(1)
             noise = torchsde.BrownianInterval(
-                0.0, float(span[1]), size=tuple(y.shape), dtype=y.dtype, entropy=seed
-            )
+                0.0, float(span[1]), size=tuple(y.shape), dtype=y.dtype, entropy=seed,
+                levy_area_approximation="space-time" if self.name == "srk" else "none",
+            )  # fmt: skip
             step = float(span[1]) / steps * (1 + 1e-12)  # or rounding adds a step of 1e-16
-            y = torchsde.sdeint(sde, y, span, bm=noise, method="euler", dt=step)[-1]
+            y = torchsde.sdeint(sde, y, span, bm=noise, method=self.name, dt=step)[-1]
             return to_unit(process, y.reshape(shape), last)
 
-        return Plan(nfe, ratio_at(process, first), ratio_at(process, last), True, run)
+        return Plan(1 + each * steps, ratio_at(process, first), ratio_at(process, last), True, run)
 
 
-PEERS = (TorchdiffeqPeer("midpoint"), TorchdiffeqPeer("rk4"), TorchsdePeer())
+PEERS = (TorchdiffeqPeer("midpoint"), TorchdiffeqPeer("rk4"), TorchsdePeer(), TorchsdePeer("srk"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import figures, table
-from .quality import Measure
+from .quality import MEASURES, Measure
 from .store import Record, write_text
 
 SHOWN = 7
@@ -87,20 +87,23 @@ def write_report(
 
 def _advice(summary: Mapping[str, Any]) -> str:
     """The plain-language table: at this many calls, use this."""
-    out = ["<h2>What to use</h2>"]
+    out, m = ["<h2>What to use</h2>"], MEASURES[summary["judged_by"]]
     for problem, by_cost in summary["best"].items():
         rows = []
         for cost, ties in by_cost.items():
             names = [_config(t) for t in ties]
             more = f" (not told apart from it: {', '.join(names[1:4])}" if names[1:] else ""
             more += f" and {len(names) - 4} more)" if names[4:] else ")" if more else ""
-            other = summary["front"][problem][cost]["peers"]
-            theirs = [_config(other), table.short(float(other["error"]))] if other else ["-", "-"]
-            error = table.short(float(ties[0]["error"]))
-            rows.append([f"at {cost}", names[0] + more, error, *theirs])
-        columns = ["network calls", "use", "error / data std", "best of the others", "its error"]
-        flat = [[False] * 5 for _ in rows]
-        title = f"{problem}: how to come nearest to the exact trajectory"
+            row = [f"at {cost}", names[0] + more, table.short(float(ties[0][m.field]))]
+            if m.field == "error":
+                other = summary["front"][problem][cost]["peers"]
+                row += [_config(other), table.short(float(other["error"]))] if other else ["-", "-"]
+            rows.append(row)
+        columns, title = ["network calls", "use", m.title], f"{problem}: by {m.title}"
+        if m.field == "error":
+            columns = [*columns[:2], "error / data std", "best of the others", "its error"]
+            title = f"{problem}: how to come nearest to the exact trajectory"
+        flat = [[False] * len(columns) for _ in rows]
         out.append(_table(table.Table(title, columns, rows, flat)))
     out += [f"<p><b>Broken:</b> {_esc(s)}</p>" for s in summary["broken_claims"]]
     if "likelihood" in summary:
@@ -182,8 +185,6 @@ def _band(fig: Any, low: float, high: float, log: bool) -> None:
 def _time_curves(
     summary: Mapping[str, Any], records: Sequence[Record], seconds: Mapping[str, float]
 ) -> str:
-    from .quality import MEASURES
-
     out = []
     for problem in summary["problems"]:
         mine = [r for r in records if r["problem"] == problem and r["key"] in seconds]

@@ -34,7 +34,8 @@ def summarise(
         "problems": {p.name: _problem(p, records, references[p.name], measures) for p in posed},
         "nfe": costs,
         "metrics": [m.field for m in measures],
-        "best": best(records, costs),
+        "judged_by": judge(measures).field,
+        "best": best(records, costs, judge(measures)),
         "front": front(records, costs),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
         "cells": len(records),
@@ -60,20 +61,28 @@ def _problem(
     }  # fmt: skip
 
 
-def best(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """problem -> NFE -> the deterministic configurations that no other is shown to beat."""
+def judge(measures: Sequence[Measure]) -> Measure:
+    """What the advice goes by: the error to the trajectory, or the first measure without it."""
+    return next((m for m in measures if m.field == "error"), measures[0])
+
+
+def best(
+    records: Sequence[Record], costs: Sequence[int], m: Measure = quality.MEASURES["error"]
+) -> dict[str, dict[str, Any]]:
+    """problem -> NFE -> the configurations that no other is shown to beat in this measure."""
     out: dict[str, dict[str, Any]] = {}
+    kept = ("library", "solver", "grid", m.field, f"{m.field}_lo", f"{m.field}_hi")
     for name in {r["problem"]: None for r in records}:
         for n in costs:
             done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
-                    and r["status"] == "ok" and r.get("error") is not None]  # fmt: skip
+                    and r["status"] == "ok" and r.get(m.field) is not None]  # fmt: skip
             if not done:
                 continue
-            done.sort(key=lambda r: float(r["error"]))
-            reach = table.interval(done[0], "error")
+            done.sort(key=lambda r: m.off(float(r[m.field])))
+            reach = table.interval(done[0], m.field)
             out.setdefault(name, {})[str(n)] = [
-                {k: r[k] for k in ("library", "solver", "grid", "error", "error_lo", "error_hi")}
-                for r in done if table.interval(r, "error").overlaps(reach)
+                {k: r[k] for k in kept}
+                for r in done if table.interval(r, m.field).overlaps(reach)
             ]  # fmt: skip
     return out
 

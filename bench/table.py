@@ -121,7 +121,9 @@ def _text(r: Record | None, m: Measure) -> str:
     if r["status"] == "failed":
         return "failed"
     v = float(r[m.field])
-    value = f"{v:+.3f}" if m.signed and abs(v) < 9.9995 else f"{v:+.0f}" if m.signed else short(v)
+    value = short(v)
+    if m.signed:
+        value = f"{v:+.1e}" if abs(v) < 5e-4 else f"{v:+.3f}" if abs(v) < 9.9995 else f"{v:+.0f}"
     return value if r["nfe"] == r["nfe_asked"] else f"{value} ({r['nfe']})"
 
 

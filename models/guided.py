@@ -7,8 +7,10 @@ solver, grid and likelihood takes it as it took the old one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -39,6 +41,24 @@ class Guided(nn.Module):
 
     def __repr__(self) -> str:
         return self.title
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guided:
+        """A copy that calls its own networks: those its rule refers to are copied with it."""
+        made = Guided(_deep(self.call, memo), self.title, self.calls)
+        made.nets = copy.deepcopy(self.nets, memo)
+        return made.train(self.training)
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    """copy.deepcopy, which leaves functions as they are, but for what a closure refers to."""
+    if not isinstance(value, FunctionType) or not value.__closure__:
+        return copy.deepcopy(value, memo)
+    cells = tuple(CellType(_deep(cell.cell_contents, memo)) for cell in value.__closure__)
+    made = FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
+    )  # fmt: skip
+    made.__kwdefaults__ = value.__kwdefaults__
+    return made
 
 
 def guidance_of(net: Callable[..., Tensor]) -> Guided | None:

@@ -41,6 +41,13 @@ def test_cells_are_worse_only_beyond_their_intervals(tmp_path, capsys):
     assert "3 became worse" in printed and "0 of 6 numbers changed" in printed
 
 
+def test_a_state_more_in_memory_is_worse(tmp_path):
+    a = folder(tmp_path / "a", [cell("x", 0.1, memory=6.1), cell("y", 0.1, memory=6.1)])
+    b = folder(tmp_path / "b", [cell("x", 0.1, memory=7.1), cell("y", 0.1, memory=6.2)])
+    found = {c.what.split(" ")[2]: c.verdict for c in compare.compare(a, b) if "states" in c.what}
+    assert found == {"x": "worse", "y": "same"}
+
+
 def bench_file(path, **medians):
     rows = [
         {"fullname": name, "stats": {"median": m, "iqr": iqr}} for name, (m, iqr) in medians.items()

@@ -89,6 +89,10 @@ def test_features_come_from_a_file_and_reach_the_numbers(tmp_path):
     assert all(r[f"{m}_lo"] <= r[m] <= r[f"{m}_hi"] for r in kept for m in settings["metrics"])
     floors = [s["problems"]["ring2"]["floors"] for s in (plain, mine)]
     assert set(floors[0]) == {"frechet", "recall"} and floors[0] != floors[1]
+    # without trajectories the advice goes by the first measure
+    assert mine["judged_by"] == "frechet"
+    assert mine["best"]["ring2"]["6"][0]["frechet"] == kept[1]["frechet"]
+    assert "ring2: by Frechet distance" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

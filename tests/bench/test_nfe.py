@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from undiffuse.bench import (
+    campaign,
     cells,
     exact,
     memory,
     nfe,
+    peers,
     plans,
     pooling,
     problems,
@@ -29,6 +31,7 @@ from undiffuse.bench import (
 from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.targets import get
 from undiffuse.models import VP, Denoiser, guidance
+from undiffuse.models.checkpoint import load_default
 
 pytest.importorskip("scipy")
 
@@ -503,6 +506,34 @@ def test_a_checkpoint_of_the_users_own_with_data_of_theirs(tmp_path):
     assert {r["library"] for r in records} >= {"undiffuse"}
     ours = {r["nfe"]: r["error"] for r in records if r["library"] == "undiffuse"}
     assert ours[12] < ours[6] < 0.5
+
+
+class Blind(torch.nn.Module):
+    """The shipped network, told a label that it does not read."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t, label=None):
+        return self.net(x, t)
+
+
+def test_a_guided_checkpoint_pays_for_both_of_its_calls():
+    """Guided towards nothing it is the plain network, in float64 like it, at twice the calls."""
+    base = load_default()
+    model = replace(base.denoiser, net=Blind(base.denoiser.net), cond={"label": 1.0})
+    checkpoint = replace(base, denoiser=guidance.cfg(model, 3.0))
+    guided, plain = (campaign.Spec(8, 0, checkpoint=c).build() for c in (checkpoint, None))
+    configs = [Ours("dpmpp-2m"), *peers.chosen(["rk4", "RK45"])]
+    for config, n in zip(configs, (5, 8, 20), strict=True):
+        twice, once = plans.planned(config, guided, 2 * n), plans.planned(config, plain, n)
+        assert twice.calls == 2 * once.calls
+        # raises unless that many calls are made, of the network under the guidance
+        w = cells.integrate(guided, twice, guided.start)
+        expected = cells.integrate(plain, once, plain.start)
+        torch.testing.assert_close(w, expected, rtol=0, atol=1e-9)
+    assert next(base.denoiser.net.parameters()).dtype == torch.float32
 
 
 def test_data_floors_use_two_halves_that_share_no_point():

@@ -1,5 +1,6 @@
 """Guidance on targets where the guided law is known."""
 
+import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -231,6 +232,32 @@ def test_guided_models_are_differentiable_for_likelihoods():
 
     for i in range(4):
         torch.testing.assert_close(jacobian(guided, i), jacobian(exact, i), rtol=1e-6, atol=1e-6)
+
+
+def test_a_copy_of_a_guided_model_calls_its_own_networks():
+    net = torch.nn.Linear(2, 2)
+    inner = Denoiser(lambda x, t, label=None: net(x), PROCESS, predicts="data")
+    assert copy.deepcopy(guidance.threshold(inner).net)(torch.ones(1, 2), torch.ones(1)).shape == (1, 2)
+    model = Denoiser(Plain(net), PROCESS, predicts="data", cond={"label": 1})
+    guided = guidance.cfg(guidance.threshold(model, limit=9.0), 2.0)
+    twin = replace(guided, net=copy.deepcopy(guided.net).double())
+    x, t = torch.ones(3, 2), torch.full((3,), 0.5)
+    before = guided(x, t)
+    torch.testing.assert_close(twin(x.double(), t).float(), before)
+    assert net.weight.dtype == torch.float32
+    with torch.no_grad():
+        for p in twin.net.parameters():
+            p.zero_()
+    assert torch.equal(guided(x, t), before) and not bool(twin(x.double(), t).any())
+
+
+class Plain(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, t, label=None):
+        return self.layer(x)
 
 
 def test_parameters_of_the_network_belong_to_the_guided_one():
