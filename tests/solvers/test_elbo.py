@@ -6,7 +6,12 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models.variational import VarianceHead, flat_decoder_nll, posterior
+from undiffuse.models.variational import (
+    VarianceHead,
+    data_and_variance,
+    flat_decoder_nll,
+    posterior,
+)
 from undiffuse.solvers.elbo import elbo
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -272,3 +277,30 @@ def test_bad_input_is_refused_before_any_call():
             elbo(model, x, **options)
     with pytest.raises(TypeError, match="variance='learned' needs a VarianceHead as net; got func"):
         elbo(model, x, "discrete", variance="learned")
+
+
+def test_learned_range_of_diffusers_is_read_as_they_read_it():
+    """`DDPMScheduler(variance_type='learned_range')`: p's variance at every step is the scheduler's
+    own, and the bound takes it without being told."""
+    diffusers = pytest.importorskip("diffusers")
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.cat([0.2 * x, torch.sin(3 * x + t[:, None, None, None])], 1)
+
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=12, variance_type="learned_range")
+    model = ud.models.adapters.from_diffusers(Net(), scheduler)
+    assert isinstance(model.net, VarianceHead)
+    x = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+    for i in (1, 4, 11):
+        t = torch.tensor([i + 1.0]).double() / 12
+        _, o = data_and_variance(model, x, t)
+        torch.testing.assert_close(o, Net()(x, torch.tensor([float(i)])).chunk(2, 1)[1])
+        q = posterior(model.process, t - 1 / 12, t)
+        r = 0.5 * (1 + o)
+        ours = r * float(q.large.log()) + (1 - r) * float(q.small.log())
+        theirs = scheduler._get_variance(i, predicted_variance=o, variance_type="learned_range")
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+    default, small = elbo(model, x), elbo(model, x, variance="small")
+    assert torch.equal(default.terms, elbo(model, x, variance="learned").terms)
+    assert (default.terms != small.terms).all()
