@@ -199,7 +199,11 @@ def _identity(model: str | Path | None) -> str:
     """The checkpoint by its name and content, so that no row of another is taken for its own."""
     if model is None or not Path(model).is_file():
         return str(model)
-    return f"{model} {_digest(Path(model).read_bytes())}"
+    content = hashlib.sha256()
+    with Path(model).open("rb") as file:
+        while part := file.read(1 << 20):
+            content.update(part)
+    return f"{model} {content.hexdigest()[:12]}"
 
 
 def _digest(content: bytes) -> str:

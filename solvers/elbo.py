@@ -130,8 +130,7 @@ def elbo(
     Raises ValueError or TypeError for what does not fit, before any call.
     """
     check(model, x, 1.0, 1.0, on_failure)
-    tabled = isinstance(model.process, TabledVP) or model.time == "index"
-    form = time or ("discrete" if tabled else "continuous")
+    form = time or natural_time(model)
     variance = variance or ("learned" if isinstance(model.net, VarianceHead) else "small")
     _check_options(model, form, steps, calls, variance, decoder, spacing)
     _check_range(x, spacing, bounds)
@@ -145,6 +144,12 @@ def elbo(
     result = _report(terms, chain, form, _convention(how))
     raise_if_failed(result.status, result, on_failure)
     return result
+
+
+def natural_time(model: Denoiser) -> str:
+    """'discrete' for tabled processes and networks that are told an index, else 'continuous'."""
+    tabled = isinstance(model.process, TabledVP) or model.time == "index"
+    return "discrete" if tabled else "continuous"
 
 
 def _check_options(

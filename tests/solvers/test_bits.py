@@ -147,6 +147,11 @@ def test_draws_belong_to_their_datum():
         (torch.zeros(2, 3), {"by": "sde"}, "by must be one of ode, elbo"),
         (torch.zeros(2, 3), {"repeats": 0}, "repeats must be >= 1; got 0"),
         (torch.zeros(2, 3), {"target_std_error": 0.0}, "target_std_error must be > 0"),
+        (
+            torch.zeros(2, 3),
+            {"target_std_error": 0.1, "by": "elbo", "time": "discrete"},
+            "in continuous time: give time='continuous'",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_call(x, options, message):
