@@ -30,7 +30,7 @@ from . import figures, heldout, metrics
 from .bar import bar
 from .store import Record, Store, write, write_text
 
-FOREIGN = {"ode": ("time", "steps"), "elbo": ("probes", "rtol", "atol")}
+FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
 OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
 
@@ -39,7 +39,7 @@ class Settings:
     """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
     a function that returns a hook (package.module:function or file.py:function); None: uniform for
     data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
-    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps: of 'elbo'; None: their defaults.
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls: of 'elbo'; None: their defaults.
 
     Raises ValueError for what does not fit.
     """
@@ -54,6 +54,7 @@ class Settings:
     atol: float | None = None
     time: str | None = None
     steps: int | None = None
+    calls: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Settings:
         for name in FOREIGN[self.method]:
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
-        for name in ("repeats", "probes", "steps"):
+        for name in ("repeats", "probes", "steps", "calls"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1; got {value}")
         for name in ("target_error", "rtol", "atol"):

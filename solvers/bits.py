@@ -77,7 +77,7 @@ def bits_per_dim(
     density at the levels plus the offset, and no bound, by 'ode', and the bound with a discretised
     decoder by 'elbo'. by: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
     with noise and probes of its own. target_std_error: of the mean, in bits/dim, as far as probes
-    or draws make it (in continuous time up to 4096 calls a repeat); a datum that misses it has
+    or draws make it (of the bound up to 4096 calls a repeat, or the whole chain); a datum that misses it has
     status TARGET_NOT_MET. seed, sample_ids: a datum's draws depend on these alone. on_failure:
     'raise' a SolverError, or 'return' with status.
 
@@ -182,13 +182,14 @@ def _bound(
         found = elbo(model, y, seed=seed, sample_ids=ids, on_failure="return", **options)
         calls = torch.full((len(y),), found.nfe)
         return found.log_prob, found.std_error, calls, found.status
-    if (options.get("time") or natural_time(model)) == "discrete" or "steps" in options:
-        raise ValueError(
-            "target_std_error chooses the calls itself, in continuous time: give "
-            f"time='continuous' and no steps; got {options}"
-        )
-    first = elbo(model, y, steps=PILOT, seed=_seed(seed, ASIDE), sample_ids=ids,
-                 on_failure="return", **options)  # fmt: skip
+    discrete = (options.get("time") or natural_time(model)) == "discrete"
+    name = "calls" if discrete else "steps"
+    if name in options:
+        raise ValueError(f"{name} follows from target_std_error; got both, {options[name]}")
+    pilot: dict[str, Any] = {**options, name: PILOT}
+    first = elbo(
+        model, y, seed=_seed(seed, ASIDE), sample_ids=ids, on_failure="return", **pilot
+    )  # fmt: skip
     # twice what the pilot says, since it errs itself; 0 for a datum that failed
     wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
     options = {**options, "on_failure": "return"}
@@ -197,9 +198,9 @@ def _bound(
     nfe, status = torch.full_like(calls, first.nfe), first.status.cpu()
     for count in sorted(set(calls.tolist())):
         rows = (calls == count).nonzero().flatten()
-        some = _rows(options, rows, len(y))
+        some = {**_rows(options, rows, len(y)), name: count}
         own = seed[rows] if isinstance(seed, Tensor) and seed.ndim else seed
-        found = elbo(model, y[rows], steps=count, seed=own, sample_ids=ids[rows], **some)
+        found = elbo(model, y[rows], seed=own, sample_ids=ids[rows], **some)
         value[rows], error[rows] = found.log_prob.cpu(), found.std_error.cpu()
         nfe[rows] += found.nfe
         status[rows] = _worse(status[rows], found.status.cpu())

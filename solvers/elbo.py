@@ -47,7 +47,8 @@ class Elbo:
     """What `elbo` found: float64 [B] in bits/dim, an upper bound on -log2 p(x_0)/d.
 
     bits_per_dim = prior + diffusion + reconstruction (L_T, sum of L_t, L_0); std_error: of
-    bits_per_dim, from the noise drawn. log_prob: the same bound as nats, log p(x_0) >= log_prob.
+    bits_per_dim, from the noise drawn, and too large for a coarse chain of which all terms are taken,
+    whose means differ from step to step. log_prob: the same bound as nats, log p(x_0) >= log_prob.
     times: float64 [K], rising; terms [B, K]: the diffusion by time, which add up to it; each L_t
     where all were taken, else equal parts of lambda or of the chain, whose middle or end is named.
     form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is -log2 N(x_0; 0, s^2)/d,
@@ -117,7 +118,7 @@ def elbo(
     """A lower bound on log p of each sample of x [B, *event], float32 or float64.
 
     time: 'discrete' (default for tabled processes and time='index' networks), 'continuous', or
-    'i-mmse': a density's, without the two ends. steps: N of the discrete chain t = i/N, by default
+    'i-mmse': a density's, without the two ends, so that what lies below t_min is left out. steps: N of the discrete chain t = i/N, by default
     the network's own; otherwise the calls (100). calls: estimate the sum over the chain from so
     many of its terms, drawn by importance; by default all are taken. variance: 'learned' (default
     for a `VarianceHead`), 'small' (beta~, the posterior's) or 'large' (beta, DDPM's fixedlarge);
