@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from ..models.checkpoint import Checkpoint, from_code, load, load_default
 from ..models.data import load as load_data
 from ..models.dequantize import Hook, Levels
 from ..solvers.bits import METHODS, bits_per_dim
+from ..solvers.spectral import Statistics
 from ..solvers.status import Status
 from . import figures, heldout, metrics
 from .bar import bar
 from .store import Record, Store, write, write_text
 
-FOREIGN = {"ode": ("time", "steps"), "elbo": ("probes", "rtol", "atol")}
+FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
+WIDEST = 1024
 OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
 
@@ -39,7 +41,7 @@ class Settings:
     """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
     a function that returns a hook (package.module:function or file.py:function); None: uniform for
     data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
-    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps: of 'elbo'; None: their defaults.
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls: of 'elbo'; None: their defaults.
 
     Raises ValueError for what does not fit.
     """
@@ -54,6 +56,7 @@ class Settings:
     atol: float | None = None
     time: str | None = None
     steps: int | None = None
+    calls: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class Settings:
         for name in FOREIGN[self.method]:
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
-        for name in ("repeats", "probes", "steps"):
+        for name in ("repeats", "probes", "steps", "calls"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1; got {value}")
         for name in ("target_error", "rtol", "atol"):
@@ -104,6 +107,7 @@ def run(
             raise ValueError(f"{name} must be >= 1; got {value}")
     trained = load_default() if model is None else load(model, device)
     x, levels = _items(trained, data, how)
+    own = how.options() | _reference(x, levels, how)  # of all items: --limit changes no number
     x, fill = x[:limit], _dequantisation(how, levels)
     if levels is not None:
         levels.centres(x)  # raises for what lies outside, before any work
@@ -122,7 +126,7 @@ def run(
             found = bits_per_dim(
                 trained.denoiser, x[ids].to(device or "cpu"), levels, dequantize=fill,
                 sample_ids=ids, t_min=trained.denoiser.t_min,  # it was not trained below
-                **how.options(),
+                **own,
             )  # fmt: skip
             for record in _records(ids.tolist(), keys, head, found):
                 store.append(record)
@@ -178,6 +182,17 @@ def _items(
     return integers, Levels(count, (lo, hi), how.convention)
 
 
+def _reference(x: Tensor, levels: Levels | None, how: Settings) -> dict[str, Any]:
+    """The Gaussian of the data as a control variate of the bound, whose mean it leaves alone; of a
+    full covariance up to WIDEST components."""
+    if how.method == "ode":
+        return {}
+    data = x if levels is None else levels.centres(x)
+    law = Statistics.of(data, "full" if x[0].numel() <= WIDEST else "diagonal")
+    width = 0.0 if levels is None else levels.spacing**2 / 12  # of the noise inside a level
+    return {"reference": replace(law, variances=law.variances + width)}
+
+
 def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
     """The choice as `bits_per_dim` takes it."""
     name = how.dequantize
@@ -199,7 +214,11 @@ def _identity(model: str | Path | None) -> str:
     """The checkpoint by its name and content, so that no row of another is taken for its own."""
     if model is None or not Path(model).is_file():
         return str(model)
-    return f"{model} {_digest(Path(model).read_bytes())}"
+    content = hashlib.sha256()
+    with Path(model).open("rb") as file:
+        while part := file.read(1 << 20):
+            content.update(part)
+    return f"{model} {content.hexdigest()[:12]}"
 
 
 def _digest(content: bytes) -> str:

@@ -10,6 +10,7 @@ from . import adapters, data, guidance, score_matching, variational
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
+from .dequantize import Levels
 from .ito import ItoSDE
 from .learned import LearnedVP, MonotoneOmega
 from .losses import LOSSES, Objective
@@ -38,6 +39,7 @@ __all__ = [
     "GaussianMixture",
     "ItoSDE",
     "LearnedVP",
+    "Levels",
     "MonotoneOmega",
     "Objective",
     "Prior",

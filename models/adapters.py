@@ -26,6 +26,7 @@ from .denoiser import Denoiser
 from .guided import apply_rule, calls_of, column
 from .process import Process
 from .processes import EDM, VE, Flow
+from .variational import VarianceHead
 from .vp import VP
 
 _PREDICTION = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
@@ -55,7 +56,8 @@ def from_diffusers(net: nn.Module, scheduler: Any, **options: Any) -> Denoiser:
     """A diffusers model (UNet2DModel, UNet2DConditionModel, DiT, ...) with its scheduler.
 
     net: called as net(x, timestep, **cond), so `encoder_hidden_states` or `class_labels` are
-        conditions; of an output with twice x's channels (learned variance) the first half is used.
+        conditions; of an output with twice x's channels the first half is used, and the second
+        says where the variance lies if the scheduler's variance_type is learned_range.
     scheduler: a diffusers scheduler, or the dict of its scheduler_config.json. What matters is
         read: betas, prediction type, zero terminal SNR, flow or EDM. Its sampler, spacing and
         clipping are not: those are chosen at `sample`.
@@ -63,15 +65,17 @@ def from_diffusers(net: nn.Module, scheduler: Any, **options: Any) -> Denoiser:
 
     Raises ValueError for a configuration that is not known.
     """
-    process, predicts, steps = process_from_diffusers(getattr(scheduler, "config", scheduler))
+    config = getattr(scheduler, "config", scheduler)
+    process, predicts, steps = process_from_diffusers(config)
     wrapped = Wrapped(net, lambda x, t, cond: ((x, t), cond), _sample_of)
     time: Any = "index"
     if isinstance(process, EDM):
         time = "edm"
     elif isinstance(process, Flow):
         time = _Times(float(steps))
+    ranged = config.get("variance_type") == "learned_range"
     return Denoiser(
-        _Channels(wrapped), process, predicts=predicts, time=time, steps=steps,
+        VarianceHead(wrapped) if ranged else _Channels(wrapped), process, predicts=predicts, time=time, steps=steps,
         **{"sigma_data": getattr(process, "sigma_data", 0.5), **options},
     )  # fmt: skip
 

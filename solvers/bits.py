@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels import normal, uniform
 from ..models import Denoiser
 from ..models.dequantize import CHOICES, Hook, Levels, ask
-from .elbo import elbo
+from .elbo import elbo, natural_time
 from .encode import check, raise_if_failed
 from .likelihood import log_prob
 from .quadrature import as_ids
@@ -29,6 +29,7 @@ from .status import Status
 METHODS = ("ode", "elbo")
 APART = -7046029254386353131  # between the seeds of two repeats: an odd number, 2^64/golden ratio
 PILOT, MOST = 64, 4096  # calls of a bound that has a target
+ASIDE = 1 << 32  # between a repeat's seed and its pilot's, in repeats
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,9 @@ def bits_per_dim(
     density at the levels plus the offset, and no bound, by 'ode', and the bound with a discretised
     decoder by 'elbo'. by: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
     with noise and probes of its own. target_std_error: of the mean, in bits/dim, as far as probes
-    or draws make it (in continuous time up to 4096 calls a repeat); a datum that misses it has
-    status TARGET_NOT_MET. seed, sample_ids: a datum's     draws depend on these alone. on_failure: 'raise' a SolverError, or 'return' with status.
+    or draws make it (of the bound up to 4096 calls a repeat, or the whole chain); a datum that misses it has
+    status TARGET_NOT_MET. seed, sample_ids: a datum's draws depend on these alone. on_failure:
+    'raise' a SolverError, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any network call.
     """
@@ -176,25 +178,29 @@ def _bound(
     (error/target)^2 times its own, so that a datum's value depends neither on its batch nor on how
     lucky its pilot was.
     """
-    options = {**options, "on_failure": "return"}
     if target is None:
-        found = elbo(model, y, seed=seed, sample_ids=ids, **options)
+        found = elbo(model, y, seed=seed, sample_ids=ids, on_failure="return", **options)
         calls = torch.full((len(y),), found.nfe)
         return found.log_prob, found.std_error, calls, found.status
-    first = elbo(model, y, steps=PILOT, seed=_seed(seed, -1), sample_ids=ids, **options)
-    if first.form == "discrete":
-        raise ValueError("target_std_error needs continuous time: give time='continuous'")
-    wanted = torch.nan_to_num(
-        1.5 * PILOT * (first.std_error / target).square()
-    )  # of a datum that failed: 0
+    discrete = (options.get("time") or natural_time(model)) == "discrete"
+    name = "calls" if discrete else "steps"
+    if name in options:
+        raise ValueError(f"{name} follows from target_std_error; got both, {options[name]}")
+    pilot: dict[str, Any] = {**options, name: PILOT}
+    first = elbo(
+        model, y, seed=_seed(seed, ASIDE), sample_ids=ids, on_failure="return", **pilot
+    )  # fmt: skip
+    # twice what the pilot says, since it errs itself; 0 for a datum that failed
+    wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
+    options = {**options, "on_failure": "return"}
     calls = (2 ** wanted.clamp(16, MOST).log2().ceil()).long().cpu()
     value, error = torch.empty(2, len(y), dtype=torch.float64)
     nfe, status = torch.full_like(calls, first.nfe), first.status.cpu()
     for count in sorted(set(calls.tolist())):
         rows = (calls == count).nonzero().flatten()
-        some = _rows(options, rows, len(y))
+        some = {**_rows(options, rows, len(y)), name: count}
         own = seed[rows] if isinstance(seed, Tensor) and seed.ndim else seed
-        found = elbo(model, y[rows], steps=count, seed=own, sample_ids=ids[rows], **some)
+        found = elbo(model, y[rows], seed=own, sample_ids=ids[rows], **some)
         value[rows], error[rows] = found.log_prob.cpu(), found.std_error.cpu()
         nfe[rows] += found.nfe
         status[rows] = _worse(status[rows], found.status.cpu())

@@ -1,7 +1,10 @@
 """The terms of the evidence lower bound, estimated for each sample by itself: see elbo.py.
 
-Every noisy term is taken relative to that of the denoiser of N(0, s^2), whose mean is a closed
-form: what is left to sample is small where the data look Gaussian.
+Every noisy term is taken relative to that of the denoiser G of a Gaussian law, whose mean is a
+closed form: what is left to sample is small where the data look like it. In its principal axes,
+with c and v the variances and the coordinates of x_0 - mean, and y = e^{-2 lambda},
+
+    x_0 - G = (y v - c sqrt(y) eps)/(c + y),       E (x_0 - G)^2 = (y^2 v^2 + c^2 y)/(c + y)^2
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ from torch import Tensor
 from ..kernels import normal
 from ..models import Denoiser
 from ..models.variational import data_and_variance, decoder_nll, flat_decoder_nll, posterior
-from .drift import start_time
 from .importance import integrate_by_importance
 from .scaled_flow import FAR
+from .spectral import Statistics
 
 DRAWS = 4  # of x_{t_1} for the reconstruction
 ROWS = 20  # of the table, where times are drawn
@@ -51,11 +54,15 @@ class Chain:
         cond: dict[str, Any] | None,
         seed: int | Tensor,
         ids: Tensor,
+        law: Statistics,
     ) -> None:
         self.model, self.x, self.cond = model, x, dict(cond or {})
         self.seed, self.ids = seed, ids.to(x.device)
         self.d, self.calls = x[0].numel(), 0
         self.square = x.double().square().flatten(1).sum(1)
+        self.basis = None if law.basis is None else law.basis.to(x.device)
+        self.c = law.variances.to(x.device)
+        self.v = self._turned(x.double().flatten(1) - law.mean.to(x.device))
 
     def noisy(self, t: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """(eps, x_t) at times t [B]."""
@@ -65,33 +72,37 @@ class Chain:
         return eps, alpha * x + sigma * eps
 
     def error(self, t: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """(|x_0 - D|^2 - |x_0 - G|^2 [B], D) at times t [B], with G what D is for N(0, s^2)."""
+        """(|x_0 - D|^2 - |x_0 - G|^2 [B], D) at times t [B]."""
         self.calls += 1
         eps, x_t = self.noisy(t, draw)
         data = self.model(x_t, t, **self.cond)
-        miss = (self.x - data).double().square() - self.reference(t, eps)
-        return miss.flatten(1).sum(1), data
+        miss = (self.x - data).double().square().flatten(1).sum(1)
+        return miss - self.reference(t, eps), data
 
     def reference(self, t: Tensor, eps: Tensor) -> Tensor:
-        """(x_0 - G)^2, [B, *event]."""
-        y = self.column(torch.exp(-2 * self.model.process.log_snr(t)))
-        s2 = self.model.sigma_data**2
-        miss: Tensor = (y * self.x.double() - s2 * y.sqrt() * eps.double()) / (s2 + y)
-        return miss.square()
+        """|x_0 - G|^2, [B]."""
+        y = torch.exp(-2 * self.model.process.log_snr(t))[:, None]
+        miss = (y * self.v - self.c * y.sqrt() * self._turned(eps.double().flatten(1))) / (
+            self.c + y
+        )
+        return miss.square().sum(1)
 
     def gauss(self, t: Tensor) -> Tensor:
         """E |x_0 - G|^2 over the noise, at times t [B] or scalar: [B]."""
-        y, s2 = torch.exp(-2 * self.model.process.log_snr(t)), self.model.sigma_data**2
-        return (y**2 * self.square + s2**2 * y * self.d) / (s2 + y) ** 2
+        y = torch.exp(-2 * self.model.process.log_snr(t)).reshape(-1, 1)
+        over = (self.c + y) ** 2
+        return ((y**2 * self.v.square() + self.c**2 * y) / over).sum(1)
 
     def gauss_between(self, y: Tensor) -> Tensor:
         """int e^{2 lambda} E |x_0 - G|^2 dlambda between neighbours of y = e^{-2 lambda} [K + 1],
         rising: [B, K]."""
-        s2 = self.model.sigma_data**2
-        whole = -0.5 * self.square[:, None] / (s2 + y) + 0.5 * self.d * (
-            torch.log(y / (s2 + y)) + s2 / (s2 + y)
-        )
-        return whole.diff(dim=1)
+        square, c = self.v.square(), self.c
+        whole = [0.5 * (torch.log(at / (c + at)) + (c - square) / (c + at)).sum(1) for at in y]
+        return torch.stack(whole, 1).diff(dim=1)
+
+    def gauss_nll(self) -> Tensor:
+        """-log density of x_0 under the Gaussian law, [B]."""
+        return 0.5 * (self.v.square() / self.c + torch.log(2 * math.pi * self.c)).sum(1)
 
     def prior(self, t: float) -> Tensor:
         """KL(N(alpha x_0, sigma^2) || N(0, sigma_T^2)) at t, [B]."""
@@ -100,6 +111,9 @@ class Chain:
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         ratio = (sigma / end) ** 2
         return 0.5 * (self.d * (ratio - 1 - math.log(ratio)) + (alpha / end) ** 2 * self.square)
+
+    def _turned(self, flat: Tensor) -> Tensor:
+        return flat if self.basis is None else flat @ self.basis
 
     def column(self, c: Tensor) -> Tensor:
         """[B] -> [B, 1, ...]."""
@@ -145,11 +159,10 @@ def discrete(
 
 
 def continuous(
-    chain: Chain, calls: int, t_min: float | None, pilot: bool, form: str, decoder: Decoder
+    chain: Chain, calls: int, start: float, pilot: bool, form: str, decoder: Decoder
 ) -> Terms:
     """The integral over lambda, with the two ends of Kingma et al. or as I-MMSE."""
     process, x = chain.model.process, chain.x
-    start = start_time(chain.model, t_min)
     top = float(process.log_snr(start))
     bottom = max(float(process.log_snr(process.t_max)), -math.log(FAR))
 
@@ -167,8 +180,7 @@ def continuous(
     table = _gather(found.shares, row, ROWS).flip(1)
     times = time(0.5 * (edges[1:] + edges[:-1])).flip(0)
     if form == "i-mmse":
-        s2 = chain.model.sigma_data**2
-        reference = 0.5 * (chain.square / s2 + chain.d * math.log(2 * math.pi * s2))
+        reference = chain.gauss_nll()
         return Terms(reference, table, torch.zeros_like(reference), found.variance, times)
     y = torch.exp(-2 * (bottom + edges.flip(0) * (top - bottom)))
     clean = torch.tensor(start, dtype=torch.float64, device=x.device)
@@ -195,8 +207,8 @@ def _divergence(
     log_ratio = r * (large / small).log()  # log v_p/v_q (Nichol & Dhariwal 2021, 15)
     off = (b * (chain.x - data).double()).square() / small
     kl = 0.5 * (log_ratio + (1 + off) * torch.exp(-log_ratio) - 1)
-    gauss = chain.column(_weight(chain, s, t, variance)) * chain.reference(t, eps)
-    return (kl - gauss).flatten(1).sum(1), _closed(chain, s, t, variance)
+    gauss = _weight(chain, s, t, variance) * chain.reference(t, eps)
+    return kl.flatten(1).sum(1) - gauss, _closed(chain, s, t, variance)
 
 
 def _weight(chain: Chain, s: Tensor, t: Tensor, variance: str) -> Tensor:

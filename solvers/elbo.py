@@ -16,7 +16,7 @@ which for the exact D is no bound but log p itself, as I-MMSE says outright (Kon
 
     -log p(x_0) = -log N(x_0; 0, s^2) + int e^{2 lambda} (E|x_0 - D|^2 - E|x_0 - G|^2) dlambda
 
-with G the denoiser of N(0, s^2). lambda is drawn by importance, see importance.py.
+with G the denoiser of N(0, s^2), or of any Gaussian law, `reference`. lambda is drawn by importance, see importance.py.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from torch import Tensor
 from ..models import Denoiser, TabledVP
 from ..models.variational import VarianceHead
 from .bounds import Chain, Decoder, Terms, continuous, discrete
+from .drift import start_time
 from .encode import check, raise_if_failed
 from .quadrature import as_ids
+from .spectral import Statistics
 from .status import Status
 
 LOG2 = math.log(2)
@@ -47,10 +49,11 @@ class Elbo:
     """What `elbo` found: float64 [B] in bits/dim, an upper bound on -log2 p(x_0)/d.
 
     bits_per_dim = prior + diffusion + reconstruction (L_T, sum of L_t, L_0); std_error: of
-    bits_per_dim, from the noise drawn. log_prob: the same bound as nats, log p(x_0) >= log_prob.
+    bits_per_dim, from the noise drawn, and too large for a coarse chain of which all terms are taken,
+    whose means differ from step to step. log_prob: the same bound as nats, log p(x_0) >= log_prob.
     times: float64 [K], rising; terms [B, K]: the diffusion by time, which add up to it; each L_t
     where all were taken, else equal parts of lambda or of the chain, whose middle or end is named.
-    form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is -log2 N(x_0; 0, s^2)/d,
+    form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is the Gaussian's -log2 p/d,
     terms what is added to it, and reconstruction 0. convention: how levels were counted. nfe: calls.
     status: int64 [B], codes of `Status`.
     """
@@ -112,39 +115,64 @@ def elbo(
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
+    reference: Statistics | None = None,
     on_failure: str = "raise",
 ) -> Elbo:
     """A lower bound on log p of each sample of x [B, *event], float32 or float64.
 
     time: 'discrete' (default for tabled processes and time='index' networks), 'continuous', or
-    'i-mmse': a density's, without the two ends. steps: N of the discrete chain t = i/N, by default
+    'i-mmse': a density's, without the two ends, so that what lies below t_min is left out. steps: N of the discrete chain t = i/N, by default
     the network's own; otherwise the calls (100). calls: estimate the sum over the chain from so
     many of its terms, drawn by importance; by default all are taken. variance: 'learned' (default
     for a `VarianceHead`), 'small' (beta~, the posterior's) or 'large' (beta, DDPM's fixedlarge);
     discrete only. spacing: distance of the data's levels, e.g. 2/255, on `bounds`; the bound is then
     on the probability of the levels, by DDPM's discretised Gaussian, whose end levels take the
     tails, or with decoder='vdm' by Kingma et al.'s softmax over levels. 0: on a density. pilot:
-    draw lambda by importance; False: uniformly. seed, sample_ids: of the noise. on_failure: 'raise'
+    draw lambda by importance; False: uniformly. reference: `Statistics.of(data)` of data like x,
+    which about halve the error for the same calls (a full covariance is a matrix product, which
+    rounds otherwise in another batch); by default mean 0 and variance sigma_data^2. seed, sample_ids: of the noise. on_failure: 'raise'
     a SolverError where the network returned NaN or Inf, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any call.
     """
     check(model, x, 1.0, 1.0, on_failure)
-    tabled = isinstance(model.process, TabledVP) or model.time == "index"
-    form = time or ("discrete" if tabled else "continuous")
+    form = time or natural_time(model)
     variance = variance or ("learned" if isinstance(model.net, VarianceHead) else "small")
     _check_options(model, form, steps, calls, variance, decoder, spacing)
     _check_range(x, spacing, bounds)
-    chain = Chain(model, x, cond, seed, as_ids(sample_ids, len(x)))
+    start = start_time(model, t_min)
+    # a density needs variances: none below the blur at t_min
+    least = math.exp(-2 * float(model.process.log_snr(start))) if form == "i-mmse" else 0.0
+    law = _law(model, x, reference, least)
+    chain = Chain(model, x, cond, seed, as_ids(sample_ids, len(x)), law)
     how = Decoder(decoder, spacing, bounds)
     with torch.no_grad():
         if form == "discrete":
             terms = discrete(chain, steps, calls, variance, how)
         else:
-            terms = continuous(chain, steps or 100, t_min, pilot, form, how)
+            terms = continuous(chain, steps or 100, start, pilot, form, how)
     result = _report(terms, chain, form, _convention(how))
     raise_if_failed(result.status, result, on_failure)
     return result
+
+
+def _law(model: Denoiser, x: Tensor, reference: Statistics | None, least: float) -> Statistics:
+    """The Gaussian reference, of variances >= least."""
+    d = x[0].numel()
+    if reference is None:
+        s2 = torch.full((d,), model.sigma_data**2, dtype=torch.float64)
+        return Statistics(torch.zeros_like(s2), s2)
+    if reference.mean.numel() != d:
+        raise ValueError(
+            f"reference must be of {d} components, as x is; got {reference.mean.numel()}"
+        )
+    return Statistics(reference.mean, reference.variances.clamp(min=least), reference.basis)
+
+
+def natural_time(model: Denoiser) -> str:
+    """'discrete' for tabled processes and networks that are told an index, else 'continuous'."""
+    tabled = isinstance(model.process, TabledVP) or model.time == "index"
+    return "discrete" if tabled else "continuous"
 
 
 def _check_options(

@@ -185,6 +185,8 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("--time", default=None, choices=["discrete", "continuous", "i-mmse"],
                    help="of elbo: the chain, its limit, or that of a density; default: the network's")  # fmt: skip
     p.add_argument("--steps", type=int, default=None, help="of elbo: calls, or steps of the chain")
+    p.add_argument("--calls", type=int, default=None,
+                   help="of elbo on a chain: draw so many of its terms; default: all are taken")  # fmt: skip
     p.add_argument("--batch", type=int, default=64, help="items at a time")
     _common(p, "out/likelihood")
 

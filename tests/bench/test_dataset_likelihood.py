@@ -144,7 +144,9 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_item(tmp_path):
         tmp_path / "b", model=spec, data=tmp_path / "x.pt", method="elbo", steps=8, repeats=2,
         batch=5, progress=False,
     )  # fmt: skip
-    assert len(items(tmp_path / "a")) == 12 and items(tmp_path / "a") == items(tmp_path / "b")
+    # the control variate's matrix product alone may round otherwise in another batch
+    assert items(tmp_path / "a") == pytest.approx(items(tmp_path / "b"), abs=1e-9)
+    assert sorted(items(tmp_path / "a")) == list(range(12))
 
 
 def test_repeats_targets_conventions_and_a_hook(tmp_path, capsys):

@@ -115,6 +115,22 @@ def test_a_target_is_reached_by_the_bound_with_calls_and_said_where_not(monkeypa
         bits_per_dim(model, y[:2], by="elbo", target_std_error=1e-3)
 
 
+def test_a_chain_with_a_target_takes_the_terms_it_needs():
+    """All 400 where a target is out of reach, a few where it is near: same mean, within errors."""
+    y = TARGET.sample(30, seed=5)
+    options = {"by": "elbo", "time": "discrete", "on_failure": "return"}
+    whole = bits_per_dim(MODEL, y, steps=400, **options)
+    few = bits_per_dim(MODEL, y, steps=400, target_std_error=0.2, **options)
+    error = few.bits_per_dim - whole.bits_per_dim
+    assert error.mean().abs() < 3 * error.std() / math.sqrt(30)
+    assert (few.nfe < 400).double().mean() > 0.8
+    met = few.std_error <= 0.2  # a pilot of three components errs itself: most, and the rest say so
+    assert met.double().mean() > 0.6 and torch.equal(met, few.status == 0)
+    far = bits_per_dim(MODEL, y[:2], steps=400, target_std_error=1e-4, **options)
+    assert (far.status == Status.TARGET_NOT_MET).all()
+    assert torch.equal(far.bits_per_dim, whole.bits_per_dim[:2])
+
+
 def test_draws_belong_to_their_datum():
     model = ud.Denoiser(lambda x, t: x.tanh(), ud.VP(), predicts="noise")
     k, ids = integers(4), torch.tensor([9, 2, 5, 7])
@@ -147,6 +163,11 @@ def test_draws_belong_to_their_datum():
         (torch.zeros(2, 3), {"by": "sde"}, "by must be one of ode, elbo"),
         (torch.zeros(2, 3), {"repeats": 0}, "repeats must be >= 1; got 0"),
         (torch.zeros(2, 3), {"target_std_error": 0.0}, "target_std_error must be > 0"),
+        (
+            torch.zeros(2, 3),
+            {"target_std_error": 0.1, "by": "elbo", "steps": 50},
+            "steps follows from target_std_error; got both, 50",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_call(x, options, message):
