@@ -32,6 +32,7 @@ from .grids import lookup
 from .pairs import PAIRS
 from .probing import Prober
 from .scaled_flow import ScaledFlow
+from .spectral import Statistics
 from .status import Status
 
 METHODS = {"quadrature": ("tsit5", 1e-3, 4.0), "augmented": ("dopri5", 1e-5, 1.0)}
@@ -97,6 +98,7 @@ def log_prob(
     target_std_error: float | None = None,
     max_probes: float = 64,
     points: int | None = None,
+    control: Statistics | None = None,
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
@@ -117,7 +119,9 @@ def log_prob(
     whatever was asked: std_error is 0. probes: of each path ('augmented', whole), or the mean
     number a node ('quadrature', 4); target_std_error: instead, the standard error to reach in
     bits/dim with at most max_probes a node ('quadrature'). points: nodes a step, by default 3, or
-    4 where the trace is exact or a target set. seed, sample_ids: a sample's probes depend on these
+    4 where the trace is exact or a target set. control: mean and covariance of the data
+    (`Statistics.of(data)`), whose Gaussian's Jacobian is known and need not be probed
+    ('quadrature'; only what is off the diagonal helps). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
@@ -138,6 +142,11 @@ def log_prob(
     )  # fmt: skip
     _check_options(method, backend, trace, probes, target_std_error, max_probes, points)
     d = x[0].numel()
+    if control is not None and (method != "quadrature" or control.mean.numel() != d):
+        raise ValueError(
+            f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
+            f"{control.mean.numel()}"
+        )
     if d <= SMALL or (target_std_error is None and probes >= d):
         trace = "exact"
     if trace == "exact":
@@ -155,8 +164,8 @@ def log_prob(
             if target_std_error is not None:
                 goal = (target_std_error * x[0].numel() * math.log(2)) ** 2
             parts = _by_quadrature(
-                flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, seed, ids,
-                max_steps,
+                flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, control, seed,
+                ids, max_steps,
             )  # fmt: skip
         else:
             parts = _by_augmented(
@@ -181,8 +190,8 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _by_quadrature(
     flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: float,
-    max_probes: float, goal: float | None, points: int, seed: int | Tensor, ids: Tensor,
-    max_steps: int,
+    max_probes: float, goal: float | None, points: int, control: Statistics | None,
+    seed: int | Tensor, ids: Tensor, max_steps: int,
 ) -> Parts:  # fmt: skip
     """log p, its standard error, latent, products, status, path error, defect, prior gap."""
     run = integrate(
@@ -196,7 +205,7 @@ def _by_quadrature(
     with torch.no_grad():
         nodes = quadrature.lay(flow, path, points, status == Status.OK)
         chunk = quadrature.chunk_rows(batch, x[0].numel())
-        prober = Prober(flow, nodes, seed, ids.to(x.device), chunk)
+        prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
         if trace == "exact":
             prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
             variance = torch.zeros(batch, dtype=torch.float64)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels import rademacher
 from . import trace as traces
 from .scaled_flow import ScaledFlow, column
+from .spectral import Statistics
 
 DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
 
@@ -26,7 +27,7 @@ class Nodes:
 
     sample, index: int64 [R], whose and which; lam, weight: float64 [R]; x_hat [R, *event].
     a, b: D = a x^ + b out. defect: s . (du/dlambda - v), float64. size: probes so far, K.
-    total [R, *event]: K times the a_i of trace.py, for out. gains: float64 [R, bits + 1], the
+    total [R, *event]: K times the a_i of trace.py, for out less the control. gains: float64 [R, bits + 1], the
     squared change of a_i on the way to 2^m probes (0 for m = 0).
     """
 
@@ -47,13 +48,18 @@ class Nodes:
 
 
 class Prober:
-    """Evaluates the network at nodes and lets probes accumulate there."""
+    """Evaluates the network at nodes and lets probes accumulate there.
+
+    control: a Gaussian whose posterior's Jacobian P is taken off dD/dx^ before it is probed and
+    whose trace is added again: probes then see only in what the data are not that Gaussian.
+    """
 
     def __init__(
-        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int
-    ) -> None:
+        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int,
+        control: Statistics | None = None,
+    ) -> None:  # fmt: skip
         self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
-        self.seed = seed
+        self.seed, self.control = seed, control
         self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))
         self.products = torch.zeros(flow.batch, dtype=torch.int64)
 
@@ -96,14 +102,23 @@ class Prober:
         for k in range(before, size):
             v = signs * traces.walsh(k, self.labels).to(x).reshape(x.shape[1:])
             keep = k + 1 < size
-            total = total + v * traces.products(out, x, v[None], keep=keep)[0]
+            w, known = self.less_known(part, v, traces.products(out, x, v[None], keep=keep)[0])
+            total = total + v * w
             if (k + 1) & k == 0:  # a level of the block is full
                 level = total / (k + 1)
                 spread = level - last
                 if k:
                     gains[:, k.bit_length()] = dot(spread, spread)
                 last = level
-        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last)
+        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last) + known
+
+    def less_known(self, part: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, float | Tensor]:
+        """(w - P v/b, tr P/b) for the control, (w, 0) without."""
+        if self.control is None:
+            return w, 0.0
+        b = self.nodes.b[part]
+        p, trace = self.control.posterior(v.flatten(1), torch.exp(-2 * self.nodes.lam[part]))
+        return w - p.reshape(w.shape) / column(b, w), trace / b
 
     def signs(self, part: Tensor, x: Tensor) -> Tensor:
         """eps of each node: drawn from the counter (sample id, node index)."""
