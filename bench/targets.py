@@ -4,6 +4,7 @@
     ring2         8 narrow modes on a circle, weights 1..8, 2 dimensions
     moons, spiral, checkerboard   the customary pictures in the plane, as mixtures that fit them
     images192     3 x 8 x 8 fields with the power spectrum of photographs, 4 kinds, 192 dimensions
+    images768     the same in 3 x 16 x 16
     stiff         one Gaussian of 16 dimensions, variances from 1e-6 to 1
     lognormal16   fields exp(Gaussian) on 16 sites, as the mixture fitted to 64 000 of them
 
@@ -106,25 +107,35 @@ def checkerboard() -> Target:
     return Target("checkerboard", law, ddpm_process(), "dark fields of a board (exact scores)")
 
 
-def images192() -> Target:
-    """Colour fields [3, 8, 8] with variance ~ 1/(f + 1/8)^2 at frequency f, four kinds that differ
-    in mean and in the direction in which they are smooth; deviation about 0.5."""
-    k = torch.arange(8, dtype=torch.float64)
-    basis = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / 8)  # DCT-II, rows are frequencies
+def _images(side: int, name: str) -> Target:
+    k = torch.arange(side, dtype=torch.float64)
+    basis = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / side)  # DCT-II, rows: frequencies
     basis = basis / basis.norm(dim=1, keepdim=True)
-    modes = torch.einsum("ac,bd->abcd", basis, basis).reshape(64, 64)
+    modes = torch.einsum("ac,bd->abcd", basis, basis).reshape(side * side, side * side)
     luma = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]).double().T)[0].T
-    axes = torch.einsum("ij,ab->iajb", luma, modes).reshape(192, 192)
+    d = 3 * side * side
+    axes = torch.einsum("ij,ab->iajb", luma, modes).reshape(d, d)
     color = torch.tensor([1.0, 0.15, 0.05], dtype=torch.float64)
     means, covs = [], []
     for stretch in (0.3, 0.7, 1.4, 3.0):
-        f = torch.hypot(k[:, None] * stretch, k[None] / stretch) / 8
-        spectrum = (color[:, None] * (f.flatten() + 0.125) ** -2).flatten()
+        f = torch.hypot(k[:, None] * stretch, k[None] / stretch) / side
+        spectrum = (color[:, None] * (f.flatten() + 1 / side) ** -2).flatten()
         spectrum = 0.25 * spectrum / spectrum.mean()
         covs.append(axes.T @ (spectrum[:, None] * axes))
-        means.append(0.3 * (stretch - 1) / (stretch + 1) * torch.ones(3, 8, 8).double())
+        means.append(0.3 * (stretch - 1) / (stretch + 1) * torch.ones(3, side, side).double())
     law = GaussianMixture([1.0, 2.0, 2.0, 1.0], torch.stack(means), torch.stack(covs))
-    return Target("images192", law, ddpm_process(), "image-like fields, 192-dim (exact scores)")
+    return Target(name, law, ddpm_process(), f"image-like fields, {d}-dim (exact scores)")
+
+
+def images192() -> Target:
+    """Colour fields [3, 8, 8] with variance ~ 1/(f + 1/8)^2 at frequency f, four kinds that differ
+    in mean and in the direction in which they are smooth; deviation about 0.5."""
+    return _images(8, "images192")
+
+
+def images768() -> Target:
+    """The same in [3, 16, 16], with variance ~ 1/(f + 1/16)^2."""
+    return _images(16, "images768")
 
 
 def stiff() -> Target:
@@ -161,6 +172,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "spiral": spiral,
     "checkerboard": checkerboard,
     "images192": images192,
+    "images768": images768,
     "stiff": stiff,
     "lognormal16": lognormal16,
 }

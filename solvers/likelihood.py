@@ -32,12 +32,14 @@ from .grids import lookup
 from .pairs import PAIRS
 from .probing import Prober
 from .scaled_flow import ScaledFlow
+from .spectral import Statistics
 from .status import Status
 
 METHODS = {"quadrature": ("tsit5", 1e-3, 4.0), "augmented": ("dopri5", 1e-5, 1.0)}
 """Methods, with their default solver, tolerance and probes."""
 LONGEST = 2.0  # in lambda: where the path is straight the trace may still bend, as e^(2 lambda)
-SMALL = 4  # components up to which the exact trace is taken: one probe cannot tell its own error
+SMALL = 8  # components up to which the exact trace is taken: few terms cannot tell their error
+FINE = 1e-4  # rtol and atol at most by default where the trace is exact and the path the only error
 TRACES = ("hutchinson", "gaussian", "exact")
 KINDS = {"float32": "float", "float64": "double"}  # what log_prob takes, and how to cast to it
 BACKENDS = ("native", "torchdiffeq")
@@ -49,7 +51,7 @@ class LogProb:
 
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
     the probes alone; `bits_std_error` in bits/dim. It is 0 where the trace is exact: asked for, or
-    d <= 4, or probes >= d, or the Walsh blocks of all nodes full; path_error and prior_gap are not
+    d <= 8, or probes >= d, or the Walsh blocks of all nodes full; path_error and prior_gap are not
     in it and remain. nfe: network evaluations, int64; products: Jacobian products, int64. latent:
     x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
     path_error: estimate of what the quadrature contributes, nats; defect: what log_prob was
@@ -96,6 +98,7 @@ def log_prob(
     target_std_error: float | None = None,
     max_probes: float = 64,
     points: int | None = None,
+    control: Statistics | None = None,
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
@@ -108,18 +111,22 @@ def log_prob(
 
     method: 'quadrature' (default: path first, then the trace at Gauss nodes with probes of their
     own) or 'augmented' (x and log p in one ODE, probes held along it). solver: 'bosh3', 'dopri5',
-    'tsit5', 'dopri8'; rtol, atol: of the path. By default tsit5 at 1e-3 for 'quadrature', where the
-    path need not be exact (bosh3 at 1e-2 will do for an exact score); dopri5 at 1e-5 otherwise.
+    'tsit5', 'dopri8'; rtol, atol: of the path. By default tsit5 for 'quadrature', at 1e-3 where
+    probes err more than the path (bosh3 at 1e-2 will do for an exact score) and 1e-4 where the
+    trace is exact; dopri5 at 1e-5 for 'augmented'.
     trace: 'hutchinson' (Rademacher probes), 'exact' (d products a node), 'gaussian' (augmented
-    only). Events of d <= 4 components, and of d <= probes with no target, get the exact trace
+    only). Events of d <= 8 components, and of d <= probes with no target, get the exact trace
     whatever was asked: std_error is 0. probes: of each path ('augmented', whole), or the mean
     number a node ('quadrature', 4); target_std_error: instead, the standard error to reach in
     bits/dim with at most max_probes a node ('quadrature'). points: nodes a step, by default 3, or
-    4 where the trace is exact or a target set. seed, sample_ids: a sample's probes depend on these
+    4 where the trace is exact or a target set. control: mean and covariance of the data
+    (`Statistics.of(data)`), whose Gaussian's Jacobian is known and need not be probed
+    ('quadrature'; only what is off the diagonal helps). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
-    added to bits_per_dim (see `bits.offset`). backend: 'torchdiffeq' runs 'augmented' through
+    added to bits_per_dim: -log2 of the levels' spacing for dequantised data (score_sde's 7 for
+    256 levels in [-1, 1], 8 in [0, 1]). backend: 'torchdiffeq' runs 'augmented' through
     torchdiffeq. on_failure: 'raise' a SolverError, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any network call; TypeError at the
@@ -128,14 +135,24 @@ def log_prob(
     if method is None:
         method = "augmented" if backend == "torchdiffeq" or trace == "gaussian" else "quadrature"
     default_solver, tolerance, default_probes = lookup("method", method, METHODS)
-    rtol = tolerance if rtol is None else rtol
-    atol = tolerance if atol is None else atol
     probes = default_probes if probes is None else probes
-    check(model, x, rtol, atol, on_failure)
+    check(
+        model, x, tolerance if rtol is None else rtol, tolerance if atol is None else atol,
+        on_failure,
+    )  # fmt: skip
     _check_options(method, backend, trace, probes, target_std_error, max_probes, points)
     d = x[0].numel()
+    if control is not None and (method != "quadrature" or control.mean.numel() != d):
+        raise ValueError(
+            f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
+            f"{control.mean.numel()}"
+        )
     if d <= SMALL or (target_std_error is None and probes >= d):
         trace = "exact"
+    if trace == "exact":
+        tolerance = min(tolerance, FINE)
+    rtol = tolerance if rtol is None else rtol
+    atol = tolerance if atol is None else atol
     if points is None:
         points = 3 if trace != "exact" and target_std_error is None else 4
     name = lookup("solver", solver or default_solver, PAIRS).name
@@ -147,8 +164,8 @@ def log_prob(
             if target_std_error is not None:
                 goal = (target_std_error * x[0].numel() * math.log(2)) ** 2
             parts = _by_quadrature(
-                flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, seed, ids,
-                max_steps,
+                flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, control, seed,
+                ids, max_steps,
             )  # fmt: skip
         else:
             parts = _by_augmented(
@@ -173,8 +190,8 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _by_quadrature(
     flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: float,
-    max_probes: float, goal: float | None, points: int, seed: int | Tensor, ids: Tensor,
-    max_steps: int,
+    max_probes: float, goal: float | None, points: int, control: Statistics | None,
+    seed: int | Tensor, ids: Tensor, max_steps: int,
 ) -> Parts:  # fmt: skip
     """log p, its standard error, latent, products, status, path error, defect, prior gap."""
     run = integrate(
@@ -188,7 +205,7 @@ def _by_quadrature(
     with torch.no_grad():
         nodes = quadrature.lay(flow, path, points, status == Status.OK)
         chunk = quadrature.chunk_rows(batch, x[0].numel())
-        prober = Prober(flow, nodes, seed, ids.to(x.device), chunk)
+        prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
         if trace == "exact":
             prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
             variance = torch.zeros(batch, dtype=torch.float64)

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..kernels import rademacher
 from . import trace as traces
 from .scaled_flow import ScaledFlow, column
+from .spectral import Statistics
 
 DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
-RATIO = (0.2, 0.5, 0.7)  # least, presumed and largest ratio of what two levels in turn leave
 
 
 @dataclass(eq=False)
@@ -27,8 +27,8 @@ class Nodes:
 
     sample, index: int64 [R], whose and which; lam, weight: float64 [R]; x_hat [R, *event].
     a, b: D = a x^ + b out. defect: s . (du/dlambda - v), float64. size: probes so far, K.
-    total [R, *event]: K times the a_i of trace.py, for out. gains: float64 [R, 2], the squared
-    change of a_i at the last level and the one before.
+    total [R, *event]: K times the a_i of trace.py, for out less the control. gains: float64 [R, bits + 1], the
+    squared change of a_i on the way to 2^m probes (0 for m = 0).
     """
 
     sample: Tensor
@@ -48,13 +48,18 @@ class Nodes:
 
 
 class Prober:
-    """Evaluates the network at nodes and lets probes accumulate there."""
+    """Evaluates the network at nodes and lets probes accumulate there.
+
+    control: a Gaussian whose posterior's Jacobian P is taken off dD/dx^ before it is probed and
+    whose trace is added again: probes then see only in what the data are not that Gaussian.
+    """
 
     def __init__(
-        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int
-    ) -> None:
+        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int,
+        control: Statistics | None = None,
+    ) -> None:  # fmt: skip
         self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
-        self.seed = seed
+        self.seed, self.control = seed, control
         self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))
         self.products = torch.zeros(flow.batch, dtype=torch.int64)
 
@@ -97,13 +102,23 @@ class Prober:
         for k in range(before, size):
             v = signs * traces.walsh(k, self.labels).to(x).reshape(x.shape[1:])
             keep = k + 1 < size
-            total = total + v * traces.products(out, x, v[None], keep=keep)[0]
+            w, known = self.less_known(part, v, traces.products(out, x, v[None], keep=keep)[0])
+            total = total + v * w
             if (k + 1) & k == 0:  # a level of the block is full
                 level = total / (k + 1)
-                spread = level - last  # all of `level` at first: see `lonely`
-                gains = torch.stack([dot(spread, spread), gains[:, 0]], 1)
+                spread = level - last
+                if k:
+                    gains[:, k.bit_length()] = dot(spread, spread)
                 last = level
-        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last)
+        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last) + known
+
+    def less_known(self, part: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, float | Tensor]:
+        """(w - P v/b, tr P/b) for the control, (w, 0) without."""
+        if self.control is None:
+            return w, 0.0
+        b = self.nodes.b[part]
+        p, trace = self.control.posterior(v.flatten(1), torch.exp(-2 * self.nodes.lam[part]))
+        return w - p.reshape(w.shape) / column(b, w), trace / b
 
     def signs(self, part: Tensor, x: Tensor) -> Tensor:
         """eps of each node: drawn from the counter (sample id, node index)."""
@@ -121,22 +136,44 @@ class Prober:
     def variance(self) -> Tensor:
         """What is left at each node, weight^2 b^2 2 sum of off-diagonal J_ij^2, float64 [R].
 
-        With K >= 2 probes the level just passed gained V_{K/2} - V_K; V_K is the tail of a
-        geometric series whose ratio is that of the last two gains, pooled over the sample (a guess
-        where few pairs of components are left, as with 4 probes of d = 5). Nodes with a single
-        probe are measured against their neighbours, see `lonely`.
+        The squared change from a level to the next is what that level removed, V_{K/2} - V_K. How
+        the levels share V_1 depends on the colouring and on how far the data correlate, and hardly
+        on the node, so all nodes of a sample tell it together (`shares`): one that removed C up to
+        level m has C (c_bits/c_m - 1) left. A node with a single probe is measured against its
+        neighbours, see `lonely`.
         """
         nodes = self.nodes
-        gain = (nodes.weight * nodes.b).square()[:, None] * nodes.gains
-        seen = (nodes.size >= 4)[:, None] * gain
-        pooled = torch.zeros(self.flow.batch, 2, dtype=torch.float64, device=gain.device)
-        pooled.index_add_(0, nodes.sample, seen)
-        least, presumed, largest = RATIO
-        ratio = torch.where(pooled[:, 1] > 0, pooled[:, 0] / pooled[:, 1], presumed)
-        ratio = ratio.clamp(least, largest)[nodes.sample]
-        alone = (nodes.weight * nodes.b).square() * self.lonely()
-        left = torch.where(nodes.size >= 2, gain[:, 0] * ratio / (1 - ratio), alone)
+        square = (nodes.weight * nodes.b).square()
+        level = nodes.size.clamp(min=1).double().log2().long()
+        gone = (square[:, None] * nodes.gains).cumsum(1)  # column m: by levels 1 ... m
+        share = self.shares(gone, level)
+        rest = (share[:, -1:] / share - 1)[nodes.sample].gather(1, level[:, None])[:, 0]
+        left = torch.where(nodes.size >= 2, gone[:, -1] * rest, square * self.lonely())
         return 2 * torch.where(nodes.size >= 1 << self.bits, 0.0, left)  # a full block is exact
+
+    def shares(self, gone: Tensor, level: Tensor) -> Tensor:
+        """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
+
+        The chain ladder (Mack 1993): c_m/c_{m-1} is the ratio of sums over the nodes that reached
+        level m, and over one more, an average one, whose level m removed half of what m - 1 did.
+        """
+        zero = torch.zeros(self.flow.batch, dtype=torch.float64, device=gone.device)
+        gain, total = zero + 1, zero + 1
+        found = [total, total]
+        for m in range(2, self.bits + 1):
+
+            def add(v: Tensor, least: int) -> Tensor:
+                return zero.index_add(0, self.nodes.sample, torch.where(level >= least, v, 0.0))
+
+            here = gone[:, m - 1]
+            mean = add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
+            before = add(here, m) + mean
+            guess = 0.5 * gain / total
+            ratio = (add(gone[:, m] - here, m) + mean * guess) / before
+            gain = total * torch.where(before > 0, ratio, guess)
+            total = total + gain
+            found.append(total)
+        return torch.stack(found, 1)
 
     def lonely(self) -> Tensor:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.

@@ -25,6 +25,7 @@ from torch import Tensor
 from .dense import DensePath
 from .probing import Nodes, Prober
 from .scaled_flow import ScaledFlow, column
+from .trace import colours
 
 
 def lay(flow: ScaledFlow, path: DensePath, points: int, fine: Tensor) -> Nodes:
@@ -43,7 +44,7 @@ def lay(flow: ScaledFlow, path: DensePath, points: int, fine: Tensor) -> Nodes:
     return Nodes(
         sample, index, lam, weight[real], column(n, u) * u, slope, zero, zero.clone(), zero.clone(),
         zero.clone(), torch.zeros_like(sample), zero.clone(), torch.zeros_like(u),
-        zero.new_zeros(len(lam), 2),
+        zero.new_zeros(len(lam), colours(tuple(u.shape[1:]))[1] + 1),
     )  # fmt: skip
 
 

@@ -137,6 +137,19 @@ def _leading(centred: Tensor) -> tuple[Tensor, Basis]:
     return torch.cat([values, rest.expand(d - rank)]), Leading(v[:, :rank].contiguous())
 
 
+    def posterior(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(P v, tr P) for P = C (C + s^2)^-1, the Jacobian of E[x | x + s eps] of N(m, C).
+
+        v [n, d] in any dtype, noise: s^2 [n] float64; the answers are [n, d] in v's and [n].
+        """
+        gain = self.variances.to(noise.device)
+        gain = gain / (gain + noise[:, None])
+        if self.basis is None:
+            return gain.to(v.dtype) * v, gain.sum(1)
+        q = self.basis.to(v.device, v.dtype)
+        return (gain.to(v.dtype) * (v @ q)) @ q.T, gain.sum(1)
+
+
 @dataclass(frozen=True, eq=False)
 class SpectralTable:
     """A table over components: u_{i+1} = sum_k state[i,k] u_{i-k} + sum_h data[i,h] E_{i-h}.

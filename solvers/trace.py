@@ -120,8 +120,8 @@ def _vectorised(out: Tensor, x: Tensor, v: Tensor, keep: bool, create_graph: boo
 @lru_cache(maxsize=64)
 def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """(labels [d] int64, bits): components whose labels agree in the low m bits share a colour of
-    2^m. In images [..., H, W] the bits are those of a checkerboard, of its rows, then of the
-    channels, then of checkerboards and rows of twice the size, and so on. A flat event of n^2 >= 16
+    2^m. In images [..., H, W] the bits are those of a checkerboard, of the channels (a pixel's
+    colours correlate most), of the rows, then of checkerboards and rows of twice the size, and so on. A flat event of n^2 >= 16
     components is taken for an n x n image; any other gets a fixed random colouring, since nothing
     is known of who its neighbours are. All 2^bits colours are distinct components.
     """
@@ -137,9 +137,10 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     channel, channels = index // (height * width), len(index) // (height * width)
     planes: list[Tensor] = []
     for level in range((max(height, width) - 1).bit_length()):
-        planes += [((row >> level) + (col >> level)) & 1, (row >> level) & 1]
+        planes += [((row >> level) + (col >> level)) & 1]
         if level == 0:
             planes += [(channel >> b) & 1 for b in range((channels - 1).bit_length())]
+        planes += [(row >> level) & 1]
     planes = [p for p in planes if bool((p != p[0]).any())]
     labels = sum((p << m for m, p in enumerate(planes)), torch.zeros_like(index))
     return labels, max(1, len(planes))
