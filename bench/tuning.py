@@ -22,16 +22,16 @@ from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, atomically, load, load_default
 from ..models.data import load as load_data
 from ..models.data import split
-from ..solvers.learned import (
+from ..solvers.fitting import (
     Fit,
     FitError,
-    Learned,
     best_initial,
     fit,
     held_out_error,
     references,
     seen,
 )
+from ..solvers.learned import Learned
 from ..solvers.spectral import KINDS, Statistics
 from . import problems
 from .heldout import dequantised
@@ -43,7 +43,7 @@ DRAWS = 8192
 FULL = 256
 """Components up to which a full covariance is tried; its basis is in the file."""
 BATCH, LARGE_BATCH = 96, 16
-STARTS, LARGE_STARTS = 256, 64
+STARTS, LARGE_STARTS = 512, 64
 
 
 def tune(

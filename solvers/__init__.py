@@ -14,6 +14,7 @@ from .ends import jump_loss, start
 from .equidistributed import Equidistributed, equidistributed
 from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .exponential_pair import ExponentialPair
+from .fitting import FitError, fit, references
 from .grids import (
     GRIDS,
     Beta,
@@ -31,7 +32,7 @@ from .grids import (
 from .heun import Heun
 from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
-from .learned import FitError, Learned, fit, read, references
+from .learned import Learned, read
 from .learned_variance import sample_learned_variance
 from .likelihood import LogProb, log_prob
 from .pndm import PNDM

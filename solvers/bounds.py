@@ -60,9 +60,9 @@ class Chain:
         self.seed, self.ids = seed, ids.to(x.device)
         self.d, self.calls = x[0].numel(), 0
         self.square = x.double().square().flatten(1).sum(1)
-        self.basis = None if law.basis is None else law.basis.to(x.device)
+        self.turned = law.q.into
         self.c = law.variances.to(x.device)
-        self.v = self._turned(x.double().flatten(1) - law.mean.to(x.device))
+        self.v = self.turned(x.double().flatten(1) - law.mean.to(x.device))
 
     def noisy(self, t: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """(eps, x_t) at times t [B]."""
@@ -82,7 +82,7 @@ class Chain:
     def reference(self, t: Tensor, eps: Tensor) -> Tensor:
         """|x_0 - G|^2, [B]."""
         y = torch.exp(-2 * self.model.process.log_snr(t))[:, None]
-        miss = (y * self.v - self.c * y.sqrt() * self._turned(eps.double().flatten(1))) / (
+        miss = (y * self.v - self.c * y.sqrt() * self.turned(eps.double().flatten(1))) / (
             self.c + y
         )
         return miss.square().sum(1)
@@ -111,9 +111,6 @@ class Chain:
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         ratio = (sigma / end) ** 2
         return 0.5 * (self.d * (ratio - 1 - math.log(ratio)) + (alpha / end) ** 2 * self.square)
-
-    def _turned(self, flat: Tensor) -> Tensor:
-        return flat if self.basis is None else flat @ self.basis
 
     def column(self, c: Tensor) -> Tensor:
         """[B] -> [B, 1, ...]."""

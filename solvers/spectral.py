@@ -93,6 +93,15 @@ class Statistics:
         each = each.mean().expand(len(mean)).clone() if kind == "scalar" else each
         return cls(mean, each, basis)
 
+    def posterior(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(P v, tr P) for P = C (C + s^2)^-1, the Jacobian of E[x | x + s eps] of N(m, C).
+
+        v [n, d] in any dtype, noise: s^2 [n] float64; the answers are [n, d] in v's and [n].
+        """
+        gain = self.variances.to(noise.device)
+        gain = gain / (gain + noise[:, None])
+        return self.q.back(gain.to(v.dtype) * self.q.into(v)), gain.sum(1)
+
     def record(self) -> dict[str, Any]:
         """Plain numbers and lists that `from_record` reads back exactly."""
         return {
@@ -135,19 +144,6 @@ def _leading(centred: Tensor) -> tuple[Tensor, Basis]:
     values = s[:rank].square() / n
     rest = (centred.square().sum() / n - values.sum()).clamp(min=0.0) / (d - rank)
     return torch.cat([values, rest.expand(d - rank)]), Leading(v[:, :rank].contiguous())
-
-
-    def posterior(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """(P v, tr P) for P = C (C + s^2)^-1, the Jacobian of E[x | x + s eps] of N(m, C).
-
-        v [n, d] in any dtype, noise: s^2 [n] float64; the answers are [n, d] in v's and [n].
-        """
-        gain = self.variances.to(noise.device)
-        gain = gain / (gain + noise[:, None])
-        if self.basis is None:
-            return gain.to(v.dtype) * v, gain.sum(1)
-        q = self.basis.to(v.device, v.dtype)
-        return (gain.to(v.dtype) * (v @ q)) @ q.T, gain.sum(1)
 
 
 @dataclass(frozen=True, eq=False)

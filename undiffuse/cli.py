@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
     args = _parser().parse_args(argv)
     from .models.trainer import TrainingError
-    from .solvers.learned import FitError
+    from .solvers.fitting import FitError
     from .solvers.status import SolverError
 
     wrong = (
@@ -342,7 +342,7 @@ def _tune(commands: Any) -> None:
                    "scalar, or files of them; default: all, by what errs least")  # fmt: skip
     p.add_argument("--data", default=None, help="data for them; default: the network's own")
     p.add_argument("--starts", type=int, default=None,
-                   help="trajectories, a quarter held out; default: 256, or 64 of large events")  # fmt: skip
+                   help="trajectories, a quarter held out; default: 512, or 64 of large events")  # fmt: skip
     p.add_argument("--iterations", type=int, default=300, help="optimiser steps")
     p.add_argument("--batch", type=int, default=None, help="trajectories an optimiser step")
     _common(p, "out/tune")

@@ -92,7 +92,7 @@ def test_the_choice_is_the_least_of_those_it_looks_at():
         y = ud.sample(model, x.shape, t.tableau(model.process), x_init=x, dtype=torch.float64)
         return float((y - goal).square().mean(1).sqrt().mean())
 
-    from undiffuse.solvers.learned import SPACINGS, Choice, initial
+    from undiffuse.solvers.fitting import SPACINGS, Choice, initial
 
     others = [
         initial(model.process, 1.0, model.t_min, 5, stats[choice.statistics],

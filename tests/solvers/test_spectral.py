@@ -8,7 +8,8 @@ import torch
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian, GaussianMixture
 from undiffuse.solvers import Tableau, UniPC, times
-from undiffuse.solvers.learned import Choice, Learned, fit, initial, references
+from undiffuse.solvers.fitting import Choice, fit, initial, references
+from undiffuse.solvers.learned import Learned
 from undiffuse.solvers.spectral import GaussianPreconditioned, Statistics
 
 from .exact import evaluate, gaussian_flow, slope  # noqa: TID251  ruff takes tests/solvers so
