@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from ..solvers.spectral import Statistics
 from ..solvers.status import Status
 from . import figures, heldout, metrics
 from .bar import bar
+from .running import Running
 from .store import Record, Store, write, write_text
 
 FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
@@ -117,7 +117,7 @@ def run(
     keys = [f"{head} {i} {_digest(item.numpy().tobytes())}" for i, item in enumerate(x)]
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
-    told = _Running([store[key] for key in keys if key in store], len(x), progress)
+    told = Running([store[key] for key in keys if key in store], len(x), progress)
     with bar(progress) as shown:
         shown.total(len(todo))
         shown.say("log p")
@@ -244,34 +244,6 @@ def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Rec
         }
         for i, bits, error, repeats, n, code in rows
     ]
-
-
-class _Running:
-    """Mean +- its error over the items so far, said ten times in a run."""
-
-    def __init__(self, records: list[Record], total: int, show: bool) -> None:
-        self.bits: list[float] = []
-        self.total, self.show, self.said = total, False, 0
-        for record in records:
-            self.add(record)
-        if records and show:
-            print(f"goes on after {len(records)} of {total} items")
-        self.show, self.said = show, 10 * len(self.bits) // total
-
-    def add(self, record: Record) -> None:
-        if record["status"] != "failed":
-            self.bits.append(record["bits_per_dim"])
-        tenth = 10 * len(self.bits) // self.total
-        if self.show and tenth > self.said:
-            self.said = tenth
-            print(f"{len(self.bits)} of {self.total} items: {self.sentence()}", flush=True)
-
-    def sentence(self) -> str:
-        n = len(self.bits)
-        if n < 2:
-            return f"bits/dim {self.bits[0]:.4f}" if n else "none yet"
-        values = torch.tensor(self.bits, dtype=torch.float64)
-        return f"bits/dim {float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(n):.4f}"
 
 
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from . import metrics
 from .dataset_likelihood import FOREIGN, run
 from .store import parse, write_text
+from .summary import environment
 from .table import Table, markdown, show
 
 COLUMNS = ["", "bits/dim", "lo", "hi", "error of an item", "calls", "seconds"]
@@ -43,9 +44,10 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
     title = f"{len(both)} items, {found['ode']['convention']}; 95 % over items"
     table = Table(title, COLUMNS, cells, [[False] * len(COLUMNS) for _ in cells])
     show([table])
-    write_text(out / "both.json", json.dumps({**found, "gap": gaps}, indent=1) + "\n")
+    record = {**found, "gap": gaps, "environment": environment()}
+    write_text(out / "both.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "both.md", markdown(table) + "\n")
-    return {**found, "gap": gaps}
+    return record
 
 
 def _by_item(folder: Path, head: str) -> dict[int, float]:

@@ -2,9 +2,10 @@
 
 Every noisy term is taken relative to that of the denoiser G of a Gaussian law, whose mean is a
 closed form: what is left to sample is small where the data look like it. In its principal axes,
-with c and v the variances and the coordinates of x_0 - mean, and y = e^{-2 lambda},
+with c and v the variances and the coordinates of x_0 - mean, and S = e^{2 lambda}, 0 at a flow's
+end,
 
-    x_0 - G = (y v - c sqrt(y) eps)/(c + y),       E (x_0 - G)^2 = (y^2 v^2 + c^2 y)/(c + y)^2
+    x_0 - G = (v - c sqrt(S) eps)/(1 + c S),       E (x_0 - G)^2 = (v^2 + c^2 S)/(1 + c S)^2
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import normal
-from ..models import Denoiser
+from ..models import Denoiser, TabledVP
 from ..models.variational import data_and_variance, decoder_nll, flat_decoder_nll, posterior
 from .importance import integrate_by_importance
 from .scaled_flow import FAR
@@ -81,17 +82,14 @@ class Chain:
 
     def reference(self, t: Tensor, eps: Tensor) -> Tensor:
         """|x_0 - G|^2, [B]."""
-        y = torch.exp(-2 * self.model.process.log_snr(t))[:, None]
-        miss = (y * self.v - self.c * y.sqrt() * self.turned(eps.double().flatten(1))) / (
-            self.c + y
-        )
-        return miss.square().sum(1)
+        snr = self._snr(t)
+        miss = self.v - self.c * snr.sqrt() * self.turned(eps.double().flatten(1))
+        return (miss / (1 + self.c * snr)).square().sum(1)
 
     def gauss(self, t: Tensor) -> Tensor:
         """E |x_0 - G|^2 over the noise, at times t [B] or scalar: [B]."""
-        y = torch.exp(-2 * self.model.process.log_snr(t)).reshape(-1, 1)
-        over = (self.c + y) ** 2
-        return ((y**2 * self.v.square() + self.c**2 * y) / over).sum(1)
+        snr = self._snr(t)
+        return ((self.v.square() + self.c**2 * snr) / (1 + self.c * snr) ** 2).sum(1)
 
     def gauss_between(self, y: Tensor) -> Tensor:
         """int e^{2 lambda} E |x_0 - G|^2 dlambda between neighbours of y = e^{-2 lambda} [K + 1],
@@ -112,6 +110,9 @@ class Chain:
         ratio = (sigma / end) ** 2
         return 0.5 * (self.d * (ratio - 1 - math.log(ratio)) + (alpha / end) ** 2 * self.square)
 
+    def _snr(self, t: Tensor) -> Tensor:
+        return torch.exp(2 * self.model.process.log_snr(t)).reshape(-1, 1)
+
     def column(self, c: Tensor) -> Tensor:
         """[B] -> [B, 1, ...]."""
         return c.reshape(-1, *(1,) * (self.x.ndim - 1))
@@ -124,7 +125,9 @@ def discrete(
     process, batch = chain.model.process, len(chain.x)
     n = steps or len(getattr(process, "betas", ())) or chain.model.steps
     t = process.t_max * torch.arange(1, n + 1, dtype=torch.float64, device=chain.x.device) / n
-    last, spread = _reconstruction(chain, t[0], float(t[1]), variance, decoder)
+    tabled = isinstance(process, TabledVP) or variance == "learned"
+    after = float(t[1]) if tabled else None
+    last, spread = _reconstruction(chain, t[0], after, variance, decoder)
     prior = chain.prior(float(t[-1]))
 
     def divergence(i: Tensor, draw: int) -> tuple[Tensor, Tensor]:
@@ -237,8 +240,8 @@ def _reconstruction(
 ) -> tuple[Tensor, Tensor]:
     """-log p(x_0 | x_t), the mean of a few draws, and the variance of that mean: [B] nats.
 
-    p is Gaussian about D of variance beta~ of the step `after` -> t ('learned': between it and
-    beta_t), as in the code of Improved DDPM; sigma^2/alpha^2 in continuous time.
+    p is Gaussian about D of variance sigma^2/alpha^2; for a table of betas, of beta~ of the step
+    `after` -> t ('learned': between it and beta_t), as in the code of Improved DDPM.
     """
     process, found = chain.model.process, []
     width2 = torch.exp(-2 * process.log_snr(t))

@@ -30,7 +30,8 @@ def encode(
 ) -> Tensor:
     """The latent of x [B, *event] at t_max, unique to x: the probability flow from data to noise.
 
-    Each sample has its own steps: a latent does not depend on its batch. `decode` undoes it.
+    Each sample has its own steps: a latent does not depend on its batch. `decode` undoes it up to
+    the tolerance; `Reversible` (reversible.py) is a fixed grid that is undone to rounding.
     Raises ValueError or TypeError for bad input, SolverError where a sample fails.
     """
     check(model, x, rtol, atol, "raise")
@@ -82,6 +83,8 @@ def interpolate(
     **options: Any,
 ) -> Tensor:
     """Data between a and b [B, *event], [len(weights), B, *event]: a at weight 0 and b at 1.
+
+        path = interpolate(model, x[:1], x[1:2], [0, 0.25, 0.5, 0.75, 1])[:, 0]    # from x_0 to x_1
 
     Their latents are joined by `slerp` and decoded. options: as of `encode` (cond, t_min,
     max_steps). Raises what `encode` raises, ValueError for a and b of different shapes.
