@@ -169,6 +169,8 @@ class Prober:
             mean = add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
             before = add(here, m) + mean
             guess = 0.5 * gain / total
+            if self.control is not None:  # what it leaves may correlate however far: 2^-m a level
+                guess = guess.clamp(min=1 / (2**m - 2))
             ratio = (add(gone[:, m] - here, m) + mean * guess) / before
             gain = total * torch.where(before > 0, ratio, guess)
             total = total + gain
@@ -273,10 +275,11 @@ class Prober:
 
     def grow(self, size: Tensor) -> bool:
         """Bring every node to its new size; False if none changed."""
-        more = size > self.nodes.size
-        for before in sorted(set(self.nodes.size[more].tolist())):
-            for after in sorted(set(size[more & (self.nodes.size == before)].tolist())):
-                chosen = more & (self.nodes.size == before) & (size == after)
+        had = self.nodes.size.clone()  # a node that grows must not be met again at its new size
+        more = size > had
+        for before in sorted(set(had[more].tolist())):
+            for after in sorted(set(size[more & (had == before)].tolist())):
+                chosen = more & (had == before) & (size == after)
                 self.visit(chosen.nonzero().flatten(), int(after))
         return bool(more.any())
 
