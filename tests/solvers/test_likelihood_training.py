@@ -49,6 +49,7 @@ def test_gradients_agree_with_finite_differences(trace, process):
             assert abs(float(slope)) > 1e-4
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_torchdiffeq_s_adjoint():
     """The same log p by `probability_flow` in odeint_adjoint at 1e-6: value to 1e-4 nats, and the
     gradients in x and in the network's parameters, which solve another ODE, to 1e-4 of the largest.
@@ -75,7 +76,7 @@ def test_gradients_agree_with_torchdiffeq_s_adjoint():
         rtol=1e-6, atol=1e-6, adjoint_params=tuple(net.parameters()),
     )  # fmt: skip
     theirs = process.prior.log_prob(z[-1]) + gained[-1] + d * alpha.log()
-    ours = differentiable_log_prob(model, x, 30, "exact", t_min=first)
+    ours = differentiable_log_prob(model, x, 50, "exact", t_min=first)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     leaves = (x, *net.parameters())
     wanted = torch.autograd.grad(theirs.sum(), leaves)
