@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..models import VP, GaussianMixture
+from ..solvers.spectral import Statistics
 from . import real_likelihood, targets
 from .bar import Bar, bar
 from .likelihood_peers import Found, Way, by_scipy, by_torchdiffeq, ours
@@ -94,6 +95,8 @@ def _exact(
     target, process = targets.get(name).law, VP()
     x = target.sample(count, seed=seed + 1).to(device or "cpu")
     model = target.denoiser(process)
+    known = Statistics.of(target.sample(5000, seed=seed + 2).to(device or "cpu"))
+    ways = ways | {"quadrature, default, Gaussian control": ours(control=known)}
     rows: list[dict[str, Any]] = []
     shown.total(len(ways))
     for how, way in ways.items():

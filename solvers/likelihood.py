@@ -121,7 +121,7 @@ def log_prob(
     bits/dim with at most max_probes a node ('quadrature'). points: nodes a step, by default 3, or
     4 where the trace is exact or a target set. control: mean and covariance of the data
     (`Statistics.of(data)`), whose Gaussian's Jacobian is known and need not be probed
-    ('quadrature'; only what is off the diagonal helps). seed, sample_ids: a sample's probes depend on these
+    ('quadrature'; only what is off the diagonal helps, and std_error is up to 15 % low). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:

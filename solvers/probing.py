@@ -155,7 +155,7 @@ class Prober:
         """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
 
         The chain ladder (Mack 1993): c_m/c_{m-1} is the ratio of sums over the nodes that reached
-        level m, and over one more, an average one, whose level m removed half of what m - 1 did.
+        level m, and over half an average one more, whose level m removed half of what m - 1 did.
         """
         zero = torch.zeros(self.flow.batch, dtype=torch.float64, device=gone.device)
         gain, total = zero + 1, zero + 1
@@ -166,10 +166,12 @@ class Prober:
                 return zero.index_add(0, self.nodes.sample, torch.where(level >= least, v, 0.0))
 
             here = gone[:, m - 1]
-            mean = add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
-            before = add(here, m) + mean
+            prior = 0.5 * add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
+            before = add(here, m) + prior
             guess = 0.5 * gain / total
-            ratio = (add(gone[:, m] - here, m) + mean * guess) / before
+            if self.control is not None:  # what it leaves may correlate however far: 2^-m a level
+                guess = guess.clamp(min=1 / (2**m - 2))
+            ratio = (add(gone[:, m] - here, m) + prior * guess) / before
             gain = total * torch.where(before > 0, ratio, guess)
             total = total + gain
             found.append(total)
@@ -273,10 +275,11 @@ class Prober:
 
     def grow(self, size: Tensor) -> bool:
         """Bring every node to its new size; False if none changed."""
-        more = size > self.nodes.size
-        for before in sorted(set(self.nodes.size[more].tolist())):
-            for after in sorted(set(size[more & (self.nodes.size == before)].tolist())):
-                chosen = more & (self.nodes.size == before) & (size == after)
+        had = self.nodes.size.clone()  # a node that grows must not be met again at its new size
+        more = size > had
+        for before in sorted(set(had[more].tolist())):
+            for after in sorted(set(size[more & (had == before)].tolist())):
+                chosen = more & (had == before) & (size == after)
                 self.visit(chosen.nonzero().flatten(), int(after))
         return bool(more.any())
 

@@ -83,14 +83,15 @@ def exact(
 ) -> Tensor:
     """tr J of each sample, [B] in x's dtype, by d unit probes, `chunk` of them vectorised at once.
 
-    chunk: None takes as many as hold about 2^24 numbers. A network that cannot be vectorised
+    chunk: None takes as many as hold about 2^22 numbers of x's kind, since the network's wider
+    activations hold as many times more as they have channels. A network that cannot be vectorised
     (vmap) is walked one probe at a time. Raises ValueError as `products` does.
     """
     if not out.requires_grad:
         return products(out, x, out[None]).sum()  # raises
     batch, d = x.shape[0], x[0].numel()
     if chunk is None:
-        chunk = max(1, min(d, (1 << 24) // max(1, x.numel())))
+        chunk = max(1, min(d, (1 << 22) // max(1, x.numel())))
     total = x.new_zeros(batch)
     for start in range(0, d, chunk):
         size = min(chunk, d - start)

@@ -1,6 +1,8 @@
 """log_prob against exact densities, on every process."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import undiffuse as ud
 from undiffuse.bench import targets
 from undiffuse.solvers.encode import decode, encode
 from undiffuse.solvers.likelihood import log_prob
+from undiffuse.solvers.probing import Prober
 from undiffuse.solvers.spectral import Statistics
 from undiffuse.solvers.status import Status
 
@@ -292,8 +295,15 @@ def test_digits_at_the_price_of_a_classic_run(digits):
     assert held.square().mean().sqrt() > 0.1 and classic.nfe.double().mean() > 90
 
 
-def test_a_target_error_is_reached_or_said_to_be_missed(digits):
+def test_a_target_error_is_reached_or_said_to_be_missed(digits, monkeypatch):
     (target, x), process = digits, ud.VP()
+    extend = Prober.extend
+
+    def watched(self, part, out, x, before, size):
+        assert before < size  # no node is asked again for probes that it has
+        extend(self, part, out, x, before, size)
+
+    monkeypatch.setattr(Prober, "extend", watched)
     model, x = target.denoiser(process), x[:40]
     r = log_prob(model, x, target_std_error=0.02)
     assert (r.bits_std_error <= 0.02 * (1 + 1e-6)).all() and (r.status == 0).all()
@@ -370,6 +380,47 @@ def test_truncation_is_estimated_to_first_order():
     assert (r.truncation - exact).abs().max() < 0.15 * exact.abs().max()
     assert exact.abs().max() > 0.05 and abs(r.blur - 0.1) < 1e-3
     assert torch.isnan(log_prob(target.denoiser(process), x[:1]).truncation).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "augmented"}, {"trace": "exact"}])
+def test_a_network_whose_output_has_no_gradient_is_named(options):
+    model, x = ud.Denoiser(lambda x, t: x.detach().tanh(), ud.VP()), torch.zeros(2, 12)
+    with pytest.raises(ValueError, match="net's output has no gradient with respect to x"):
+        log_prob(model, x, **options)
+
+
+MEASURED = """
+import resource, torch, undiffuse as ud
+from undiffuse.solvers import trace as traces
+def convolutions(width):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, width, 3, padding=1), torch.nn.SiLU(),
+        torch.nn.Conv2d(width, width, 3, padding=1), torch.nn.SiLU(),
+        torch.nn.Conv2d(width, 3, 3, padding=1))
+def model(net):
+    return ud.Denoiser(lambda x, t: net(x), ud.VP(), predicts="noise")
+x = torch.randn(2, 3, 64, 64, generator=torch.manual_seed(0))
+how = dict(rtol=1e-1, atol=1e-1)
+for r in (ud.log_prob(model(convolutions(64)), x, **how),
+          ud.log_prob(model(convolutions(64)), x, method="augmented", probes=2, **how)):
+    assert torch.isfinite(r.log_prob).all() and (r.status == 0).all()
+net = convolutions(4)
+leaf = x[:1].requires_grad_()
+found = traces.exact(net(leaf), leaf)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_sixty_four_pixels_square_in_colour_fit_in_four_gibibytes():
+    """3 x 64 x 64 in float32: both methods on a network 64 channels wide, and the exact trace of
+    12288 products, whose chunks would be 0.6 GB an activation of 4 channels if taken whole."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", MEASURED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 4.0
 
 
 def test_failures_are_per_sample():
