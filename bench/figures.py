@@ -38,6 +38,7 @@ def save(fig: Any, path: Path) -> None:
     """Write the figure to path, a .png, and as .svg beside it."""
     for suffix in (".png", ".svg"):
         write(path.with_suffix(suffix), lambda part: fig.savefig(part, dpi=120))
+        fig.set_layout_engine("none")  # laid out once
 
 
 def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
