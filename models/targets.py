@@ -70,7 +70,7 @@ class GaussianMixture:
         basis, few = self._basis.expand(len(self.means), -1, -1), max(1, (1 << 24) // d**2)
         turned = [  # a few at a time: each takes its component's d x d axes along
             torch.einsum("nij,nj->ni", basis[ks], zs)
-            for ks, zs in zip(k.split(few), z.split(few), strict=True)
+            for ks, zs in zip(torch.split(k, few), torch.split(z, few), strict=True)
         ]
         return (self.means[k] + torch.cat(turned)).reshape(n, *self.event_shape)
 
