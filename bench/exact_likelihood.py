@@ -82,7 +82,7 @@ def run(
     made += [_coupling_table(coupling), *real_likelihood.tables(real)]
     show(made)
     record = {"seed": seed, "targets": found, "coupling": coupling, "networks": real}
-    write_text(out / "likelihood.json", json.dumps(record, indent=1) + "\n")
+    write_text(out / "likelihood.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     write_text(out / "likelihood.md", "\n".join(markdown(t) for t in made) + "\n")
     return record
 
@@ -114,7 +114,7 @@ def _exact(
 
 def _row(
     target: GaussianMixture, process: VP, x: Tensor, found: Found, exact: bool
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     d = x[0].numel()
     bits = d * math.log(2)
     error = (found.log_prob - target.log_prob(x)) / bits
@@ -134,7 +134,7 @@ def _row(
     elif not bool(reported.isnan().any()):
         for k in (1, 2):
             row[f"within_{k}"] = float((error.abs() <= k * reported).double().mean())
-    return row
+    return {k: None if math.isnan(v) else v for k, v in row.items()}  # JSON knows no NaN
 
 
 def _coupling(seed: int, device: torch.device | str | None) -> list[dict[str, Any]]:
@@ -168,11 +168,11 @@ def _rms(v: Tensor) -> float:
 
 
 def _table(target: str, rows: list[dict[str, Any]]) -> Table:
-    def share(v: float) -> str:
-        return "" if math.isnan(v) else f"{v:.2f}"
+    def share(v: float | None) -> str:
+        return "" if v is None else f"{v:.2f}"
 
-    def number(v: float) -> str:
-        return "" if math.isnan(v) else short(v)
+    def number(v: float | None) -> str:
+        return "" if v is None else short(v)
 
     cells = [
         [r["how"], *[""] * 7, "", r["skipped"]] if "skipped" in r else

@@ -66,8 +66,13 @@ class GaussianMixture:
         k = torch.multinomial(self.weights, n, replacement=True, generator=g)
         z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=g)
         z = z * self._eigenvalues.sqrt()[k]
-        x = self.means[k] + torch.einsum("nij,nj->ni", self._basis.expand(len(self.means), -1, -1)[k], z)
-        return x.reshape(n, *self.event_shape)
+        d = self.means.shape[1]
+        basis, few = self._basis.expand(len(self.means), -1, -1), max(1, (1 << 24) // d**2)
+        turned = [  # a few at a time: each takes its component's d x d axes along
+            torch.einsum("nij,nj->ni", basis[ks], zs)
+            for ks, zs in zip(torch.split(k, few), torch.split(z, few), strict=True)
+        ]
+        return (self.means[k] + torch.cat(turned)).reshape(n, *self.event_shape)
 
     def log_prob(self, x: Tensor, t: float | Tensor = 0.0, process: Process | None = None) -> Tensor:
         """log p_t(x) in nats, x [B, *event], t float or [B]; t = 0 needs no process. [B]."""

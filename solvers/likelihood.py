@@ -50,10 +50,13 @@ class LogProb:
     """What `log_prob` found; tensors are [B], float64 unless said.
 
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
-    the probes alone; `bits_std_error` in bits/dim. It is 0 where the trace is exact: asked for, or
-    d <= 8, or probes >= d, or the Walsh blocks of all nodes full; path_error and prior_gap are not
-    in it and remain. nfe: network evaluations, int64; products: Jacobian products, int64. latent:
-    x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
+    the probes alone; `bits_std_error` in bits/dim. With 2 probes a node or more one holds 68 % and
+    two 95 % of the probes' errors, to about 5 points, but on colour images, where one held 49 to
+    80 %; with one probe and a Jacobian of low rank two hold 80 to 90 %, and 'augmented' with one
+    gives a bound. It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the
+    Walsh blocks of all nodes full; path_error and prior_gap are not in it and remain. nfe: network
+    evaluations, int64; products: Jacobian products, int64. latent: x at t_max [B, *event]. status:
+    int64 codes of `Status`, 0 = fine.
     path_error: estimate of what the quadrature contributes, nats; defect: what log_prob was
     corrected by for a path that is not quite the flow, nats (both nan if 'augmented'). A correction
     is as good as the network's score is the gradient of the flow's own density: exact for an exact
@@ -121,7 +124,8 @@ def log_prob(
     bits/dim with at most max_probes a node ('quadrature'). points: nodes a step, by default 3, or
     4 where the trace is exact or a target set. control: mean and covariance of the data
     (`Statistics.of(data)`), whose Gaussian's Jacobian is known and need not be probed
-    ('quadrature'; only what is off the diagonal helps, and std_error is up to 15 % low). seed, sample_ids: a sample's probes depend on these
+    ('quadrature'; only what is off the diagonal helps: a quarter of the error on 3x16x16 fields,
+    nothing on digits). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:

@@ -132,7 +132,10 @@ def test_what_does_not_apply_says_why():
         quality.chosen(["enrgy"])
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "images768")) for n in TARGETS],
+)
 def test_every_target_has_exact_samples_and_a_finite_score(name):
     if name == "digits64":
         pytest.importorskip("sklearn")
