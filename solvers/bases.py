@@ -8,22 +8,32 @@ Householder reflections, so that no d x d matrix is ever formed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+Parts = tuple[Tensor, ...]
+
 
 class Basis(Protocol):
-    """An orthogonal map of vectors [B, d]; a record of plain numbers and lists describes it."""
+    """An orthogonal map of vectors [B, d]; a record of plain numbers and lists describes it.
 
-    def into(self, v: Tensor) -> Tensor:
+    parts: the float64 matrices that the map multiplies by. A loop on a device hands `into` and
+    `back` its own copies of them, in its own type, so that nothing is moved between two calls.
+    """
+
+    @property
+    def parts(self) -> Parts: ...
+
+    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
         """Q^T v, [B, d] in v's type."""
         ...
 
-    def back(self, u: Tensor) -> Tensor:
+    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
         """Q u, [B, d] in u's type."""
         ...
 
@@ -32,14 +42,21 @@ class Basis(Protocol):
         ...
 
 
+def placed(basis: Basis, like: Tensor, parts: Parts | None = None) -> Parts:
+    """The basis's parts on the device and in the type of a tensor, unless they are given."""
+    return tuple(p.to(like) for p in basis.parts) if parts is None else parts
+
+
 @dataclass(frozen=True)
 class Unit:
     """The components' own basis, Q = I."""
 
-    def into(self, v: Tensor) -> Tensor:
+    parts: ClassVar[Parts] = ()
+
+    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
         return v
 
-    def back(self, u: Tensor) -> Tensor:
+    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
         return u
 
     def record(self) -> dict[str, Any]:
@@ -52,11 +69,17 @@ class Columns:
 
     q: Tensor
 
-    def into(self, v: Tensor) -> Tensor:
-        return v @ self.q.to(v)
+    @property
+    def parts(self) -> Parts:
+        return (self.q,)
 
-    def back(self, u: Tensor) -> Tensor:
-        return u @ self.q.to(u).T
+    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
+        (q,) = placed(self, v, parts)
+        return v @ q
+
+    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
+        (q,) = placed(self, u, parts)
+        return u @ q.T
 
     def record(self) -> dict[str, Any]:
         return {"kind": "columns", "q": self.q.tolist()}
@@ -70,19 +93,19 @@ class Leading:
     q: Tensor
 
     @cached_property
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def parts(self) -> Parts:
         """V [d, r] and T [r, r] with Q = I - V T V^T."""
         a, tau = torch.geqrf(self.q)
         v = torch.tril(a, -1)
         v.diagonal().fill_(1.0)
         return v, torch.linalg.inv(torch.triu(v.T @ v, 1) + torch.diag(1 / tau))
 
-    def into(self, v: Tensor) -> Tensor:
-        w, t = (f.to(v) for f in self.factors)
+    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
+        w, t = placed(self, v, parts)
         return v - ((v @ w) @ t) @ w.T
 
-    def back(self, u: Tensor) -> Tensor:
-        w, t = (f.to(u) for f in self.factors)
+    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
+        w, t = placed(self, u, parts)
         return u - ((u @ w) @ t.T) @ w.T
 
     def record(self) -> dict[str, Any]:
@@ -95,17 +118,21 @@ class Cosine:
 
     shape: tuple[int, ...]
 
-    def into(self, v: Tensor) -> Tensor:
-        return self._transform(v, forward=True)
+    @cached_property
+    def parts(self) -> Parts:
+        """One matrix an axis, see `cosines`."""
+        return tuple(cosines(n) for n in self.shape[min(1, len(self.shape) - 1) :])
 
-    def back(self, u: Tensor) -> Tensor:
-        return self._transform(u, forward=False)
+    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
+        return self._transform(v, [c.T for c in placed(self, v, parts)])
 
-    def _transform(self, v: Tensor, forward: bool) -> Tensor:
+    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
+        return self._transform(u, placed(self, u, parts))
+
+    def _transform(self, v: Tensor, matrices: Sequence[Tensor]) -> Tensor:
         x = v.reshape(len(v), *self.shape)
-        for axis in range(min(2, len(self.shape)), x.ndim):
-            c = cosines(x.shape[axis]).to(v)
-            x = (x.movedim(axis, -1) @ (c.T if forward else c)).movedim(-1, axis)
+        for axis, c in zip(range(x.ndim - len(matrices), x.ndim), matrices, strict=True):
+            x = (x.movedim(axis, -1) @ c).movedim(-1, axis)
         return x.reshape(v.shape)
 
     def record(self) -> dict[str, Any]:

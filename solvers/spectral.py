@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..models import Denoiser, Process
 from .base import Path
-from .bases import Basis, Columns, Cosine, Leading, Unit, from_record
+from .bases import Basis, Columns, Cosine, Leading, Parts, Unit, from_record
 from .grids import as_times, check
 from .multistep import gauss, lagrange
 
@@ -176,10 +176,13 @@ class Frame:
     """Between a model's samples and the components that a spectral table acts on.
 
     alpha [N + 2]: at grid[0], at every call, at grid[-1]. c_in [N]: scale of the network's input.
-    shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
+    shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m). Tensors lie on
+    the device in the state's type, so that nothing is moved between two calls.
     """
 
-    stats: Statistics
+    q: Basis
+    parts: Parts
+    mean: Tensor
     entry: Tensor
     alpha: tuple[float, ...]
     c_in: tuple[float, ...]
@@ -200,11 +203,15 @@ class Frame:
         shift = (skip * alpha[1:-1] - 1) / scale
         c_in = model.network_scale(table.times)
         numbers = (tuple(v.tolist()) for v in (alpha, c_in, shift))
-        return cls(table.stats, table.entry.to(device, dtype), *numbers)
+        q = table.stats.q
+        mean, entry, *parts = (
+            v.to(device, dtype) for v in (table.stats.mean, table.entry, *q.parts)
+        )
+        return cls(q, tuple(parts), mean, entry, *numbers)
 
     def enter(self, x: Tensor) -> Tensor:
         """x at grid[0] -> u at the first call."""
-        u = self.stats.q.into(x.flatten(1) - self._mean(x, 0))
+        u = self.q.into(x.flatten(1) - self.alpha[0] * self.mean, self.parts)
         return (u * self.entry).reshape(x.shape)
 
     def asked(self, u: Tensor, row: int) -> Tensor:
@@ -216,15 +223,12 @@ class Frame:
         return self._sample(u, len(self.alpha) - 1)
 
     def _sample(self, u: Tensor, i: int) -> Tensor:
-        return (self.stats.q.back(u.flatten(1)) + self._mean(u, i)).reshape(u.shape)
+        return (self.q.back(u.flatten(1), self.parts) + self.alpha[i] * self.mean).reshape(u.shape)
 
     def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
         """What the network returned at that call -> what the table's read-out takes."""
-        shifted = out.to(dtype).flatten(1) + self.shift[row] * self.stats.mean.to(out.device, dtype)
-        return self.stats.q.into(shifted).reshape(out.shape)
-
-    def _mean(self, x: Tensor, i: int) -> Tensor:
-        return self.alpha[i] * self.stats.mean.to(x.device, x.dtype)
+        shifted = out.to(dtype).flatten(1) + self.shift[row] * self.mean
+        return self.q.into(shifted, self.parts).reshape(out.shape)
 
 
 @dataclass(frozen=True, eq=False)
