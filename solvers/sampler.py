@@ -20,6 +20,7 @@ from torch import Tensor
 from ..kernels import linear_step, normal
 from ..kernels.checks import as_sample_ids, as_seed, check_batch, check_ids
 from ..models import Denoiser, Process
+from ..models.guided import calls_of
 from . import grids
 from .base import Solver
 from .graph import GraphedRun
@@ -67,7 +68,8 @@ class StepInfo(NamedTuple):
 
 
 class Result(NamedTuple):
-    """x [B, ...]; nfe: network calls; times [nfe] float64: where; status int64 [B]."""
+    """x [B, ...]; nfe: network calls, of which guidance makes several at each of the float64 times
+    [N]; status int64 [B]."""
 
     x: Tensor
     nfe: int
@@ -300,7 +302,8 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
         x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
         status, message = verdict(x, run, times)
     x = x if dtype is None else x.to(dtype)
-    result = Result(x, sampler.nfe, sampler.tableau.times, status)
+    calls = sampler.nfe * calls_of(model.net)
+    result = Result(x, calls, sampler.tableau.times, status)
     if message and on_failure == "raise":
         raise SolverError(message, status, result)
     return result if return_result else x

@@ -234,6 +234,17 @@ def test_guided_models_are_differentiable_for_likelihoods():
         torch.testing.assert_close(jacobian(guided, i), jacobian(exact, i), rtol=1e-6, atol=1e-6)
 
 
+def test_a_sample_counts_the_calls_that_guidance_makes():
+    """cfg asks the network twice an evaluation: 7 steps are 14 calls, counted where they are made."""
+    model, made = labelled(), []
+    counted = replace(model, net=lambda *a, **k: made.append(1) or model.net(*a, **k))
+    given = {"cond": {"label": 1}, "dtype": F64, "return_result": True}
+    for how, calls in ((counted, 7), (guidance.cfg(counted, 2.0), 14)):
+        made.clear()
+        found = ud.sample(how, (4, 2), "ddim", 7, "log_snr", final="t_min", **given)
+        assert found.nfe == len(made) == calls and len(found.times) == 7
+
+
 def test_a_copy_of_a_guided_model_calls_its_own_networks():
     net = torch.nn.Linear(2, 2)
     inner = Denoiser(lambda x, t, label=None: net(x), PROCESS, predicts="data")
