@@ -88,12 +88,15 @@ def measure(
     spec: Spec, todo: list[Cell], store: Store, shown: Bar, workers: int, metrics: list[str] | None
 ) -> Reference:
     """Run the cells (of one problem) that the store has not got; returns the reference they were
-    held to. metrics: names of the cells' measures, for the workers."""
+    held to, which for a large problem goes no further than the starts if no error to it is asked
+    for. metrics: names of the cells' measures, for the workers."""
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl")
     shown.total(len(todo))
     planned = _planned(todo, store, shown)
-    ratios = {r for plan in planned.values() for r in (plan.start, plan.end)} | {0.0}
+    ratios = {plan.start for plan in planned.values()}
+    if not problem.large or any(m.field == "error" for m in todo[0].measures):
+        ratios |= {plan.end for plan in planned.values()} | {problem.r_min, 0.0}
     for level in LEVELS[problem.large]:
         shown.say(f"{problem.name}: reference solution")
         reference = cached(reference_file(store, problem), problem, ratios, level)

@@ -63,7 +63,7 @@ def solve(
     """
     if not 0 <= level < len(TOLERANCES) - 1:
         raise ValueError(f"level must be 0..{len(TOLERANCES) - 2}; got {level}")
-    wanted = sorted({*ratios, problem.r_min}, reverse=True)
+    wanted = sorted({*ratios}, reverse=True)
     if loose is not None and loose.level == level - 1 and loose.covers(wanted):
         before = [loose.at(r) for r in wanted]
     else:
@@ -96,7 +96,7 @@ def cached(
             below = found
     found = solve(problem, wanted, level, tick, below)
     held = {
-        "states": {_key(r): found.at(r) for r in {*wanted, problem.r_min}},
+        "states": {_key(r): found.at(r) for r in wanted},
         "error": found.error,
         "level": level,
         "start": problem.start,
@@ -132,6 +132,8 @@ def _integrate(
 
     phis = np.arctan(np.array([problem.r_max, *ends]))
     phis = np.minimum(phis, phis[0])  # a start rounded to float32 may lie a hair above r_max
+    if phis.min() == phis[0]:
+        return [problem.start] * len(ratios)
     with torch.no_grad():
         run = solve_ivp(
             slope, (phis[0], phis[1:].min()), problem.start.flatten().numpy(),

@@ -233,7 +233,8 @@ def sample_rows(
             except (Unavailable, KeyError, RuntimeError):
                 continue
             rows.append((f"{name}, {plan.calls} NFE", cells.clean(problem, w, plan.end)[:count]))
-    rows.append(("reference", reference.at(0.0)[:count]))
+    if reference.covers([0.0]):
+        rows.append(("reference", reference.at(0.0)[:count]))
     if problem.data is not None:
         rows.append(("held-out data", problem.data[:count]))
     return rows

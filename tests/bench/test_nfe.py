@@ -30,8 +30,8 @@ from undiffuse.bench import (
 )
 from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.targets import get
-from undiffuse.models import VP, Denoiser, guidance
-from undiffuse.models.checkpoint import load_default
+from undiffuse.models import VP, Denoiser, Gaussian, guidance
+from undiffuse.models.checkpoint import Checkpoint, load_default
 
 pytest.importorskip("scipy")
 
@@ -374,6 +374,24 @@ def test_a_denoising_end_is_a_clean_end():
     problem = problems.exact(get("ring2"), 4)
     plan = Ours("heun", final="denoise").plan(problem, 9)
     assert plan.calls == 9 and plan.end == 0.0
+
+
+def test_a_large_network_is_asked_for_trajectories_only_where_they_are_measured(tmp_path):
+    """400 components: 16 samples by default, and no reference solution for a distance of laws."""
+    law, calls = Gaussian(torch.zeros(400), 0.25), []
+    exact = law.denoiser(VP())
+    model = replace(exact, net=lambda *a: calls.append(len(a[0])) or exact.net(*a))
+    given = Checkpoint(model, (400,), (-1.0, 1.0))
+    options = {"solvers": ["ddim"], "grid": "log_snr", "nfe": [4], "peers": [], "targets": []}
+    spent = {}
+    for metric in ("energy", "error"):
+        calls.clear()
+        found = nfe.run(tmp_path / metric, checkpoint=given, data=law.sample(64), progress=False,
+                        metrics=[metric], **options)  # fmt: skip
+        spent[metric] = len(calls)
+        assert found["problems"]["network"]["batch"] == 16 and "likelihood" not in found
+    assert spent["energy"] < 40
+    assert spent["error"] > 100
 
 
 def test_the_default_choice_has_no_twice_the_same_table_and_both_kinds():
