@@ -155,10 +155,11 @@ class Prober:
         """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
 
         The chain ladder (Mack 1993): c_m/c_{m-1} is the ratio of sums over the nodes that reached
-        level m, and over half an average one more, whose level m removed half of what m - 1 did.
+        level m, and over half an average one more, whose level m removed half of what m - 1 did, or a
+        sixth of m - 2 if that is more: levels of channels and of rows need not fall in turn.
         """
         zero = torch.zeros(self.flow.batch, dtype=torch.float64, device=gone.device)
-        gain, total = zero + 1, zero + 1
+        recent, total = zero + 1, zero + 1
         found = [total, total]
         for m in range(2, self.bits + 1):
 
@@ -168,12 +169,12 @@ class Prober:
             here = gone[:, m - 1]
             prior = 0.5 * add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
             before = add(here, m) + prior
-            guess = 0.5 * gain / total
+            guess = 0.5 * recent / total
             if self.control is not None:  # what it leaves may correlate however far: 2^-m a level
                 guess = guess.clamp(min=1 / (2**m - 2))
             ratio = (add(gone[:, m] - here, m) + prior * guess) / before
             gain = total * torch.where(before > 0, ratio, guess)
-            total = total + gain
+            total, recent = total + gain, torch.maximum(gain, recent / 3)
             found.append(total)
         return torch.stack(found, 1)
 
