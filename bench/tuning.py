@@ -171,7 +171,8 @@ def known_statistics(
 ) -> dict[str, Statistics]:
     """Statistics by name, 'none' among them unless others were asked for.
 
-    Raises ValueError for a name that is neither a kind nor a file, or kinds without data.
+    Raises ValueError for a name that is neither a kind nor a file, kinds without data, or a file of
+    other data.
     """
     if asked is None:
         kinds = [k for k in KINDS if d <= FULL or k != "full"] if data is not None else []
@@ -189,6 +190,8 @@ def known_statistics(
         else:
             known = ", ".join(("none", *KINDS))
             raise ValueError(f"statistics must be {known} or a file of them; got {name!r}")
+        if len(found[name].mean) != d:
+            raise ValueError(f"statistics {name!r} are of {len(found[name].mean)} components, not {d}")
     return found
 
 

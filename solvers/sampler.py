@@ -159,6 +159,7 @@ class Sampler:
             x = x_init.to(self.device, self.dtype).contiguous()
         frame = self.plan.frame
         if frame is not None:
+            frame.fits(shape)
             x = frame.enter(x)
             x_in = frame.asked(x, 0).to(self.net_dtype)
             return State(x, x_in, self.plan.t_in[0].expand(shape[0]), 0, (), (), seed, ids)
@@ -260,9 +261,10 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     model: a `Denoiser`. shape: (B, ...). solver, steps, grid, final: what to integrate with and
     where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`).
     seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
-    `ud.encode`. dtype: of the network's input and of the result; by default the network's own
-    (float64 for a float64 x_init). The state is float32 at least. cond: keyword arguments for
-    the network. callback: called after each row with a
+    `ud.encode`. dtype: of the network's input and of the result; by default the network's own for
+    the one (float64 for a float64 x_init) and the state's, float32 at least, for the other. A table
+    has steps, grid and end of its own: with one those three are not looked at. cond: keyword
+    arguments for the network. callback: called after each row with a
     `StepInfo`. on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf
     appeared, or 'return' what there is, with `status`. graph: capture the run in one CUDA graph
     (for many runs of one shape keep the graph instead: `Sampler.capture`); no callback then.

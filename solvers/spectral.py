@@ -13,6 +13,7 @@ coefficients are vectors over the components of the basis Q.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -187,8 +188,8 @@ class Frame:
 
     @classmethod
     def of(cls, table: SpectralTable, model: Denoiser, device: Any, dtype: torch.dtype) -> Frame:
-        """For a model on a device, in the state's type. Raises ValueError for a model that clips:
-        its limits are those of pixels, not of components."""
+        """For a model on a device, in the state's type. Raises ValueError for a model of another
+        process than the table's, or one that clips: its limits are those of pixels, not of components."""
         if model.clip is not None:
             raise ValueError(
                 f"clip={model.clip} acts on pixels and a table with statistics on components: "
@@ -196,11 +197,28 @@ class Frame:
             )
         times = torch.cat([table.grid[:1], table.times, table.grid[-1:]])
         alpha = table.process.alpha(times)
+        sigma = [p.sigma(times) / p.alpha(times) for p in (table.process, model.process)]
+        if not torch.allclose(*sigma, rtol=1e-6) or not torch.allclose(
+            alpha, model.process.alpha(times), rtol=1e-6
+        ):
+            raise ValueError(
+                f"the table was made for {table.process}, the model is of {model.process}: "
+                "make one for it, `solver.tableau(model.process, grid)`"
+            )
         skip, scale = model.coefficients("data", table.times)
         shift = (skip * alpha[1:-1] - 1) / scale
         c_in = model.network_scale(table.times)
         numbers = (tuple(v.tolist()) for v in (alpha, c_in, shift))
         return cls(table.stats, table.entry.to(device, dtype), *numbers)
+
+    def fits(self, shape: Sequence[int]) -> None:
+        """Raises ValueError unless samples of this shape (B, ...) have the statistics' components."""
+        d = self.stats.mean.numel()
+        if math.prod(shape[1:]) != d:
+            raise ValueError(
+                f"the solver's statistics are of {d} components; got shape {tuple(shape)}: "
+                "take statistics of data of the model's own kind"
+            )
 
     def enter(self, x: Tensor) -> Tensor:
         """x at grid[0] -> u at the first call."""
@@ -232,18 +250,26 @@ class GaussianPreconditioned:
     """The integrator of this module, of order `points`: `sample(model, shape, solver=this)`.
 
     start: a ratio sigma/alpha down to which the flow is taken to be the Gaussian's own, without a
-    call, since r is nearly 0 at high noise; None calls from the grid's first node on.
+    call, since r is nearly 0 at high noise; None calls from the grid's first node on, or from its
+    second where the first is pure noise, where D is the mean and r is 0. Raises ValueError for
+    points other than 1 to 4 or start <= 0.
     """
 
     stats: Statistics
     points: int = 2
     start: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.points not in (1, 2, 3, 4):
+            raise ValueError(f"points must be 1, 2, 3 or 4; got {self.points}")
+        if self.start is not None and not 0 < self.start < math.inf:
+            raise ValueError(f"start must be a ratio sigma/alpha > 0, or None; got {self.start}")
+
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> SpectralTable:
         """The table for these times: float64, strictly falling, as for any solver.
 
         With `start`, nodes above it are passed over but for the first, which moves there. Raises
-        ValueError for a grid with a pure end (alpha = 0) that is called.
+        ValueError for a grid that leaves fewer than two times to call at.
         """
         t = as_times(grid)
         check(t, process, t_min=process.t_clean)
@@ -251,11 +277,13 @@ class GaussianPreconditioned:
         if self.start is not None:
             first = process.inverse_log_snr(-torch.log(torch.tensor(self.start).double()))
             called = torch.cat([first[None], t[t < first]]) if float(t[0]) > float(first) else t
+        elif float(process.alpha(t[0])) == 0.0:
+            called = t[1:]
         inner = Path.of(process, called[:-1] if clean else called)
         if len(inner.t) < 2 or not bool(torch.isfinite(inner.lam).all()):
             raise ValueError(
-                "grid must call the network at two times at least where 0 < alpha and 0 < sigma; "
-                "with pure noise at its first time, give `start`"
+                "grid must call the network at two times at least where 0 < alpha and 0 < sigma, "
+                f"below start={self.start}; got {t.tolist()}: use more steps"
             )
         c = self.stats.variances
         weights = residual_weights(inner.lam, c, self.points)

@@ -1,5 +1,6 @@
 """Tuning end to end: written, refused, read by samplers and by the benchmark."""
 
+import dataclasses
 import json
 
 import pytest
@@ -126,10 +127,13 @@ def test_statistics_are_a_solver_and_beat_the_same_order_without_them(tmp_path):
         ({"starts": 4}, "starts must be >= 8; got 4"),
         ({"nfe": [1]}, "nfe must be numbers of calls >= 2; got"),
         ({"target": "ring2", "model": "x"}, "a model or a target, not both"),
+        ({"target": "ring2", "statistics": ["three.json"]}, "are of 3 components, not 2"),
         ({"target": "ring2", "statistics": ["wavelet"]}, "statistics must be none, full"),
     ],
 )
-def test_bad_input_is_named(tmp_path, given, message):
+def test_bad_input_is_named(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    ud.solvers.Statistics.none(3).write("three.json")
     with pytest.raises(ValueError, match=message):
         tuning.tune(tmp_path, **{"progress": False, **given})
 
@@ -141,3 +145,27 @@ def test_statistics_need_data_and_a_place(tmp_path):
     found = tuning.statistics(model=path, kind="cosine")
     assert found == tmp_path / "digits.statistics.json"
     assert ud.solvers.Statistics.read(found).mean.shape == (64,)
+
+
+def test_a_file_of_something_else_is_named_and_a_folder_does_not_hide_a_solver(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ddim").mkdir()
+    assert [c.library for c in plans.ours(["ddim"], ["log_snr"])] == ["undiffuse"]
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="list.json holds no table"):
+        plans.tuned_to(tmp_path / "list.json")
+
+
+def test_statistics_that_fit_no_grid_are_an_unavailable_row(tmp_path, monkeypatch):
+    """Pure noise is left without a call, so a flow has one step more than calls."""
+    ud.solvers.Statistics.none(2).write(tmp_path / "s.json")
+    law = get("ring2").law
+    p = problems.exact(get("ring2"), 4, 0)
+    flow = dataclasses.replace(p, model=law.denoiser(ud.Flow()))
+    config = plans.Tuned.of(str(tmp_path / "s.json"))
+    assert config.plan(flow, 3).calls == 3
+    monkeypatch.setattr(plans.grid_rules, "times", lambda *_: torch.tensor([1.0, 0.1]).double())
+    with pytest.raises(plans.Unavailable, match="two times at least"):
+        config.plan(flow, 3)
