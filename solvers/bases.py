@@ -27,6 +27,10 @@ class Basis(Protocol):
         """Q u, [B, d] in u's type."""
         ...
 
+    def to(self, device: Any, dtype: torch.dtype) -> Basis:
+        """The same with its numbers there already, for a loop that must copy none."""
+        ...
+
     def record(self) -> dict[str, Any]:
         """What `from_record` reads."""
         ...
@@ -41,6 +45,9 @@ class Unit:
 
     def back(self, u: Tensor) -> Tensor:
         return u
+
+    def to(self, device: Any, dtype: torch.dtype) -> Unit:
+        return self
 
     def record(self) -> dict[str, Any]:
         return {"kind": "unit"}
@@ -57,6 +64,9 @@ class Columns:
 
     def back(self, u: Tensor) -> Tensor:
         return u @ self.q.to(u).T
+
+    def to(self, device: Any, dtype: torch.dtype) -> Columns:
+        return Columns(self.q.to(device, dtype))
 
     def record(self) -> dict[str, Any]:
         return {"kind": "columns", "q": self.q.tolist()}
@@ -85,6 +95,11 @@ class Leading:
         w, t = (f.to(u) for f in self.factors)
         return u - ((u @ w) @ t.T) @ w.T
 
+    def to(self, device: Any, dtype: torch.dtype) -> Leading:
+        made = Leading(self.q.to(device, dtype))
+        made.__dict__["factors"] = tuple(f.to(device, dtype) for f in self.factors)
+        return made
+
     def record(self) -> dict[str, Any]:
         return {"kind": "leading", "q": self.q.tolist()}
 
@@ -95,6 +110,12 @@ class Cosine:
 
     shape: tuple[int, ...]
 
+    @cached_property
+    def matrices(self) -> dict[int, Tensor]:
+        """The transform of every axis, by its place in a batch."""
+        first = min(2, len(self.shape))
+        return {i: cosines(self.shape[i - 1]) for i in range(first, len(self.shape) + 1)}
+
     def into(self, v: Tensor) -> Tensor:
         return self._transform(v, forward=True)
 
@@ -103,10 +124,15 @@ class Cosine:
 
     def _transform(self, v: Tensor, forward: bool) -> Tensor:
         x = v.reshape(len(v), *self.shape)
-        for axis in range(min(2, len(self.shape)), x.ndim):
-            c = cosines(x.shape[axis]).to(v)
+        for axis, matrix in self.matrices.items():
+            c = matrix.to(v)
             x = (x.movedim(axis, -1) @ (c.T if forward else c)).movedim(-1, axis)
         return x.reshape(v.shape)
+
+    def to(self, device: Any, dtype: torch.dtype) -> Cosine:
+        made = Cosine(self.shape)
+        made.__dict__["matrices"] = {i: c.to(device, dtype) for i, c in self.matrices.items()}
+        return made
 
     def record(self) -> dict[str, Any]:
         return {"kind": "cosine", "shape": list(self.shape)}

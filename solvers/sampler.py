@@ -264,9 +264,8 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     `ud.encode`. dtype: of the network's input and of the result; by default the network's own for
     the one (float64 for a float64 x_init) and the state's, float32 at least, for the other. A table
     has steps, grid and end of its own: with one those three are not looked at. cond: keyword
-    arguments for the network. callback: called after each row with a
-    `StepInfo`. on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf
-    appeared, or 'return' what there is, with `status`. graph: capture the run in one CUDA graph
+    arguments for the network. callback: called after each row with a `StepInfo`.
+    on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf appeared, or 'return' what there is, with `status`. graph: capture the run in one CUDA graph
     (for many runs of one shape keep the graph instead: `Sampler.capture`); no callback then.
 
     Gradients flow only if x_init requires them. Raises ValueError for bad input before any call.

@@ -94,6 +94,11 @@ class Statistics:
         each = each.mean().expand(len(mean)).clone() if kind == "scalar" else each
         return cls(mean, each, basis)
 
+    def to(self, device: Any, dtype: torch.dtype) -> Statistics:
+        """The same on a device and in a type, for a loop that must copy nothing."""
+        basis = self.q.to(device, dtype)
+        return Statistics(self.mean.to(device, dtype), self.variances.to(device, dtype), basis)
+
     def posterior(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """(P v, tr P) for P = C (C + s^2)^-1, the Jacobian of E[x | x + s eps] of N(m, C).
 
@@ -174,7 +179,8 @@ class SpectralTable:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Between a model's samples and the components that a spectral table acts on.
+    """Between a model's samples and the components that a spectral table acts on; all it holds is on
+    the device and in the state's type, so that a CUDA graph can capture it.
 
     alpha [N + 2]: at grid[0], at every call, at grid[-1]. c_in [N]: scale of the network's input.
     shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
@@ -197,19 +203,20 @@ class Frame:
             )
         times = torch.cat([table.grid[:1], table.times, table.grid[-1:]])
         alpha = table.process.alpha(times)
-        sigma = [p.sigma(times) / p.alpha(times) for p in (table.process, model.process)]
-        if not torch.allclose(*sigma, rtol=1e-6) or not torch.allclose(
-            alpha, model.process.alpha(times), rtol=1e-6
+        sigma, other = table.process.sigma(times), model.process
+        if not all(
+            torch.allclose(a, b, rtol=1e-6)
+            for a, b in ((alpha, other.alpha(times)), (sigma, other.sigma(times)))
         ):
             raise ValueError(
-                f"the table was made for {table.process}, the model is of {model.process}: "
+                f"the table was made for {table.process}, the model is of {other}: "
                 "make one for it, `solver.tableau(model.process, grid)`"
             )
         skip, scale = model.coefficients("data", table.times)
         shift = (skip * alpha[1:-1] - 1) / scale
         c_in = model.network_scale(table.times)
         numbers = (tuple(v.tolist()) for v in (alpha, c_in, shift))
-        return cls(table.stats, table.entry.to(device, dtype), *numbers)
+        return cls(table.stats.to(device, dtype), table.entry.to(device, dtype), *numbers)
 
     def fits(self, shape: Sequence[int]) -> None:
         """Raises ValueError unless samples of this shape (B, ...) have the statistics' components."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian, GaussianMixture
@@ -215,3 +216,24 @@ def test_a_fit_leaves_the_network_s_gradients_alone():
     init = initial(process, 1.0, 0.01, 4, Statistics.none(3))
     fit(model, x, references(model, x, 1.0, 0.01, 40), init, iterations=20)
     assert net.weight.grad is None
+
+
+@pytest.mark.parametrize("kind", ["full", "leading", "cosine", "diagonal"])
+def test_nothing_is_cast_or_copied_between_calls(kind):
+    """What a CUDA graph could not capture: statistics that are brought to the state every step."""
+    data = torch.randn(60, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    sampler = ud.Sampler(
+        ud.VP(), GaussianPreconditioned(Statistics.of(data, kind)), 4, "log_snr", dtype=torch.float32
+    )
+    state, casts = sampler.init((3, 1, 4, 5)), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                casts.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        while not state.done:
+            state = sampler.tell(state, 0.5 * state.x_in)
+    assert casts == [] and bool(torch.isfinite(state.x).all())
