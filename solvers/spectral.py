@@ -234,13 +234,14 @@ class Frame:
 
     def asked(self, u: Tensor, row: int) -> Tensor:
         """u -> the network's input at call `row`."""
-        return self.c_in[row] * self._sample(u, row + 1)
+        return self.c_in[row] * self.sample(u, row + 1)
 
     def leave(self, u: Tensor) -> Tensor:
         """u -> x at grid[-1]."""
-        return self._sample(u, len(self.alpha) - 1)
+        return self.sample(u, len(self.alpha) - 1)
 
-    def _sample(self, u: Tensor, i: int) -> Tensor:
+    def sample(self, u: Tensor, i: int) -> Tensor:
+        """u -> x where alpha[i] is taken."""
         return (self.stats.q.back(u.flatten(1)) + self._mean(u, i)).reshape(u.shape)
 
     def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:

@@ -22,9 +22,9 @@ MIXTURE = GaussianMixture(
 )
 
 
-def run(solver, model, x, grid=None, **rest):
+def run(solver, model, x, grid=None, steps=None, **rest):
     rest = {"x_init": x, "dtype": torch.float64, "final": "t_min", **rest}
-    return ud.sample(model, x.shape, solver, None, grid, **rest)
+    return ud.sample(model, x.shape, solver, steps, grid, **rest)
 
 
 def statistics(law):
@@ -237,3 +237,15 @@ def test_nothing_is_cast_or_copied_between_calls(kind):
         while not state.done:
             state = sampler.tell(state, 0.5 * state.x_in)
     assert casts == [] and bool(torch.isfinite(state.x).all())
+
+
+def test_a_callback_sees_samples_and_not_components():
+    """What DPM-Solver++ passes through, whatever the basis in which the table keeps its state."""
+    model, seen = MIXTURE.denoiser(ud.VP()), {}
+    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    rotated = Statistics(torch.ones(3).double(), torch.zeros(3).double(), q)
+    for name, solver in (("rotated", rotated), ("plain", Statistics.none(3))):
+        run(GaussianPreconditioned(solver), model, torch.ones(2, 3).double(), "log_snr", final="zero",
+            steps=5, callback=lambda info, k=name: seen.setdefault(k, []).append(info.x))  # fmt: skip
+    assert len(seen["plain"]) == 5
+    torch.testing.assert_close(seen["rotated"], seen["plain"], rtol=1e-9, atol=1e-9)
