@@ -88,7 +88,8 @@ def tune(
     if target is not None:
         x = exact_starts(target, count, seed)
     goal = references(denoiser, x, process.t_max, t_end)
-    unit = float(known.double().flatten(1).var(0).mean().sqrt()) if known is not None else 1.0
+    like = goal if known is None else known  # the ends of the flow are the model's own data
+    unit = float(like.double().flatten(1).var(0).mean().sqrt())
     errors, refused = {}, []
     learn = slice(0, seen(count))
     for n in nfe:

@@ -249,3 +249,21 @@ def test_a_callback_sees_samples_and_not_components():
             steps=5, callback=lambda info, k=name: seen.setdefault(k, []).append(info.x))  # fmt: skip
     assert len(seen["plain"]) == 5
     torch.testing.assert_close(seen["rotated"], seen["plain"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("stats", [Statistics.none(3), statistics(MIXTURE)], ids=["none", "full"])
+def test_a_learned_table_is_for_processes_that_cover_it(stats):
+    """Between VP and Flow, which start in (nearly) pure noise at t = 1, it carries over: the same
+    flow in other clothes. EDM at t = 1 has little noise, and VE does not reach sigma/alpha = 152."""
+    table = initial(ud.VP(), 1.0, 1e-3, 6, stats, Choice())
+    ends = []
+    for process in (ud.VP(), ud.Flow(), ud.SubVP()):
+        x = float(process.sigma(1.0)) * torch.ones(2, 3).double()
+        made = table.tableau(process)
+        end = process.alpha(made.grid[-1])
+        ends.append(run(made, MIXTURE.denoiser(process), x) / end)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0.05, atol=0.01)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0.05, atol=0.01)
+    for process in (ud.EDM(), ud.VE()):
+        with pytest.raises(ValueError, match="first calls at sigma/alpha=152.*another process"):
+            table.tableau(process)
