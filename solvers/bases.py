@@ -8,7 +8,7 @@ Householder reflections, so that no d x d matrix is ever formed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Unit:
 class Columns:
     """Q given as a matrix [d, d] with orthonormal columns."""
 
-    q: Tensor
+    q: Tensor = field(repr=False)
 
     def into(self, v: Tensor) -> Tensor:
         return v @ self.q.to(v)
@@ -77,7 +77,7 @@ class Leading:
     """A basis whose first r columns are those of q [d, r], up to sign; the others are whatever
     completes it. Costs 2 d r a vector (compact WY form, Schreiber & Van Loan 1989)."""
 
-    q: Tensor
+    q: Tensor = field(repr=False)
 
     @cached_property
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -42,8 +42,8 @@ class Statistics:
     Float64. Raises ValueError for shapes that do not agree or negative variances.
     """
 
-    mean: Tensor
-    variances: Tensor
+    mean: Tensor = field(repr=False)
+    variances: Tensor = field(repr=False)
     basis: Basis | Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -165,9 +165,9 @@ class SpectralTable:
     process: Process
     stats: Statistics
     times: Tensor
-    state: Tensor
-    data: Tensor
-    entry: Tensor
+    state: Tensor = field(repr=False)
+    data: Tensor = field(repr=False)
+    entry: Tensor = field(repr=False)
     grid: Tensor
     name: str = "spectral"
     stochastic: bool = False
@@ -291,7 +291,7 @@ class GaussianPreconditioned:
         if len(inner.t) < 2 or not bool(torch.isfinite(inner.lam).all()):
             raise ValueError(
                 "grid must call the network at two times at least where 0 < alpha and 0 < sigma, "
-                f"below start={self.start}; got {t.tolist()}: use more steps"
+                f"below start={self.start}; got {len(t)} nodes from t={float(t[0]):g}: use more steps"
             )
         c = self.stats.variances
         weights = residual_weights(inner.lam, c, self.points)
