@@ -137,8 +137,12 @@ class Tuned:
                 continue
             made = read(file, process)
             if isinstance(made, GaussianPreconditioned):
-                t = grid_rules.times("log_snr", process, nfe, "t_min", model.t_min)
-                made = made.tableau(process, t)
+                pure = float(process.alpha(process.t_max)) == 0  # which is left without a call
+                t = grid_rules.times("log_snr", process, nfe + pure, "t_min", model.t_min)
+                try:
+                    made = made.tableau(process, t)
+                except ValueError as error:
+                    raise Unavailable(str(error)) from error
             found[made.nfe] = made
         fits = [n for n in found if n <= nfe]
         if not fits:
@@ -156,8 +160,12 @@ def _tables(path: str) -> list[Path]:
 
 
 def tuned_to(file: Path) -> str | None:
-    """The problem a table was tuned to, as it says itself."""
-    name: str | None = json.loads(file.read_text(encoding="utf-8")).get("notes", {}).get("problem")
+    """The problem a table was tuned to, as it says itself. Raises ValueError for no table at all."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        name: str | None = record.get("notes", {}).get("problem")
+    except AttributeError as error:
+        raise ValueError(f"{file} holds no table: {error}") from error
     return name
 
 
@@ -271,7 +279,10 @@ def _content(tableau: Tableau) -> str:
 def ours(solvers: list[str], grids: list[str], final: str = "t_min") -> list[Config]:
     """Every solver on every grid, and every file or folder of tables among them on its own. Raises
     ValueError, naming the nearest, for unknown names."""
-    files = [name for name in solvers if name.endswith(".json") or Path(name).is_dir()]
+    files = [
+        name for name in solvers
+        if name.endswith(".json") or (Path(name).is_dir() and name not in names())
+    ]  # fmt: skip
     solvers = [name for name in solvers if name not in files]
     for name in solvers:
         get(name)

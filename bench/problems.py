@@ -35,15 +35,18 @@ SMALL_EVENT = 256
 """Components of an event up to which a network is run in float64 and on hundreds of samples."""
 
 
-class InItsOwnType:
-    """A network between float64 states that computes in the type of its parameters."""
+class InItsOwnType(torch.nn.Module):
+    """A network between wider states that computes in the type of its parameters; it is told times
+    in float32 at least, as in sampling."""
 
     def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
         self.net = net
         self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
 
-    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        out: Tensor = self.net(x.to(self.dtype), t.to(self.dtype), **cond)
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        told = t.to(torch.promote_types(self.dtype, torch.float32))
+        out: Tensor = self.net(x.to(self.dtype), told, **cond)
         return out.to(x.dtype)
 
 

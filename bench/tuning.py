@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..solvers.fitting import (
     seen,
 )
 from ..solvers.learned import Learned
+from ..solvers.plan import dtype_of
 from ..solvers.spectral import KINDS, Statistics
 from . import problems
 from .heldout import dequantised
@@ -79,6 +81,8 @@ def tune(
     if target is not None and model is not None:
         raise ValueError(f"give a model or a target, not both; got {model} and {target!r}")
     name, denoiser, shape, known = _posed(model, target, data, device)
+    if denoiser.clip is not None and statistics is None:
+        statistics = ["none"]  # clipping is of components, which the others leave
     found = known_statistics(known, statistics, math.prod(shape))
     large = math.prod(shape) > SMALL_EVENT
     count = starts or (LARGE_STARTS if large else STARTS)
@@ -88,7 +92,8 @@ def tune(
     if target is not None:
         x = exact_starts(target, count, seed)
     goal = references(denoiser, x, process.t_max, t_end)
-    unit = float(known.double().flatten(1).var(0).mean().sqrt()) if known is not None else 1.0
+    like = goal if known is None else known  # the ends of the flow are the model's own data
+    unit = float(like.double().flatten(1).var(0).mean().sqrt())
     errors, refused = {}, []
     learn = slice(0, seen(count))
     for n in nfe:
@@ -141,7 +146,10 @@ def _posed(
         return target, exact, tuple(law.law.event_shape), law.law.sample(DRAWS, seed=1)
     loaded = load_default() if model is None else load(model, device)
     name = network_name(None if model is None else str(model))
-    return name, loaded.denoiser, loaded.event_shape, training_data(loaded, data)
+    own = loaded.denoiser
+    if isinstance(own.net, torch.nn.Module) and dtype_of(own) != torch.float32:
+        own = replace(own, net=problems.InItsOwnType(own.net))  # states are float32
+    return name, own, loaded.event_shape, training_data(loaded, data)
 
 
 def exact_starts(target: str, count: int, seed: int) -> Tensor:
@@ -171,7 +179,8 @@ def known_statistics(
 ) -> dict[str, Statistics]:
     """Statistics by name, 'none' among them unless others were asked for.
 
-    Raises ValueError for a name that is neither a kind nor a file, or kinds without data.
+    Raises ValueError for a name that is neither a kind nor a file, kinds without data, or a file of
+    other data.
     """
     if asked is None:
         kinds = [k for k in KINDS if d <= FULL or k != "full"] if data is not None else []
@@ -189,6 +198,8 @@ def known_statistics(
         else:
             known = ", ".join(("none", *KINDS))
             raise ValueError(f"statistics must be {known} or a file of them; got {name!r}")
+        if len(found[name].mean) != d:
+            raise ValueError(f"statistics {name!r} are of {len(found[name].mean)} components, not {d}")
     return found
 
 
@@ -201,7 +212,8 @@ def statistics(
 ) -> Path:
     """Take the mean and covariance of a model's data and write them beside it; returns the file.
 
-    out: None is the checkpoint's own path with .statistics.json for its ending. The file is a
+    out: a file, or a folder for statistics.json in it; None is the checkpoint's own path with
+    .statistics.json for its ending. The file is a
     solver: `sample(..., solver=learned.read(file, process))`, `undiffuse sample --solver file`.
     Raises ValueError where there are no data or no place.
     """
@@ -213,4 +225,6 @@ def statistics(
         if model is None or not Path(model).is_file():
             raise ValueError("a network that is no file has no place beside it: give `out`")
         out = Path(model).with_suffix(".statistics.json")
+    if Path(out).is_dir():
+        out = Path(out) / "statistics.json"
     return atomically(Path(out), Statistics.of(known, kind).write)

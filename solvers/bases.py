@@ -8,33 +8,27 @@ Householder reflections, so that no d x d matrix is ever formed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Parts = tuple[Tensor, ...]
-
 
 class Basis(Protocol):
-    """An orthogonal map of vectors [B, d]; a record of plain numbers and lists describes it.
+    """An orthogonal map of vectors [B, d]; a record of plain numbers and lists describes it."""
 
-    parts: the float64 matrices that the map multiplies by. A loop on a device hands `into` and
-    `back` its own copies of them, in its own type, so that nothing is moved between two calls.
-    """
-
-    @property
-    def parts(self) -> Parts: ...
-
-    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
+    def into(self, v: Tensor) -> Tensor:
         """Q^T v, [B, d] in v's type."""
         ...
 
-    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
+    def back(self, u: Tensor) -> Tensor:
         """Q u, [B, d] in u's type."""
+        ...
+
+    def to(self, device: Any, dtype: torch.dtype) -> Basis:
+        """The same with its numbers there already, for a loop that must copy none."""
         ...
 
     def record(self) -> dict[str, Any]:
@@ -42,22 +36,18 @@ class Basis(Protocol):
         ...
 
 
-def placed(basis: Basis, like: Tensor, parts: Parts | None = None) -> Parts:
-    """The basis's parts on the device and in the type of a tensor, unless they are given."""
-    return tuple(p.to(like) for p in basis.parts) if parts is None else parts
-
-
 @dataclass(frozen=True)
 class Unit:
     """The components' own basis, Q = I."""
 
-    parts: ClassVar[Parts] = ()
-
-    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
+    def into(self, v: Tensor) -> Tensor:
         return v
 
-    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
+    def back(self, u: Tensor) -> Tensor:
         return u
+
+    def to(self, device: Any, dtype: torch.dtype) -> Unit:
+        return self
 
     def record(self) -> dict[str, Any]:
         return {"kind": "unit"}
@@ -67,19 +57,16 @@ class Unit:
 class Columns:
     """Q given as a matrix [d, d] with orthonormal columns."""
 
-    q: Tensor
+    q: Tensor = field(repr=False)
 
-    @property
-    def parts(self) -> Parts:
-        return (self.q,)
+    def into(self, v: Tensor) -> Tensor:
+        return v @ self.q.to(v)
 
-    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
-        (q,) = placed(self, v, parts)
-        return v @ q
+    def back(self, u: Tensor) -> Tensor:
+        return u @ self.q.to(u).T
 
-    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
-        (q,) = placed(self, u, parts)
-        return u @ q.T
+    def to(self, device: Any, dtype: torch.dtype) -> Columns:
+        return Columns(self.q.to(device, dtype))
 
     def record(self) -> dict[str, Any]:
         return {"kind": "columns", "q": self.q.tolist()}
@@ -90,23 +77,28 @@ class Leading:
     """A basis whose first r columns are those of q [d, r], up to sign; the others are whatever
     completes it. Costs 2 d r a vector (compact WY form, Schreiber & Van Loan 1989)."""
 
-    q: Tensor
+    q: Tensor = field(repr=False)
 
     @cached_property
-    def parts(self) -> Parts:
+    def factors(self) -> tuple[Tensor, Tensor]:
         """V [d, r] and T [r, r] with Q = I - V T V^T."""
         a, tau = torch.geqrf(self.q)
         v = torch.tril(a, -1)
         v.diagonal().fill_(1.0)
         return v, torch.linalg.inv(torch.triu(v.T @ v, 1) + torch.diag(1 / tau))
 
-    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
-        w, t = placed(self, v, parts)
+    def into(self, v: Tensor) -> Tensor:
+        w, t = (f.to(v) for f in self.factors)
         return v - ((v @ w) @ t) @ w.T
 
-    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
-        w, t = placed(self, u, parts)
+    def back(self, u: Tensor) -> Tensor:
+        w, t = (f.to(u) for f in self.factors)
         return u - ((u @ w) @ t.T) @ w.T
+
+    def to(self, device: Any, dtype: torch.dtype) -> Leading:
+        made = Leading(self.q.to(device, dtype))
+        made.__dict__["factors"] = tuple(f.to(device, dtype) for f in self.factors)
+        return made
 
     def record(self) -> dict[str, Any]:
         return {"kind": "leading", "q": self.q.tolist()}
@@ -119,21 +111,28 @@ class Cosine:
     shape: tuple[int, ...]
 
     @cached_property
-    def parts(self) -> Parts:
-        """One matrix an axis, see `cosines`."""
-        return tuple(cosines(n) for n in self.shape[min(1, len(self.shape) - 1) :])
+    def matrices(self) -> dict[int, Tensor]:
+        """The transform of every axis, by its place in a batch."""
+        first = min(2, len(self.shape))
+        return {i: cosines(self.shape[i - 1]) for i in range(first, len(self.shape) + 1)}
 
-    def into(self, v: Tensor, parts: Parts | None = None) -> Tensor:
-        return self._transform(v, [c.T for c in placed(self, v, parts)])
+    def into(self, v: Tensor) -> Tensor:
+        return self._transform(v, forward=True)
 
-    def back(self, u: Tensor, parts: Parts | None = None) -> Tensor:
-        return self._transform(u, placed(self, u, parts))
+    def back(self, u: Tensor) -> Tensor:
+        return self._transform(u, forward=False)
 
-    def _transform(self, v: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    def _transform(self, v: Tensor, forward: bool) -> Tensor:
         x = v.reshape(len(v), *self.shape)
-        for axis, c in zip(range(x.ndim - len(matrices), x.ndim), matrices, strict=True):
-            x = (x.movedim(axis, -1) @ c).movedim(-1, axis)
+        for axis, matrix in self.matrices.items():
+            c = matrix.to(v)
+            x = (x.movedim(axis, -1) @ (c.T if forward else c)).movedim(-1, axis)
         return x.reshape(v.shape)
+
+    def to(self, device: Any, dtype: torch.dtype) -> Cosine:
+        made = Cosine(self.shape)
+        made.__dict__["matrices"] = {i: c.to(device, dtype) for i, c in self.matrices.items()}
+        return made
 
     def record(self) -> dict[str, Any]:
         return {"kind": "cosine", "shape": list(self.shape)}

@@ -196,7 +196,7 @@ def _descend(
         y = run_differentiably(current(), model, x[chosen])
         loss = (y - ends[chosen]).flatten(1).square().mean(1).sqrt().mean().log()
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(inputs=[theta, gaps, first])  # type: ignore[no-untyped-call]
         adam.step()
         schedule.step()
     with torch.no_grad():

@@ -12,6 +12,7 @@ result is an ordinary `Tableau`; otherwise a `SpectralTable`. Any sampler runs b
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -50,8 +51,9 @@ class Learned:
         return len(self.theta)
 
     def tableau(self, process: Process) -> Tableau | SpectralTable:
-        """What a sampler runs, for the process whose model was fitted or any other: an ordinary
-        table if no mean or variance is in it."""
+        """What a sampler runs: an ordinary table if no mean or variance is in it. For the process
+        whose model was fitted, or another that has at t_start as much noise at least and covers the
+        nodes; raises ValueError for one that does not."""
         table = self.spectral(process)
         if bool(self.stats.mean.any()) or bool(self.stats.variances.any()):
             return table
@@ -64,6 +66,12 @@ class Learned:
     def spectral(self, process: Process) -> SpectralTable:
         """The table over components, differentiable in lam and theta."""
         t = process.inverse_log_snr(self.lam)
+        if not float(t[0].detach()) <= self.t_start * (1 + 1e-3) <= process.t_max * (1 + 2e-3):
+            raise ValueError(
+                f"the table starts at t={self.t_start:g} and first calls at sigma/alpha="
+                f"{math.exp(-float(self.lam[0])):.4g}, which is t={float(t[0]):g} of {process} with "
+                f"t_max={process.t_max:g}: it was fitted to another process; tune one for this"
+            )
         path = Path(process, t, process.alpha(t), process.sigma(t), self.lam)
         c = self.stats.variances
         weights = self.theta[..., None] * reach(self.lam, c)[:, None]

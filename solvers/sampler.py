@@ -24,7 +24,7 @@ from ..models.guided import calls_of
 from . import grids
 from .base import Solver
 from .graph import GraphedRun
-from .plan import compose
+from .plan import compose, device_of, dtype_of
 from .progress import track
 from .registry import get
 from .spectral import GaussianPreconditioned, SpectralTable
@@ -109,9 +109,9 @@ class Sampler:
             raise TypeError(f"model must be a Denoiser or a Process; got {type(model).__name__}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type; got {dtype}")
-        dtype = dtype or _dtype_of(model)
+        dtype = dtype or dtype_of(model)
         self.model = model
-        self.device = torch.device(device or _device_of(model))
+        self.device = torch.device(device or device_of(model))
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.net_dtype = dtype
         if isinstance(solver, Tableau | SpectralTable):
@@ -161,14 +161,16 @@ class Sampler:
             x = x_init.to(self.device, self.dtype).contiguous()
         frame = self.plan.frame
         if frame is not None:
+            frame.fits(shape)
             x = frame.enter(x)
-            x_in = frame.asked(x, 0).to(self.net_dtype)
-            return State(x, x_in, self.plan.t_in[0].expand(shape[0]), 0, (), (), seed, ids)
-        scale, noise = self.tableau.entry
-        if (scale, noise) != (1.0, 0.0):
-            z = normal(shape, seed, ids, draw=0, purpose="predictor", device=self.device)
-            x = scale * x + noise * z.to(self.dtype)
-        x_in = (x * self.plan.c_in0 if self.plan.scaled else x).to(self.net_dtype)
+            x_in = frame.asked(x, 0)
+        else:
+            scale, noise = self.tableau.entry
+            if (scale, noise) != (1.0, 0.0):
+                z = normal(shape, seed, ids, draw=0, purpose="predictor", device=self.device)
+                x = scale * x + noise * z.to(self.dtype)
+            x_in = x * self.plan.c_in0 if self.plan.scaled else x
+        x_in = x_in.to(self.net_dtype)
         return State(x, x_in, self.plan.t_in[0].expand(shape[0]), 0, (), (), seed, ids)
 
     def tell(self, state: State, out: Tensor) -> State:
@@ -211,6 +213,11 @@ class Sampler:
             x_in = frame.asked(step.x, i + 1).to(self.net_dtype)
         t_in = plan.t_in[i + 1].expand(len(step.x))
         return State(step.x, x_in, t_in, i + 1, states, datas, state.seed, state.sample_ids)
+
+    def sample_of(self, state: State) -> Tensor:
+        """x of a state, at the time of its row: of a spectral table too, which keeps components."""
+        frame = self.plan.frame
+        return state.x if frame is None or state.done else frame.sample(state.x, state.row + 1)
 
     def capture(
         self,
@@ -262,12 +269,13 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     model: a `Denoiser`. shape: (B, ...). solver, steps, grid, final: what to integrate with and
     where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`).
     seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
-    `ud.encode`. dtype: of the network's input and of the result; by default the network's own
-    (float64 for a float64 x_init). The state is float32 at least. cond: keyword arguments for
-    the network. callback: called after each row with a
-    `StepInfo`. on_failure: 'raise' a `SolverError` that names step and samples where NaN or Inf
-    appeared, or 'return' what there is, with `status`. graph: capture the run in one CUDA graph
-    (for many runs of one shape keep the graph instead: `Sampler.capture`); no callback then.
+    `ud.encode`. dtype: of the network's input and of the result; by default the network's own for
+    the one (float64 for a float64 x_init) and the state's, float32 at least, for the other. A table
+    has steps, grid and end of its own: with one those three are not looked at. cond: keyword
+    arguments for the network. callback: called after each row with a `StepInfo`. on_failure: 'raise'
+    a `SolverError` that names step and samples where NaN or Inf appeared, or 'return' what there is,
+    with `status`. graph: capture the run in one CUDA graph (for many runs of one shape keep the graph
+    instead: `Sampler.capture`); no callback then.
 
     Gradients flow only if x_init requires them. Raises ValueError for bad input before any call.
     """
@@ -295,7 +303,7 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
             if watch is not None:
                 watch(i, out, state.x)
             elif callback is not None:
-                callback(StepInfo(i, t, state.x, out))
+                callback(StepInfo(i, t, sampler.sample_of(state), out))
         return state.x
 
     with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
@@ -321,21 +329,6 @@ def _for_model(grid: GridLike, model: Denoiser) -> GridLike:
     if isinstance(grid, grids.Discrete) and grid.count is None and model.time == "index":
         return replace(grid, count=model.steps)
     return grid
-
-
-def _device_of(model: Denoiser) -> torch.device:
-    if isinstance(model.net, torch.nn.Module):
-        for p in model.net.parameters():
-            return p.device
-    return torch.device("cpu")
-
-
-def _dtype_of(model: Denoiser) -> torch.dtype:
-    if isinstance(model.net, torch.nn.Module):
-        for p in model.net.parameters():
-            if p.dtype.is_floating_point:
-                return p.dtype
-    return torch.float32
 
 
 def _no_network(x: Tensor, t: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ coefficients are vectors over the components of the basis Q.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ..models import Denoiser, Process
 from .base import Path
-from .bases import Basis, Columns, Cosine, Leading, Parts, Unit, from_record
+from .bases import Basis, Columns, Cosine, Leading, Unit, from_record
 from .grids import as_times, check
 from .multistep import gauss, lagrange
 
@@ -41,8 +42,8 @@ class Statistics:
     Float64. Raises ValueError for shapes that do not agree or negative variances.
     """
 
-    mean: Tensor
-    variances: Tensor
+    mean: Tensor = field(repr=False)
+    variances: Tensor = field(repr=False)
     basis: Basis | Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +93,11 @@ class Statistics:
         each = basis.into(centred).square().mean(0)
         each = each.mean().expand(len(mean)).clone() if kind == "scalar" else each
         return cls(mean, each, basis)
+
+    def to(self, device: Any, dtype: torch.dtype) -> Statistics:
+        """The same on a device and in a type, for a loop that must copy nothing."""
+        basis = self.q.to(device, dtype)
+        return Statistics(self.mean.to(device, dtype), self.variances.to(device, dtype), basis)
 
     def posterior(self, v: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """(P v, tr P) for P = C (C + s^2)^-1, the Jacobian of E[x | x + s eps] of N(m, C).
@@ -159,9 +165,9 @@ class SpectralTable:
     process: Process
     stats: Statistics
     times: Tensor
-    state: Tensor
-    data: Tensor
-    entry: Tensor
+    state: Tensor = field(repr=False)
+    data: Tensor = field(repr=False)
+    entry: Tensor = field(repr=False)
     grid: Tensor
     name: str = "spectral"
     stochastic: bool = False
@@ -173,16 +179,14 @@ class SpectralTable:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Between a model's samples and the components that a spectral table acts on.
+    """Between a model's samples and the components that a spectral table acts on; all it holds is on
+    the device and in the state's type, so that a CUDA graph can capture it.
 
     alpha [N + 2]: at grid[0], at every call, at grid[-1]. c_in [N]: scale of the network's input.
-    shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m). Tensors lie on
-    the device in the state's type, so that nothing is moved between two calls.
+    shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
     """
 
-    q: Basis
-    parts: Parts
-    mean: Tensor
+    stats: Statistics
     entry: Tensor
     alpha: tuple[float, ...]
     c_in: tuple[float, ...]
@@ -190,8 +194,8 @@ class Frame:
 
     @classmethod
     def of(cls, table: SpectralTable, model: Denoiser, device: Any, dtype: torch.dtype) -> Frame:
-        """For a model on a device, in the state's type. Raises ValueError for a model that clips:
-        its limits are those of pixels, not of components."""
+        """For a model on a device, in the state's type. Raises ValueError for a model of another
+        process than the table's, or one that clips: its limits are those of pixels, not of components."""
         if model.clip is not None:
             raise ValueError(
                 f"clip={model.clip} acts on pixels and a table with statistics on components: "
@@ -199,36 +203,54 @@ class Frame:
             )
         times = torch.cat([table.grid[:1], table.times, table.grid[-1:]])
         alpha = table.process.alpha(times)
+        sigma, other = table.process.sigma(times), model.process
+        if not all(
+            torch.allclose(a, b, rtol=1e-6)
+            for a, b in ((alpha, other.alpha(times)), (sigma, other.sigma(times)))
+        ):
+            raise ValueError(
+                f"the table was made for {table.process}, the model is of {other}: "
+                "make one for it, `solver.tableau(model.process, grid)`"
+            )
         skip, scale = model.coefficients("data", table.times)
         shift = (skip * alpha[1:-1] - 1) / scale
         c_in = model.network_scale(table.times)
         numbers = (tuple(v.tolist()) for v in (alpha, c_in, shift))
-        q = table.stats.q
-        mean, entry, *parts = (
-            v.to(device, dtype) for v in (table.stats.mean, table.entry, *q.parts)
-        )
-        return cls(q, tuple(parts), mean, entry, *numbers)
+        return cls(table.stats.to(device, dtype), table.entry.to(device, dtype), *numbers)
+
+    def fits(self, shape: Sequence[int]) -> None:
+        """Raises ValueError unless samples of this shape (B, ...) have the statistics' components."""
+        d = self.stats.mean.numel()
+        if math.prod(shape[1:]) != d:
+            raise ValueError(
+                f"the solver's statistics are of {d} components; got shape {tuple(shape)}: "
+                "take statistics of data of the model's own kind"
+            )
 
     def enter(self, x: Tensor) -> Tensor:
         """x at grid[0] -> u at the first call."""
-        u = self.q.into(x.flatten(1) - self.alpha[0] * self.mean, self.parts)
+        u = self.stats.q.into(x.flatten(1) - self._mean(x, 0))
         return (u * self.entry).reshape(x.shape)
 
     def asked(self, u: Tensor, row: int) -> Tensor:
         """u -> the network's input at call `row`."""
-        return self.c_in[row] * self._sample(u, row + 1)
+        return self.c_in[row] * self.sample(u, row + 1)
 
     def leave(self, u: Tensor) -> Tensor:
         """u -> x at grid[-1]."""
-        return self._sample(u, len(self.alpha) - 1)
+        return self.sample(u, len(self.alpha) - 1)
 
-    def _sample(self, u: Tensor, i: int) -> Tensor:
-        return (self.q.back(u.flatten(1), self.parts) + self.alpha[i] * self.mean).reshape(u.shape)
+    def sample(self, u: Tensor, i: int) -> Tensor:
+        """u -> x where alpha[i] is taken."""
+        return (self.stats.q.back(u.flatten(1)) + self._mean(u, i)).reshape(u.shape)
 
     def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
         """What the network returned at that call -> what the table's read-out takes."""
-        shifted = out.to(dtype).flatten(1) + self.shift[row] * self.mean
-        return self.q.into(shifted, self.parts).reshape(out.shape)
+        shifted = out.to(dtype).flatten(1) + self.shift[row] * self.stats.mean.to(out.device, dtype)
+        return self.stats.q.into(shifted).reshape(out.shape)
+
+    def _mean(self, x: Tensor, i: int) -> Tensor:
+        return self.alpha[i] * self.stats.mean.to(x.device, x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,18 +258,26 @@ class GaussianPreconditioned:
     """The integrator of this module, of order `points`: `sample(model, shape, solver=this)`.
 
     start: a ratio sigma/alpha down to which the flow is taken to be the Gaussian's own, without a
-    call, since r is nearly 0 at high noise; None calls from the grid's first node on.
+    call, since r is nearly 0 at high noise; None calls from the grid's first node on, or from its
+    second where the first is pure noise, where D is the mean and r is 0. Raises ValueError for
+    points other than 1 to 4 or start <= 0.
     """
 
     stats: Statistics
     points: int = 2
     start: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.points not in (1, 2, 3, 4):
+            raise ValueError(f"points must be 1, 2, 3 or 4; got {self.points}")
+        if self.start is not None and not 0 < self.start < math.inf:
+            raise ValueError(f"start must be a ratio sigma/alpha > 0, or None; got {self.start}")
+
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> SpectralTable:
         """The table for these times: float64, strictly falling, as for any solver.
 
         With `start`, nodes above it are passed over but for the first, which moves there. Raises
-        ValueError for a grid with a pure end (alpha = 0) that is called.
+        ValueError for a grid that leaves fewer than two times to call at.
         """
         t = as_times(grid)
         check(t, process, t_min=process.t_clean)
@@ -255,11 +285,13 @@ class GaussianPreconditioned:
         if self.start is not None:
             first = process.inverse_log_snr(-torch.log(torch.tensor(self.start).double()))
             called = torch.cat([first[None], t[t < first]]) if float(t[0]) > float(first) else t
+        elif float(process.alpha(t[0])) == 0.0:
+            called = t[1:]
         inner = Path.of(process, called[:-1] if clean else called)
         if len(inner.t) < 2 or not bool(torch.isfinite(inner.lam).all()):
             raise ValueError(
-                "grid must call the network at two times at least where 0 < alpha and 0 < sigma; "
-                "with pure noise at its first time, give `start`"
+                "grid must call the network at two times at least where 0 < alpha and 0 < sigma, "
+                f"below start={self.start}; got {len(t)} nodes from t={float(t[0]):g}: use more steps"
             )
         c = self.stats.variances
         weights = residual_weights(inner.lam, c, self.points)

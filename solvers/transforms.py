@@ -15,6 +15,13 @@ from .exponential import DDIM, DPMSolverPP
 from .tableau import Tableau, from_rows
 
 
+def _scalar(solver: object) -> None:
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"solver must be a Solver, whose tables have numbers for coefficients; got {solver!r}"
+        )
+
+
 @dataclass(frozen=True)
 class Inversion(Solver):
     """A deterministic solver run backwards, from data to noise: DDIM inversion and its like.
@@ -24,12 +31,13 @@ class Inversion(Solver):
     at the grid's last node with sigma > 0: a denoising jump at the end has no inverse and is left
     out. (Song, Meng & Ermon 2021, section 4.3; the network is asked at the noise level the state
     has, where published DDIM inversion tells it the next one's.) Give the data as `x_init`.
-    Raises ValueError for a stochastic solver.
+    Raises ValueError for a stochastic solver, TypeError for one that is no `Solver`.
     """
 
     solver: Solver = field(default_factory=DDIM)
 
     def __post_init__(self) -> None:
+        _scalar(self.solver)
         if self.solver.stochastic:
             raise ValueError(f"only a deterministic solver can be inverted; got {self.solver}")
 
@@ -70,6 +78,11 @@ class SparedStart(Solver):
 
     solver: Solver = field(default_factory=DDIM)
     variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        _scalar(self.solver)
+        if not self.variance >= 0:
+            raise ValueError(f"variance must be >= 0; got {self.variance}")
 
     @property
     def order(self) -> float:

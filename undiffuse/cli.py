@@ -102,7 +102,8 @@ def _sample(commands: Any) -> None:
     p.add_argument("--n", type=int, default=64, help="how many")
     p.add_argument("--solver", default="dpmpp-2m",
                    help="see `undiffuse solvers`; ddpm-learned: with the variances that --loss hybrid "
-                   "taught; or JSON that `tune` or `statistics` wrote")  # fmt: skip
+                   "taught; or JSON that `statistics` or `tune` wrote: a tuned table has steps, grid "
+                   "and end of its own")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
     p.add_argument("--grid", default="karras", help="uniform, log_snr, karras, trailing, ...; or "
                    "equidistributed: measured on the network by 64 calls for 32 samples")  # fmt: skip
@@ -116,7 +117,14 @@ def _run_sample(args: argparse.Namespace) -> None:
     import torch
 
     from .models.checkpoint import atomically
-    from .solvers import equidistributed, read, sample, sample_learned_variance
+    from .solvers import (
+        SpectralTable,
+        Tableau,
+        equidistributed,
+        read,
+        sample,
+        sample_learned_variance,
+    )
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
@@ -142,7 +150,9 @@ def _run_sample(args: argparse.Namespace) -> None:
     x = torch.cat(parts)
     path = atomically(args.out / "samples.pt", lambda part: torch.save(x, part))
     print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {path}")
-    _picture(args.out / "samples.png", x, loaded, f"{args.solver}, {args.steps} steps")
+    fixed = isinstance(solver, Tableau | SpectralTable)
+    cost = f"{solver.nfe} calls" if fixed else f"{args.steps} steps"
+    _picture(args.out / "samples.png", x, loaded, f"{Path(args.solver).stem}, {cost}")
 
 
 def _picture(path: Path, x: Any, loaded: Any, title: str) -> None:
@@ -360,7 +370,7 @@ def _statistics(commands: Any) -> None:
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("data", nargs="?", help="default: what the network was trained on")
     p.add_argument("--kind", default="leading", help="full, leading, cosine, diagonal or scalar")
-    p.add_argument("--out", type=Path, default=None, help="file; default: beside the model")
+    p.add_argument("--out", type=Path, default=None, help="file or folder; default: beside the model")
 
 
 def _run_statistics(args: argparse.Namespace) -> None:

@@ -35,6 +35,16 @@ def test_replays_equal_the_eager_loop_for_new_seeds_and_ids(solver):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["full", "leading", "cosine"])
+def test_a_table_over_components_is_captured_too(kind):
+    data = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    solver = ud.solvers.GaussianPreconditioned(ud.solvers.Statistics.of(data, kind))
+    sampler = ud.Sampler(model("cuda"), solver, 8, "log_snr", device="cuda")
+    eager = ud.sample(model("cuda"), (4, 16), solver, 8, "log_snr", seed=7, device="cuda")
+    assert torch.equal(sampler.capture((4, 16))(7), eager)
+
+
+@pytest.mark.gpu
 def test_the_loop_never_waits_for_the_device():
     sampler = ud.Sampler(model("cuda"), "dpmpp-2m-sde", steps=8, device="cuda")
     state = sampler.init((4, 16), seed=torch.zeros(4, dtype=torch.int64, device="cuda"))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian, GaussianMixture
@@ -21,9 +22,9 @@ MIXTURE = GaussianMixture(
 )
 
 
-def run(solver, model, x, grid=None, **rest):
+def run(solver, model, x, grid=None, steps=None, **rest):
     rest = {"x_init": x, "dtype": torch.float64, "final": "t_min", **rest}
-    return ud.sample(model, x.shape, solver, None, grid, **rest)
+    return ud.sample(model, x.shape, solver, steps, grid, **rest)
 
 
 def statistics(law):
@@ -148,6 +149,21 @@ def test_a_fit_that_does_not_help_is_refused():
         (lambda: Statistics(torch.zeros(2), torch.ones(2), torch.ones(3, 3)), "basis must be"),
         (lambda: Statistics.of(torch.ones(4, 2), "some"), "kind must be one of 'full'"),
         (lambda: Learned.from_json("{}"), "not a learned table in JSON"),
+        (lambda: GaussianPreconditioned(Statistics.none(2), 0), "points must be 1, 2, 3 or 4; got 0"),
+        (lambda: GaussianPreconditioned(Statistics.none(2), 2, -8.0), "start must be a ratio .* -8"),
+        (
+            lambda: ud.sample(
+                MIXTURE.denoiser(ud.VP()), (2, 4), GaussianPreconditioned(Statistics.none(3))
+            ),
+            r"statistics are of 3 components; got shape \(2, 4\)",
+        ),
+        (
+            lambda: ud.sample(
+                MIXTURE.denoiser(ud.VE()), (2, 3),
+                GaussianPreconditioned(Statistics.none(3)).tableau(ud.VP(), [1.0, 0.5, 0.1]),
+            ),
+            "the table was made for VP.*the model is of VE",
+        ),
         (
             lambda: GaussianPreconditioned(Statistics.none(2)).tableau(ud.Flow(), [1.0, 0.5]),
             "two times at least where 0 < alpha and 0 < sigma",
@@ -169,3 +185,85 @@ def test_reference_points_are_unipc_at_many_steps():
     t[0], t[-1] = 1.0, 0.01
     direct = evaluate(UniPC(3).tableau(process, t), model, x)
     assert torch.allclose(references(model, x, 1.0, 0.01, 40), direct, atol=1e-9)
+
+
+def test_pure_noise_is_left_in_closed_form():
+    """A flow's first node has alpha = 0: the state there is noise alone and D the mean, so r = 0.
+    On a Gaussian the whole run is exact; on the mixture it is ahead of the same order without."""
+    process = ud.Flow()
+    law = Gaussian([0.3, -0.2, 1.0], [[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.1]])
+    stats, t = statistics(law), times("karras", process, 4, "t_min")
+    table = GaussianPreconditioned(stats).tableau(process, t)
+    assert table.nfe == 3 and float(table.times[0]) == float(t[1])
+    x = starts(process, law, t[0])
+    q = stats.basis
+    exact = gaussian_flow(process, x @ q, t[0], t[-1], stats.mean @ q, stats.variances) @ q.T
+    assert torch.allclose(run(table, law.denoiser(process), x), exact, rtol=1e-9, atol=1e-9)
+    x, model = starts(process, MIXTURE, t[0]), MIXTURE.denoiser(process)
+    goal = run("unipc-3", model, x, times("log_snr", process, 300, "t_min"))
+    errors = [
+        float((run(s, model, x, times("karras", process, 12, "t_min")) - goal).square().mean())
+        for s in (GaussianPreconditioned(statistics(MIXTURE)), "dpmpp-2m")
+    ]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_a_fit_leaves_the_network_s_gradients_alone():
+    net, process = torch.nn.Linear(3, 3).double(), ud.VP()
+    exact = MIXTURE.denoiser(process)
+    model = ud.Denoiser(lambda x, t: exact(x, t) + 1e-3 * net(x), process, predicts="data")
+    x = starts(process, MIXTURE, torch.tensor(1.0), 32)
+    init = initial(process, 1.0, 0.01, 4, Statistics.none(3))
+    fit(model, x, references(model, x, 1.0, 0.01, 40), init, iterations=20)
+    assert net.weight.grad is None
+
+
+@pytest.mark.parametrize("kind", ["full", "leading", "cosine", "diagonal"])
+def test_nothing_is_cast_or_copied_between_calls(kind):
+    """What a CUDA graph could not capture: statistics that are brought to the state every step."""
+    data = torch.randn(60, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    sampler = ud.Sampler(
+        ud.VP(), GaussianPreconditioned(Statistics.of(data, kind)), 4, "log_snr", dtype=torch.float32
+    )
+    state, casts = sampler.init((3, 1, 4, 5)), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                casts.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        while not state.done:
+            state = sampler.tell(state, 0.5 * state.x_in)
+    assert casts == [] and bool(torch.isfinite(state.x).all())
+
+
+def test_a_callback_sees_samples_and_not_components():
+    """What DPM-Solver++ passes through, whatever the basis in which the table keeps its state."""
+    model, seen = MIXTURE.denoiser(ud.VP()), {}
+    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    rotated = Statistics(torch.ones(3).double(), torch.zeros(3).double(), q)
+    for name, solver in (("rotated", rotated), ("plain", Statistics.none(3))):
+        run(GaussianPreconditioned(solver), model, torch.ones(2, 3).double(), "log_snr", final="zero",
+            steps=5, callback=lambda info, k=name: seen.setdefault(k, []).append(info.x))  # fmt: skip
+    assert len(seen["plain"]) == 5
+    torch.testing.assert_close(seen["rotated"], seen["plain"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("stats", [Statistics.none(3), statistics(MIXTURE)], ids=["none", "full"])
+def test_a_learned_table_is_for_processes_that_cover_it(stats):
+    """Between VP and Flow, which start in (nearly) pure noise at t = 1, it carries over: the same
+    flow in other clothes. EDM at t = 1 has little noise, and VE does not reach sigma/alpha = 152."""
+    table = initial(ud.VP(), 1.0, 1e-3, 6, stats, Choice())
+    ends = []
+    for process in (ud.VP(), ud.Flow(), ud.SubVP()):
+        x = float(process.sigma(1.0)) * torch.ones(2, 3).double()
+        made = table.tableau(process)
+        end = process.alpha(made.grid[-1])
+        ends.append(run(made, MIXTURE.denoiser(process), x) / end)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0.05, atol=0.01)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0.05, atol=0.01)
+    for process in (ud.EDM(), ud.VE()):
+        with pytest.raises(ValueError, match="first calls at sigma/alpha=152.*another process"):
+            table.tableau(process)

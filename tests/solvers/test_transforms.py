@@ -12,9 +12,12 @@ from undiffuse.solvers import (
     SOLVERS,
     Adams,
     DPMSolverPP,
+    GaussianPreconditioned,
     Heun,
     Inversion,
     RungeKutta,
+    SparedStart,
+    Statistics,
     Tableau,
     UniPC,
     analytical_first_step,
@@ -22,6 +25,7 @@ from undiffuse.solvers import (
     response,
     times,
 )
+from undiffuse.solvers.bases import Columns
 from undiffuse.solvers.grids import Discrete
 
 from .exact import (  # noqa: TID251  ruff takes tests/solvers for the folder
@@ -208,3 +212,20 @@ def test_inversion_through_the_sampler_and_its_refusals():
         Inversion(SOLVERS["ddpm"])
     with pytest.raises(ValueError, match="two nodes with sigma > 0"):
         Inversion().tableau(process, times("karras", process, 1))
+
+
+@pytest.mark.parametrize("make", [Inversion, SparedStart])
+def test_a_table_over_components_is_refused_in_one_line(make):
+    """It has no rows of scalars; its statistics, of any size, are not printed."""
+    stats = Statistics(torch.zeros(9).double(), torch.ones(9).double(), torch.eye(9).double())
+    solver = GaussianPreconditioned(dataclasses.replace(stats, basis=Columns(stats.basis)))
+    with pytest.raises(TypeError, match=r"must be a Solver.*got GaussianPrecond\S*Stat") as error:
+        make(solver)
+    assert "tensor" not in str(error.value)
+    table = solver.tableau(ud.VP(), times("log_snr", ud.VP(), 3))
+    assert len(repr(table)) < 400 and "gaussian-2" in repr(table)
+
+
+def test_a_spared_start_names_its_variance_at_once():
+    with pytest.raises(ValueError, match="variance must be >= 0; got -1"):
+        SparedStart(DDIM(), -1.0)
