@@ -23,6 +23,7 @@ from torch import Tensor
 from ..models.checkpoint import Checkpoint, from_code, load, load_default
 from ..models.data import load as load_data
 from ..models.dequantize import Hook, Levels
+from ..models.guided import leaves
 from ..solvers.bits import METHODS, bits_per_dim
 from ..solvers.spectral import Statistics
 from ..solvers.status import Status
@@ -113,7 +114,7 @@ def run(
         levels.centres(x)  # raises for what lies outside, before any work
 
     store = Store(out, "items.jsonl")
-    head = json.dumps([_identity(model), str(levels), vars(how)])
+    head = json.dumps([_identity(model, trained), str(levels), vars(how)])
     keys = [f"{head} {i} {_digest(item.numpy().tobytes())}" for i, item in enumerate(x)]
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
@@ -210,14 +211,24 @@ def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
     return made
 
 
-def _identity(model: str | Path | None) -> str:
-    """The checkpoint by its name and content, so that no row of another is taken for its own."""
-    if model is None or not Path(model).is_file():
+def _identity(model: str | Path | None, trained: Checkpoint) -> str:
+    """The checkpoint by its name and content, so that no row of another is taken for its own; of one
+    that code makes the content is the code's file, the process and what the networks hold."""
+    if model is None:
         return str(model)
-    content = hashlib.sha256()
-    with Path(model).open("rb") as file:
-        while part := file.read(1 << 20):
-            content.update(part)
+    content, path = hashlib.sha256(), Path(model)
+    if not path.is_file():
+        path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
+        content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
+        for net in leaves(denoiser.net) or [denoiser.net]:
+            state = net.state_dict() if isinstance(net, torch.nn.Module) else {}
+            for tensor in state.values():
+                held = tensor.detach().cpu().contiguous().flatten()
+                content.update(held.view(torch.uint8).numpy().tobytes())
+    if path.is_file():
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                content.update(part)
     return f"{model} {content.hexdigest()[:12]}"
 
 

@@ -117,13 +117,20 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """16 digits of a hash of what the numbers depend on: starts, model, process, data."""
+        seen = None if self.features is None else self.features(self.start[:2].float()).double()
+        return self._hash(self.data, seen)
+
+    @cached_property
+    def flow(self) -> str:
+        """The same of what its trajectories depend on: starts, model, process."""
+        return self._hash()
+
+    def _hash(self, *more: Tensor | None) -> str:
         h = hashlib.sha256(repr((self.process, self.model.predicts, self.model.time)).encode())
-        probe = self.start[:2]
         middle = math.sqrt(min(self.r_max, 1e3) * self.r_min)
         with torch.no_grad():
-            d = data_prediction(self.model, probe, middle)
-        seen = None if self.features is None else self.features(probe.float()).double()
-        for tensor in (self.start, d, self.data, seen):
+            d = data_prediction(self.model, self.start[:2], middle)
+        for tensor in (self.start, d, *more):
             if tensor is not None:
                 h.update((tensor * 1e6).round().long().numpy().tobytes())
         return h.hexdigest()[:16]

@@ -81,15 +81,12 @@ def cached(
     level: int = 0,
     tick: Callable[[], object] | None = None,
 ) -> Reference:
-    """`solve`, kept in a file: read back if it is of these starts and knows these ratios."""
+    """`solve`, kept in a file: read back if it is of this flow and knows these ratios."""
     wanted, below = {float(r) for r in ratios}, None
     if path.is_file():
         held = torch.load(path, weights_only=True)
         found = Reference(held["states"], held["error"], held["level"])
-        same = held["start"].shape == problem.start.shape and torch.equal(
-            held["start"], problem.start
-        )
-        if same and held["about"] == problem.about:
+        if held.get("flow") == problem.flow:
             if found.level >= level and found.covers(wanted):
                 return found
             wanted |= {float(k) for k in held["states"]}
@@ -99,8 +96,7 @@ def cached(
         "states": {_key(r): found.at(r) for r in wanted},
         "error": found.error,
         "level": level,
-        "start": problem.start,
-        "about": problem.about,
+        "flow": problem.flow,
     }
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     torch.save(held, part)

@@ -149,6 +149,33 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_item(tmp_path):
     assert sorted(items(tmp_path / "a")) == list(range(12))
 
 
+def test_rows_of_a_network_that_code_made_are_not_taken_for_those_of_another(tmp_path):
+    """Other weights, or other code, under the same name: every item is scored again."""
+    code = MODEL.replace("return x.tanh()", "return x") + """
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.load(HERE / "w.pt"))
+
+    def forward(self, x, t):
+        return self.scale * x.tanh()
+
+
+net = Net()
+"""
+    torch.save(torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 5, tmp_path / "x.pt")
+    found = []
+    for weight, text in ((1.0, code), (0.5, code), (0.5, code.replace("x.tanh()", "x.sin()"))):
+        (tmp_path / "model.py").write_text(text)
+        torch.save(torch.tensor(weight), tmp_path / "w.pt")
+        found.append(dataset_likelihood.run(
+            tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "x.pt", **FAST
+        )["bits_per_dim"])  # fmt: skip
+    assert len(set(found)) == 3
+    assert len(Store(tmp_path / "out", "items.jsonl").records) == 6
+
+
 def test_repeats_targets_conventions_and_a_hook(tmp_path, capsys):
     """A hook whose q is known is a bound again; a target asked for is met by more calls."""
     (tmp_path / "model.py").write_text(MODEL)

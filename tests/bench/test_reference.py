@@ -1,6 +1,7 @@
 """The reference solution against a closed form, and the coordinates that runs share."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,9 @@ def test_the_cache_is_read_only_for_the_same_starts_and_ratios(tmp_path):
     _, computed = ask(p, [1.0, 0.1, 0.5])  # what was known before is kept
     assert not computed
     _, computed = ask(p, [0.5], level=1)
+    assert computed
+    other = replace(p, model=Gaussian(MEAN, 2 * VAR).denoiser(VP()))  # another network, same starts
+    _, computed = ask(other, [0.5])
     assert computed
     _, computed = ask(problem(batch=6), [0.5])
     assert computed
