@@ -38,6 +38,7 @@ class Augmented(NamedTuple):
     std_error: Tensor
     forwards: Tensor
     products: Tensor
+    rejected: Tensor
     status: Tensor
 
 
@@ -87,7 +88,7 @@ def native(
     sums = -s.x[:, d:].double().reshape(batch, count, parts).movedim(1, 0)
     forms, error = _spread(sums, v, gaussian)
     products = s.nfe * (d if v is None else count)
-    return Augmented(z, forms, error, flow.forwards, products, s.status)
+    return Augmented(z, forms, error, flow.forwards, products, s.rejected, s.status)
 
 
 def by_torchdiffeq(
@@ -100,7 +101,7 @@ def by_torchdiffeq(
     model, process = flow.model, flow.model.process
     batch, d = len(x), x[0].numel()
     alpha = float(process.alpha(flow.t_min))
-    calls = 0
+    calls = refused = 0
 
     def velocity(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = t.double().clamp(flow.t_min, process.t_max)  # torchdiffeq steps past the end
@@ -123,6 +124,11 @@ def by_torchdiffeq(
         share = d if v is None else 1.0
         return dx, skip.to(x.dtype) * share + scale.to(x.dtype) * terms
 
+    def refuse(*_: object) -> None:
+        nonlocal refused
+        refused += 1
+
+    rhs.callback_reject_step = refuse  # type: ignore[attr-defined]
     width = (1, batch, 1) if v is None else (len(v), batch, d)
     span = torch.tensor([flow.t_min, process.t_max], dtype=torch.float64, device=x.device)
     with torch.no_grad():
@@ -130,13 +136,13 @@ def by_torchdiffeq(
             rhs, (alpha * x, x.new_zeros(width)), span, rtol=rtol, atol=atol, method=method
         )
     forms, error = _spread(sums[-1].double(), v, gaussian)
-    forwards = torch.full((batch,), calls, dtype=torch.int64)
+    forwards, rejected = (torch.full((batch,), n, dtype=torch.int64) for n in (calls, refused))
     fine = torch.isfinite(xs[-1]).flatten(1).all(1) & torch.isfinite(forms)
     status = torch.where(fine, int(Status.OK), int(Status.NETWORK_NOT_FINITE))
     # log density of x^ = x/alpha, as everywhere; the prior's share is that of x
     change = forms + d * math.log(alpha)
     count = d if v is None else len(v)
-    return Augmented(xs[-1], change, error, forwards, forwards * count, status)
+    return Augmented(xs[-1], change, error, forwards, forwards * count, rejected, status)
 
 
 def _spread(sums: Tensor, v: Tensor | None, gaussian: bool) -> tuple[Tensor, Tensor]:

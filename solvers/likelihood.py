@@ -54,8 +54,9 @@ class LogProb:
     two 95 % of the probes' errors, to about 5 points, but on colour images, where one held 86 %
     with the default; with one probe and a Jacobian of low rank two hold 80 to 90 %, and 'augmented' with one
     gives a bound. It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the
-    Walsh blocks of all nodes full; path_error and prior_gap are not in it and remain. nfe: network
-    evaluations, int64; products: Jacobian products, int64. latent: x at t_max [B, *event]. status:
+    Walsh blocks of all nodes full; path_error and prior_gap are not in it and remain. The cost, int64:
+    nfe: network evaluations, all of them; products: Jacobian products; rejected: steps that the
+    path's error control threw away, whose evaluations are in nfe (and products, if 'augmented'). latent: x at t_max [B, *event]. status:
     int64 codes of `Status`, 0 = fine.
     path_error: estimate of what the quadrature contributes, nats; defect: what log_prob was
     corrected by for a path that is not quite the flow, nats (both nan if 'augmented'). A correction
@@ -71,6 +72,7 @@ class LogProb:
     std_error: Tensor
     nfe: Tensor
     products: Tensor
+    rejected: Tensor
     latent: Tensor
     status: Tensor
     path_error: Tensor
@@ -178,18 +180,18 @@ def log_prob(
         blurred = (
             _truncation(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
         )
-    value, error, latent, products, status, path_error, defect, gap = parts
+    value, error, latent, products, rejected, status, path_error, defect, gap = parts
     value = torch.where(status_failed(status), torch.nan, value)
     bits = -value / (x[0].numel() * math.log(2)) + offset
     result = LogProb(
-        value, bits, error, flow.forwards, products, latent, status, path_error, defect, gap,
-        blurred, flow.t_min, flow.blur,
+        value, bits, error, flow.forwards, products, rejected, latent, status, path_error, defect,
+        gap, blurred, flow.t_min, flow.blur,
     )  # fmt: skip
     raise_if_failed(status, result, on_failure)
     return result
 
 
-Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _by_quadrature(
@@ -197,7 +199,7 @@ def _by_quadrature(
     max_probes: float, goal: float | None, points: int, control: Statistics | None,
     seed: int | Tensor, ids: Tensor, max_steps: int,
 ) -> Parts:  # fmt: skip
-    """log p, its standard error, latent, products, status, path error, defect, prior gap."""
+    """log p, its standard error, latent, products, rejected, status, path error, defect, gap."""
     run = integrate(
         flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=solver, rtol=rtol,
         atol=atol, max_step=LONGEST, max_steps=max_steps, dense=True,
@@ -230,7 +232,8 @@ def _by_quadrature(
     if goal is not None:
         missed = (variance > goal * (1 + 1e-9)) & (status == Status.OK)
         status[missed] = int(Status.TARGET_NOT_MET)
-    return value, variance.sqrt(), latent, prober.products, status, path_error, defect, gap
+    error, cost = variance.sqrt(), (prober.products, run.rejected)
+    return value, error, latent, *cost, status, path_error, defect, gap
 
 
 def _by_augmented(
@@ -250,7 +253,8 @@ def _by_augmented(
         flow.forwards = run.forwards
     unknown = torch.full_like(run.change, torch.nan)
     value = prior + run.change
-    return value, run.std_error, run.latent, run.products, run.status, unknown, unknown, unknown
+    cost = run.products, run.rejected
+    return value, run.std_error, run.latent, *cost, run.status, unknown, unknown, unknown
 
 
 def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """log_prob against exact densities, on every process."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -331,7 +332,7 @@ def test_a_value_does_not_depend_on_its_batch(method, dtype):
     whole = log_prob(model, x, method=method, sample_ids=ids, seed=3)
     for part in ([4], [0, 6, 2]):
         some = log_prob(model, x[part], method=method, sample_ids=ids[part], seed=3)
-        for name in ("log_prob", "std_error", "latent", "nfe", "products"):
+        for name in ("log_prob", "std_error", "latent", "nfe", "products", "rejected"):
             assert torch.equal(getattr(some, name), getattr(whole, name)[part]), name
 
 
@@ -348,6 +349,47 @@ def test_one_call_serves_the_drift_and_all_products():
     calls.clear()
     r = log_prob(model, x, backend="torchdiffeq", probes=2)
     assert len(calls) == int(r.nfe[0])
+
+
+COSTS = {
+    "quadrature": {},
+    "augmented": {"method": "augmented", "rtol": 1e-3, "atol": 1e-3, "probes": 2},
+    "torchdiffeq": {"backend": "torchdiffeq", "rtol": 1e-3, "atol": 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_the_cost_is_what_the_network_saw(name):
+    """Rows called and rows pulled back are counted by the network itself; a rejected step shows as
+    a call at an earlier time than the one before it, for the stages of a step go forward."""
+    calls, pulled = [], []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            pulled.append(len(g))
+            return g
+
+    def net(x, t):
+        calls.append(t.detach())
+        return Watched.apply((20 * x * t[:, None]).sin())  # bends often: steps are rejected
+
+    model = ud.Denoiser(net, ud.VP(), predicts="noise")
+    x = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(5, 12)
+    whole = log_prob(model, x, **COSTS[name])
+    assert sum(map(len, calls)) == whole.nfe.sum() and sum(pulled) == whole.products.sum()
+    for k in (0, 3):
+        calls.clear(), pulled.clear()
+        r = log_prob(model, x[[k]], sample_ids=[k], **COSTS[name])
+        assert sum(map(len, calls)) == r.nfe and sum(pulled) == r.products
+        path = [float(t[0]) for t in itertools.takewhile(lambda t: len(t) == 1, calls)]
+        back = sum(later < t for t, later in itertools.pairwise(path[2:]))  # 2: the first step's
+        assert r.rejected == back and back > 2
+        assert name == "torchdiffeq" or r.rejected == whole.rejected[k]
 
 
 def test_conditions_follow_their_samples():
