@@ -220,9 +220,9 @@ def _identity(model: str | Path | None, trained: Checkpoint) -> str:
     if not path.is_file():
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
         content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
-        for net in leaves(denoiser.net) or [denoiser.net]:
-            state = net.state_dict() if isinstance(net, torch.nn.Module) else {}
-            for tensor in state.values():
+        nets: list[Any] = [*leaves(denoiser.net)] or [denoiser.net]
+        for net in [n for n in nets if isinstance(n, torch.nn.Module)]:
+            for tensor in net.state_dict().values():
                 held = tensor.detach().cpu().contiguous().flatten()
                 content.update(held.view(torch.uint8).numpy().tobytes())
     if path.is_file():

@@ -151,7 +151,9 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_item(tmp_path):
 
 def test_rows_of_a_network_that_code_made_are_not_taken_for_those_of_another(tmp_path):
     """Other weights, or other code, under the same name: every item is scored again."""
-    code = MODEL.replace("return x.tanh()", "return x") + """
+    code = (
+        MODEL.replace("return x.tanh()", "return x")
+        + """
 
 class Net(torch.nn.Module):
     def __init__(self):
@@ -164,6 +166,7 @@ class Net(torch.nn.Module):
 
 net = Net()
 """
+    )
     torch.save(torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 5, tmp_path / "x.pt")
     found = []
     for weight, text in ((1.0, code), (0.5, code), (0.5, code.replace("x.tanh()", "x.sin()"))):
