@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..models.checkpoint import Checkpoint, load, load_default
+from ..models.data import load as load_data
 from . import cells, heldout, problems
 from .bar import Bar
 from .cells import Cell
@@ -48,7 +49,7 @@ class Spec:
     target: str | None = None
     checkpoint: str | Checkpoint | None = None
     device: str | None = None
-    data: Tensor | None = None
+    data: Tensor | str | None = None
     features: str | Features | None = None
 
     def trained(self) -> Checkpoint:
@@ -58,7 +59,17 @@ class Spec:
         return load_default() if self.checkpoint is None else load(self.checkpoint, self.device)
 
     def held(self) -> Tensor:
-        """Real data of the network's kind [M, *event]: those given, or its own held-out part."""
+        """Real data of the network's kind [M, *event]: those given, as they are or as a data set to
+        be read into the network's range, or its own held-out part."""
+        if isinstance(self.data, str):
+            trained = self.trained()
+            x = load_data(self.data).to_range(*trained.data_range).x
+            if tuple(x.shape[1:]) != tuple(trained.event_shape):
+                raise ValueError(
+                    f"data {self.data!r} hold events of shape {tuple(x.shape[1:])}, the network's "
+                    f"have {tuple(trained.event_shape)}"
+                )
+            return x
         return heldout.held_out(self.trained()) if self.data is None else self.data
 
     def build(self) -> Problem:

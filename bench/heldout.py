@@ -31,7 +31,10 @@ def held_out(checkpoint: Checkpoint) -> Tensor:
     """
     record = checkpoint.training
     if "data" not in record or "split" not in record:
-        raise ValueError("the checkpoint does not say which data it was trained on, and how split")
+        raise ValueError(
+            "the checkpoint does not say which data it was trained on, and how split: name data that "
+            "it never saw (--data), or give Checkpoint(training={'data': ..., 'split': None})"
+        )
     data = load(record["data"]).to_range(*checkpoint.data_range)
     return data.x if record["split"] is None else split(data.x, **record["split"])[1]
 

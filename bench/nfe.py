@@ -54,7 +54,7 @@ def run(
     out: str | Path,
     *,
     checkpoint: str | Path | Checkpoint | None = None,
-    data: torch.Tensor | None = None,
+    data: torch.Tensor | str | None = None,
     solvers: Sequence[str] | None = None,
     nfe: Sequence[int] | None = None,
     grid: str | Sequence[str] | None = None,
@@ -167,7 +167,7 @@ def _costs(nfe: Sequence[int] | None, quick: bool) -> list[int]:
 
 def _specs(
     checkpoint: str | Path | Checkpoint | None,
-    data: torch.Tensor | None,
+    data: torch.Tensor | str | None,
     targets: Sequence[str] | None,
     batch: int | None,
     seed: int,

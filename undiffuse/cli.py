@@ -226,6 +226,8 @@ def _bench(commands: Any) -> None:
                    "or what changed between two results, or run folders joined in --out")  # fmt: skip
     p.add_argument("runs", nargs="*", type=Path, help="results for `compare` (two) or `merge`")
     p.add_argument("--checkpoint", default=None, help=MODEL)
+    p.add_argument("--data", default=None, help="data that the network never saw, as for `train`; "
+                   "default: what its training held out")  # fmt: skip
     p.add_argument("--solvers", type=_names, default=None, metavar="A,B", help="default: a choice")
     p.add_argument("--nfe", type=_numbers, default=None, metavar="5,10,20", help="network calls")
     p.add_argument("--grid", type=_names, default=None, metavar="A,B",

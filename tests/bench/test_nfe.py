@@ -394,6 +394,20 @@ def test_a_large_network_is_asked_for_trajectories_only_where_they_are_measured(
     assert spent["error"] > 100
 
 
+def test_a_network_that_names_no_data_is_given_some_by_name(tmp_path):
+    """A file of bytes 0 and 255 is read into the network's range: std 1 on [-1, 1]."""
+    bytes_ = torch.tensor([0, 255], dtype=torch.uint8).repeat(32)[:, None].repeat(1, 2)
+    torch.save(bytes_, tmp_path / "d.pt")
+    law = Gaussian(torch.zeros(2), 1.0)
+    given = Checkpoint(law.denoiser(VP()), (2,), (-1.0, 1.0))
+    options = {"solvers": ["ddim"], "grid": "log_snr", "nfe": [4], "peers": [], "targets": [],
+               "batch": 4, "progress": False, "likelihood": False}  # fmt: skip
+    with pytest.raises(ValueError, match="name data that it never saw"):
+        nfe.run(tmp_path / "without", checkpoint=given, **options)
+    found = nfe.run(tmp_path / "with", checkpoint=given, data=str(tmp_path / "d.pt"), **options)
+    assert found["problems"]["network"]["std"] == pytest.approx(1.0, rel=0.01)  # unbiased, 64 rows
+
+
 def test_the_default_choice_has_no_twice_the_same_table_and_both_kinds():
     chosen = plans.default_solvers(VP())
     assert {"ddim", "dpmpp-2m", "ddpm"} <= set(chosen) and len(chosen) <= 12
