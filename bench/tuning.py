@@ -40,6 +40,8 @@ from .heldout import dequantised
 from .problems import SMALL_EVENT, network_name
 from .targets import get as get_target
 
+APART = 2**40
+"""Added to the seed of a target's starts: `bench --seeds 0,1,2` must not meet those of the fit."""
 DRAWS = 8192
 """Exact draws that stand for a target's data."""
 FULL = 256
@@ -153,8 +155,8 @@ def _posed(
 
 
 def exact_starts(target: str, count: int, seed: int) -> Tensor:
-    """States of p_{t_max} of a target, other ones than a benchmark of the same seed has."""
-    problem = problems.exact(get_target(target), count, seed + 1)
+    """States of p_{t_max} of a target, other ones than a benchmark of any small seed has."""
+    problem = problems.exact(get_target(target), count, seed + APART)
     return problems.from_unit(problem.process, problem.start, problem.process.t_max)
 
 

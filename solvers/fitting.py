@@ -88,8 +88,8 @@ def best_initial(
 ) -> tuple[Learned, Choice]:
     """The choice that errs least on the starts x [B, ...], one coordinate changed at a time, twice.
 
-    statistics: what may be used, by name. Points, grids and starts are POINTS, SPACINGS, STARTS (a
-    start only with statistics: without, nothing is known of the flow above it).
+    statistics: what may be used, by name. Points, grids and starts are POINTS, SPACINGS, STARTS;
+    above a start the flow is the statistics' own, without any D = 0.
     """
     process = model.process
     pure = math.isinf(float(process.log_snr(t_start)))
@@ -146,7 +146,8 @@ def fit(
 
     Minimises the log of the mean per-sample RMS error by Adam, cosine rate; where that does not
     halve the error of the starts it learns from, at a fifth of the rate, and once more; the best on
-    them is kept. Raises FitError if the result does not beat `init` on the starts it never saw, ValueError for too few.
+    them is kept. Raises FitError if the result does not beat `init` on the starts it never saw,
+    ValueError for too few.
     """
     count = seen(len(x), held_out)
     if count < 1 or ends.shape != x.shape:
