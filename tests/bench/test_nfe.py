@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,13 @@ from undiffuse.bench import (
     campaign,
     cells,
     exact,
-    memory,
     nfe,
     peers,
     plans,
     pooling,
     problems,
     quality,
-    reference,
     store,
-    table,
 )
 from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.targets import get
@@ -232,127 +229,6 @@ def test_asked_metrics_are_measured_of_every_solver(tmp_path):
     assert (tmp_path / "table.md").read_text().count("ring2:") == len(asked)
 
 
-# --- broken solvers -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tampered:
-    """`Ours` with a run that was tampered with."""
-
-    tamper: object
-    name: str = "tampered"
-    grid: str = "log_snr"
-    library: str = "undiffuse"
-
-    def plan(self, problem, nfe):
-        honest = Ours("dpmpp-2m").plan(problem, nfe)
-        return replace(honest, run=lambda model, w, seed: self.tamper(honest, model, w, seed))
-
-
-def outcome(tamper, size=8):
-    problem = problems.exact(get("ring2"), size)
-    cell = cells.Cell(problem, Tampered(tamper), 6)
-    plan = cell.config.plan(problem, 6)
-    ref = reference.solve(problem, [plan.start, plan.end])
-    return cells.run(cell, plan, ref)[0]
-
-
-def test_an_honest_solver_passes():
-    record = outcome(lambda plan, model, w, seed: plan.run(model, w, seed))
-    assert record["status"] == "ok" and record["error"] < 0.2
-
-
-def test_an_extra_network_call_is_a_failed_row_that_says_so():
-    def greedy(plan, model, w, seed):
-        model(w, 0.5)
-        return plan.run(model, w, seed)
-
-    record = outcome(greedy)
-    assert record["status"] == "failed"
-    assert "made 7 network calls where its table declares 6" in record["message"]
-    assert "error" not in record
-
-
-class Labelled(torch.nn.Module):
-    """The ring's exact network with a condition that moves its data, and its calls."""
-
-    def __init__(self, problem):
-        super().__init__()
-        self.problem, self.calls_made = problem, 0
-
-    def forward(self, x, t, label=None):
-        self.calls_made += 1
-        d = self.problem.law.data_prediction(x, t, self.problem.process)
-        return d if label is None else d + 0.1 * label
-
-
-@pytest.mark.parametrize("module", [True, False])
-def test_guidance_is_two_calls_a_step(module):
-    ring = problems.exact(get("ring2"), 8)
-    net = Labelled(ring)
-    label = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    given = net if module else lambda x, t, label=None: net(x, t, label)
-    model = Denoiser(given, ring.process, predicts="data", cond={"label": label})
-    guided = replace(ring, model=guidance.cfg(model, 2.0))
-    plan = plans.planned(Ours("dpmpp-2m"), guided, 13)
-    assert plan.calls == 12 and plan.tableau.nfe == 6  # six steps of two calls
-    net.calls_made = 0
-    cells.integrate(guided, plan, guided.start)  # raises unless that many calls are made
-    assert net.calls_made == 12
-    with pytest.raises(Unavailable, match="one evaluation makes 2 network calls, not within 1"):
-        plans.planned(Ours("dpmpp-2m"), guided, 1)
-    twice = replace(ring, model=guidance.cfg(guidance.threshold(guidance.cfg(model, 2.0)), 1.5))
-    assert plans.planned(Ours("ddim"), twice, 13).calls == 12
-
-
-def test_guidance_that_calls_more_than_it_declares_is_caught():
-    ring = problems.exact(get("ring2"), 8)
-    model = Denoiser(Labelled(ring), ring.process, predicts="data", cond={"label": 1.0})
-    guided = guidance.cfg(model, 2.0)
-    guided.net.calls = 1
-    liar = replace(ring, model=guided)
-    plan = plans.planned(Ours("ddim"), liar, 6)
-    with pytest.raises(cells.WrongCost, match="made 12 network calls where its table declares 6"):
-        cells.integrate(liar, plan, liar.start)
-
-
-def test_memory_is_counted_in_states_and_grows_with_the_history():
-    ring = problems.exact(get("ring2"), 4096)
-
-    def states(name, n=12):
-        plan = Ours(name).plan(ring, n)
-        found = memory.high_water(ring, plan, ring.start)
-        assert found == memory.high_water(ring, plan, ring.start)
-        return found
-
-    few, more, many = states("ddim"), states("dpmpp-2m"), states("vab-4")
-    assert 3 <= few < 5 and few + 1 < more < many - 2
-    assert states("vab-4", 24) == pytest.approx(many, abs=0.1)  # whatever the number of steps
-    held = []
-
-    def hoards(model, w, seed):
-        for _ in range(7):
-            held.append(model.net(w, 0.5) + 1)
-        return w
-
-    plan = replace(Ours("ddim").plan(ring, 12), run=hoards)
-    # w, seven states and the call in flight; what was freed does not count
-    assert memory.high_water(ring, plan, ring.start) == pytest.approx(9, abs=0.01)
-
-
-def test_a_solver_that_diverges_or_raises_is_a_failed_row():
-    def nan(plan, model, w, seed):
-        out = plan.run(model, w, seed)
-        out[3] = math.nan
-        return out
-
-    def broken(plan, model, w, seed):
-        raise ArithmeticError("no such coefficient")
-
-    assert "1 of 8 samples are not finite" in outcome(nan)["message"]
-    assert outcome(broken)["message"] == "ArithmeticError: no such coefficient"
-
-
 # --- plans --------------------------------------------------------------------------------------
 
 
@@ -416,58 +292,6 @@ def test_the_default_choice_has_no_twice_the_same_table_and_both_kinds():
     assert chosen == list(dict.fromkeys(chosen))
 
 
-# --- tables -------------------------------------------------------------------------------------
-
-
-def rows():
-    common = {"problem": "p", "library": "undiffuse", "grid": "g", "status": "ok",
-              "stochastic": False, "start": 157.4, "end": 0.01}  # fmt: skip
-
-    def row(solver, n, error, half, **more):
-        return {**common, "solver": solver, "nfe_asked": n, "nfe": n, "error": error,
-                "error_lo": error - half, "error_hi": error + half, **more}  # fmt: skip
-
-    return [
-        row("first", 5, 0.10, 0.02, memory=6.1),
-        row("close", 5, 0.13, 0.02),
-        row("worse", 5, 0.30, 0.02, nfe=4),
-        row("first", 10, 0.010, 0.001, memory=7.2),
-        row("close", 10, 0.013, 0.001),
-        {**common, "solver": "worse", "nfe_asked": 10, "status": "failed", "message": "m"},
-        {"problem": "p", "library": "peer", "solver": "gone", "grid": "-", "nfe_asked": 5,
-         "status": "unavailable", "message": "not installed"},
-    ]  # fmt: skip
-
-
-def test_a_table_ranks_only_what_does_not_overlap():
-    t, missing = table.tables(rows(), "p", quality.DEFAULT, {"error": " (note)"})
-    assert t.title == "p: error to the reference trajectory / data std (note)"
-    assert t.columns == ["library", "solver", "grid", "from > to", "states", "5", "10"]
-    by_name = {row[1]: (row[3:], flags[5:]) for row, flags in zip(t.rows, t.best, strict=True)}
-    assert by_name["first"] == (["157 > 0.01", "7", "0.1", "0.01"], [True, True])
-    assert by_name["close"] == (["157 > 0.01", "-", "0.13", "0.013"], [True, False])
-    assert by_name["worse"] == (["157 > 0.01", "-", "0.3 (4)", "failed"], [False, False])
-    assert [row[1] for row in t.rows] == ["first", "close", "worse"]
-    assert missing.rows == [["peer", "gone", "-", "5", "not installed"]]
-
-
-def test_tables_as_text_and_markdown():
-    t = table.tables(rows(), "p", quality.DEFAULT, {})[0]
-    lines = table.plain(t).splitlines()
-    assert lines[1].split()[:3] == ["library", "solver", "grid"] and "0.13*" in lines[3]
-    marked = table.markdown(t).splitlines()
-    assert marked[3] == "|---|---|---|---|---|---|---|"
-    assert marked[5] == "| undiffuse | close | g | 157 > 0.01 | - | **0.13** | 0.013 |"
-
-
-@pytest.mark.parametrize(
-    ("v", "text"), [(0.2849, "0.28"), (0.00056, "0.00056"), (5.31, "5.3"), (36.4, "36"),
-                    (2.4e-7, "2.4e-07"), (0.0, "0")]
-)  # fmt: skip
-def test_numbers_are_short(v, text):
-    assert table.short(v) == text
-
-
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -518,7 +342,7 @@ def test_the_shipped_network_is_measured_with_bits_and_pictures(tmp_path):
 
 
 def test_a_checkpoint_of_the_users_own_with_data_of_theirs(tmp_path):
-    from undiffuse.models import EDM, Denoiser
+    from undiffuse.models import EDM
     from undiffuse.models.checkpoint import Checkpoint
 
     law = get("ring2").law

@@ -7,47 +7,20 @@ import sys
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 import undiffuse as ud
-from undiffuse.bench import targets
 from undiffuse.solvers.encode import decode, encode
 from undiffuse.solvers.likelihood import log_prob
 from undiffuse.solvers.probing import Prober
-from undiffuse.solvers.spectral import Statistics
 from undiffuse.solvers.status import Status
 
-PROCESSES = {
-    "vp": ud.VP(),
-    "subvp": ud.SubVP(),
-    "ve": ud.VE(),
-    "edm": ud.models.EDM(),
-    "flow": ud.Flow(),
-    "brownian": ud.models.Brownian(30.0),
-    "vp-cosine": ud.VP.cosine(),
-    "vp-betas": ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000)),
-}
+from .densities import PROCESSES, at_start, digits64, in_bits, mixture, prior_gap  # noqa: TID251  ruff takes tests/solvers so
 
 
-def mixture(shape=(4,), seed=0):
-    """Two Gaussians of full covariance, eigenvalues >= 0.1, on any event shape."""
-    g = torch.Generator().manual_seed(seed)
-    d = math.prod(shape)
-    a = torch.randn(2, d, d, generator=g, dtype=torch.float64)
-    covs = 0.2 * a @ a.mT / d + 0.1 * torch.eye(d, dtype=torch.float64)
-    means = 0.5 * torch.randn(2, *shape, generator=g, dtype=torch.float64)
-    return ud.targets.GaussianMixture([1.0, 2.0], means, covs)
-
-
-def at_start(target, process, x, result):
-    """The exact density of the blurred data: p_t(alpha x) alpha^d at the t_min that was used."""
-    alpha = process.alpha(result.t_min)
-    return target.log_prob(alpha * x, result.t_min, process) + x[0].numel() * alpha.log()
-
-
-def prior_gap(target, process, latent):
-    """log p_T - log N(0, sigma_T^2) at the latents: what the prior's mismatch adds."""
-    return (target.log_prob(latent, process.t_max, process) - process.prior.log_prob(latent)).abs()
+@pytest.fixture(scope="module")
+def digits():
+    target = digits64()
+    return target, target.sample(300, seed=5)
 
 
 @pytest.mark.parametrize("method", ["quadrature", "augmented"])
@@ -103,160 +76,6 @@ def test_augmented_agrees_with_torchdiffeq_probe_by_probe():
     assert (ours.std_error > 1e-2).all()
     other = log_prob(model, x, **{**options, "seed": 6})
     assert (ours.log_prob - other.log_prob).abs().max() > 1e-2
-
-
-def digits64():
-    """One Gaussian a class of scikit-learn's digits: NUMBERS of 64-dimensional likelihoods."""
-    images, labels = load_digits(return_X_y=True)
-    x, labels = torch.tensor(images / 8 - 1), torch.tensor(labels)
-    parts = [x[labels == k] for k in range(10)]
-    return ud.targets.GaussianMixture(
-        [len(p) for p in parts],
-        torch.stack([p.mean(0).reshape(1, 8, 8) for p in parts]),
-        torch.stack([torch.cov(p.T) + 0.02**2 * torch.eye(64).double() for p in parts]),
-    )
-
-
-@pytest.fixture(scope="module")
-def digits():
-    target = digits64()
-    return target, target.sample(300, seed=5)
-
-
-def in_bits(target, process, x, r):
-    """(error, standard error) in bits/dim against the exact density with the prior's own gap."""
-    ref = at_start(target, process, x, r)
-    gap = target.log_prob(r.latent, process.t_max, process) - process.prior.log_prob(r.latent)
-    return (r.log_prob + gap - ref) / (64 * math.log(2)), r.bits_std_error
-
-
-@pytest.mark.parametrize(
-    ("name", "probes"), [("vp", 4), pytest.param("flow", 2, marks=pytest.mark.slow)]
-)
-def test_the_standard_error_covers(digits, name, probes):
-    """300 images: 68 % within one and 95 % within two standard errors, to 5 points, and no bias
-    beyond three deviations of the mean."""
-    (target, x), process = digits, PROCESSES[name]
-    error, std = in_bits(
-        target, process, x, r := log_prob(target.denoiser(process), x, probes=probes)
-    )
-    z = error / std
-    assert abs((z.abs() < 1).double().mean() - 0.68) <= 0.05
-    assert abs((z.abs() < 2).double().mean() - 0.95) <= 0.05
-    assert error.mean().abs() < 3 * error.std() / math.sqrt(len(x))
-    assert r.products.double().mean() <= probes * 45  # nodes: 3 to each of about 14 steps
-
-
-def ring(d):
-    """The benchmark's ring of 8 modes, in a plane of d dimensions."""
-    law = targets.ring2().law
-    g = torch.Generator().manual_seed(0)
-    plane = torch.linalg.qr(torch.randn(d, 2, generator=g, dtype=torch.float64))[0]
-    return ud.targets.GaussianMixture(law.weights, law.means @ plane.T, 0.05**2)
-
-
-@pytest.mark.parametrize(
-    ("name", "d"),
-    [("ring", 16), ("far", 16)]
-    + [pytest.param(n, 64, marks=pytest.mark.slow) for n in ("ring", "far", "full")],
-)
-def test_the_standard_error_covers_where_jacobians_are_of_low_rank(name, d):
-    """Default settings, 300 samples, against the exact trace: 68 and 95 %, to 5 points."""
-    make = {"ring": ring, "far": far_apart, "full": lambda d: mixture((d,))}
-    target = make[name](d)
-    x, model = target.sample(300, seed=3), target.denoiser(ud.VP())
-    r = log_prob(model, x, seed=11)
-    same = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3)  # nodes and path
-    z = (r.log_prob - same.log_prob).abs() / r.std_error
-    within = [float((z < k).double().mean()) for k in (1, 2)]
-    assert abs(within[0] - 0.68) <= 0.05 and abs(within[1] - 0.95) <= 0.05, within
-
-
-def test_the_ring_in_the_plane_has_no_probe_s_error():
-    """d = 2: the exact trace by default, on a finer path; 1e-3 nats in the mean."""
-    target = targets.ring2().law
-    x = target.sample(200, seed=3)
-    r = log_prob(target.denoiser(ud.VP()), x)
-    ref = at_start(target, ud.VP(), x, r) + ud.VP().prior.log_prob(r.latent)
-    error = (r.log_prob + target.log_prob(r.latent, 1.0, ud.VP()) - ref).abs()
-    assert (r.std_error == 0).all() and error.max() < 0.1 and error.mean() < 2e-3
-
-
-def far_apart(d):
-    """Two isotropic Gaussians: off its diagonal the Jacobian is of rank one, the hardest for one
-    probe."""
-    means = torch.randn(2, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return ud.targets.GaussianMixture([1.0, 2.0], means, [0.05, 0.2])
-
-
-@pytest.mark.parametrize("trace", ["hutchinson", "gaussian"])
-@pytest.mark.parametrize("count", [8, 9, 10, 11])
-def test_as_many_probes_as_components(trace, count):
-    """probes = d is no special case, whichever side of it: the exact trace from there on."""
-    target = ud.targets.Gaussian(torch.zeros(10), torch.diag(torch.linspace(0.1, 2, 10)))
-    x, model = target.sample(3, seed=1), target.denoiser(ud.VP())
-    r = log_prob(model, x, method="augmented", probes=count, trace=trace)
-    exact = log_prob(model, x, method="augmented", trace="exact")
-    error = r.log_prob - exact.log_prob
-    assert torch.isfinite(r.std_error).all() and (error.abs() <= 5 * r.std_error + 1e-3).all()
-    assert (r.std_error == 0).all() or count < 10
-    assert (r.products == min(count, 10) * r.nfe).all()
-
-
-@pytest.mark.parametrize("options", [{}, {"method": "augmented"}, {"backend": "torchdiffeq"}])
-@pytest.mark.parametrize("d", [2, 3, 8])
-def test_in_few_dimensions_one_probe_cannot_tell_and_is_not_asked(d, options):
-    """In d = 2 the two terms of a probe move together: no spread between them shows the error."""
-    target, options = far_apart(d), {"solver": "dopri5", "rtol": 1e-5, "atol": 1e-5, **options}
-    x, model = target.sample(20, seed=3), target.denoiser(ud.VP())
-    r = log_prob(model, x, probes=1, **options)
-    exact = log_prob(model, x, trace="exact", **options)
-    assert torch.equal(r.log_prob, exact.log_prob) and (r.std_error == 0).all()
-    ref = at_start(target, ud.VP(), x, r) + ud.VP().prior.log_prob(r.latent)
-    assert (r.log_prob + target.log_prob(r.latent, 1.0, ud.VP()) - ref).abs().max() < 0.02
-
-
-@pytest.mark.parametrize("method", ["quadrature", "augmented"])
-@pytest.mark.parametrize("d", [12, 64])
-@pytest.mark.parametrize("probes", [1, 4])
-def test_the_standard_error_is_that_of_the_probes(d, probes, method):
-    """300 samples of a mixture of full covariances, against the exact trace along the same path:
-    the spread agrees, about 68 % lie within one and 95 % within two standard errors, some points
-    less in small events, where std_error is itself the luck of few terms."""
-    target = mixture((d,))
-    x, model = target.sample(300, seed=3), target.denoiser(ud.VP())
-    options = {"method": method, "rtol": 1e-4, "atol": 1e-4, "points": 3}
-    r = log_prob(model, x, probes=probes, **options)
-    error = r.log_prob - log_prob(model, x, trace="exact", **options).log_prob
-    ratio = (r.std_error.square().mean() / error.square().mean()).sqrt()
-    assert 0.8 < ratio < 1.75, float(ratio)
-    z = error.abs() / r.std_error
-    assert (z < 1).double().mean() > 0.58, float((z < 1).double().mean())
-    assert (z < 2).double().mean() > 0.88, float((z < 2).double().mean())
-
-
-def test_a_gaussian_as_its_own_control_leaves_nothing_to_probe():
-    """One probe is then exact to rounding, where without it is 1 nat off; on fields of [3, 8, 8]
-    with four covariances the covariance of 4000 draws takes off a quarter of the rms."""
-    a = torch.randn(16, 16, dtype=torch.float64, generator=torch.manual_seed(2))
-    target = ud.targets.Gaussian(torch.ones(1, 4, 4), 0.1 * a @ a.T + 0.05 * torch.eye(16))
-    values, basis = torch.linalg.eigh(target.cov)
-    known = Statistics(target.mean.flatten(), values, basis)
-    x, model = target.sample(20, seed=1), target.denoiser(ud.VP())
-    exact = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3).log_prob
-    r = log_prob(model, x, probes=1, control=known)
-    assert (r.log_prob - exact).abs().max() < 1e-9 and r.std_error.max() < 1e-9
-    assert (log_prob(model, x, probes=1).log_prob - exact).square().mean() > 0.1
-    with pytest.raises(ValueError, match="a mean of 16 components; got 'quadrature' and 5"):
-        log_prob(model, x, control=Statistics.none(5))
-    law = targets.images192().law
-    x, model = law.sample(100, seed=3), law.denoiser(ud.VP())
-    known = Statistics.of(law.sample(4000, seed=4))
-    truth = law.log_prob(x)
-    plain, helped = (log_prob(model, x, control=c) for c in (None, known))
-    error = [float((r.log_prob - truth).square().mean().sqrt()) for r in (plain, helped)]
-    assert error[1] < 0.85 * error[0], error
-    assert helped.std_error.mean() < plain.std_error.mean()
 
 
 @pytest.mark.parametrize("method", ["quadrature", "augmented"])
