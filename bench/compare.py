@@ -1,9 +1,10 @@
 """Two runs side by side: what became slower, less accurate, or changed at all, beyond noise.
 
 Takes folders or results of `undiffuse bench` (quality and memory by cell, seconds from
-timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). A quality is worse when the intervals of the two
-runs do not overlap. A time is worse when it grew by more than `tolerance` and by more than the
-spread of both runs; one-off seconds have no spread, so for those tolerance alone decides.
+timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). A quality is worse when the
+intervals of the two runs do not overlap. A time is worse when it grew by more than `tolerance` and
+by more than the spread of both runs; one-off seconds have no spread, so for those tolerance alone
+decides.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ def quality_against(
 ) -> None:
     """Draw a panel for each (problem, measure), titled so; curves carry their names.
 
-    x: "nfe", or "seconds", which the records then have. Shaded: 95 % intervals. floors: problem -> field -> (mean, least, largest) of two exact sets.
+    x: "nfe", or "seconds", which the records then have. Shaded: 95 % intervals. floors: problem ->
+    field -> (mean, least, largest) of two exact sets.
     """
     plt = pyplot()
     columns = min(2, len(panels))

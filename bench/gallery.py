@@ -54,8 +54,9 @@ def run(
 ) -> dict[str, Any]:
     """Train, draw and measure; writes into `out` and returns the content of summary.json.
 
-    steps: optimiser steps of the network by class, 3,000 by default; the others take half. quick: a tenth of the training, fewer samples: the pictures are then poor.
-    Raises ValueError for steps < 2, and where `out` holds networks of another run.
+    steps: optimiser steps of the network by class, 3,000 by default; the others take half. quick: a
+    tenth of the training, fewer samples: the pictures are then poor. Raises ValueError for steps <
+    2, and where `out` holds networks of another run.
     """
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be >= 2; got {steps}")

@@ -9,8 +9,9 @@ calls are counted; a solver that makes more or fewer than it declares is a faile
 row starts and ends is printed with it.
 
 Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
-stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for targets
-in the plane), each also as .svg, and, where plotly is installed, report.html, one self-contained page.
+stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for
+targets in the plane), each also as .svg, and, where plotly is installed, report.html, one
+self-contained page.
 """
 
 from __future__ import annotations
@@ -76,16 +77,16 @@ def run(
 
     checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
     network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
-    kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a choice that fits two minutes). peers: by
-    library or name; None is all that are installed, [] none. targets: exact ones by name, [] for
-    none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws of
-    stochastic ones. features: of frechet, kid, precision and recall, "module:function" or a
-    callable; None is the components. seeds: several, each with samples of its own, shown as one
-    (pooling.py); None is [seed]. batch: samples of a seed; None is 256, or 16 for a network of large
-    events. device: of the trained network. final: how our grids end. quick: fewer samples and
-    costs. likelihood: bits/dim of held-out data; None: of a network of small events, it takes
-    minutes for others. workers: processes; the
-    numbers are the same. progress: a bar on standard error.
+    kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a
+    choice that fits two minutes). peers: by library or name; None is all that are installed, []
+    none. targets: exact ones by name, [] for none. metrics: names in quality.py; None is
+    trajectories of deterministic solvers and laws of stochastic ones. features: of frechet, kid,
+    precision and recall, "module:function" or a callable; None is the components. seeds: several,
+    each with samples of its own, shown as one (pooling.py); None is [seed]. batch: samples of a
+    seed; None is 256, or 16 for a network of large events. device: of the trained network. final:
+    how our grids end. quick: fewer samples and costs. likelihood: bits/dim of held-out data; None:
+    of a network of small events, it takes minutes for others. workers: processes; the numbers are
+    the same. progress: a bar on standard error.
 
     Raises ValueError for what does not fit, before any work.
     """

@@ -2,8 +2,8 @@
 
 With `out`, every `every` steps four files are replaced, each whole or not at all:
 `model.safetensors` (the average, ready to sample from), `state.pt` (all that the next step needs:
-weights, average, moments, generator, history), `loss.jsonl` and `loss.png`. A run that was killed goes on from
-`state.pt` and ends, on the CPU, with the bits of a run that was not.
+weights, average, moments, generator, history), `loss.jsonl` and `loss.png`. A run that was killed
+goes on from `state.pt` and ends, on the CPU, with the bits of a run that was not.
 """
 
 from __future__ import annotations

@@ -77,9 +77,9 @@ def bits_per_dim(
     density at the levels plus the offset, and no bound, by 'ode', and the bound with a discretised
     decoder by 'elbo'. by: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
     with noise and probes of its own. target_std_error: of the mean, in bits/dim, as far as probes
-    or draws make it (of the bound up to 4096 calls a repeat, or the whole chain); a datum that misses it has
-    status TARGET_NOT_MET. seed, sample_ids: a datum's draws depend on these alone. on_failure:
-    'raise' a SolverError, or 'return' with status.
+    or draws make it (of the bound up to 4096 calls a repeat, or the whole chain); a datum that
+    misses it has status TARGET_NOT_MET. seed, sample_ids: a datum's draws depend on these alone.
+    on_failure: 'raise' a SolverError, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any network call.
     """

@@ -16,7 +16,8 @@ which for the exact D is no bound but log p itself, as I-MMSE says outright (Kon
 
     -log p(x_0) = -log N(x_0; 0, s^2) + int e^{2 lambda} (E|x_0 - D|^2 - E|x_0 - G|^2) dlambda
 
-with G the denoiser of N(0, s^2), or of any Gaussian law, `reference`. lambda is drawn by importance, see importance.py.
+with G the denoiser of N(0, s^2), or of any Gaussian law, `reference`. lambda is drawn by
+importance, see importance.py.
 """
 
 from __future__ import annotations
@@ -121,17 +122,18 @@ def elbo(
     """A lower bound on log p of each sample of x [B, *event], float32 or float64.
 
     time: 'discrete' (default for tabled processes and time='index' networks), 'continuous', or
-    'i-mmse': a density's, without the two ends, so that what lies below t_min is left out. steps: N of the discrete chain t = i/N, by default
-    the network's own; otherwise the calls (100). calls: estimate the sum over the chain from so
-    many of its terms, drawn by importance; by default all are taken. variance: 'learned' (default
-    for a `VarianceHead`), 'small' (beta~, the posterior's) or 'large' (beta, DDPM's fixedlarge);
-    discrete only. spacing: distance of the data's levels, e.g. 2/255, on `bounds`; the bound is then
-    on the probability of the levels, by DDPM's discretised Gaussian, whose end levels take the
-    tails, or with decoder='vdm' by Kingma et al.'s softmax over levels. 0: on a density. pilot:
-    draw lambda by importance; False: uniformly. reference: `Statistics.of(data)` of data like x,
-    which about halve the error for the same calls (a full covariance is a matrix product, which
-    rounds otherwise in another batch); by default mean 0 and variance sigma_data^2. seed, sample_ids: of the noise. on_failure: 'raise'
-    a SolverError where the network returned NaN or Inf, or 'return' with status.
+    'i-mmse': a density's, without the two ends, so that what lies below t_min is left out. steps: N
+    of the discrete chain t = i/N, by default the network's own; otherwise the calls (100). calls:
+    estimate the sum over the chain from so many of its terms, drawn by importance; by default all
+    are taken. variance: 'learned' (default for a `VarianceHead`), 'small' (beta~, the posterior's)
+    or 'large' (beta, DDPM's fixedlarge); discrete only. spacing: distance of the data's levels,
+    e.g. 2/255, on `bounds`; the bound is then on the probability of the levels, by DDPM's
+    discretised Gaussian, whose end levels take the tails, or with decoder='vdm' by Kingma et al.'s
+    softmax over levels. 0: on a density. pilot: draw lambda by importance; False: uniformly.
+    reference: `Statistics.of(data)` of data like x, which about halve the error for the same calls
+    (a full covariance is a matrix product, which rounds otherwise in another batch); by default
+    mean 0 and variance sigma_data^2. seed, sample_ids: of the noise. on_failure: 'raise' a
+    SolverError where the network returned NaN or Inf, or 'return' with status.
 
     Raises ValueError or TypeError for what does not fit, before any call.
     """

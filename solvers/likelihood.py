@@ -52,19 +52,19 @@ class LogProb:
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
     the probes alone; `bits_std_error` in bits/dim. With 2 probes a node or more one holds 68 % and
     two 95 % of the probes' errors, to about 5 points, but on colour images, where one held 86 %
-    with the default; with one probe and a Jacobian of low rank two hold 80 to 90 %, and 'augmented' with one
-    gives a bound. It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the
-    Walsh blocks of all nodes full; path_error and prior_gap are not in it and remain. The cost, int64:
-    nfe: network evaluations, all of them; products: Jacobian products; rejected: steps that the
-    path's error control threw away, whose evaluations are in nfe (and products, if 'augmented'). latent: x at t_max [B, *event]. status:
-    int64 codes of `Status`, 0 = fine.
+    with the default; with one probe and a Jacobian of low rank two hold 80 to 90 %, and 'augmented'
+    with one gives a bound. It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d,
+    or the Walsh blocks of all nodes full; path_error and prior_gap are not in it and remain. The
+    cost, int64: nfe: network evaluations, all of them; products: Jacobian products; rejected: steps
+    that the path's error control threw away, whose evaluations are in nfe (and products, if
+    'augmented'). latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
     path_error: estimate of what the quadrature contributes, nats; defect: what log_prob was
     corrected by for a path that is not quite the flow, nats (both nan if 'augmented'). A correction
     is as good as the network's score is the gradient of the flow's own density: exact for an exact
     network, while a large defect of a trained one asks for a smaller rtol or a larger t_min.
-    prior_gap: what log_prob would change by if the prior's mean were the data's, nats.
-    truncation: estimate of log p_0 - log_prob, first order in blur^2, nats (nan if not asked for).
-    blur: sigma/alpha at t_min, the noise that the data carry.
+    prior_gap: what log_prob would change by if the prior's mean were the data's, nats. truncation:
+    estimate of log p_0 - log_prob, first order in blur^2, nats (nan if not asked for). blur:
+    sigma/alpha at t_min, the noise that the data carry.
     """
 
     log_prob: Tensor

@@ -22,11 +22,11 @@ from .tableau import Tableau
 class Plan:
     """What the loop needs, cast once, on the device, and cut into rows once.
 
-    table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in: N scalars, c_noise, what the
-    network is told (never in a half type: bfloat16 would round 999 to 1000); rows: N indices,
-    int64 [1]; c_in0: scale of the network's first input; scaled: whether any c_in differs from 1;
-    states, datas: lengths of the histories. frame: where the table acts on components, which then does
-    the work of c_in.
+    table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in: N scalars, c_noise, what the network
+    is told (never in a half type: bfloat16 would round 999 to 1000); rows: N indices, int64 [1];
+    c_in0: scale of the network's first input; scaled: whether any c_in differs from 1; states,
+    datas: lengths of the histories. frame: where the table acts on components, which then does the
+    work of c_in.
     """
 
     table: Tensor

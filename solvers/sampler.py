@@ -38,9 +38,9 @@ GridLike = str | grids.Grid | Sequence[float] | Tensor
 class State(NamedTuple):
     """All that a run needs to go on; `Sampler.tell` returns a new one, so it can be kept or forked.
 
-    x [B, ...]: the state (of a spectral table: its components); after the last row, the sample. x_in, t_in [B]: what to call the
-    network with (None when done). row: rows done. states, datas: history, most recent first.
-    seed int64 [1] or [B], sample_ids int64 [B]: whose noise this is.
+    x [B, ...]: the state (of a spectral table: its components); after the last row, the sample.
+    x_in, t_in [B]: what to call the network with (None when done). row: rows done. states, datas:
+    history, most recent first. seed int64 [1] or [B], sample_ids int64 [B]: whose noise this is.
     """
 
     x: Tensor
@@ -85,10 +85,11 @@ class Sampler:
             state = sampler.tell(state, net(state.x_in, state.t_in))
         state.x
 
-    model: a `Denoiser`, or a `Process` together with `predicts` where the network lives
-    elsewhere. solver: a name, a `Solver`, a `Tableau`, or what `spectral` has of either. steps, grid, final: see `grids.times`.
-    dtype: float32 (default) or float64 for the state; a half type keeps state and times in float32
-    and hands the network its x in that type. Raises ValueError for what does not fit, before any call.
+    model: a `Denoiser`, or a `Process` together with `predicts` where the network lives elsewhere.
+    solver: a name, a `Solver`, a `Tableau`, or what `spectral` has of either. steps, grid, final:
+    see `grids.times`. dtype: float32 (default) or float64 for the state; a half type keeps state
+    and times in float32 and hands the network its x in that type. Raises ValueError for what does
+    not fit, before any call.
     """
 
     def __init__(

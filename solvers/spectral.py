@@ -195,7 +195,8 @@ class Frame:
     @classmethod
     def of(cls, table: SpectralTable, model: Denoiser, device: Any, dtype: torch.dtype) -> Frame:
         """For a model on a device, in the state's type. Raises ValueError for a model of another
-        process than the table's, or one that clips: its limits are those of pixels, not of components."""
+        process than the table's, or one that clips: its limits are those of pixels, not of
+        components."""
         if model.clip is not None:
             raise ValueError(
                 f"clip={model.clip} acts on pixels and a table with statistics on components: "

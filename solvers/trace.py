@@ -122,9 +122,10 @@ def _vectorised(out: Tensor, x: Tensor, v: Tensor, keep: bool, create_graph: boo
 def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """(labels [d] int64, bits): components whose labels agree in the low m bits share a colour of
     2^m. In images [..., H, W] the bits are those of a checkerboard, of the channels (a pixel's
-    colours correlate most), of the rows, then of checkerboards and rows of twice the size, and so on. A flat event of n^2 >= 16
-    components is taken for an n x n image; any other gets a fixed random colouring, since nothing
-    is known of who its neighbours are. All 2^bits colours are distinct components.
+    colours correlate most), of the rows, then of checkerboards and rows of twice the size, and so
+    on. A flat event of n^2 >= 16 components is taken for an n x n image; any other gets a fixed
+    random colouring, since nothing is known of who its neighbours are. All 2^bits colours are
+    distinct components.
     """
     index = torch.arange(torch.Size(event_shape).numel())
     side = math.isqrt(len(index))
