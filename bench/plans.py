@@ -210,7 +210,7 @@ def largest(solver: Solver, model: Denoiser, grid: str | Grid, final: str, nfe: 
         t = grid_rules.times(grid, model.process, steps, final, model.t_min)
         return solver.tableau(model.process, t)
 
-    low, high = 0, nfe + 1  # low fits (or is nothing), high is one too many
+    low, high = 0, nfe + 2  # low fits (or is nothing), high is too many, though one call be spared
     best = None
     while high - low > 1:
         middle = (low + high) // 2

@@ -233,7 +233,7 @@ def test_asked_metrics_are_measured_of_every_solver(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [1, 4, 5, 9, 10])
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp-2m"])
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp-2m", "ipndm-2-afs"])
 def test_a_plan_makes_the_most_steps_that_fit(name, asked):
     problem = problems.exact(get("ring2"), 4)
     stages = 2 if name == "heun" else 1
