@@ -21,7 +21,9 @@ from torch import Tensor
 
 from .. import kernels as K
 from . import machine_code, step_cost
+from .k_diffusion import sampling as k_sampling
 from .kernel_cases import Call, cases, gate
+from .plans import Unavailable
 from .store import write_text
 
 BUDGET = 420.0  # seconds; what does not fit is left out, and said so
@@ -93,15 +95,14 @@ def peer_steps(device: torch.device) -> dict[str, float]:
     }
     for library, steps in (("diffusers", _diffusers_steps), ("k_diffusion", _k_diffusion_steps)):
         try:
-            module = importlib.import_module(library)
-        except ImportError:
+            found |= {f"{library} {n}": seconds(step, device) for n, step in steps(x, eps).items()}
+        except (ImportError, Unavailable):
             continue
-        for name, step in steps(module, x, eps).items():
-            found[f"{library} {name}"] = seconds(step, device)
     return found
 
 
-def _diffusers_steps(diffusers: Any, x: Tensor, eps: Tensor) -> dict[str, Call]:
+def _diffusers_steps(x: Tensor, eps: Tensor) -> dict[str, Call]:
+    diffusers = importlib.import_module("diffusers")
     found: dict[str, Call] = {}
     for name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler"):
         scheduler = getattr(diffusers, name)()
@@ -118,9 +119,9 @@ def _diffusers_steps(diffusers: Any, x: Tensor, eps: Tensor) -> dict[str, Call]:
     return found
 
 
-def _k_diffusion_steps(k_diffusion: Any, x: Tensor, eps: Tensor) -> dict[str, Call]:
+def _k_diffusion_steps(x: Tensor, eps: Tensor) -> dict[str, Call]:
     sigmas = torch.tensor([2.0, 1.0], device=x.device)  # one step of the ancestral sampler
-    ancestral = importlib.import_module("k_diffusion.sampling").sample_euler_ancestral
+    ancestral = k_sampling().sample_euler_ancestral
     return {"euler_ancestral": lambda: ancestral(lambda x, sigma: eps, x, sigmas, disable=True)}
 
 
@@ -231,7 +232,9 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
     else:
         result["copy_bytes_per_second"] = measure(chosen, started + BUDGET, result["records"])
         result["peer_steps"] = peer_steps(chosen)
-        if not gpu:
+        if gpu:
+            result["whole_runs"] = step_cost.whole_runs(seconds)
+        else:
             result["ratios"] = cpu_ratios()
         plot(result["records"], out / f"{name}.png")
         report(result)
@@ -269,10 +272,8 @@ def report(result: dict[str, Any]) -> None:
         faster = "-" if compiled is None else f"{compiled / mine:.1f}x"
         print(f"{r['kernel']:18}{r['dtype']:>9}{r['log2_n']:>7}{mine * 1e6:10.1f}"
               f"{r['copy_share_exact']:9.2f}{r['seconds_eager'] / mine:7.1f}x{faster:>9}")  # fmt: skip
-    for title in ("peer_steps", "ratios"):
+    for title in ("peer_steps", "whole_runs"):
         for name, value in result.get(title, {}).items():
-            print(
-                f"{name:55}{value * 1e6:10.1f} us"
-                if title == "peer_steps"
-                else f"{name:60}{value:8.2f}"
-            )
+            print(f"{name:55}{value * 1e6:10.1f} us")
+    for name, value in result.get("ratios", {}).items():
+        print(f"{name:60}{value:8.2f}")

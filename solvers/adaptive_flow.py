@@ -16,6 +16,7 @@ from .encode import check, raise_if_failed
 from .exponential_pair import EXPONENTIAL, ExponentialPair
 from .grids import lookup
 from .pairs import PAIRS, Pair
+from .plan import device_of
 from .scaled_flow import ScaledFlow
 
 METHODS: dict[str, Pair | ExponentialPair] = {**PAIRS, **EXPONENTIAL}
@@ -37,7 +38,7 @@ def sample_ode_adaptively(
     max_steps: int = 1000,
     on_failure: str = "raise",
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> AdaptiveResult:
     """Draw samples [B, ...] of the probability flow with steps chosen by each sample's own error.
 
@@ -45,7 +46,7 @@ def sample_ode_adaptively(
     `ScaledFlow`, or an exponential pair ('dpm-solver-12', 'dpm-solver-23', 'dpmpp-12', 'dpmpp-23')
     in x/alpha; both over lambda, from t_max to the model's t_min. rtol, atol: of the state in those
     coordinates, per step. seed, sample_ids, x_init: as in `Sampler.init`. final: 'denoise' (one
-    call more) or 't_min'. A sample does not depend on its batch. Raises ValueError or TypeError
+    call more) or 't_min'. device: of the noise, by default the network's. A sample does not depend on its batch. Raises ValueError or TypeError
     for bad input, SolverError (or returns the statuses, on_failure='return') where a sample fails.
     """
     if len(shape) < 2 or min(shape) < 1:
@@ -55,7 +56,9 @@ def sample_ode_adaptively(
     pair = lookup("method", method, METHODS) if isinstance(method, str) else method
     if x_init is None:
         sigma = float(model.process.sigma(model.process.t_max))
-        z = normal(tuple(shape), seed, sample_ids, purpose="initial", device=device)
+        z = normal(
+            tuple(shape), seed, sample_ids, purpose="initial", device=device or device_of(model)
+        )
         x_init = sigma * z.to(dtype)
     elif tuple(x_init.shape) != tuple(shape):
         raise ValueError(f"x_init must be of shape {tuple(shape)}; got {tuple(x_init.shape)}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..kernels import normal
 from ..kernels.brownian import BrownianPath
 from ..models import Denoiser
+from .plan import device_of
 from .status import MEANING, SolverError, Status
 
 FAR = 1e3  # where sigma/alpha at t_max exceeds this, the run starts here: D is the data's mean
@@ -54,13 +55,15 @@ def sample_sde_adaptively(
     max_steps: int = 2000,
     on_failure: str = "raise",
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
 ) -> AdaptiveResult:
     """Draw samples [B, ...] of the reverse SDE with steps chosen by each sample's own error.
 
     The error of a step is rms((x'' - x')/(atol + rtol |x''|)) in units of x/alpha, over one sample.
     first_step, max_step: of lambda; a step over many units of lambda lands on the data's mean,
-    where both predictions agree and no error shows, hence the limit. final: 'denoise' or 't_min'. The same (seed, sample id) gives the same
-    sample whoever shares its batch. Raises ValueError for bad input, SolverError (or returns the
+    where both predictions agree and no error shows, hence the limit. final: 'denoise' or 't_min'.
+    device: by default x_init's, else the network's. The same (seed, sample id) gives the same sample
+    whoever shares its batch. Raises ValueError for bad input, SolverError (or returns the
     statuses, on_failure='return') where a sample needs more than max_steps or is not finite.
     """
     if len(shape) < 2 or min(shape) < 1:
@@ -75,11 +78,14 @@ def sample_sde_adaptively(
             raise ValueError(f"{name} must be > 0; got {value}")
     if final not in ("denoise", "t_min"):
         raise ValueError(f"final must be 'denoise' or 't_min'; got {final!r}")
+    if device is None:
+        device = device_of(model) if x_init is None else x_init.device
     ids = torch.arange(shape[0]) if sample_ids is None else sample_ids
+    ids = ids.to(device)
     if x_init is None:
-        z = normal(shape, seed, ids, purpose="initial").to(dtype)
+        z = normal(shape, seed, ids, purpose="initial", device=device).to(dtype)
     else:
-        z = x_init.to(dtype) / float(model.process.sigma(model.process.t_max))
+        z = x_init.to(device, dtype) / float(model.process.sigma(model.process.t_max))
     run = _Run(model, z, ids, seed, rtol, atol, first_step, max_step)
     with torch.no_grad():
         while len(run.rows) and run.steps < max_steps:
@@ -109,14 +115,14 @@ class _Run:
         self.start = max(float(process.log_snr(process.t_max)), -math.log(FAR))
         self.end = float(process.log_snr(model.t_min))
         self.x_hat = z * math.exp(-self.start)
-        self.lam = torch.full((b,), self.start, dtype=torch.float64)
-        self.h = torch.full((b,), first_step, dtype=torch.float64)
+        self.lam = torch.full((b,), self.start, dtype=torch.float64, device=z.device)
+        self.h = torch.full_like(self.lam, first_step)
         self.slope = torch.zeros_like(z)
-        self.known = torch.zeros(b, dtype=torch.bool)
+        self.known = torch.zeros_like(self.lam, dtype=torch.bool)
         self.nfe, self.accepted, self.rejected, self.status = (
-            torch.zeros(b, dtype=torch.int64) for _ in range(4)
+            torch.zeros_like(self.lam, dtype=torch.int64) for _ in range(4)
         )
-        self.rows = torch.arange(b)
+        self.rows = torch.arange(b, device=z.device)
         self.steps = 0
         cells = max(2, math.ceil(CELLS * (self.end - self.start)))
         knots = torch.exp(2 * torch.linspace(self.start, self.end, cells + 1, dtype=torch.float64))
@@ -138,7 +144,7 @@ class _Run:
         then = torch.minimum(lam + self.h[rows], torch.full_like(lam, self.end))
         kept = torch.exp(2 * (lam - then))  # q/q'
         x, d1 = self.x_hat[rows], self.slope[rows]
-        path = BrownianPath(tuple(x.shape), self.seed, self.knots, 14, self.ids[rows])
+        path = BrownianPath(tuple(x.shape), self.seed, self.knots, 14, self.ids[rows], 0, x.device)
         zero = math.exp(2 * self.start)
         spans = [(torch.exp(2 * v) - zero).clamp(0.0, self.knots[-1]) for v in (lam, then)]
         noise = column(torch.exp(-2 * then), x) * path.increment(*spans).to(x.dtype)
