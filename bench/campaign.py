@@ -56,7 +56,9 @@ class Spec:
         """The checkpoint of a spec without a target."""
         if isinstance(self.checkpoint, Checkpoint):
             return self.checkpoint
-        return load_default() if self.checkpoint is None else load(self.checkpoint, self.device)
+        if self.checkpoint is None:
+            return load_default(self.device)
+        return load(self.checkpoint, self.device)
 
     def held(self) -> Tensor:
         """Real data of the network's kind [M, *event]: those given, as they are or as a data set to

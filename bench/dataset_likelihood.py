@@ -106,7 +106,7 @@ def run(
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be >= 1; got {value}")
-    trained = load_default() if model is None else load(model, device)
+    trained = load_default(device) if model is None else load(model, device)
     x, levels = _items(trained, data, how)
     own = how.options() | _reference(x, levels, how)  # of all items: --limit changes no number
     x, fill = x[:limit], _dequantisation(how, levels)

@@ -209,11 +209,10 @@ def machine_code_table(out: Path) -> None:
 
 
 def run(out: Path, device: str | None = None) -> dict[str, Any]:
-    """Machine code, gate, then speed; writes machine-code.json and .md, and kernels-<device>.json
-    and .png, into out and returns the figures of the last."""
+    """Gate, speed, then machine code; writes kernels-<device>.json and .png as they are found, and
+    machine-code.json and .md, into out and returns the figures of the first."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    machine_code_table(out)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = chosen.type == "cuda"
     if not gpu:
@@ -227,10 +226,16 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
         "failures": gate(chosen), "records": [],
     }  # fmt: skip
     name = f"kernels-{'gpu' if gpu else 'cpu'}"
+
+    def keep() -> None:
+        write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
     if result["failures"]:
         print("red gate, no speeds: " + "; ".join(result["failures"]))
     else:
         result["copy_bytes_per_second"] = measure(chosen, started + BUDGET, result["records"])
+        result["complete"] = time.monotonic() - started < BUDGET
+        keep()
         result["peer_steps"] = peer_steps(chosen)
         if gpu:
             result["whole_runs"] = step_cost.whole_runs(seconds)
@@ -238,8 +243,8 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
             result["ratios"] = cpu_ratios()
         plot(result["records"], out / f"{name}.png")
         report(result)
-    result["complete"] = time.monotonic() - started < BUDGET
-    write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    keep()
+    machine_code_table(out)
     return result
 
 

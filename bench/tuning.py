@@ -146,7 +146,7 @@ def _posed(
         law = get_target(target)
         exact = law.law.denoiser(law.process)
         return target, exact, tuple(law.law.event_shape), law.law.sample(DRAWS, seed=1)
-    loaded = load_default() if model is None else load(model, device)
+    loaded = load_default(device) if model is None else load(model, device)
     name = network_name(None if model is None else str(model))
     own = loaded.denoiser
     if isinstance(own.net, torch.nn.Module) and dtype_of(own) != torch.float32:

@@ -162,7 +162,7 @@ def _placed(made: Any, spec: str, device: torch.device | str | None) -> Checkpoi
     return made
 
 
-def load_default() -> Checkpoint:
+def load_default(device: torch.device | str | None = None) -> Checkpoint:
     """The network that ships with the package: scikit-learn's 8 x 8 digits, in [-1, 1].
 
     Trained on the training part of `load("digits").split()`; `.training` says how.
@@ -170,7 +170,7 @@ def load_default() -> Checkpoint:
     from importlib.resources import as_file, files
 
     with as_file(files(__package__).joinpath("digits.safetensors")) as path:
-        return load(path)
+        return load(path, device)
 
 
 def process_to_dict(process: Process) -> dict[str, Any]:

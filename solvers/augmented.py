@@ -136,9 +136,9 @@ def by_torchdiffeq(
             rhs, (alpha * x, x.new_zeros(width)), span, rtol=rtol, atol=atol, method=method
         )
     forms, error = _spread(sums[-1].double(), v, gaussian)
-    forwards, rejected = (torch.full((batch,), n, dtype=torch.int64) for n in (calls, refused))
     fine = torch.isfinite(xs[-1]).flatten(1).all(1) & torch.isfinite(forms)
     status = torch.where(fine, int(Status.OK), int(Status.NETWORK_NOT_FINITE))
+    forwards, rejected = (torch.full_like(status, n) for n in (calls, refused))
     # log density of x^ = x/alpha, as everywhere; the prior's share is that of x
     change = forms + d * math.log(alpha)
     count = d if v is None else len(v)

@@ -193,7 +193,7 @@ def _bound(
     # twice what the pilot says, since it errs itself; 0 for a datum that failed
     wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
     options = {**options, "on_failure": "return"}
-    calls = (2 ** wanted.clamp(16, MOST).log2().ceil()).long().cpu()
+    calls = (2 ** wanted.cpu().clamp(16, MOST).log2().ceil()).long()
     value, error = torch.empty(2, len(y), dtype=torch.float64)
     nfe, status = torch.full_like(calls, first.nfe), first.status.cpu()
     for count in sorted(set(calls.tolist())):

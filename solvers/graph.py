@@ -44,6 +44,7 @@ class GraphedRun:
         self._seed = torch.zeros(batch, dtype=torch.int64, device=sampler.device)
         self._ids = torch.arange(batch, device=sampler.device)
         self._x_init = None if x_init is None else x_init.to(sampler.device, copy=True)
+        self._kept = sampler, net, cond  # the graph reads their memory: it must not be freed
 
         def run() -> Tensor:
             state = sampler.init(shape, self._seed, self._ids, self._x_init)
@@ -70,7 +71,9 @@ class GraphedRun:
     ) -> Tensor:
         """Write the buffers, replay, return x; no synchronisation."""
         batch = len(self._ids)
-        ids = torch.arange(batch) if sample_ids is None else sample_ids
+        ids = sample_ids
+        if ids is None:
+            ids = torch.arange(batch, device=self._ids.device)
         self._seed.copy_(as_seed(seed, self._seed.device).expand(batch))
         given = as_sample_ids(ids, batch, self._ids.device)
         if given is not None:

@@ -214,9 +214,9 @@ def _by_quadrature(
         prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
         if trace == "exact":
             prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
-            variance = torch.zeros(batch, dtype=torch.float64)
+            variance = nodes.lam.new_zeros(batch)
         else:
-            goals = None if goal is None else torch.full((batch,), goal, dtype=torch.float64)
+            goals = None if goal is None else nodes.lam.new_full((batch,), goal)
             variance = quadrature.spend(prober, probes, max_probes, goals)
         change, defect = quadrature.change(nodes, batch)
         path_error = quadrature.path_error(flow, path, nodes, points)

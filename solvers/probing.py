@@ -61,7 +61,7 @@ class Prober:
         self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
         self.seed, self.control = seed, control
         self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))
-        self.products = torch.zeros(flow.batch, dtype=torch.int64)
+        self.products = torch.zeros(flow.batch, dtype=torch.int64, device=nodes.sample.device)
 
     def visit(self, rows: Tensor, size: int, exact: bool = False) -> None:
         """Bring the nodes `rows`, all of one size, to `size` probes; or take the exact trace."""
@@ -79,8 +79,8 @@ class Prober:
                 self.extend(part, out, x, before, size)
                 count = size - before
             nodes.size[part] = size
-            add = torch.bincount(nodes.sample[part].cpu(), minlength=self.flow.batch)
-            self.products += add * count
+            here = nodes.sample[part]
+            self.products.index_add_(0, here, torch.full_like(here, count))
 
     def drift(self, part: Tensor, a: Tensor, b: Tensor, x_hat: Tensor, out: Tensor) -> None:
         """Keep what does not depend on probes: the read-out, the defect, and |r|^2/s^^2."""
@@ -144,7 +144,8 @@ class Prober:
         """
         nodes = self.nodes
         square = (nodes.weight * nodes.b).square()
-        level = nodes.size.clamp(min=1).double().log2().long()
+        steps = torch.arange(1, self.bits + 1, device=nodes.size.device)
+        level = (nodes.size[:, None] >= 1 << steps).sum(1)  # a device's log2(8) may be below 3
         gone = (square[:, None] * nodes.gains).cumsum(1)  # column m: by levels 1 ... m
         share = self.shares(gone, level)
         rest = (share[:, -1:] / share - 1)[nodes.sample].gather(1, level[:, None])[:, 0]
@@ -255,7 +256,7 @@ class Prober:
 
         def sizes(level: Tensor) -> Tensor:
             power = (wish + level[nodes.sample]).round().clamp(0, self.bits)
-            return torch.maximum(torch.exp2(power).long(), nodes.size)
+            return torch.maximum(1 << power.long(), nodes.size)
 
         for _ in range(50):
             middle = 0.5 * (low + high)

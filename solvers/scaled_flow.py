@@ -70,7 +70,8 @@ class ScaledFlow:
         alpha = model.process.alpha(t)
         x = column(alpha, x_hat) * x_hat
         cond = {key: self._of_rows(value, rows) for key, value in self.cond.items()}
-        self.forwards += torch.bincount(rows.cpu(), minlength=self.batch)
+        self.forwards = self.forwards.to(rows.device)
+        self.forwards.index_add_(0, rows, torch.ones_like(rows))
         if model.clip is None:
             skip, scale = model.coefficients("data", t)
             return skip * alpha, scale, model.raw(x, t, **cond)

@@ -45,11 +45,7 @@ def checkpoint(path: str | None, device: str | None) -> Any:
     """The `Checkpoint` that MODEL names, on the device."""
     from .models import checkpoint as files
 
-    loaded = files.load_default() if path is None else files.load(path, device)
-    if device is not None:
-        net: Any = loaded.denoiser.net
-        net.to(device)
-    return loaded
+    return files.load_default(device) if path is None else files.load(path, device)
 
 
 def without(args: argparse.Namespace, *names: str) -> dict[str, Any]:
