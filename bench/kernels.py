@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +27,53 @@ from .kernel_cases import Call, cases, gate
 from .plans import Unavailable
 from .store import write_text
 
+HEAD_START = 30_000_000  # cycles, some 15 ms
 BUDGET = 420.0  # seconds; what does not fit is left out, and said so
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def seconds(call: Call, device: torch.device) -> float:
-    """Time of a call after warming up: on a GPU the median of events around ten calls, on a CPU
-    the best of several, as other processes only ever add to it."""
-    cuda: Any = torch.cuda
+    """Time of a call after warming up, Python included: on a GPU the median of events around ten
+    calls, on a CPU the best of several, as other processes only ever add to it."""
     for _ in range(3):
         call()
+    if device.type == "cuda":
+        return _by_events(call)
     times: list[float] = []
-    for _ in range(7 if device.type == "cuda" else 20):
-        if device.type == "cuda":
-            begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            begin.record()
-            for _ in range(10):
-                call()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) * 1e-4)
-        else:
-            start = time.perf_counter()
+    while len(times) < 20 and sum(times) <= 2.0:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def device_seconds(call: Call, device: torch.device) -> float:
+    """Time of a call's kernels alone: the device is kept busy until the host has queued ten
+    calls, so that a slow host does not count. On a CPU, `seconds`."""
+    if device.type != "cuda":
+        return seconds(call, device)
+    for _ in range(3):
+        call()
+    return _by_events(call, ahead=HEAD_START)
+
+
+def _by_events(call: Call, ahead: int = 0) -> float:
+    """Median over runs of the seconds between two events around ten calls, a tenth of it. ahead:
+    cycles that the device waits before the first."""
+    cuda: Any = torch.cuda
+    times: list[float] = []
+    while len(times) < 5 and sum(times) <= 2.0:
+        begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        cuda.synchronize()
+        if ahead:
+            cuda._sleep(ahead)
+        begin.record()
+        for _ in range(10):
             call()
-            times.append(time.perf_counter() - start)
-        if sum(times) > 2.0:
-            break
-    return statistics.median(times) if device.type == "cuda" else min(times)
+        end.record()
+        cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1e-4)
+    return statistics.median(times)
 
 
 def measure(device: torch.device, deadline: float, out: list[dict[str, Any]]) -> float:
@@ -61,7 +81,7 @@ def measure(device: torch.device, deadline: float, out: list[dict[str, Any]]) ->
     gpu = device.type == "cuda"
     source = torch.empty(1 << (26 if gpu else 22), device=device).normal_()
     target = torch.empty_like(source)
-    copy = 8 * source.numel() / seconds(lambda: target.copy_(source), device)
+    copy = 8 * source.numel() / device_seconds(lambda: target.copy_(source), device)
     exponents = (26, 16, 18, 20, 22, 24, 27) if gpu else (16, 20)
     for exponent in exponents:
         for name, dtype in DTYPES.items() if gpu else [("float32", torch.float32)]:
@@ -71,15 +91,14 @@ def measure(device: torch.device, deadline: float, out: list[dict[str, Any]]) ->
                 record: dict[str, Any] = {"kernel": case.name, "dtype": name, "log2_n": exponent}
                 for noise in ("exact", "fast") if gpu else ("exact",):
                     with K.using(noise=noise):
-                        took = seconds(case.ours, device)
+                        took = device_seconds(case.ours, device)
                     record[f"seconds_{noise}"] = took
                     record[f"copy_share_{noise}"] = case.moved / took / copy
-                record["seconds_eager"] = seconds(lambda c=case: c.eager(*c.inputs), device)  # type: ignore[misc]
+                record["seconds_eager"] = device_seconds(partial(case.eager, *case.inputs), device)
                 if gpu and exponent in (20, 26):
                     compiled = torch.compile(case.eager)
-                    record["seconds_compiled"] = seconds(
-                        lambda c=case, f=compiled: f(*c.inputs),  # type: ignore[misc]
-                        device,
+                    record["seconds_compiled"] = device_seconds(
+                        partial(compiled, *case.inputs), device
                     )
                 out.append(record)
     return copy

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_sample_ids, as_seed, check_batch
+from .checks import as_sample_ids, as_seed, check_batch, sent
 from .noise import tag_of
 
 CELL = 1 << 31  # draws of the cells' own increments; below it, heap numbers of the splits
@@ -130,8 +130,8 @@ class BrownianPath:
         coefficients, draws = self.row(s, t)
         seed, ids = self._streams()
         out: Tensor = _weighted(
-            seed, ids, list(self.shape), coefficients.to(seed.device, torch.float32),
-            draws.to(seed.device), tag_of("brownian", self.subdraw),
+            seed, ids, list(self.shape), sent(coefficients, seed.device, torch.float32),
+            sent(draws, seed.device), tag_of("brownian", self.subdraw),
         )  # fmt: skip
         return out
 

@@ -94,12 +94,21 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
         )
 
 
-def as_float64(name: str, value: float | Tensor | None, batch: int) -> Tensor:
-    """The value as float64 tensor [1] or [B], or ValueError."""
-    tensor = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-    if tensor.numel() not in (1, batch):
-        raise ValueError(
-            f"{name} must be a number or a tensor [{batch}], one per sample; got {tensor.numel()} "
-            "elements"
-        )
-    return tensor
+def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A host's few numbers on the device. The host does not wait: CUDA copies them before it
+    returns from memory that is not pinned."""
+    there = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=there)
+
+
+def as_float64(batch: int, **values: float | Tensor | None) -> list[Tensor]:
+    """The named values as float64 tensors [1] or [B], or ValueError; on a device if one of them is."""
+    found = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in values.values()]
+    for name, tensor in zip(values, found, strict=True):
+        if tensor.numel() not in (1, batch):
+            raise ValueError(
+                f"{name} must be a number or a tensor [{batch}], one per sample; got "
+                f"{tensor.numel()} elements"
+            )
+    device = next((v.device for v in found if v.device.type != "cpu"), torch.device("cpu"))
+    return [sent(v, device) for v in found]

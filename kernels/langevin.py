@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_operands
+from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_operands, sent
 from .linear import linear_step
 from .linear_reference import compute_dtype
 from .noise import tag_of
@@ -117,7 +117,8 @@ def langevin_step(
         raise ValueError(f"norm must be one of {NORMS}; got {norm!r}")
     batch = x.shape[0]
     if step_size is not None:
-        eps = as_float64("step_size", step_size, batch).to(x.device)
+        (size,) = as_float64(batch, step_size=step_size)
+        eps = sent(size, x.device)
         zero = torch.zeros_like(eps)
         columns = (zero, zero + 1, zero, zero + 1, zero + 1, eps, (2 * eps).sqrt())
         return linear_step(
@@ -128,9 +129,10 @@ def langevin_step(
         ).x  # fmt: skip
     seeds = as_seed(seed, x.device)
     check_batch("seed", seeds, batch)
-    gain = 2 * as_float64("alpha", alpha, batch) * as_float64("snr", snr, batch) ** 2
+    factor, ratio = as_float64(batch, alpha=alpha, snr=snr)
+    gain = 2 * factor * ratio**2
     out: Tensor = _langevin_step(
-        x, score, gain.to(x.device, compute_dtype(x)), seeds,
+        x, score, sent(gain, x.device, compute_dtype(x)), seeds,
         as_sample_ids(sample_ids, batch, x.device), draw, tag_of("corrector", subdraw),
         norm == "batch",
     )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .checks import as_float64, check_operands
+from .checks import as_float64, check_operands, sent
 from .linear_reference import compute_dtype, present
 
 
@@ -87,8 +87,8 @@ def runge_kutta_step(
             f"{list(table.shape[1:])}"
         )
     dtype = compute_dtype(x)
-    h = as_float64("dt", dt, x.shape[0])
+    (h,) = as_float64(x.shape[0], dt=dt)
     result: list[Tensor] = _runge_kutta(
-        x, list(stages), table.to(x.device, dtype), h.to(x.device, dtype), rtol, atol
+        x, list(stages), sent(table, x.device, dtype), sent(h, x.device, dtype), rtol, atol
     )
     return RungeKuttaStep(result[0], result[1] if error is not None else None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import as_float64
+from .checks import as_float64, sent
 from .linear import linear_step
 from .linear_reference import compute_dtype
 
@@ -26,7 +26,8 @@ def _one_row(
     rows = max(column.numel() for column in columns)
     skip, w0, *others = (column.expand(rows) for column in columns)
     zero = torch.zeros_like(skip)
-    table = torch.stack([skip, w0, zero, zero + 1, *others], 1).to(x.device, compute_dtype(x))
+    table = torch.stack([skip, w0, zero, zero + 1, *others], 1)
+    table = sent(table, x.device, compute_dtype(x))
     row = torch.arange(rows, device=x.device)
     draws = torch.full((rows, 1), draw, device=x.device)
     return linear_step(
@@ -60,8 +61,7 @@ def euler_maruyama_step(
     float64. Returns x' in x's dtype. Raises ValueError if dt is not positive, and as `linear_step`.
     Song et al., "Score-based generative modeling through SDEs", ICLR 2021, eq. 6 and 46.
     """
-    batch = x.shape[0]
-    rate, diffusion, step = (as_float64(n, v, batch) for n, v in (("f", f), ("g", g), ("dt", dt)))
+    rate, diffusion, step = as_float64(x.shape[0], f=f, g=g, dt=dt)
     if not (isinstance(dt, Tensor) and dt.is_cuda) and not bool((torch.as_tensor(dt) > 0).all()):
         raise ValueError(f"dt must be positive: it counts from noise to data; got {dt}")
     zero = torch.zeros_like(step)
@@ -104,8 +104,7 @@ def ddpm_step(
             "alpha_bar must satisfy 0 < alpha_bar_t < alpha_bar_s <= 1; got "
             f"{alpha_bar_t} and {alpha_bar_s}"
         )
-    now = as_float64("alpha_bar_t", alpha_bar_t, x.shape[0])
-    then = as_float64("alpha_bar_s", alpha_bar_s, x.shape[0])
+    now, then = as_float64(x.shape[0], alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
     a = now / then
     small = (1 - a) * (1 - then) / (1 - now)
     large = 1 - a

@@ -15,6 +15,7 @@ from .threshold import _place
 from .triton_launch import launch_options
 
 BLOCK = 1024
+LARGE = 1 << 14
 
 
 @triton.jit
@@ -75,9 +76,13 @@ def dynamic_threshold(x, ratio, maximum):
     out = torch.empty_like(x)
     size = x[0].numel()
     rank, share = _place(ratio, size)
-    block = BLOCK if not dispatch.interpreted() else triton.next_power_of_2(min(size, 1 << 15))
+    options, block = launch_options(), BLOCK
+    if dispatch.interpreted():
+        block = triton.next_power_of_2(min(size, 1 << 15))
+    elif size > LARGE:  # few programs of long loops: four times the threads on each
+        options["num_warps"], block = 4 * options["num_warps"], 4 * BLOCK
     with dispatch.device_guard(x):
         threshold_kernel[(x.shape[0],)](
-            x, out, size, rank, share, maximum, BLOCK=block, **launch_options()
+            x, out, size, rank, share, maximum, BLOCK=block, **options
         )
     return out

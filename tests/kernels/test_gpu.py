@@ -51,6 +51,49 @@ def test_a_step_is_the_same_on_every_device_bitwise(shape):
         assert torch.equal(host, device.cpu())
 
 
+def test_named_steps_take_numbers_and_device_tensors_mixed():
+    x, s = (K.normal((3, 1001), seed=i) for i in (1, 2))
+    dt = torch.tensor([0.1, 0.2, 0.3])
+    device = [v.cuda() for v in (x, s, dt)]
+    pairs = [
+        (K.euler_maruyama_step(x, s, -0.5, 1.2, dt),
+         K.euler_maruyama_step(*device[:2], -0.5, 1.2, device[2])),
+        (K.ddpm_step(x, s, dt, 0.9), K.ddpm_step(*device[:2], device[2], 0.9)),
+        (K.langevin_step(x, s, step_size=dt), K.langevin_step(*device[:2], step_size=device[2])),
+        (K.langevin_step(x, s, snr=0.2, alpha=dt),
+         K.langevin_step(*device[:2], snr=0.2, alpha=device[2])),
+    ]  # fmt: skip
+    for host, found in pairs:
+        torch.testing.assert_close(found.cpu(), host, rtol=1e-5, atol=1e-5)
+
+
+def test_named_steps_do_not_make_the_host_wait():
+    x, s = (K.normal((3, 1001), seed=i, device="cuda") for i in (1, 2))
+    path = K.BrownianPath(x.shape, 3, device="cuda")
+    calls = [
+        lambda: K.euler_maruyama_step(x, s, -0.5, 1.2, 0.1),
+        lambda: K.ddpm_step(x, s, 0.5, 0.9),
+        lambda: K.langevin_step(x, s, snr=0.2),
+        lambda: K.runge_kutta_step(x, [s, x], [0.5, 0.5], 0.1, error=[0.1, -0.1]),
+        lambda: path.increment(0.1, 0.3),
+    ]
+    for call in calls:
+        call()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for call in calls:
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("size", [1000, 40_000])  # both sizes of program
+def test_quantiles_of_small_and_large_samples(size):
+    x = 3 * K.normal((3, size), seed=1)
+    assert torch.equal(K.dynamic_threshold(x.cuda(), 0.9).cpu(), K.dynamic_threshold(x, 0.9))
+
+
 def test_the_automatic_choice_is_triton():
     assert K.explain(torch.zeros(1, device="cuda")).startswith("triton")
 
