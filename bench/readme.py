@@ -21,9 +21,9 @@ END = "<!-- end of results -->"
 
 def section(results: Path) -> str:
     """The text between the markers, in Markdown."""
-    grids, mnist, orders, adaptive = (
+    grids, mnist, orders, adaptive, gpu = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("grids", "mnist", "orders", "adaptive")
+        for name in ("grids", "mnist", "orders", "adaptive", "kernels-gpu")
     )
     costs = [str(n) for n in grids["nfe"]]
     lines = [
@@ -39,7 +39,42 @@ def section(results: Path) -> str:
             if side != "tuned":
                 said.append(f"{problem}, {who}: {_who(front, side, costs)}")
     text = [*lines, "", "Which: " + "; ".join(said) + ".", "", _orders(orders, results), ""]
-    return "\n".join([*text, _adaptive(adaptive, results), ""])
+    return "\n".join([*text, _adaptive(adaptive, results), "", *_kernels(gpu), ""])
+
+
+def _kernels(found: Mapping[str, Any]) -> list[str]:
+    """The fused steps on a GPU, at the size that no cache holds, and whole runs."""
+    large = [r for r in found["records"] if r["log2_n"] == 26]
+    by = {(r["kernel"], r["dtype"]): r for r in large}
+    machine = (
+        f"{found['device']}, torch {found['torch']}, triton {found['triton']}, 2^26 elements: share "
+        f"of the measured copy bandwidth ({found['copy_bytes_per_second'] / 1e12:.2f} TB/s) with "
+        "exact noise (with `fast`), and how many times slower PyTorch is, eager and compiled:"
+    )
+    lines = [
+        machine,
+        "",
+        "| kernel | float32 | bfloat16 | eager | torch.compile |",
+        "|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(r["kernel"] for r in large):
+        if name == "brownian path":  # some twenty normals an element: PyTorch has no such formula
+            continue
+        shares = []
+        for dtype in ("float32", "bfloat16"):
+            r = by.get((name, dtype))
+            share = ("copy_share_exact", "copy_share_fast")
+            shares.append("{:.2f} ({:.2f})".format(*(r[s] for s in share)) if r else "-")
+        r = by[name, "float32"]
+        eager, compiled = (r[f"seconds_{s}"] / r["seconds_exact"] for s in ("eager", "compiled"))
+        lines.append(f"| {name} | {' | '.join(shares)} | {eager:.1f} | {compiled:.1f} |")
+    runs = found["whole_runs"]
+    size = next(iter(runs)).rpartition(", ")[2]
+    told = ", ".join(
+        f"{name.removesuffix(f', {size}')} {1e3 * v:.1f}"
+        for name, v in runs.items() if name.endswith(f", {size}")
+    )  # fmt: skip
+    return [*lines, "", f"Twenty calls of a small network there, {size}, in ms: {told}."]
 
 
 def _row(title: str, front: Mapping[str, Any], side: str, costs: Sequence[str]) -> str:
