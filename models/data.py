@@ -1,7 +1,7 @@
 """Data sets by name or path, as one float32 tensor of events, and their held-out split.
 
     load("digits")                        scikit-learn's 1,797 digits, [N, 1, 8, 8] in [-1, 1]
-    load("x.npz"), load("folder/"), ...   whatever `sources.stream` opens, read whole
+    load("x.npz"), load("folder/"), ...   whatever `formats.stream` opens, read whole
 
 Integers are taken as quantised and brought to [-1, 1]; floats are left as they are. `spacing` is
 the distance of neighbouring levels, which dequantisation and bits/dim need; 0 where the data are
@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .sources import Source, stream
+from .formats import stream
+from .sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ def split(x: Tensor, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor, Tens
 
 
 def load(spec: str | Path | Tensor | Source | Data) -> Data:
-    """The whole of the data set `spec`: 'digits', a path (see sources.py), a tensor or a source.
+    """The whole of the data set `spec`: 'digits', a path (see formats.py), a tensor or a source.
 
     Raises what `stream` raises, and ValueError for labels that do not fit.
     """

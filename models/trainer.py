@@ -24,11 +24,11 @@ from .checkpoint import Checkpoint, atomically, process_to_dict
 from .data import Data
 from .denoiser import Denoiser
 from .dequantize import fill
+from .formats import UNREADABLE
 from .learned import LearnedVP
 from .monitor import Report, plot
 from .networks import network_for
 from .processes import Process
-from .sources import UNREADABLE
 
 Loss = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.models import sources
+from undiffuse.models import formats
 from undiffuse.models.data import load
-from undiffuse.models.sources import stream
+from undiffuse.models.formats import stream
 
 BYTES = np.random.default_rng(0).integers(0, 256, (11, 4, 3), dtype=np.uint8)
 FLOATS = np.random.default_rng(1).normal(size=(11, 2, 3))
@@ -96,7 +96,7 @@ def test_a_compressed_file_is_unpacked_once_by_reading_in_order(tmp_path, monkey
             asked.append(f"to {offset}")
             return super().seek(offset, whence)
 
-    monkeypatch.setattr(sources.gzip, "GzipFile", Counted)
+    monkeypatch.setattr(formats.gzip, "GzipFile", Counted)
     (tmp_path / "x.idx.gz").write_bytes(gzip.compress(idx(BYTES)))
     source = stream(tmp_path / "x.idx.gz")
     del asked[:]
