@@ -96,10 +96,6 @@ class Levels:
             )
         return x
 
-    def fill(self, centres: Tensor, u: Tensor) -> Tensor:
-        """centres + (u - 1/2) spacing, u in [0, 1]."""
-        return fill(centres, self.spacing, u)
-
     def __str__(self) -> str:
         lo, hi = self.range
         return f"{self.count} levels on [{lo:g}, {hi:g}], {self.convention!r}, offset {self.offset:.4g}"
