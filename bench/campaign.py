@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..models.checkpoint import Checkpoint, load, load_default
 from ..models.data import load as load_data
+from ..solvers.bits import dequantised
 from . import cells, heldout, problems
 from .bar import Bar
 from .cells import Cell
@@ -86,7 +87,7 @@ class Spec:
             return problems.exact(get_target(self.target), self.batch, self.seed)
         trained = self.trained()
         about = f"a trained network, {trained.denoiser.process}"
-        data = heldout.dequantised(self.held(), trained.spacing, self.seed)
+        data = dequantised(self.held(), trained.spacing, self.seed)
         at = self.checkpoint
         name = "network" if isinstance(at, Checkpoint) else problems.network_name(at)
         return problems.network(name, about, trained.denoiser, data, self.batch, self.seed)

@@ -4,36 +4,41 @@ Data with levels are dequantised, and bits/dim carry the offset of their spacing
 has the conventions, solvers/bits.py what is averaged. Each item's noise and probes depend on the
 seed and its index alone, so neither --batch nor --limit changes a number.
 
+The data are gone through twice, a few items at a time, whatever their number: once to see that all
+of them fit, and what an earlier run has done, and once for what is left to do; for the bound up to
+16,384 of them once more, for its control variate.
+
 Written under `out`: items.jsonl (a line an item, on the disk before the next batch begins; a run
 that was killed goes on where it stopped), summary.json, bits.png.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, from_code, load, load_default
-from ..models.data import load as load_data
 from ..models.dequantize import Hook, Levels
 from ..models.guided import leaves
 from ..solvers.bits import METHODS, bits_per_dim
-from ..solvers.spectral import Statistics
-from ..solvers.status import Status
-from . import figures, heldout, metrics
+from ..solvers.status import MEANING, SolverError, Status
+from . import figures, metrics
 from .bar import bar
+from .items import Items, mismatch
 from .running import Running
 from .store import Record, Store, write, write_text
 
 FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
-WIDEST = 1024
+TYPES = {"float32": torch.float32, "float64": torch.float64}
 OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
 
@@ -43,6 +48,7 @@ class Settings:
     a function that returns a hook (package.module:function or file.py:function); None: uniform for
     data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
     `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls: of 'elbo'; None: their defaults.
+    dtype: of states and network, 'float32' or 'float64'.
 
     Raises ValueError for what does not fit.
     """
@@ -58,11 +64,14 @@ class Settings:
     time: str | None = None
     steps: int | None = None
     calls: int | None = None
+    dtype: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.dtype not in TYPES:
+            raise ValueError(f"dtype must be one of {', '.join(TYPES)}; got {self.dtype!r}")
         for name in FOREIGN[self.method]:
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
@@ -96,7 +105,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds.
 
-    model: a checkpoint; None is the network that ships. data: what `models.data.load` takes; None
+    model: a checkpoint; None is the network that ships. data: what `formats.stream` takes; None
     is the part of the checkpoint's own data that its training never saw. limit: the first so many
     items. batch: items at a time. settings: see `Settings`.
 
@@ -107,29 +116,39 @@ def run(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be >= 1; got {value}")
     trained = load_default(device) if model is None else load(model, device)
-    x, levels = _items(trained, data, how)
-    own = how.options() | _reference(x, levels, how)  # of all items: --limit changes no number
-    x, fill = x[:limit], _dequantisation(how, levels)
-    if levels is not None:
-        levels.centres(x)  # raises for what lies outside, before any work
+    items = Items.of(trained, data, how.convention, how.dequantize is not None)
+    levels, dtype, fill = items.levels, TYPES[how.dtype], _dequantisation(how, items.levels)
+    denoiser = _prepared(trained.denoiser, device, dtype)
+    head = json.dumps([_identity(model, trained), str(levels), vars(how)])
+    count = len(items) if limit is None else min(limit, len(items))
+    with bar(progress) as shown:
+        shown.total(count)
+        shown.say("reading the data")
+        keys: list[str] = []
+        for mark in items.digests(count, dtype):
+            keys.append(f"{_digest(head.encode())} {len(keys)} {mark}")
+            shown.advance()
+        own = how.options()
+        if how.method == "elbo":  # the law of all items: --limit changes no number
+            own["reference"] = items.law()
+    if progress and (note := mismatch(items, trained)):
+        print(note)
 
     store = Store(out, "items.jsonl")
-    head = json.dumps([_identity(model, trained), str(levels), vars(how)])
-    keys = [f"{head} {i} {_digest(item.numpy().tobytes())}" for i, item in enumerate(x)]
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
-    told = Running([store[key] for key in keys if key in store], len(x), progress)
+    told = Running([store[key] for key in keys if key in store], count, progress)
     with bar(progress) as shown:
         shown.total(len(todo))
         shown.say("log p")
         for first in range(0, len(todo), batch):
-            ids = torch.tensor(todo[first : first + batch])
+            ids = todo[first : first + batch]
+            x = items.placed(items.read(ids, dtype), dtype).to(device or "cpu")
             found = bits_per_dim(
-                trained.denoiser, x[ids].to(device or "cpu"), levels, dequantize=fill,
-                sample_ids=ids, t_min=trained.denoiser.t_min,  # it was not trained below
-                **own,
+                denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids),
+                t_min=denoiser.t_min, **own,  # it was not trained below
             )  # fmt: skip
-            for record in _records(ids.tolist(), keys, head, found):
+            for record in _records(ids, keys, head, found):
                 store.append(record)
                 shown.advance()
                 told.add(record)
@@ -138,60 +157,25 @@ def run(
     offset = 0.0 if levels is None else levels.offset
     counted = found.convention if todo else records[0]["convention"]
     summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
-    summary |= {"convention": counted, "method": how.method, "repeats": how.repeats, "head": head}
+    summary |= {"convention": counted, "method": how.method, "dtype": how.dtype}
+    summary |= {"repeats": how.repeats, "head": head}
     summary["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    _histogram(out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] != "failed"])
     print(_sentence(summary, out))
+    try:
+        _histogram(out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] != "failed"])
+    except ImportError as error:
+        print(f"no bits.png: {error}")
     return summary
 
 
-def _items(
-    trained: Checkpoint, data: str | Path | None, how: Settings
-) -> tuple[Tensor, Levels | None]:
-    """Items [N, *event], as integers with their levels or as floats without.
-
-    Raises ValueError for another event shape, and for floats outside the range of the levels that
-    the network was trained on.
-    """
-    lo, hi = trained.data_range
-    if data is None:
-        x, spacing = heldout.held_out(trained), trained.spacing
-    else:
-        loaded = load_data(data).to_range(lo, hi)
-        if loaded.event_shape != trained.event_shape:
-            raise ValueError(
-                f"data must hold items of shape {trained.event_shape}, which the network was "
-                f"trained on; {data} holds {loaded.event_shape}"
-            )
-        x, spacing = loaded.x, loaded.spacing
-        if not spacing and trained.spacing:
-            half = 0.5 * trained.spacing
-            if float(x.min()) < lo - 1.01 * half or float(x.max()) > hi + 1.01 * half:
-                raise ValueError(
-                    f"data must lie in the network's range {lo:g} to {hi:g}; {data} holds "
-                    f"{float(x.min()):g} to {float(x.max()):g}: bring it there, or hand in bytes"
-                )
-            if how.dequantize is not None:  # floats that are said to lie on the network's levels
-                spacing = trained.spacing
-    if not spacing:
-        return x, None
-    count = round((hi - lo) / spacing) + 1
-    ends = Levels(count, (lo, hi))
-    place = (ends.centres(x) - lo) / ends.spacing
-    integers = place.round().to(torch.uint8 if count <= 256 else torch.int32)
-    return integers, Levels(count, (lo, hi), how.convention)
-
-
-def _reference(x: Tensor, levels: Levels | None, how: Settings) -> dict[str, Any]:
-    """The Gaussian of the data as a control variate of the bound, whose mean it leaves alone; of a
-    full covariance up to WIDEST components."""
-    if how.method == "ode":
-        return {}
-    data = x if levels is None else levels.centres(x)
-    law = Statistics.of(data, "full" if x[0].numel() <= WIDEST else "diagonal")
-    width = 0.0 if levels is None else levels.spacing**2 / 12  # of the noise inside a level
-    return {"reference": replace(law, variances=law.variances + width)}
+def _prepared(
+    model: Denoiser, device: torch.device | str | None, dtype: torch.dtype
+) -> Denoiser:
+    """The denoiser with a network on the device and of the type."""
+    if not isinstance(model.net, torch.nn.Module):
+        return model
+    return replace(model, net=copy.deepcopy(model.net).to(device=device, dtype=dtype))
 
 
 def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
@@ -251,6 +235,7 @@ def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Rec
             "repeats": repeats,
             "nfe": n,
             "status": OUTCOMES.get(Status(code), "failed"),
+            "why": MEANING[Status(code)],
             "convention": found.convention,
         }
         for i, bits, error, repeats, n, code in rows
@@ -260,7 +245,10 @@ def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Rec
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
     done = [r for r in records if r["status"] != "failed"]
     if not done:
-        raise RuntimeError(f"none of the {len(records)} items could be integrated")
+        code = {meaning: code for code, meaning in MEANING.items()}
+        status = torch.tensor([int(code[r["why"]]) for r in records])
+        why, _ = Counter(r["why"] for r in records).most_common(1)[0]
+        raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
     own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
     e = metrics.mean_interval(bits, seed=seed)

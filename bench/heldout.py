@@ -1,9 +1,8 @@
-"""Bits per dimension of digits that the network was not trained on.
+"""Data that a network was not trained on, and their bits per dimension.
 
-The data are levels `spacing` apart. With u uniform in one level's width, E log p(x + u) + d log
-spacing is a lower bound on the log probability of the levels (uniform dequantisation, Theis et al.
-2016), so bits/dim carries the offset -log2(spacing) = 3 for the digits' 17 levels. The trace is
-exact up to EXACT_DIM components (64 products an evaluation for the digits), estimated above.
+Levels are `spacing` apart and dequantised uniformly, so bits/dim carry the offset -log2(spacing) = 3
+for the digits' 17 levels. The trace is exact up to EXACT_DIM components (64 products an evaluation
+for the digits), estimated above.
 """
 
 from __future__ import annotations
@@ -11,23 +10,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..models.checkpoint import Checkpoint
-from ..models.data import load, split
+from ..models.data import load, split_indices
+from ..models.formats import stream
+from ..models.sources import Source
+from ..solvers.bits import dequantised
 from ..solvers.likelihood import log_prob
 from . import metrics
 
 EXACT_DIM = 128
 
 
-def held_out(checkpoint: Checkpoint) -> Tensor:
-    """Events [M, *event] of the checkpoint's data that its training left out, in its range.
+def unseen(checkpoint: Checkpoint) -> Source:
+    """The events of the checkpoint's data that its training left out, not yet read.
 
     Its record's "data" says which, "split" how; a split of None means that it saw none of them.
-    Raises ValueError where the checkpoint does not say what it was trained on, and what `load`
-    raises where that cannot be read here.
+    Raises ValueError where the checkpoint does not say what it was trained on, FileNotFoundError
+    where that is not here, and what `stream` raises.
     """
     record = checkpoint.training
     if "data" not in record or "split" not in record:
@@ -35,16 +36,24 @@ def held_out(checkpoint: Checkpoint) -> Tensor:
             "the checkpoint does not say which data it was trained on, and how split: name data that "
             "it never saw (--data), or give Checkpoint(training={'data': ..., 'split': None})"
         )
-    data = load(record["data"]).to_range(*checkpoint.data_range)
-    return data.x if record["split"] is None else split(data.x, **record["split"])[1]
+    try:
+        source = stream(record["data"])
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the network was trained on {record['data']!r}, which is not here: name data that it "
+            "never saw, or run where they lie"
+        ) from None
+    if record["split"] is None:
+        return source
+    held = split_indices(len(source), **record["split"])[1].tolist()
+    if not held:
+        raise ValueError(f"the training left out nothing of {record['data']!r}: name other data")
+    return source.subset(held)
 
 
-def dequantised(x: Tensor, spacing: float, seed: int) -> Tensor:
-    """x + U(-spacing/2, spacing/2): a density for data that have levels."""
-    if not spacing:
-        return x
-    g = torch.Generator().manual_seed(seed)
-    return x + spacing * (torch.rand(x.shape, generator=g) - 0.5)
+def held_out(checkpoint: Checkpoint) -> Tensor:
+    """All of `unseen` [M, *event], float32, in the network's range."""
+    return load(unseen(checkpoint)).to_range(*checkpoint.data_range).x
 
 
 def bits_per_dim(

@@ -23,7 +23,7 @@ from ..models.learned import ContinuousVLB, LearnedSchedule
 from ..models.training import train
 from ..models.variational import VLB
 from ..solvers import Result, sample, sample_learned_variance
-from .heldout import dequantised
+from ..solvers.bits import dequantised
 from .metrics import energy_distance
 from .table import Table
 

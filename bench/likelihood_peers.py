@@ -23,6 +23,7 @@ from ..models import Denoiser
 from ..solvers import log_prob
 from ..solvers import trace as traces
 from ..solvers.drift import probability_flow, start_time
+from ..solvers.status import SolverError, Status
 
 TOLERANCE = 1e-5
 
@@ -80,7 +81,8 @@ def by_scipy(model: Denoiser, x: Tensor, seed: int) -> Found:
     y0 = np.concatenate([(alpha * x).flatten().double().numpy(), np.zeros(batch)])
     run = solve_ivp(rhs, (start, process.t_max), y0, "RK45", rtol=TOLERANCE, atol=TOLERANCE)
     if not run.success:
-        raise RuntimeError(f"scipy's RK45 failed: {run.message}")
+        failed = torch.full((batch,), int(Status.STEP_TOO_SMALL))
+        raise SolverError(f"scipy's RK45 failed: {run.message}", failed)
     end = torch.from_numpy(run.y[:, -1])
     z = end[: batch * d].reshape(x.shape).to(x)
     value = process.prior.log_prob(z) + end[batch * d :] + d * math.log(alpha)

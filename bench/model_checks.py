@@ -37,8 +37,8 @@ from ..models.readout import convert
 from ..models.training import train
 from ..models.variational import VLB, Hybrid
 from ..solvers import sample
+from ..solvers.bits import dequantised
 from ..solvers.elbo import elbo
-from .heldout import dequantised
 from .table import Table
 
 Row = dict[str, Any]

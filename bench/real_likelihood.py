@@ -17,6 +17,7 @@ import torch
 
 from ..models.checkpoint import Checkpoint, load_default
 from ..solvers import log_prob
+from ..solvers.bits import dequantised
 from ..solvers.elbo import elbo
 from . import heldout
 from .bar import Bar
@@ -56,7 +57,7 @@ def measure(
 
 def _score(checkpoint: Checkpoint, x: torch.Tensor, seed: int) -> dict[str, Any]:
     model, spacing = checkpoint.denoiser, checkpoint.spacing
-    x = heldout.dequantised(x.cpu(), spacing, seed).to(x.device)
+    x = dequantised(x, spacing, seed)
     offset = -math.log2(spacing) if spacing else 0.0
     began = time.perf_counter()
     ode = log_prob(model, x, seed=seed, offset=offset, t_min=model.t_min)

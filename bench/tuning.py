@@ -23,6 +23,7 @@ from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, atomically, load, load_default
 from ..models.data import load as load_data
 from ..models.data import split
+from ..solvers.bits import dequantised
 from ..solvers.fitting import (
     Fit,
     FitError,
@@ -36,7 +37,6 @@ from ..solvers.learned import Learned
 from ..solvers.plan import dtype_of
 from ..solvers.spectral import KINDS, Statistics
 from . import problems
-from .heldout import dequantised
 from .problems import SMALL_EVENT, network_name
 from .targets import get as get_target
 

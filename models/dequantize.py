@@ -96,13 +96,14 @@ class Levels:
             )
         return x
 
-    def fill(self, centres: Tensor, u: Tensor) -> Tensor:
-        """centres + (u - 1/2) spacing, u in [0, 1]."""
-        return centres + (u - 0.5) * self.spacing
-
     def __str__(self) -> str:
         lo, hi = self.range
         return f"{self.count} levels on [{lo:g}, {hi:g}], {self.convention!r}, offset {self.offset:.4g}"
+
+
+def fill(centres: Tensor, spacing: float, u: Tensor) -> Tensor:
+    """centres + (u - 1/2) spacing, u in [0, 1] of their shape: a density where there were levels."""
+    return centres + (u - 0.5) * spacing
 
 
 def ask(hook: Hook, centres: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

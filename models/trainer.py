@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Checkpoint, atomically, process_to_dict
-from .data import UNREADABLE, Data
+from .data import Data
 from .denoiser import Denoiser
+from .dequantize import fill
+from .formats import UNREADABLE
 from .learned import LearnedVP
 from .monitor import Report, plot
 from .networks import network_for
@@ -188,8 +190,7 @@ class Trainer:
         """x + U(-spacing/2, spacing/2), if asked: a density for data that have levels."""
         if not (self.settings.dequantize and self.data.spacing):
             return x
-        u = torch.rand(x.shape, generator=generator, device=x.device) - 0.5
-        return x + self.data.spacing * u
+        return fill(x, self.data.spacing, torch.rand(x.shape, generator=generator, device=x.device))
 
     def _average(self, averaged: Tensors, current: Tensors, count: int | Tensor) -> None:
         # `count` lives on the device; the step is the same number without a synchronisation

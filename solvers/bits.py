@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..kernels import normal, uniform
 from ..models import Denoiser
-from ..models.dequantize import CHOICES, Hook, Levels, ask
+from ..models.dequantize import CHOICES, Hook, Levels, ask, fill
 from .elbo import elbo, natural_time
 from .encode import check, raise_if_failed
 from .likelihood import log_prob
@@ -125,6 +125,16 @@ def bits_per_dim(
     return result
 
 
+def dequantised(
+    x: Tensor, spacing: float, seed: int | Tensor = 0, sample_ids: Tensor | None = None
+) -> Tensor:
+    """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is 0."""
+    if not spacing:
+        return x
+    ids = as_ids(sample_ids, len(x)).to(x.device)
+    return fill(x, spacing, uniform(x.shape, seed, ids, subdraw=3, dtype=x.dtype, device=x.device))
+
+
 def _placed(
     x: Tensor, levels: Levels | None, dequantize: str | Hook | None
 ) -> tuple[Tensor, Levels | None]:
@@ -160,12 +170,13 @@ def _dequantised(
     none = torch.zeros(len(x), dtype=torch.float64)
     if levels is None or dequantize == "none":
         return x, none
-    where: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-    if callable(dequantize):
-        eps = normal(x.shape, seed, ids.to(x.device), subdraw=4, **where)
-        u, log_q = ask(dequantize, x, eps)
-        return levels.fill(x, u.to(x.dtype)), log_q.cpu()
-    return levels.fill(x, uniform(x.shape, seed, ids.to(x.device), subdraw=3, **where)), none
+    if not callable(dequantize):
+        return dequantised(x, levels.spacing, seed, ids), none
+    eps = normal(
+        x.shape, seed, ids.to(x.device), subdraw=4, dtype=x.dtype, device=x.device
+    )  # fmt: skip
+    u, log_q = ask(dequantize, x, eps)
+    return fill(x, levels.spacing, u.to(x.dtype)), log_q.cpu()
 
 
 def _bound(

@@ -2,11 +2,15 @@
 
 Each command parses its options, calls one function of the library and says where it wrote.
 Heavy modules are imported by the command that needs them, so that --help is quick.
+
+What can be expected to go wrong ends in one line on standard error; what cannot, in a traceback:
+it is a mistake of this package, or of code that was handed to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dis
 import os
 import sys
 from collections.abc import Sequence
@@ -14,30 +18,57 @@ from pathlib import Path
 from typing import Any
 
 from . import measuring
-from .options import MODEL, checkpoint, command, common
+from .options import MODEL, checkpoint, command, common, dtype, usable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
+    """Run a command; returns the exit code: 0; 2 for what was to be expected, in one line; 130 where
+    it was interrupted, 141 where nobody reads its output any more."""
     args = _parser().parse_args(argv)
+    try:
+        usable(getattr(args, "device", None))
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `undiffuse solvers | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or the interpreter complains at exit
+        return 141
+    except KeyboardInterrupt:
+        print(f"\nundiffuse {args.command}: interrupted; {args.kept}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if (line := _expected(error)) is None:
+            raise
+        print(f"undiffuse {args.command}: {' '.join(line.split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _expected(error: Exception) -> str | None:
+    """What to say of a failure that is no bug: of files, optional libraries, memory, a run that did
+    not work out, and of input that this package refused itself. None of any other."""
+    import torch
+
     from .models.trainer import TrainingError
     from .solvers.fitting import FitError
     from .solvers.status import SolverError
 
-    wrong = (
-        ValueError, TypeError, FileNotFoundError, ImportError, SolverError, TrainingError, FitError,
-    )  # fmt: skip
-    try:
-        args.run(args)
-    except wrong as error:
-        print(f"undiffuse {args.command}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `undiffuse solvers | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or the interpreter complains at exit
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, OSError | ImportError | SolverError | TrainingError | FitError):
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"out of memory, a smaller --batch needs less: {error}"
+    return str(error) if isinstance(error, ValueError | TypeError) and _refused(error) else None
+
+
+def _refused(error: Exception) -> bool:
+    """Whether a `raise` of this package was the error's origin, not a mistake that Python found."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or not last.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        return False
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sample(commands: Any) -> None:
-    p = command(commands, "sample", _run_sample, "Draw samples from a network.")
+    p = command(commands, "sample", _run_sample, "Draw samples from a network.",
+                "nothing was written: samples are when all are drawn")  # fmt: skip
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
     p.add_argument("--solver", default="dpmpp-2m",
@@ -70,6 +102,7 @@ def _sample(commands: Any) -> None:
     p.add_argument("--final", default="denoise", choices=["denoise", "zero", "t_min"],
                    help="how the last step ends")  # fmt: skip
     p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
+    dtype(p, None)
     common(p, "out/sample")
 
 
@@ -88,7 +121,8 @@ def _run_sample(args: argparse.Namespace) -> None:
 
     if args.n < 1 or args.batch < 1:
         raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
-    loaded = checkpoint(args.model, args.device)
+    loaded = checkpoint(args.model, args.device, args.dtype)
+    args.out.mkdir(parents=True, exist_ok=True)  # or hours later
     solver: Any = args.solver
     if solver.endswith(".json"):
         solver = read(solver, loaded.denoiser.process)
@@ -133,7 +167,8 @@ def _picture(path: Path, x: Any, loaded: Any, title: str) -> None:
 
 def _train(commands: Any) -> None:
     p = command(commands, "train", _run_train,
-                 "Train a small network; a run that was killed goes on.")  # fmt: skip
+                 "Train a small network; a run that was killed goes on.",
+                 "the same command goes on from the last checkpoint in --out")  # fmt: skip
     p.add_argument("data", help="digits, .npz, .npy, idx, tensor file or image folder")
     p.add_argument("--process", default="vp", help="vp, vp-cosine, subvp, ve, edm, flow, "
                    "brownian, or learned: a noise schedule that is trained with the network")  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import MODEL, command, common, names, numbers, without
+from .options import MODEL, command, common, dtype, names, numbers, without
 
 
 def add(commands: Any) -> None:
@@ -22,7 +22,8 @@ def add(commands: Any) -> None:
 
 def _likelihood(commands: Any) -> None:
     p = command(commands, "likelihood", _run_likelihood,
-                 "Bits/dim of data under a network, with error bars.")  # fmt: skip
+                 "Bits/dim of data under a network, with error bars; a run that was killed goes on.",
+                 "the items that are done are in --out, and the same command goes on")  # fmt: skip
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
                    "default: the digits that the shipped network never saw")  # fmt: skip
@@ -47,6 +48,7 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("--calls", type=int, default=None,
                    help="of elbo on a chain: draw so many of its terms; default: all are taken")  # fmt: skip
     p.add_argument("--batch", type=int, default=64, help="items at a time")
+    dtype(p, "float32")
     common(p, "out/likelihood")
 
 
@@ -55,9 +57,9 @@ def _run_likelihood(args: argparse.Namespace) -> None:
     from .bench.flow_and_bound import compare
 
     if args.method == "both":
-        compare(**without(args, "run", "command", "method"))
+        compare(**without(args, "method"))
     else:
-        run(**without(args, "run", "command"))
+        run(**without(args))
 
 
 # --- bench ------------------------------------------------------------------------------------
@@ -65,7 +67,9 @@ def _run_likelihood(args: argparse.Namespace) -> None:
 
 def _bench(commands: Any) -> None:
     p = command(commands, "bench", _run_bench,
-                 "NFE against quality, orders, likelihood and kernels, peers in the same run.")  # fmt: skip
+                 "NFE against quality, orders, likelihood and kernels, peers in the same run.",
+                 "what is done of NFE against quality is in --out, and the same command goes on "
+                 "(orders, adaptive, kernels and likelihood begin anew)")  # fmt: skip
     p.add_argument("what", nargs="?", default="nfe",
                    choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare",
                             "merge"],
@@ -136,7 +140,7 @@ def _run_bench(args: argparse.Namespace) -> None:
     else:
         from .bench.nfe import run
 
-        run(**without(args, "run", "command", "what", "runs"))
+        run(**without(args, "what", "runs"))
 
 
 # --- tune -------------------------------------------------------------------------------------
@@ -144,7 +148,8 @@ def _run_bench(args: argparse.Namespace) -> None:
 
 def _tune(commands: Any) -> None:
     p = command(commands, "tune", _run_tune,
-                 "Fit a table to a network: fewer calls for the same error.")  # fmt: skip
+                 "Fit a table to a network: fewer calls for the same error.",
+                 "the tables that are done are in --out: ask for the other --nfe")  # fmt: skip
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--target", default=None, help="an exact target by name instead of a network")
     p.add_argument("--nfe", type=numbers, default=[8], metavar="5,8", help="network calls")
@@ -162,7 +167,7 @@ def _tune(commands: Any) -> None:
 def _run_tune(args: argparse.Namespace) -> None:
     from .bench.tuning import tune
 
-    tune(**without(args, "run", "command"))
+    tune(**without(args))
 
 
 def _statistics(commands: Any) -> None:
@@ -179,4 +184,4 @@ def _statistics(commands: Any) -> None:
 def _run_statistics(args: argparse.Namespace) -> None:
     from .bench.tuning import statistics
 
-    print(f"statistics: {statistics(**without(args, 'run', 'command'))}")
+    print(f"statistics: {statistics(**without(args))}")

@@ -1,0 +1,266 @@
+"""Data sets that are opened and then read a few events at a time.
+
+    stream("t10k-images-idx3-ubyte.gz")   the format of MNIST, packed or not
+    stream("x.npy"), "x.npz", "x.pt", "x.safetensors"
+    stream("folder/"), stream("picture.png")  pictures of one size and mode, see pictures.py
+    stream("digits"), stream(tensor)      what is in memory already
+
+Plain files are memory-mapped. What is compressed (.gz, an array of an .npz) is unpacked from its
+beginning up to the events asked for, so that reading in rising order unpacks it once; only arrays in
+Fortran order inside an .npz and files of torch.save's format before 1.6 are read whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .pictures import ENDINGS, Pictures
+from .sources import Fetch, Source, described
+
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError)
+"""What torch.load raises for a file that is damaged, or unsafe to open."""
+DAMAGED = (*UNREADABLE, zipfile.BadZipFile, zlib.error)
+CHUNK = 1 << 20
+
+
+def stream(spec: str | Path | Tensor) -> Source:
+    """The data set `spec`: 'digits', a path (see the module's first lines), or a tensor.
+
+    Raises ValueError for what is no data set, naming what would be one, FileNotFoundError for a
+    path that does not exist, and ImportError where an optional reader is not installed.
+    """
+    if isinstance(spec, Tensor):
+        return _in_memory(spec, "tensor")
+    if str(spec) == "digits":
+        return _digits()
+    path = Path(spec)
+    if not path.exists():
+        raise FileNotFoundError(f"no data set {str(spec)!r}: not 'digits' and no such file")
+    if path.is_dir() or path.suffix.lower() in ENDINGS:
+        found = Pictures(path)
+        return Source(path.name, found.shape, 256, found.fetch)
+    suffixes = "".join(path.suffixes[-2:])
+    for ending, reader in _READERS.items():
+        if suffixes.endswith(ending):
+            return reader(path)
+    if "idx" in path.name:
+        return _idx(path)
+    raise ValueError(
+        f"data must be 'digits', a folder of images, or a file that ends in "
+        f"{', '.join((*_READERS, *ENDINGS))} or is named *idx*; got {str(spec)!r}"
+    )
+
+
+def _in_memory(x: Tensor, name: str, labels: Tensor | None = None) -> Source:
+    return described(name, tuple(x.shape), x.dtype, lambda a, b: x[a:b], lambda: labels)
+
+
+def _digits() -> Source:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError(
+            "the digits come with scikit-learn: pip install 'undiffuse[bench]'"
+        ) from None
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images).byte()[:, None]
+    y = torch.from_numpy(bunch.target).long()
+    return Source("digits", tuple(x.shape), 17, lambda a, b: x[a:b], lambda: y)
+
+
+def _npy(path: Path) -> Source:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGED as e:
+        raise ValueError(f"{path} is not a readable .npy of plain numbers: {e}") from None
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{path} holds several arrays: call it .npz")
+    return described(path.name, array.shape, array.dtype, lambda a, b: _tensor(array[a:b]))
+
+
+def _npz(path: Path) -> Source:
+    try:
+        archive = zipfile.ZipFile(path)
+        heads = {
+            member.removesuffix(".npy"): _npy_head(archive, member)
+            for member in archive.namelist() if member.endswith(".npy")
+        }  # fmt: skip
+    except DAMAGED as e:
+        raise ValueError(f"{path} is not a readable .npz of plain arrays: {e}") from None
+    name = _choose(heads, path)
+    shape, fortran, kind, start = heads[name]
+
+    def whole(key: str) -> Tensor:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return _tensor(arrays[key])
+        except DAMAGED as e:
+            raise ValueError(f"{path} is not a readable .npz of plain arrays: {e}") from None
+
+    def labels() -> Tensor | None:
+        found = _label(heads)
+        return None if found is None else whole(found)
+
+    if fortran or kind.hasobject:
+        x = whole(name)
+        return described(path.name, shape, kind, lambda a, b: x[a:b], labels)
+    fetch = _unpacked(archive.open(f"{name}.npy"), start, kind, shape, path)
+    return described(path.name, shape, kind, fetch, labels)
+
+
+def _npy_head(
+    archive: zipfile.ZipFile, member: str
+) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether it is in Fortran order, type, and where the numbers begin."""
+    with archive.open(member) as file:
+        one = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+        return *read(file), file.tell()
+
+
+def _idx(path: Path) -> Source:
+    """The format of MNIST: magic 0 0 type rank, big-endian sizes, then the numbers."""
+    with path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+    kinds = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+    with gzip.open(path) if packed else path.open("rb") as file:
+        try:
+            head = file.read(4)
+            sizes = file.read(4 * head[3]) if len(head) == 4 else b""
+        except DAMAGED as e:
+            raise ValueError(f"{path} is a damaged gzip file: {e}") from None
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in kinds:
+        raise ValueError(f"{path} is not an idx file: it starts with {head.hex()}")
+    shape = struct.unpack(f">{head[3]}I", sizes) if len(sizes) == 4 * head[3] else ()
+    if not shape or not all(shape):
+        raise ValueError(f"{path} is cut short or empty: {len(sizes)} bytes of sizes, {shape}")
+    kind, start = np.dtype(kinds[head[2]]), 4 + len(sizes)
+    if packed:
+        fetch = _unpacked(gzip.GzipFile(path), start, kind, shape, path)
+    else:
+        wanted = start + _bytes(shape, kind)
+        if (held := path.stat().st_size) != wanted:
+            raise ValueError(f"{path} is cut short: {held} bytes of {wanted} for shape {shape}")
+        array = np.memmap(path, kind, "r", start, shape)
+        fetch = lambda a, b: _tensor(array[a:b])
+    if len(shape) != 3:
+        return described(path.name, shape, kind, fetch)
+    wide = (shape[0], 1, *shape[1:])  # images get their channel
+    return described(path.name, wide, kind, lambda a, b: fetch(a, b)[:, None])
+
+
+def _unpacked(
+    file: IO[bytes] | gzip.GzipFile,
+    start: int,
+    kind: np.dtype[Any],
+    shape: tuple[int, ...],
+    path: Path,
+) -> Fetch:
+    """Events out of a compressed stream, which is gone through once now, in pieces: what is damaged
+    is found before any work."""
+    wanted, found = start + _bytes(shape, kind), 0
+    try:
+        file.seek(0)
+        while part := file.read(CHUNK):
+            found += len(part)
+    except DAMAGED as e:
+        raise ValueError(f"{path} is damaged, not readable to its end: {e}") from None
+    if found != wanted:
+        raise ValueError(f"{path} is cut short: {found} bytes of {wanted} for shape {shape}")
+
+    def fetch(a: int, b: int) -> Tensor:
+        size = _bytes((b - a, *shape[1:]), kind)
+        file.seek(start + _bytes((a, *shape[1:]), kind))
+        return _tensor(np.frombuffer(file.read(size), kind).reshape(b - a, *shape[1:]))
+
+    return fetch
+
+
+def _bytes(shape: tuple[int, ...], kind: np.dtype[Any]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+
+
+def _tensor_file(path: Path) -> Source:
+    mapped = zipfile.is_zipfile(path)  # the format since torch 1.6
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
+    except UNREADABLE as e:
+        raise ValueError(f"{path} is not a readable file of tensors: {e}") from None
+    if isinstance(content, Tensor):
+        return _in_memory(content, path.name)
+    if not isinstance(content, dict):
+        raise TypeError(f"{path} must hold a tensor or a dict of them; got {type(content)}")
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    label = _label(tensors)
+    return _in_memory(
+        tensors[_choose(tensors, path)], path.name, None if label is None else tensors[label]
+    )
+
+
+def _safetensors(path: Path) -> Source:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file: Any = safe_open(path, framework="pt", device="cpu")
+        names = list(file.keys())
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is not a readable safetensors file: {e}") from None
+    part = file.get_slice(_choose(dict.fromkeys(names), path))
+    shape = tuple(part.get_shape())
+    kind = part[:0].dtype if shape else torch.float32
+    label = _label(dict.fromkeys(names))
+    return described(
+        path.name, shape, kind, lambda a, b: part[a:b],
+        lambda: None if label is None else file.get_tensor(label),
+    )  # fmt: skip
+
+
+_READERS: dict[str, Callable[[Path], Source]] = {
+    ".npz": _npz,
+    ".npy": _npy,
+    ".pt": _tensor_file,
+    ".pth": _tensor_file,
+    ".safetensors": _safetensors,
+    ".idx": _idx,
+    ".idx.gz": _idx,
+    "-ubyte": _idx,
+    "-ubyte.gz": _idx,
+}
+_DATA_NAMES = ("x", "data", "images", "x_train", "samples", "arr_0")
+_LABEL_NAMES = ("y", "labels", "label", "targets", "y_train", "arr_1")
+
+
+def _choose(entries: dict[str, Any], path: Path) -> str:
+    """The one entry of a file, or the one with a customary name."""
+    lower = {k.lower(): k for k in entries}
+    found = next((lower[k] for k in _DATA_NAMES if k in lower), None)
+    if found is None and len(entries) == 1:
+        found = next(iter(entries))
+    if found is None:
+        raise ValueError(
+            f"{path} must hold one tensor, or one called {', '.join(_DATA_NAMES)}; "
+            f"got {', '.join(entries) or 'none'}"
+        )
+    return found
+
+
+def _label(entries: dict[str, Any]) -> str | None:
+    """The entry that holds the labels, if one is called so."""
+    lower = {k.lower(): k for k in entries}
+    return next((lower[k] for k in _LABEL_NAMES if k in lower), None)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A copy in the machine's byte order."""
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
