@@ -29,7 +29,7 @@ from ..solvers.spectral import Statistics
 from ..solvers.status import Status
 from . import figures, heldout, metrics
 from .bar import bar
-from .running import Running
+from .running import MeasurementError, Running
 from .store import Record, Store, write, write_text
 
 FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
@@ -260,7 +260,7 @@ def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Rec
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
     done = [r for r in records if r["status"] != "failed"]
     if not done:
-        raise RuntimeError(f"none of the {len(records)} items could be integrated")
+        raise MeasurementError(f"none of the {len(records)} items could be integrated")
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
     own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
     e = metrics.mean_interval(bits, seed=seed)

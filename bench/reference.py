@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .problems import ZERO_RATIO, Problem, data_prediction
+from .running import MeasurementError
 
 TOLERANCES = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)
 """Relative = absolute tolerance of the runs; a reference at level i compares i with i + 1."""
@@ -136,7 +137,7 @@ def _integrate(
             method="DOP853", rtol=tol, atol=tol, t_eval=np.unique(phis[1:])[::-1],
         )  # fmt: skip
         if not run.success:
-            raise RuntimeError(f"the reference of {problem.name} failed: {run.message}")
+            raise MeasurementError(f"the reference of {problem.name} failed: {run.message}")
         by_phi = dict(zip(run.t.tolist(), run.y.T, strict=True))
         out = [torch.from_numpy(by_phi[float(p)].copy()).reshape(shape) for p in phis[1:]]
         if jump:

@@ -18,26 +18,30 @@ from .options import MODEL, checkpoint, command, common
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 for bad input (one line, no traceback)."""
+    """Run a command; returns the exit code: 0, 2 for bad input (one line, no traceback), or 1 where
+    `bench compare` finds something worse."""
     args = _parser().parse_args(argv)
+    from .bench.running import MeasurementError
     from .models.trainer import TrainingError
     from .solvers.fitting import FitError
     from .solvers.status import SolverError
 
     wrong = (
         ValueError, TypeError, FileNotFoundError, ImportError, SolverError, TrainingError, FitError,
+        MeasurementError,
     )  # fmt: skip
     try:
-        args.run(args)
+        code = args.run(args)
     except wrong as error:
         print(f"undiffuse {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `undiffuse solvers | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or the interpreter complains at exit
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    return 0
+    return int(code or 0)
 
 
 def _parser() -> argparse.ArgumentParser:
