@@ -219,7 +219,7 @@ def sample_panels(path: Path, rows: Sequence[tuple[str, Panels]], across: int = 
     high = max(t.shape[0] / t.shape[1] for line in tiles for t in line)
     wide = 2.3  # inches a panel
     fig, axes = plt.subplots(
-        len(rows), columns, figsize=(wide * columns + 1.9, (wide * high + 0.3) * len(rows)),
+        len(rows), columns, figsize=(wide * columns + 2.6, (wide * high + 0.25) * len(rows)),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for ax in axes.flat:

@@ -46,7 +46,8 @@ h3 { font-size: 1rem; margin: 1.2rem 0 0; } .bad { color: #a11d2f; }
   .advice thead { display: none; } .advice tr { display: block; padding: .5rem 0; }
   .advice td { display: flex; border: 0; padding: .1rem 0; }
   .advice td::before { content: attr(data-label); flex: 0 0 8.2rem; color: #5b6773; }
-  .advice tr { border-bottom: 1px solid #b8c1ca; }
+  .advice tr { border-bottom: 1px solid #b8c1ca; } .scroll img { max-width: none; width: 720px; }
+  .numbers td:nth-child(2), .numbers th:nth-child(2) { position: sticky; left: 0; background: #fff; }
 }
 pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; font-size: .78rem; }
 img { max-width: 100%; height: auto; } details > summary { cursor: pointer; margin: .4rem 0; }
@@ -113,11 +114,12 @@ def _table(t: table.Table) -> str:
         for line in t.cells()
     )  # fmt: skip
     return (
-        f"<p><b>{esc(t.title)}</b></p><div class=scroll><table><thead><tr>{head}</tr></thead>"
+        f"<p><b>{esc(t.title)}</b></p><div class=scroll><table class=numbers><thead><tr>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
 def _picture(caption: str, png: Path) -> str:
     data = base64.b64encode(png.read_bytes()).decode()
-    return f'<h2>{esc(caption)}</h2><img alt="{esc(caption)}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{esc(caption)}" src="data:image/png;base64,{data}">'
+    return f"<h2>{esc(caption)}</h2><div class=scroll>{image}</div>"

@@ -108,10 +108,10 @@ def _reach(found: Sequence[figures.Curve], m: Measure) -> tuple[float, float, bo
     ends = sorted(
         m.away(table.interval(r, m.field)).hi for _, _, held in _first(found) for r in held
     )
-    wide = 3 if m.signed else 30
-    top = min(1.2 * ends[-1], wide * values[3 * len(values) // 4])
+    often = 4 * values[len(values) // 2] if m.signed else 30 * values[3 * len(values) // 4]
+    top = min(1.2 * ends[-1], often)
     top = max(top, 1e-12)
-    low = max(values[0] / 4, 1e-12) if _log(m) else 0.0
+    low = max(values[0] / 2, 1e-12) if _log(m) else 0.0
     return low, max(top, 2 * low), values[-1] > top
 
 
