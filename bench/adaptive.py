@@ -36,9 +36,9 @@ from .plans import Unavailable
 from .problems import Problem, from_unit, to_unit
 from .reference import solve
 from .store import write_text
-from .summary import environment
 from .table import Table, markdown, short, show
 from .targets import Target, ddpm_process
+from .versions import environment
 
 OURS = ("bosh3", "dopri5", "dpm-solver-12", "dpm-solver-23", "dpmpp-23")
 TOLERANCES = (1e-2, 1e-3, 1e-4)

@@ -22,7 +22,7 @@ from ..solvers.bits import dequantised
 from . import cells, heldout, problems
 from .bar import Bar
 from .cells import Cell
-from .features import Features
+from .features import Features, apply
 from .features import load as load_features
 from .plans import Config, Plan, Unavailable, planned
 from .problems import Problem
@@ -77,10 +77,13 @@ class Spec:
 
     def build(self) -> Problem:
         """Raises what targets, checkpoints, features and `problems` raise for what does not fit."""
-        seen = self.features
-        return replace(
-            self._plain(), features=load_features(seen) if isinstance(seen, str) else seen
-        )
+        problem, seen = self._plain(), self.features
+        if seen is None:
+            return problem
+        if isinstance(seen, str):
+            seen = load_features(seen, (-1, 1) if self.target else self.trained().data_range)
+        apply(seen, problem.start[:2])  # what does not fit is refused before anything runs
+        return replace(problem, features=seen)
 
     def _plain(self) -> Problem:
         if self.target is not None:
@@ -106,8 +109,7 @@ def measure(
     for. metrics: names of the cells' measures, for the workers."""
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl")
-    shown.total(len(todo))
-    planned = _planned(todo, store, shown)
+    planned = _planned(todo, store)
     ratios = {plan.start for plan in planned.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {plan.end for plan in planned.values()} | {problem.r_min, 0.0}
@@ -115,6 +117,7 @@ def measure(
         shown.say(f"{problem.name}: reference solution")
         reference = cached(reference_file(store, problem), problem, ratios, level)
         due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
+        shown.total(len(due))
         for record, seconds in _run(spec, due, planned, reference, workers, metrics):
             timings.append({"key": record["key"], "seconds": round(seconds, 4)})
             store.append(record)
@@ -125,7 +128,7 @@ def measure(
     return reference
 
 
-def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
+def _planned(todo: list[Cell], store: Store) -> dict[str, Plan]:
     """The plans by key; what cannot run becomes its row."""
     made: dict[str, Plan] = {}
     for cell in todo:
@@ -135,7 +138,6 @@ def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
             record = cells.unavailable(cell, error)
             if cell.key not in store or store[cell.key] != record:
                 store.append(record)
-            shown.advance()
     return made
 
 
@@ -184,7 +186,7 @@ def _run(
     with ProcessPoolExecutor(
         workers, context, initializer=_start, initargs=(spec, reference, metrics, threads)
     ) as pool:
-        jobs = [pool.submit(_work, cell.config, cell.nfe) for cell in due]
+        jobs = [pool.submit(_work, cell.config, cell.nfe, cell.key) for cell in due]
         for job in as_completed(jobs):
             yield job.result()
 
@@ -205,7 +207,12 @@ def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads:
     warm_up(_worker["problem"])
 
 
-def _work(config: Config, nfe: int) -> tuple[Record, float]:
+def _work(config: Config, nfe: int, key: str) -> tuple[Record, float]:
     problem = _worker["problem"]
     cell = Cell(problem, config, nfe, _worker["measures"])
+    if cell.key != key:
+        raise ValueError(
+            f"{problem.name} is another one in every process: what makes it must be the same "
+            f"whenever it is called, or workers be 1; {key} became {cell.key}"
+        )
     return cells.run(cell, planned(config, problem, nfe), _worker["reference"])

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from .exact import Inapplicable
 from .memory import high_water
-from .plans import Config, Plan, Unavailable
+from .plans import Config, Ours, Plan, Unavailable
 from .problems import Problem, data_prediction
 from .quality import DEFAULT, Measure, Run, errors
 from .reference import Reference
 from .store import Record
+from .versions import made_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +31,18 @@ class Cell:
     nfe: int
     measures: tuple[Measure, ...] = DEFAULT
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Everything that determines the numbers, as text."""
         p, c = self.problem, self.config
-        final = getattr(c, "final", "")
+        made = c.coefficients(p) if isinstance(c, Ours) else ""
         asked = sorted(f"{m.field}:{'/'.join(m.kinds)}" for m in self.measures)
-        run = [p.name, p.fingerprint, c.library, c.name, c.grid, final, self.nfe, p.seed]
-        return json.dumps([*run, " ".join(asked)])
+        run = [p.name, p.fingerprint, c.library, c.name, c.grid, self._final, self.nfe, p.seed]
+        return json.dumps([*run, " ".join(asked), made, made_by(c.library)])
+
+    @property
+    def _final(self) -> str | None:
+        return getattr(self.config, "final", None)
 
     def head(self) -> Record:
         """The columns that say which cell this is."""
@@ -47,10 +53,12 @@ class Cell:
             "library": c.library,
             "solver": c.name,
             "grid": c.grid,
-            "final": getattr(c, "final", None),
+            "final": self._final,
             "nfe_asked": self.nfe,
             "batch": len(self.problem.start),
             "seed": self.problem.seed,
+            "network": self.problem.identity,
+            "versions": made_by(c.library),
         }
 
 
@@ -101,8 +109,10 @@ def unavailable(cell: Cell, error: Unavailable) -> Record:
 def measure(
     problem: Problem, plan: Plan, w: Tensor, reference: Reference, measures: Sequence[Measure]
 ) -> dict[str, Any]:
-    """Every number of a finished run with its interval; what does not apply is left out."""
+    """Every number of a finished run with its interval; what does not apply is left out, and why
+    is said under 'left_out'."""
     out: dict[str, Any] = {}
+    why: dict[str, str] = {}
     kind = "sde" if plan.stochastic else "ode"
     seen = Run(problem, w, plan.end, reference, plan.tableau)
     for m in measures:
@@ -110,14 +120,15 @@ def measure(
             continue
         try:
             value, lo, hi = m.evaluate(seen)
-        except Inapplicable:
+        except Inapplicable as error:
+            why[m.field] = str(error)
             continue
         out |= {m.field: value, f"{m.field}_lo": lo, f"{m.field}_hi": hi}
         if m.field == "error":
             each = errors(seen)
             out |= {"error_median": float(each.median()), "error_max": float(each.max())}
             out["reference_error"] = reference.error
-    return out
+    return out | ({"left_out": why} if why else {})
 
 
 def clean(problem: Problem, w: Tensor, ratio: float) -> Tensor:

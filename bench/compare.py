@@ -1,22 +1,31 @@
 """Two runs side by side: what became slower, less accurate, or changed at all, beyond noise.
 
 Takes folders or results of `undiffuse bench` (quality and memory by cell, seconds from
-timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). A quality is worse when the
-intervals of the two runs do not overlap. A time is worse when it grew by more than `tolerance` and
-by more than the spread of both runs; one-off seconds have no spread, so for those tolerance alone
-decides.
+timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). Cells are matched by what was run,
+not by the versions or the network that ran it: those are what is compared. A quality is worse when
+the intervals of the two runs do not overlap. The seconds of a cell are one-off, so they are compared
+by solver: the mean ratio over its cells is worse when its whole 95 % interval lies above
+1 + `tolerance`. A time of pytest-benchmark is worse when it grew by more than `tolerance` and by more
+than the spread of both runs.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from . import metrics
 from .quality import MEASURES
 from .store import Record, parse
 from .table import Table, interval, short, show
+
+WHAT = ("problem", "library", "solver", "grid", "final", "nfe_asked", "seed", "batch")
+"""What says that two cells are of the same question."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,22 @@ def run(a: str | Path, b: str | Path, *, tolerance: float = 0.25) -> int:
     rows = [[c.what, short(c.before), short(c.after), f"{c.ratio:.2f}", c.verdict] for c in moved]
     columns = ["what", "before", "after", "ratio", "verdict"]
     title = f"{len(moved)} of {len(changes)} numbers changed beyond noise"
+    about = [f"{name}: {', '.join(_made(Path(path)))}" for name, path in (("before", a), ("after", b))]
     worse = sum(c.verdict == "worse" for c in moved)
     tables = [Table(title, columns, rows, [[False] * 5 for _ in rows])] if rows else []
-    show(tables, [f"{title}; {worse} became worse"])
+    show(tables, [*about, f"{title}; {worse} became worse"])
     return 1 if worse else 0
+
+
+def _made(path: Path) -> list[str]:
+    """Which versions made a run, or which commit and machine a file of pytest-benchmark is of."""
+    kind, found = _read(path)
+    if kind == "run of undiffuse bench":
+        seen = [part for r in found.values() for part in r.get("versions", "").split(", ")]
+        return list(dict.fromkeys(filter(None, seen))) or ["unknown versions"]
+    about = json.loads(path.read_text(encoding="utf-8"))
+    commit, machine = about.get("commit_info", {}).get("id"), about.get("machine_info", {})
+    return [str(commit or "unknown commit"), str(machine.get("node", "unknown machine"))]
 
 
 def _read(path: Path) -> tuple[str, Any]:
@@ -78,7 +99,11 @@ def _read(path: Path) -> tuple[str, Any]:
             for r in parse(times.read_text(encoding="utf-8")):
                 if r["key"] in records:
                     records[r["key"]] = {**records[r["key"]], "seconds": r["seconds"]}
-        return "run of undiffuse bench", records
+        found: dict[Any, Record] = {}
+        for r in records.values():  # a cell that was measured twice, by other measures, is one
+            what = tuple(r.get(k) for k in WHAT)
+            found[what] = {**found.get(what, {}), **r}
+        return "run of undiffuse bench", found
     try:
         made = json.loads(text)
         return "file of pytest-benchmark", {b["fullname"]: b["stats"] for b in made["benchmarks"]}
@@ -88,29 +113,39 @@ def _read(path: Path) -> tuple[str, Any]:
         ) from None
 
 
-def _cells(before: dict[str, Record], after: dict[str, Record], tolerance: float) -> list[Change]:
+def _cells(before: dict[Any, Record], after: dict[Any, Record], tolerance: float) -> list[Change]:
     out = []
-    for key in before.keys() & after.keys():
-        a, b = before[key], after[key]
-        name = f"{a['problem']}: {a['library']} {a['solver']} on {a['grid']}, {a['nfe_asked']} NFE"
+    growth: dict[str, list[tuple[float, float]]] = {}
+    for what in before.keys() & after.keys():
+        a, b = before[what], after[what]
+        who = f"{a['problem']}: {a['library']} {a['solver']}"
+        name = f"{who} on {a['grid']}, {a['nfe_asked']} NFE"
+        if a.get("seed") not in (None, 0):
+            name += f", seed {a['seed']}"
         if a["status"] == "ok" and b["status"] != "ok":
-            out.append(Change(f"{name}: {b['status']}", 0.0, 0.0, "worse"))
-            continue
-        if "ok" not in (a["status"], b["status"]):
+            out.append(Change(f"{name}: {b['status']} ({b.get('message')})", 0.0, 0.0, "worse"))
+        if not a["status"] == b["status"] == "ok":
             continue
         for field, m in MEASURES.items():
             if a.get(field) is not None and b.get(field) is not None:
-                sizes = m.off(a[field]), m.off(b[field])
-                apart = not interval(a, field).overlaps(interval(b, field))
-                out.append(Change(f"{name}: {field}", *sizes, _verdict(*sizes, apart)))
+                was, now = (m.away(interval(r, field)) for r in (a, b))
+                apart = not was.overlaps(now)
+                out.append(
+                    Change(f"{name}: {field}", was.value, now.value,
+                           _verdict(was.value, now.value, apart))
+                )  # fmt: skip
         if a.get("memory") and b.get("memory"):  # counted states: any whole one more is one more
             held = float(a["memory"]), float(b["memory"])
             apart = abs(held[1] - held[0]) >= 0.5
             out.append(Change(f"{name}: states", *held, _verdict(*held, apart)))
-        if "seconds" in a and "seconds" in b:
-            times = float(a["seconds"]), float(b["seconds"])
-            apart = abs(times[1] - times[0]) > tolerance * min(times)
-            out.append(Change(f"{name}: seconds", *times, _verdict(*times, apart)))
+        if a.get("seconds") and b.get("seconds"):
+            growth.setdefault(who, []).append((float(a["seconds"]), float(b["seconds"])))
+    for who, pairs in growth.items():
+        ratio = metrics.mean_interval(torch.tensor([math.log(b / a) for a, b in sorted(pairs)]))
+        apart = min(abs(ratio.lo), abs(ratio.hi)) > math.log1p(tolerance) and ratio.lo * ratio.hi > 0
+        was, now = (sum(t) / len(pairs) for t in zip(*pairs, strict=True))
+        what = f"{who}: seconds, mean of {len(pairs)} cells"
+        out.append(Change(what, was, now, _verdict(0.0, ratio.value, apart)))
     return sorted(out, key=lambda c: c.what)
 
 

@@ -30,11 +30,11 @@ from ..models.checkpoint import Checkpoint, from_code, load, load_default
 from ..models.dequantize import Hook, Levels
 from ..models.guided import leaves
 from ..solvers.bits import METHODS, bits_per_dim
-from ..solvers.status import MEANING, SolverError, Status
+from ..solvers.status import MEANING, Status
 from . import figures, metrics
 from .bar import bar
 from .items import Items, mismatch
-from .running import Running
+from .running import MeasurementError, Running
 from .store import Record, Store, write, write_text
 
 FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
@@ -245,10 +245,8 @@ def _records(ids: list[int], keys: list[str], head: str, found: Any) -> list[Rec
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
     done = [r for r in records if r["status"] != "failed"]
     if not done:
-        code = {meaning: code for code, meaning in MEANING.items()}
-        status = torch.tensor([int(code[r["why"]]) for r in records])
         why, _ = Counter(r["why"] for r in records).most_common(1)[0]
-        raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)
+        raise MeasurementError(f"none of the {len(records)} items could be integrated: {why}")
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
     own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
     e = metrics.mean_interval(bits, seed=seed)

@@ -2,9 +2,8 @@
 
 `--features package.module:function` or `file.py:function` names a function without arguments that
 returns the features: a callable of samples [n, *event], in the range the model has them, with values
-[n, k]. Without it the features are the components themselves. `undiffuse.bench.features:inception`
-is Inception-v3's pool, through torch-fidelity where the user has it; bench/mnist_lenet.py is a
-complete example.
+[n, k]. bench/mnist_lenet.py is a complete example. `torch-fidelity` and `clean-fid` are Inception-v3's
+pool through those libraries (inception.py). Without it the features are the components themselves.
 """
 
 from __future__ import annotations
@@ -15,23 +14,28 @@ import torch
 from torch import Tensor
 
 from ..models.checkpoint import from_code
+from . import inception
 
 Features = Callable[[Tensor], Tensor]
 BATCH = 256
 """Samples that a feature network is given at a time."""
 
 
-def load(spec: str) -> Features:
-    """The features that the named function returns; that code is run.
+def load(spec: str, span: tuple[float, float] = (-1.0, 1.0)) -> Features:
+    """The features of a library by its name, or those that the named function returns; that code is
+    run. span: the range of the data, for Inception.
 
-    Raises ValueError for another form of name, TypeError where it returns something else, and what
-    the code raises.
+    Raises ValueError for another form of name, TypeError where it returns something else,
+    ImportError where the library is absent, and what the code raises.
     """
+    if spec in inception.NAMED:
+        return inception.NAMED[spec](span)
     made = from_code(spec)
     if made is None:
         raise ValueError(
-            "features must be package.module:function or file.py:function, a function without "
-            f"arguments that returns a callable [n, *event] -> [n, k]; got {spec!r}"
+            f"features must be {', '.join(inception.NAMED)}, or package.module:function or "
+            "file.py:function, a function without arguments that returns a callable [n, *event] -> "
+            f"[n, k]; got {spec!r}"
         )
     if not callable(made):
         raise TypeError(f"{spec} must return a callable; got {type(made).__name__}")
@@ -92,27 +96,3 @@ def precision(x: Tensor, y: Tensor, k: int = 3) -> float:
 def recall(x: Tensor, y: Tensor, k: int = 3) -> float:
     """Share of the real points y that the samples' balls cover."""
     return precision(y, x, k)
-
-
-def inception() -> Features:
-    """Inception-v3's 2048 pool features, as FID is defined, for images [n, 3 or 1, H, W] in [-1, 1].
-
-    Through torch-fidelity, which fetches the weights itself. Raises ImportError where it is absent.
-    """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-not-found,unused-ignore]
-            FeatureExtractorInceptionV3,
-        )
-    except ImportError as error:
-        raise ImportError(
-            "Inception features come through torch-fidelity: pip install torch-fidelity; or pass "
-            "--features with a network of yours"
-        ) from error
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
-
-    def features(x: Tensor) -> Tensor:
-        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        found: Tensor = network(pixels.expand(-1, 3, -1, -1))[0]
-        return found
-
-    return features

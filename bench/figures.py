@@ -14,7 +14,10 @@ from .quality import Measure
 from .store import Record, write
 from .table import kind
 
-OURS = ("#1f5fb4", "#d1495b", "#2a8c6a", "#8a4fbf", "#c77f0a", "#0f8ea3", "#7a5230", "#c23b9b")
+OURS = (
+    "#1f5fb4", "#d1495b", "#2a8c6a", "#8a4fbf", "#c77f0a", "#0f8ea3", "#7a5230", "#c23b9b",
+    "#6f9a1d", "#12355b", "#e2725b", "#5d5f8f", "#8d0f2d", "#3fb0ac",
+)  # fmt: skip
 PEER = "#7d8590"
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 SHOWN_OURS, SHOWN_PEERS = 7, 6
@@ -203,6 +206,38 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
     fig.text(0.12 / wide, 1 - 0.22 / high, title, ha="left", va="center", fontsize=10)
     save(fig, path)
     plt.close(fig)
+
+
+Panels = Sequence[tuple[str, Tensor]]  # title, pictures [n, C, H, W] in [-1, 1]
+
+
+def sample_panels(path: Path, rows: Sequence[tuple[str, Panels]], across: int = 4) -> None:
+    """A row a name, its panels side by side: in each its pictures, `across` of them a line."""
+    plt = pyplot()
+    columns = max(len(panels) for _, panels in rows)
+    tiles = [[_tile(x, across) for _, x in panels] for _, panels in rows]
+    high = max(t.shape[0] / t.shape[1] for line in tiles for t in line)
+    wide = 2.3  # inches a panel
+    fig, axes = plt.subplots(
+        len(rows), columns, figsize=(wide * columns + 2.6, (wide * high + 0.25) * len(rows)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for line, (name, panels), pictures in zip(axes, rows, tiles, strict=True):
+        for ax, (title, _), tile in zip(line, panels, pictures, strict=False):
+            ax.imshow(tile.numpy(), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
+            ax.set_title(title, fontsize=9)
+        line[0].text(
+            -0.06, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9
+        )
+    save(fig, path)
+    plt.close(fig)
+
+
+def _tile(x: Tensor, across: int) -> Tensor:
+    """Pictures [n, C, H, W] as lines of `across`."""
+    return torch.cat([_strip(part, across) for part in torch.split(x, across)])
 
 
 def _strip(x: Tensor, n: int) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from . import metrics
 from .dataset_likelihood import FOREIGN, run
 from .store import parse, write_text
-from .summary import environment
 from .table import Table, markdown, show
+from .versions import environment
 
 COLUMNS = ["", "bits/dim", "lo", "hi", "error of an item", "calls", "seconds"]
 

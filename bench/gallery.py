@@ -34,8 +34,8 @@ from ..solvers import sample
 from . import ito_checks, learned_checks, model_checks, posterior_checks
 from .figures import pyplot, sample_grid
 from .store import write, write_text
-from .summary import environment
 from .table import Table, markdown, plain
+from .versions import environment
 
 STEPS = 3000
 NOISE = 0.05  # of the measurements of inpainting and colourisation

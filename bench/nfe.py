@@ -28,13 +28,15 @@ from typing import Any
 import torch
 
 from ..models.checkpoint import Checkpoint
+from ..solvers import Solver
 from . import campaign, heldout, summary, table
 from .bar import bar
 from .campaign import Spec
 from .cells import Cell
 from .features import Features
+from .lineup import default_solvers, ours
 from .peers import chosen as chosen_peers
-from .plans import Config, default_solvers, ours
+from .plans import Config
 from .pooling import pooled
 from .problems import SMALL_EVENT, Problem
 from .quality import Measure
@@ -56,7 +58,7 @@ def run(
     *,
     checkpoint: str | Path | Checkpoint | None = None,
     data: torch.Tensor | str | None = None,
-    solvers: Sequence[str] | None = None,
+    solvers: Sequence[str | Solver] | None = None,
     nfe: Sequence[int] | None = None,
     grid: str | Sequence[str] | None = None,
     peers: Sequence[str] | None = None,

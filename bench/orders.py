@@ -28,8 +28,8 @@ from .bar import bar
 from .convergence import PROCESSES, flow_errors, grid, mixture_weak_error, slope, weak_error
 from .pathwise import COUPLINGS, strong_error
 from .store import write_text
-from .summary import environment
 from .table import Table, markdown, show
+from .versions import environment
 
 TOLERANCE = 0.15
 SINGLE_STEP = (

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser, Process
+from ..models.checkpoint import from_code
 from ..models.guided import calls_of
 from ..solvers import (
     GaussianPreconditioned,
@@ -28,7 +29,6 @@ from ..solvers import (
     Tableau,
     equidistributed,
     get,
-    names,
     read,
 )
 from ..solvers import grids as grid_rules
@@ -82,20 +82,58 @@ def planned(config: Config, problem: Problem, nfe: int) -> Plan:
 
 @dataclass(frozen=True)
 class Ours:
-    """A registered solver on a named grid, or on `MEASURED`. final: see `solvers.grids.times`."""
+    """A registered solver, or one of the user's (`solver_of`), on a named grid, or on `MEASURED`.
+    final: see `solvers.grids.times`."""
 
     name: str
     grid: str = "log_snr"
     final: str = "t_min"
     library: str = "undiffuse"
+    given: Solver | None = None
+
+    @property
+    def solver(self) -> Solver:
+        return solver_of(self.name) if self.given is None else self.given
 
     def plan(self, problem: Problem, nfe: int) -> Plan:
-        solver, process = get(self.name), problem.process
+        grid, process = laid(problem, self.grid), problem.process
         try:
-            tableau = largest(solver, problem.model, laid(problem, self.grid), self.final, nfe)
+            tableau = largest(self.solver, problem.model, grid, self.final, nfe)
         except (ValueError, NotImplementedError) as error:
             raise Unavailable(str(error)) from error
         return _plan(process, tableau)
+
+    def coefficients(self, problem: Problem) -> str:
+        """A hash of its table on eight steps: a solver that was edited is another."""
+        grid = "log_snr" if self.grid == MEASURED else self.grid
+        model = problem.model
+        try:
+            t = grid_rules.times(grid, model.process, 8, self.final, model.t_min)
+            made = content(self.solver.tableau(model.process, t))
+        except (ValueError, NotImplementedError) as error:
+            made = str(error)
+        return hashlib.sha256(made.encode()).hexdigest()[:8]
+
+
+@lru_cache(maxsize=256)
+def solver_of(name: str) -> Solver:
+    """The solver that is registered under the name, or that package.module:name or file.py:name
+    makes when it is called (a class of solvers, or a function).
+
+    Raises ValueError, naming the nearest, for an unknown name, and what the code raises.
+    """
+    made = from_code(name)
+    if made is None:
+        return get(name)
+    if not isinstance(made, Solver):
+        raise TypeError(f"{name} must make an undiffuse Solver; got {type(made).__name__}")
+    return made
+
+
+def content(tableau: Tableau) -> str:
+    """The coefficients to nine digits, without names."""
+    columns = (tableau.times, tableau.state, tableau.data, tableau.noise)
+    return repr([[f"{v:.9g}" for v in c.flatten().tolist()] for c in columns])
 
 
 TUNED = "undiffuse tune"
@@ -231,65 +269,3 @@ def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
         return tableau(steps)
     except ValueError:
         return None
-
-
-COMMON = (
-    "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4", "ipndm-3",
-    "ipndm-2-afs", "dpmpp-2m-afs", "ddpm", "dpmpp-2m-sde",
-)  # fmt: skip
-"""Looked at first: what people type."""
-
-
-def default_solvers(process: Process, limit: int = 12) -> list[str]:
-    """The common ones, then of each other family its member of the highest declared order.
-
-    Families are classes of solvers; deterministic and stochastic members count apart. Left out of
-    them: stages (at few calls, what follows from one call a step is ahead), tables that the process
-    does not have, and those that another name has already ('euler-ancestral' is 'ddpm').
-    """
-    t = grid_rules.times("log_snr", process, 8, "t_min")
-    tables: dict[str, str] = {}
-    families: dict[tuple[str, bool], list[tuple[float, str]]] = {}
-    for name in [n for n in COMMON if n in names()] + [n for n in names() if n not in COMMON]:
-        solver = get(name)
-        try:
-            tableau = solver.tableau(process, t)
-        except (ValueError, NotImplementedError):
-            continue
-        if tables.setdefault(_content(tableau), name) != name:
-            continue
-        if tableau.nfe > len(t) - 1 and name not in COMMON:
-            continue
-        order = solver.weak_order if tableau.stochastic else solver.order
-        family = families.setdefault((type(solver).__name__, tableau.stochastic), [])
-        family.append((-float(order or 0.0), name))
-    chosen = [n for n in COMMON if n in tables.values()]
-    for members in families.values():
-        if not any(name in chosen for _, name in members):
-            chosen.append(min(members)[1])
-    return chosen[:limit]
-
-
-def _content(tableau: Tableau) -> str:
-    """The coefficients to nine digits, without names."""
-    columns = (tableau.times, tableau.state, tableau.data, tableau.noise)
-    return repr([[f"{v:.9g}" for v in c.flatten().tolist()] for c in columns])
-
-
-def ours(solvers: list[str], grids: list[str], final: str = "t_min") -> list[Config]:
-    """Every solver on every grid, and every file or folder of tables among them on its own. Raises
-    ValueError, naming the nearest, for unknown names."""
-    files = [
-        name for name in solvers
-        if name.endswith(".json") or (Path(name).is_dir() and name not in names())
-    ]  # fmt: skip
-    solvers = [name for name in solvers if name not in files]
-    for name in solvers:
-        get(name)
-    for name in grids:
-        if name != MEASURED:
-            grid_rules.named(name)
-    if final not in grid_rules.FINALS:
-        known = ", ".join(map(repr, grid_rules.FINALS))
-        raise ValueError(f"final must be one of {known}; got {final!r}")
-    return [*(Ours(s, g, final) for s in solvers for g in grids), *map(Tuned.of, files)]

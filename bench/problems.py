@@ -116,24 +116,39 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 digits of a hash of what the numbers depend on: starts, model, process, data."""
-        seen = None if self.features is None else self.features(self.start[:2].float()).double()
-        return self._hash(self.data, seen)
+        """16 digits of a hash of what the numbers depend on: starts, network, process, data,
+        features."""
+        seen = [self.flow]
+        if self.features is not None:
+            probes = torch.cat([self.start[:4], _probes(self.start)]).float()
+            seen += [f"{v:.3g}" for v in self.features(probes).double().square().mean(1).sqrt()]
+        return _digest(*seen, None if self.data is None else _rounded(self.data))
 
     @cached_property
     def flow(self) -> str:
-        """The same of what its trajectories depend on: starts, model, process."""
-        return self._hash()
+        """The same of what its trajectories depend on: starts, network, process."""
+        return _digest(self.identity, _rounded(self.start))
 
-    def _hash(self, *more: Tensor | None) -> str:
-        h = hashlib.sha256(repr((self.process, self.model.predicts, self.model.time)).encode())
-        middle = math.sqrt(min(self.r_max, 1e3) * self.r_min)
+    @cached_property
+    def identity(self) -> str:
+        """The same of network and process alone, whatever the seed.
+
+        By its weights and by its data predictions at `PROBED` noise levels: each to 1e-6 in
+        float64; of a network in a narrower type, which rounds differently with the number of
+        threads, the root mean square to three digits.
+        """
+        known = repr((self.process, self.model.predicts, self.model.time))
+        under: list[Any] = leaves(self.model.net) or [self.model.net]
+        for module in under:
+            if isinstance(module, torch.nn.Module):
+                known += _digest(*(v for _, v in sorted(module.state_dict().items())))
+        probes, top = _probes(self.start), min(self.r_max, 1e3)
+        levels = torch.logspace(math.log10(self.r_min), math.log10(top), PROBED).tolist()
         with torch.no_grad():
-            d = data_prediction(self.model, self.start[:2], middle)
-        for tensor in (self.start, d, *more):
-            if tensor is not None:
-                h.update((tensor * 1e6).round().long().numpy().tobytes())
-        return h.hexdigest()[:16]
+            seen = [data_prediction(self.model, probes, r) for r in levels]
+        if self.large:
+            return _digest(known, *(f"{float(d.square().mean().sqrt()):.3g}" for d in seen))
+        return _digest(known, *map(_rounded, seen))
 
     def counted(self) -> tuple[Denoiser, Counter]:
         """The model with a network that counts its calls, and the counter."""
@@ -184,6 +199,32 @@ def network(
 def network_name(checkpoint: str | None) -> str:
     """What a trained network's problem is called: after its file or function."""
     return "digits network" if checkpoint is None else Path(checkpoint.rpartition(":")[2]).stem
+
+
+PROBED = 5
+"""Noise levels at which a network is asked who it is."""
+
+
+def _probes(start: Tensor) -> Tensor:
+    """Two states w of no seed, of the shape of the problem's."""
+    shape = (2, *start.shape[1:])
+    return normal(shape, seed=0, sample_ids=range(2**32, 2**32 + 2), dtype=torch.float64)
+
+
+def _digest(*parts: Tensor | str | None) -> str:
+    """16 digits of a hash of texts and of the bytes of tensors."""
+    h = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            h.update(part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        elif part is not None:
+            h.update(part.encode())
+    return h.hexdigest()[:16]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """x to 1e-6, as integers."""
+    return (x.double() * 1e6).round().long()
 
 
 def ratio_at(process: Process, t: float | Tensor) -> float:

@@ -67,7 +67,8 @@ class Run:
 class Measure:
     """field: its name in the records. title: for tables, with its unit. evaluate: of a run.
 
-    kinds: of solvers it is shown for: 'ode', 'sde' or both. signed: best is 0, not least. share: a
+    kinds: of solvers it is shown for: 'ode', 'sde' or both. signed: best is 0, and an estimate may
+    fall below it. share: a
     share, of which 1 is best. distance: of two sets [n, k]; featured: in the problem's features.
     """
 
@@ -84,6 +85,11 @@ class Measure:
     def off(self, value: float) -> float:
         """How far the value is from the best there is, which is 0."""
         return abs(value) if self.signed else 1 - value if self.share else value
+
+    def away(self, e: Estimate) -> Estimate:
+        """`off` with its interval, which for a signed measure reaches 0 where the value's holds it."""
+        ends = sorted((self.off(e.lo), self.off(e.hi)))
+        return Estimate(self.off(e.value), 0.0 if self.signed and e.lo <= 0 <= e.hi else ends[0], ends[1])
 
 
 FLOOR_SEED, FLOOR_REPEATS = 10_000, 8
@@ -226,9 +232,11 @@ def _scaled(e: Estimate, by: float) -> Estimate:
 
 
 def _distance(
-    field: str, title: str, of: Callable[[Tensor, Tensor], float], in_std: bool = True
-) -> Measure:
-    return Measure(field, title, _against(of, in_std, False), distance=of, in_std=in_std)
+    field: str, title: str, of: Callable[[Tensor, Tensor], float], in_std: bool = True,
+    signed: bool = False,
+) -> Measure:  # fmt: skip
+    evaluate = _against(of, in_std, False)
+    return Measure(field, title, evaluate, signed=signed, distance=of, in_std=in_std)
 
 
 def _featured(
@@ -254,8 +262,9 @@ _ALL = (
     _distance("sw2", "sliced Wasserstein-2 / data std", metrics.sliced_wasserstein),
     _distance("w2", "Wasserstein-2, exact assignment / data std", _capped(2)),
     _distance("w1", "Wasserstein-1, exact assignment / data std", _capped(1)),
-    _distance("energy", "energy distance / data std", metrics.energy_distance),
-    _distance("mmd2", "squared MMD, Gaussian kernels", metrics.mmd2, in_std=False),
+    _distance("energy", "energy distance / data std", metrics.energy_distance, signed=True),
+    _distance("mmd2", "squared MMD, Gaussian kernels", metrics.mmd2, in_std=False,
+              signed=True),
     Measure("kl", "KL(samples || exact), nats", _kl, signed=True),
     Measure("reverse_kl", "KL(exact || samples), nats", _reverse_kl, signed=True),
     Measure("js", "Jensen-Shannon divergence, nats", _js, signed=True),

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..solvers.status import SolverError, Status
 from .problems import ZERO_RATIO, Problem, data_prediction
+from .running import MeasurementError
 
 TOLERANCES = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)
 """Relative = absolute tolerance of the runs; a reference at level i compares i with i + 1."""
@@ -137,8 +137,7 @@ def _integrate(
             method="DOP853", rtol=tol, atol=tol, t_eval=np.unique(phis[1:])[::-1],
         )  # fmt: skip
         if not run.success:
-            failed = torch.full((len(problem.start),), int(Status.STEP_TOO_SMALL))
-            raise SolverError(f"the reference of {problem.name} failed: {run.message}", failed)
+            raise MeasurementError(f"the reference of {problem.name} failed: {run.message}")
         by_phi = dict(zip(run.t.tolist(), run.y.T, strict=True))
         out = [torch.from_numpy(by_phi[float(p)].copy()).reshape(shape) for p in phis[1:]]
         if jump:

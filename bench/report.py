@@ -7,21 +7,25 @@ to hide a curve); pictures are embedded PNGs. Everything else is plain HTML that
 from __future__ import annotations
 
 import base64
-import html
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import figures, table
-from .quality import MEASURES, Measure
+from . import report_curves, report_words, table
+from .quality import Measure
+from .report_words import esc
 from .store import Record, write_text
 
-SHOWN = 7
-"""Curves of ours, and of the peers, that are drawn at first; the others wait in the legend."""
-
-PEERS = ("#7d8590", "#a0764f", "#6b8f71", "#8c7aa9", "#b08a3e", "#5f8aa3")
-"""Colours of the peers: muted, and dashed."""
+TABLEAU = (
+    "A solver here is a table of numbers. Row i calls the network at time t on the state x_i and makes "
+    "the next state: the sum of states x, data predictions D (what the network takes the finished "
+    "sample to be) and, where there are any, normals z, each times its number in the row."
+)
+NUMBERS = (
+    "A row is a solver on a grid, a column a number of network calls; under each value its 95 % "
+    "interval. 'from &gt; to': the noise levels sigma/alpha of its first and last node. 'states': its "
+    "memory. Bold green: no other row of the column is shown to be better."
+)
 
 STYLE = """
 :root { color-scheme: light; }
@@ -33,8 +37,18 @@ p { max-width: 75ch; } .muted { color: #5b6773; font-size: .9rem; }
 th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap;
          border-bottom: 1px solid #e3e7eb; }
 th { border-bottom: 2px solid #b8c1ca; } td.text, th.text { text-align: left; }
-td.best { font-weight: 700; color: #14713f; } td.why, td.use { white-space: normal; text-align: left; }
-td.use { min-width: 9rem; } td.why { min-width: 14rem; } th.wrap { white-space: normal; }
+td.best { font-weight: 700; color: #14713f; }
+td.why { white-space: normal; text-align: left; min-width: 14rem; }
+small { color: #5b6773; font-weight: 400; } td small { white-space: nowrap; }
+h3 { font-size: 1rem; margin: 1.2rem 0 0; } .bad { color: #a11d2f; }
+.advice td, .advice th { text-align: left; white-space: normal; vertical-align: top; }
+@media (max-width: 640px) {
+  .advice thead { display: none; } .advice tr { display: block; padding: .5rem 0; }
+  .advice td { display: flex; border: 0; padding: .1rem 0; }
+  .advice td::before { content: attr(data-label); flex: 0 0 8.2rem; color: #5b6773; }
+  .advice tr { border-bottom: 1px solid #b8c1ca; } .scroll img { max-width: none; width: 720px; }
+  .numbers td:nth-child(2), .numbers th:nth-child(2) { position: sticky; left: 0; background: #fff; }
+}
 pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; font-size: .78rem; }
 img { max-width: 100%; height: auto; } details > summary { cursor: pointer; margin: .4rem 0; }
 """
@@ -59,18 +73,17 @@ def write_report(
             "the HTML report needs plotly: pip install 'undiffuse[bench]'"
         ) from error
     parts = [
-        "<h1>NFE against quality</h1>",
-        (f"<p class=muted>undiffuse {_esc(summary['environment']['undiffuse'])}, "
-        f"{summary['cells']} cells, {summary['failed']} failed.</p>"),
-        _advice(summary),
-        _curves(summary, records, measures),
-        _time_curves(summary, records, seconds),
+        report_words.opening(summary),
+        report_words.advice(summary),
+        report_curves.against_calls(summary, records, measures),
+        report_curves.against_time(summary, records, seconds),
         *(_picture(caption, png) for caption, png in pictures if png.is_file()),
     ]
     if tableau is not None:
-        parts.append(f"<h2>{_esc(tableau[0])}</h2><pre>{_esc(tableau[1])}</pre>")
-    parts.append("<h2>Every number</h2>" + "".join(_table(t) for t in tables))
-    parts.append(_conventions(summary))
+        parts.append(f"<h2>{esc(tableau[0])}</h2><p class=muted>{TABLEAU}</p><pre>{esc(tableau[1])}</pre>")
+    parts.append(f"<h2>Every number</h2><p class=muted>{NUMBERS}</p>")
+    parts += [_table(t) for t in tables]
+    parts.append(report_words.how(summary))
     body = "\n".join(parts)
     write_text(
         path,
@@ -82,220 +95,31 @@ def write_report(
     )
 
 
-# --- words ----------------------------------------------------------------------------------------
-
-
-def _advice(summary: Mapping[str, Any]) -> str:
-    """The plain-language table: at this many calls, use this."""
-    out, m = ["<h2>What to use</h2>"], MEASURES[summary["judged_by"]]
-    for problem, by_cost in summary["best"].items():
-        rows = []
-        for cost, ties in by_cost.items():
-            names = [_config(t) for t in ties]
-            more = f" (not told apart from it: {', '.join(names[1:4])}" if names[1:] else ""
-            more += f" and {len(names) - 4} more)" if names[4:] else ")" if more else ""
-            row = [f"at {cost}", names[0] + more, table.short(float(ties[0][m.field]))]
-            if m.field == "error":
-                other = summary["front"][problem][cost]["peers"]
-                row += [_config(other), table.short(float(other["error"]))] if other else ["-", "-"]
-            rows.append(row)
-        columns, title = ["network calls", "use", m.title], f"{problem}: by {m.title}"
-        if m.field == "error":
-            columns = [*columns[:2], "error / data std", "best of the others", "its error"]
-            title = f"{problem}: how to come nearest to the exact trajectory"
-        flat = [[False] * len(columns) for _ in rows]
-        out.append(_table(table.Table(title, columns, rows, flat)))
-    out += [f"<p><b>Broken:</b> {_esc(s)}</p>" for s in summary["broken_claims"]]
-    if "likelihood" in summary:
-        b = summary["likelihood"]
-        out.append(
-            f"<p>{b['count']} held-out events cost the network {b['bits_per_dim']:.3f} bits/dim "
-            f"(95 % interval {b['lo']:.3f} to {b['hi']:.3f}; {b['trace']} trace, {b['nfe']} calls).</p>"
-        )
-    return "".join(out)
-
-
-def _config(r: Mapping[str, Any]) -> str:
-    name = f"{r['solver']} on {r['grid']}"
-    return name if r["library"] == "undiffuse" else f"{r['library']} {name}"
-
-
-def _conventions(summary: Mapping[str, Any]) -> str:
-    lines = [
-        f"{name}: {p['about']}; process {p['process']}; {p['batch']} samples of "
-        f"each seed ({', '.join(map(str, p['seeds']))}); "
-        f"sigma/alpha from {p['r_max']:.5g} to {p['r_min']:.3g}; data std {p['std']:.4g}; the "
-        f"reference's own error is at most {p['reference_error']:.1e}."
-        for name, p in summary["problems"].items()
-    ]
-    lines += [
-        ("All runs of a problem start from the same noise, on the reference at their own first "
-        "sigma/alpha, and are compared with it at their own last one ('from > to' in the tables), "
-        "so ends that do not match are not counted as errors."),
-        ("The network is told the exact noise level of every call. diffusers rounds most of its "
-        "timesteps to integers; a network of continuous time would see those schedulers worse."),
-        ("NFE are counted calls; '(n)' follows a number whose run made n calls, fewer than asked. "
-        "A run that makes another number than it declares is a failed row."),
-        ("Intervals are 95 %: bootstrap over samples for means, delete-a-group jackknife for "
-        "distances. Bold green: no other row of the column is shown to be better."),
-    ]
-    versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
-    items = "".join(f"<li>{_esc(line)}</li>" for line in [*lines, versions])
-    return f"<h2>How it was measured</h2><ul>{items}</ul>"
-
-
-# --- curves ---------------------------------------------------------------------------------------
-
-
-def _curves(
-    summary: Mapping[str, Any], records: Sequence[Record], measures: Sequence[Measure]
-) -> str:
-    out = []
-    colors: dict[str, str] = {}
-    for m in measures:
-        for problem, about in summary["problems"].items():
-            mine = [r for r in records if r["problem"] == problem]
-            found = figures.curves(mine, m)
-            if not found:
-                continue
-            fig = _figure("network calls (NFE)", m, summary["nfe"])
-            for trace in _traces(found, m, colors, lambda r: r["nfe"]):
-                fig.add_trace(trace)
-            floor = about["floors"].get(m.field)
-            if floor:
-                _band(fig, floor[1], floor[2], log=not (m.signed or m.share))
-            if m.signed:  # one run that blew up must not flatten the others
-                reach = sorted(abs(r[m.field]) for _, _, held in found for r in held)
-                top = 2 * reach[len(reach) // 2] + 1e-3
-                fig.update_yaxes(range=[-top, top])
-            out.append(_plot(f"{problem}: {m.title}", fig))
-    return "".join(out)
-
-
-def _band(fig: Any, low: float, high: float, log: bool) -> None:
-    """The floor: what exact samples of the same number get, shaded."""
-    fig.add_hrect(y0=low, y1=high, fillcolor="#c9d0d8", opacity=0.4, line_width=0, layer="below")
-    at = math.log10(max(high, 1e-12)) if log else high
-    fig.add_annotation(
-        text="exact samples", x=1, xref="paper", xanchor="right", y=at, yanchor="bottom",
-        showarrow=False, font={"size": 12, "color": "#5b6773"},
-    )  # fmt: skip
-
-
-def _time_curves(
-    summary: Mapping[str, Any], records: Sequence[Record], seconds: Mapping[str, float]
-) -> str:
-    out = []
-    for problem in summary["problems"]:
-        mine = [r for r in records if r["problem"] == problem and r["key"] in seconds]
-        found = figures.curves(mine, MEASURES["error"])
-        if not found:
-            continue
-        fig = _figure("seconds, all samples", MEASURES["error"], None)
-        for trace in _traces(found, MEASURES["error"], {}, lambda r: seconds[r["key"]]):
-            fig.add_trace(trace)
-        out.append(_plot(f"{problem}: error against time on this machine", fig))
-    return "".join(out)
-
-
-def _figure(x_title: str, m: Measure, ticks: Sequence[int] | None) -> Any:
-    import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
-
-    fig = go.Figure()
-    fig.update_layout(
-        template="plotly_white", height=620, margin={"l": 60, "r": 15, "t": 10, "b": 40},
-        legend={"orientation": "h", "y": -0.16, "x": 0, "font": {"size": 12}}, hovermode="closest",
-    )  # fmt: skip
-    fig.update_xaxes(type="log", title=x_title)
-    at = list(ticks) if ticks else [d * 10.0**k for k in range(-5, 5) for d in (1, 2, 5)]
-    fig.update_xaxes(tickvals=at, ticktext=[f"{n:g}" for n in at])
-    if m.share:
-        fig.update_yaxes(range=[0, 1.02])
-    elif not m.signed:
-        fig.update_yaxes(type="log", exponentformat="power", dtick=1)
-    return fig
-
-
-def _traces(
-    found: Sequence[figures.Curve], m: Measure, colors: dict[str, str], x: Any
-) -> list[Any]:
-    import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
-
-    dashes = ("dash", "dot", "dashdot", "longdash", "longdashdot")
-    counts = {True: 0, False: 0}
-    out = []
-    for library, label, held in found:
-        ours = library.startswith("undiffuse")
-        rank = counts[ours]
-        counts[ours] += 1
-        color = PEERS[rank % len(PEERS)]
-        if ours:
-            color = colors.setdefault(held[0]["solver"], figures.OURS[len(colors) % len(figures.OURS)])
-        y = [r[m.field] for r in held]
-        text = [
-            f"{table.short(r[m.field])} ({table.short(r[f'{m.field}_lo'])} to "
-            f"{table.short(r[f'{m.field}_hi'])}), {r['nfe']} NFE" for r in held
-        ]  # fmt: skip
-        bars = {
-            "type": "data", "symmetric": False, "thickness": 1, "width": 2,
-            "array": [r[f"{m.field}_hi"] - v for r, v in zip(held, y, strict=True)],
-            "arrayminus": [_below(m, v, r[f"{m.field}_lo"]) for r, v in zip(held, y, strict=True)],
-        }  # fmt: skip
-        line = {"color": color, "width": 2 if ours else 1.4}
-        if not ours:
-            line["dash"] = dashes[rank % len(dashes)]
-        out.append(
-            go.Scatter(
-                x=[x(r) for r in held], y=y, name=label, text=text, error_y=bars, line=line,
-                mode="lines+markers", marker={"size": 5}, hovertemplate="%{text}",
-                visible=True if rank < SHOWN else "legendonly",
-            )
-        )  # fmt: skip
-    return out
-
-
-def _below(m: Measure, value: float, low: float) -> float:
-    """Length of the lower bar; on a log axis it stops at a quarter of the value."""
-    return value - (low if m.signed or m.share else max(low, value / 4))
-
-
-def _plot(title: str, fig: Any) -> str:
-    drawn = fig.to_html(
-        full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
-    )
-    return f"<h2>{_esc(title)}</h2>{drawn}"
-
-
 # --- the rest -------------------------------------------------------------------------------------
 
 
 def _table(t: table.Table) -> str:
-    text = {"library", "solver", "grid", "use", "why", "from > to", "best of the others"}
+    text = {"library", "solver", "grid", "why", "from > to"}
 
     def kind(name: str, flag: bool) -> str:
-        names = ["best"] * flag + ["text"] * (name in text)
-        names += [name] * (name in ("why", "use")) + ["use"] * (name == "best of the others")
-        names += ["wrap"] * (" " in name and name != "from > to")
+        names = ["best"] * flag + ["text"] * (name in text) + ["why"] * (name == "why")
         return f' class="{" ".join(names)}"' if names else ""
 
-    head = "".join(f"<th{kind(c, False)}>{_esc(c)}</th>" for c in t.columns)
+    head = "".join(f"<th{kind(c, False)}>{esc(c)}</th>" for c in t.columns)
     rows = "".join(
         "<tr>" + "".join(
-            f"<td{kind(c, b)}>{_esc(v)}</td>"
-            for c, v, b in zip(t.columns, row, flags, strict=True)
+            f"<td{kind(c, b)}>{esc(v)}" + (f"<br><small>{esc(ends)}</small>" if ends else "") + "</td>"
+            for c, (v, b, ends) in zip(t.columns, line, strict=True)
         ) + "</tr>"
-        for row, flags in zip(t.rows, t.best, strict=True)
+        for line in t.cells()
     )  # fmt: skip
     return (
-        f"<p><b>{_esc(t.title)}</b></p><div class=scroll><table><thead><tr>{head}</tr></thead>"
+        f"<p><b>{esc(t.title)}</b></p><div class=scroll><table class=numbers><thead><tr>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
 def _picture(caption: str, png: Path) -> str:
     data = base64.b64encode(png.read_bytes()).decode()
-    return f'<h2>{_esc(caption)}</h2><img alt="{_esc(caption)}" src="data:image/png;base64,{data}">'
-
-
-def _esc(text: Any) -> str:
-    return html.escape(str(text))
+    image = f'<img alt="{esc(caption)}" src="data:image/png;base64,{data}">'
+    return f"<h2>{esc(caption)}</h2><div class=scroll>{image}</div>"

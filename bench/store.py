@@ -66,6 +66,14 @@ def lines(records: Iterable[Record]) -> str:
     )
 
 
+def records_of(folder: Path) -> list[Record]:
+    """The records of a run's folder. Raises FileNotFoundError for one without results."""
+    path = folder / "results.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no results.jsonl in {folder}: is it a benchmark's --out?")
+    return parse(path.read_text(encoding="utf-8"))
+
+
 def merge(sources: Iterable[Path], out: Path) -> int:
     """Join the results of several run folders into `out`; returns the number of distinct cells.
 
@@ -74,8 +82,7 @@ def merge(sources: Iterable[Path], out: Path) -> int:
     """
     sources = list(sources)
     for folder in sources:
-        if not (folder / "results.jsonl").is_file():
-            raise FileNotFoundError(f"no results.jsonl in {folder}: is it a benchmark's --out?")
+        records_of(folder)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("timings.jsonl", "results.jsonl"):
         joined: dict[str, Record] = {}

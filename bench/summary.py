@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cells, claims, figures, quality, table, trajectories
+from . import claims, figures, quality, table
 from .cells import Cell
 from .exact import Inapplicable
-from .plans import TUNED, Unavailable, planned
+from .pictures import draw
+from .plans import TUNED, Ours, planned
 from .problems import Problem
 from .quality import Measure
 from .reference import Reference
 from .report import write_report
 from .store import Record, Store, write_text
+from .versions import environment
 
 
 def summarise(
@@ -29,7 +29,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json."""
     costs = sorted({c.nfe for c in todo})
-    ours = list(dict.fromkeys(c.config.name for c in todo if c.config.library == "undiffuse"))
+    ours = {c.config.name: c.config.solver for c in todo if isinstance(c.config, Ours)}
     return {
         "problems": {p.name: _problem(p, records, references[p.name], measures) for p in posed},
         "nfe": costs,
@@ -38,6 +38,7 @@ def summarise(
         "best": best(records, costs, judge(measures)),
         "front": front(records, costs),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
+        "left_out": left_out(records),
         "cells": len(records),
         "failed": sum(r["status"] == "failed" for r in records),
         "environment": environment(),
@@ -61,6 +62,15 @@ def _problem(
     }  # fmt: skip
 
 
+def left_out(records: Sequence[Record]) -> list[str]:
+    """Which measures some runs do not have, and why: a line for each reason."""
+    found: dict[str, None] = {}
+    for r in records:
+        for field, why in r.get("left_out", {}).items():
+            found[f"{r['problem']}: no {field} of some runs: {why}"] = None
+    return list(found)
+
+
 def judge(measures: Sequence[Measure]) -> Measure:
     """What the advice goes by: the error to the trajectory, or the first measure without it."""
     return next((m for m in measures if m.field == "error"), measures[0])
@@ -74,16 +84,10 @@ def best(
     kept = ("library", "solver", "grid", m.field, f"{m.field}_lo", f"{m.field}_hi")
     for name in {r["problem"]: None for r in records}:
         for n in costs:
-            done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
-                    and r["status"] == "ok" and r.get(m.field) is not None]  # fmt: skip
-            if not done:
-                continue
-            done.sort(key=lambda r: m.off(float(r[m.field])))
-            reach = table.interval(done[0], m.field)
-            out.setdefault(name, {})[str(n)] = [
-                {k: r[k] for k in kept}
-                for r in done if table.interval(r, m.field).overlaps(reach)
-            ]  # fmt: skip
+            mine = [r for r in records if r["problem"] == name and r["nfe_asked"] == n]
+            found = [{k: r[k] for k in kept} for r in table.unbeaten(mine, m)]
+            if found:
+                out.setdefault(name, {})[str(n)] = found
     return out
 
 
@@ -107,18 +111,6 @@ def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str
             if done:
                 out.setdefault(name, {})[str(n)] = least
     return out
-
-
-def environment() -> dict[str, str]:
-    """Versions that the numbers may depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq",
-                 "torchsde"):  # fmt: skip
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 def all_tables(
@@ -146,7 +138,7 @@ def write_all(
 ) -> list[table.Table]:
     """table.md, the pictures and, where plotly is installed, report.html; returns the tables."""
     shown = all_tables(summary, records, measures)
-    seconds = {k: float(r["seconds"]) for k, r in Store(out, "timings.jsonl").records.items()}
+    seconds = _seconds(Store(out, "timings.jsonl"), records)
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
     wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
     panels = [
@@ -161,20 +153,19 @@ def write_all(
     errors = [(name, m) for name, m in panels if m.field == "error"]
     if timed and errors:
         figures.quality_against("seconds", out / "time.png", timed, errors, {})
-    pictured = [p for p in posed if figures.is_picture(p.start.shape[1:])]
-    if pictured:
-        rows = sample_rows(pictured[-1], todo, references[pictured[-1].name])
-        title = f"{pictured[-1].name}: the same noise in every row"
-        figures.sample_grid(out / "samples.png", rows, title)
-    flat = [p for p in posed if tuple(p.start.shape[1:]) == (2,)]
-    ours = list(dict.fromkeys(c.config.name for c in todo if c.config.library == "undiffuse"))
-    if flat and ours:
-        costs = sorted({c.nfe for c in todo})[:3]
-        trajectories.draw(
-            out / "paths.png", flat[0], references[flat[0].name], ours[:4], costs
-        )  # fmt: skip
-    _report(out, todo, records, measures, summary, shown, seconds)
+    pictures = draw(out, posed, todo, records, references, measures)
+    _report(out, todo, records, measures, summary, shown, seconds, pictures)
     return shown
+
+
+def _seconds(timings: Store, records: Sequence[Record]) -> dict[str, float]:
+    """What each record's samples took in all, by its key."""
+    found = {}
+    for r in records:
+        keys = r.get("keys", [r["key"]])
+        if all(k in timings for k in keys):
+            found[r["key"]] = sum(float(timings[k]["seconds"]) for k in keys)
+    return found
 
 
 def _report(
@@ -185,13 +176,12 @@ def _report(
     summary: dict[str, Any],
     tables: Sequence[table.Table],
     seconds: dict[str, float],
+    pictures: Sequence[tuple[str, Path]],
 ) -> None:
     try:
         import plotly  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
     except ImportError:
         return
-    pictures = [("Samples, coarse to fine", out / "samples.png"),
-                ("Paths in the plane", out / "paths.png")]  # fmt: skip
     write_report(
         out / "report.html", summary, records, seconds, measures, tables, pictures,
         winner(todo, summary),
@@ -215,31 +205,6 @@ def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | N
     return None
 
 
-def sample_rows(
-    problem: Problem, todo: Sequence[Cell], reference: Reference, count: int = 16
-) -> list[tuple[str, Any]]:
-    """Samples of the same starts by a few of our solvers, coarse to fine, above the reference."""
-    mine = {(c.config.name, c.nfe): c for c in todo
-            if c.problem is problem and c.config.library == "undiffuse"}  # fmt: skip
-    names = list(dict.fromkeys(name for name, _ in mine))
-    costs = sorted({n for _, n in mine})
-    few = [costs[0], costs[len(costs) // 2], costs[-1]] if len(costs) > 2 else costs
-    rows = []
-    for name in [n for n in ("ddim", "dpmpp-2m", "ddpm") if n in names] or names[:2]:
-        for n in few:
-            try:
-                plan = planned(mine[name, n].config, problem, n)
-                w = cells.integrate(problem, plan, reference.at(plan.start))
-            except (Unavailable, KeyError, RuntimeError):
-                continue
-            rows.append((f"{name}, {plan.calls} NFE", cells.clean(problem, w, plan.end)[:count]))
-    if reference.covers([0.0]):
-        rows.append(("reference", reference.at(0.0)[:count]))
-    if problem.data is not None:
-        rows.append(("held-out data", problem.data[:count]))
-    return rows
-
-
 def closing(out: Path, summary: dict[str, Any]) -> list[str]:
     """The lines under the tables."""
     lines = ["*: no other row of the column is shown to be better (95 % intervals)."]
@@ -248,6 +213,7 @@ def closing(out: Path, summary: dict[str, Any]) -> list[str]:
             f"{name}: {p['about']}; {p['batch']} samples, sigma/alpha {p['r_max']:.4g} to "
             f"{p['r_min']:.2g}; the reference's own error is {p['reference_error']:.1e}"
         )
+    lines += summary["left_out"]
     lines += [f"broken: {sentence}" for sentence in summary["broken_claims"]]
     if "likelihood" in summary:
         b = summary["likelihood"]

@@ -1,15 +1,15 @@
 """The results as tables: on the terminal with rich, as Markdown, or as plain text.
 
 A row is a solver on a grid, a column a number of network calls. 'states' is the solver's memory: most
-batches of states alive at once, the network's own aside (memory.py). The least value of a column is
-marked, and with it every row whose interval overlaps with its: those are not ranked.
+batches of states alive at once, the network's own aside (memory.py). In every column those rows are
+marked that no other is shown to be better than; where intervals overlap there is no rank.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .metrics import Estimate
@@ -19,12 +19,20 @@ from .store import Record
 
 @dataclass(frozen=True)
 class Table:
-    """title, columns, rows of text; best[i][j]: whether that cell is not beaten."""
+    """title, columns, rows of text; best[i][j]: whether that cell is not beaten; spans[i][j]: its
+    interval or '', which has no room on a terminal."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     best: list[list[bool]]
+    spans: list[list[str]] = field(default_factory=list)
+
+    def cells(self) -> Iterator[list[tuple[str, bool, str]]]:
+        """The rows as (text, whether it is not beaten, interval)."""
+        spans = self.spans or [[""] * len(self.columns) for _ in self.rows]
+        for row, flags, ends in zip(self.rows, self.best, spans, strict=True):
+            yield list(zip(row, flags, ends, strict=True))
 
 
 def tables(
@@ -38,7 +46,7 @@ def tables(
         shown = [r for r in shown if r["status"] != "ok" or r.get(m.field) is not None]
         if any(r["status"] == "ok" for r in shown):
             out.append(_table(shown, m, f"{problem}: {m.title}{notes.get(m.field, '')}"))
-    missing = [r for r in mine if r["status"] == "unavailable"]
+    missing = [r for r in mine if r["status"] != "ok"]
     if missing:
         out.append(_missing(missing, problem))
     return out
@@ -54,17 +62,18 @@ def _table(records: list[Record], m: Measure, title: str) -> Table:
     curves: dict[tuple[str, ...], dict[int, Record]] = {}
     for r in records:
         curves.setdefault((r["library"], r["solver"], r["grid"]), {})[r["nfe_asked"]] = r
-    winners = {n: _winner([c[n] for c in curves.values() if n in c], m) for n in costs}
+    reach = {n: unbeaten([c[n] for c in curves.values() if n in c], m) for n in costs}
     ordered = sorted(curves.items(), key=lambda item: (_rank(item[1], m), item[0]))
-    rows, best = [], []
+    rows, best, spans = [], [], []
     for curve, by_cost in ordered:
         ends = f"{_span(by_cost, 'start', 3)} > {_span(by_cost, 'end', 2)}"
         held = [r["memory"] for r in by_cost.values() if r.get("memory") is not None]
         states = f"{max(held):.0f}" if held else "-"
         rows.append([*curve, ends, states, *(_text(by_cost.get(n), m) for n in costs)])
-        best.append([False] * 5 + [_unbeaten(by_cost.get(n), winners[n], m) for n in costs])
+        best.append([False] * 5 + [by_cost.get(n) in reach[n] for n in costs])
+        spans.append([""] * 5 + [_ends(by_cost.get(n), m) for n in costs])
     columns = ["library", "solver", "grid", "from > to", "states", *(f"{n}" for n in costs)]
-    return Table(title, columns, rows, best)
+    return Table(title, columns, rows, best, spans)
 
 
 def _span(by_cost: dict[int, Record], field: str, digits: int) -> str:
@@ -82,7 +91,7 @@ def _missing(records: list[Record], problem: str) -> Table:
         reasons.setdefault(why, []).append(str(r["nfe_asked"]))
     rows = [[*k[:3], ", ".join(costs), k[3]] for k, costs in reasons.items()]
     columns = ["library", "solver", "grid", "NFE", "why"]
-    return Table(f"{problem}: not run", columns, rows, [[False] * 5 for _ in rows])
+    return Table(f"{problem}: failed, or could not run", columns, rows, [[False] * 5 for _ in rows])
 
 
 def _size(r: Record, m: Measure) -> float:
@@ -99,15 +108,13 @@ def _rank(by_cost: dict[int, Record], m: Measure) -> float:
     return sum(math.log(max(s, 1e-300)) for s in sizes) / len(sizes)
 
 
-def _winner(records: list[Record], m: Measure) -> Record | None:
-    done = [r for r in records if r["status"] == "ok"]
-    return min(done, key=lambda r: _size(r, m)) if done else None
-
-
-def _unbeaten(r: Record | None, winner: Record | None, m: Measure) -> bool:
-    if r is None or winner is None or r["status"] != "ok":
-        return False
-    return interval(r, m.field).overlaps(interval(winner, m.field))
+def unbeaten(records: Sequence[Record], m: Measure) -> list[Record]:
+    """Those that no other is shown to be better than, the best value first: their intervals reach
+    down to the least upper end of all."""
+    done = [r for r in records if r["status"] == "ok" and r.get(m.field) is not None]
+    done.sort(key=lambda r: _size(r, m))
+    least = min((m.away(interval(r, m.field)).hi for r in done), default=0.0)
+    return [r for r in done if m.away(interval(r, m.field)).lo <= least]
 
 
 def interval(r: Record, field: str) -> Estimate:
@@ -120,11 +127,22 @@ def _text(r: Record | None, m: Measure) -> str:
         return "-"
     if r["status"] == "failed":
         return "failed"
-    v = float(r[m.field])
-    value = short(v)
-    if m.signed:
-        value = f"{v:+.1e}" if abs(v) < 5e-4 else f"{v:+.3f}" if abs(v) < 9.9995 else f"{v:+.0f}"
+    value = number(float(r[m.field]), m)
     return value if r["nfe"] == r["nfe_asked"] else f"{value} ({r['nfe']})"
+
+
+def _ends(r: Record | None, m: Measure) -> str:
+    """The ends of the record's interval: '0.066 to 0.1'."""
+    if r is None or r["status"] != "ok":
+        return ""
+    return " to ".join(number(float(r[f"{m.field}_{end}"]), m) for end in ("lo", "hi"))
+
+
+def number(v: float, m: Measure) -> str:
+    """A value of the measure: with its sign where 0 is right and not least."""
+    if not m.signed:
+        return short(v)
+    return f"{v:+.1e}" if abs(v) < 5e-4 else f"{v:+.3f}" if abs(v) < 9.9995 else f"{v:+.0f}"
 
 
 def short(v: float) -> str:
@@ -143,13 +161,15 @@ def plain(t: Table) -> str:
 
 
 def markdown(t: Table) -> str:
-    """A Markdown table; unbeaten cells are bold."""
+    """A Markdown table; unbeaten cells are bold, intervals in brackets."""
 
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
-    body = [[f"**{c}**" if b else c for c, b in zip(r, f, strict=True)]
-            for r, f in zip(t.rows, t.best, strict=True)]  # fmt: skip
+    body = [
+        [(f"**{c}**" if best else c) + (f" ({span})" if span else "") for c, best, span in line]
+        for line in t.cells()
+    ]
     rule = "|" + "|".join("---" for _ in t.columns) + "|"
     return "\n".join([f"**{t.title}**", "", row(t.columns), rule, *(row(r) for r in body), ""])
 

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..solvers import Sampler, get
+from ..solvers import Sampler, Tableau
+from .cells import Cell
 from .exact import exact_draw
 from .figures import OURS, pyplot, save
-from .plans import Unavailable, largest
+from .plans import Unavailable, planned
 from .problems import Problem, from_unit
 from .reference import Reference
 
 
-def path(problem: Problem, solver: str, grid: str, nfe: int, count: int) -> Tensor:
-    """States x/alpha after every row of the first `count` samples, [rows + 1, count, d].
+def path(problem: Problem, tableau: Tableau, count: int) -> Tensor:
+    """States x/alpha after every row for the first `count` samples, [rows + 1, count, d].
 
-    The states of a multi-stage method include its stages. Raises Unavailable where the solver
-    cannot step within nfe calls.
+    The states of a multi-stage method include its stages.
     """
     process = problem.process
-    tableau = largest(get(solver), problem.model, grid, "t_min", nfe)
     nodes = [*tableau.times.tolist(), float(tableau.grid[-1])]
     w = problem.start[:count]
     sampler = Sampler(problem.model, tableau, dtype=torch.float64)
     state = sampler.init(w.shape, problem.seed, x_init=from_unit(process, w, nodes[0]))
     states = [state.x]
-    while not state.done:
-        state = sampler.tell(state, problem.model.net(state.x_in, state.t_in))
-        states.append(state.x)
+    with torch.no_grad():
+        while not state.done:
+            out = problem.model.net(state.x_in, state.t_in, **problem.model.cond)
+            state = sampler.tell(state, out)
+            states.append(state.x)
     alphas = [float(process.alpha(t)) for t in nodes]
     return torch.stack([x / a for x, a in zip(states, alphas, strict=True)])
 
@@ -40,34 +41,44 @@ def draw(
     file: Path,
     problem: Problem,
     reference: Reference,
-    solvers: Sequence[str],
-    costs: Sequence[int],
-    grid: str = "log_snr",
+    rows: Sequence[tuple[str, Mapping[int, Cell]]],
     count: int = 40,
-) -> None:
-    """A panel for each solver (rows) and cost (columns), over exact samples in grey; a dot marks
-    where the exact trajectory ends. Solvers that cannot run at a cost leave their panel out."""
+) -> bool:
+    """A panel for each solver that has a table (rows) and each cost (columns), over exact samples in
+    grey; a ring marks where the exact trajectory ends. Returns whether there was any to draw."""
+    shown = []
+    for name, by_cost in rows:
+        tables = {}
+        for nfe, cell in by_cost.items():
+            try:
+                made = planned(cell.config, problem, nfe).tableau
+            except Unavailable:
+                continue
+            if made is not None:
+                tables[nfe] = made
+        if tables:
+            shown.append((name.replace("\n", " "), tables))
+    if not shown or not reference.covers([0.0]):
+        return False
     plt = pyplot()
     exact = exact_draw(problem, 0.0, 1500, 5)
     ends = reference.at(0.0)[:count]
     reach = 1.35 * float(exact.abs().max())
+    columns = max(len(tables) for _, tables in shown)
     fig, axes = plt.subplots(
-        len(solvers), len(costs), figsize=(2.6 * len(costs), 2.75 * len(solvers)), squeeze=False,
+        len(shown), columns, figsize=(2.6 * columns, 2.75 * len(shown)), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for row, solver in zip(axes, solvers, strict=True):
-        for ax, nfe in zip(row, costs, strict=True):
-            ax.set_axis_off()
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, (name, tables) in zip(axes, shown, strict=True):
+        for ax, (nfe, tableau) in zip(row, tables.items(), strict=False):
             ax.set_aspect("equal")
             ax.set_xlim(-reach, reach)
             ax.set_ylim(-reach, reach)
-            ax.set_title(f"{solver}, {nfe} NFE", fontsize=9)
+            ax.set_title(f"{name}, {nfe} NFE", fontsize=8)
             ax.scatter(*exact.T, s=1, color="#d5dae0", lw=0, rasterized=True)
-            try:
-                states = path(problem, solver, grid, nfe, count)
-            except Unavailable:
-                ax.set_title(f"{solver}: not in {nfe} NFE", fontsize=9)
-                continue
+            states = path(problem, tableau, count)
             for j in range(states.shape[1]):
                 ax.plot(*states[:, j].T, color=OURS[0], lw=0.5, alpha=0.55)
             ax.scatter(*states[-1].T, s=7, color=OURS[1], zorder=3, lw=0)
@@ -78,3 +89,4 @@ def draw(
     )
     save(fig, file)
     plt.close(fig)
+    return True

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,10 +136,11 @@ def from_code(spec: str) -> Any:
     if not colon or not name.isidentifier() or Path(spec).exists():
         return None
     if where.endswith(".py"):
-        found = importlib.util.spec_from_file_location(Path(where).stem, where)
+        found = importlib.util.spec_from_file_location(f"_file_{Path(where).stem}", where)
         if found is None or found.loader is None or not Path(where).is_file():
             raise FileNotFoundError(f"no Python file {where!r}")
         module = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = module  # where a dataclass looks its annotations up
         found.loader.exec_module(module)
     elif all(part.isidentifier() for part in where.split(".")):
         module = importlib.import_module(where)

@@ -10,7 +10,6 @@ it is a mistake of this package, or of code that was handed to it.
 from __future__ import annotations
 
 import argparse
-import dis
 import os
 import sys
 from collections.abc import Sequence
@@ -22,12 +21,13 @@ from .options import MODEL, checkpoint, command, common, dtype, usable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0; 2 for what was to be expected, in one line; 130 where
-    it was interrupted, 141 where nobody reads its output any more."""
+    """Run a command; returns the exit code: 0; 1 where `bench compare` finds something worse; 2 for
+    what was to be expected, in one line; 130 where it was interrupted, 141 where nobody reads its
+    output any more."""
     args = _parser().parse_args(argv)
     try:
         usable(getattr(args, "device", None))
-        args.run(args)
+        code = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `undiffuse solvers | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # or the interpreter complains at exit
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"undiffuse {args.command}: {' '.join(line.split())}", file=sys.stderr)
         return 2
-    return 0
+    return int(code or 0)
 
 
 def _expected(error: Exception) -> str | None:
@@ -48,27 +48,28 @@ def _expected(error: Exception) -> str | None:
     not work out, and of input that this package refused itself. None of any other."""
     import torch
 
+    from .bench.running import MeasurementError
     from .models.trainer import TrainingError
     from .solvers.fitting import FitError
     from .solvers.status import SolverError
 
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, OSError | ImportError | SolverError | TrainingError | FitError):
+    foreseen = (OSError, ImportError, SolverError, TrainingError, FitError, MeasurementError)
+    if isinstance(error, foreseen):
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return f"out of memory, a smaller --batch needs less: {error}"
-    return str(error) if isinstance(error, ValueError | TypeError) and _refused(error) else None
+    return str(error) if isinstance(error, ValueError | TypeError) and _ours(error) else None
 
 
-def _refused(error: Exception) -> bool:
-    """Whether a `raise` of this package was the error's origin, not a mistake that Python found."""
+def _ours(error: Exception) -> bool:
+    """Whether this package raised the error, not what it calls."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if last is None or not last.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
-        return False
-    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    name = last.tb_frame.f_globals.get("__name__", "") if last else ""
+    return str(name).startswith(f"{__package__}.")
 
 
 def _parser() -> argparse.ArgumentParser:

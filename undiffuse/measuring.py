@@ -73,25 +73,43 @@ def _bench(commands: Any) -> None:
     p.add_argument("what", nargs="?", default="nfe",
                    choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare",
                             "merge"],
-                   help="NFE against quality; orders: declared and measured; adaptive: steps chosen "
-                   "by each sample or by the batch; kernels; likelihood against exact values; "
-                   "models: losses, guidance and their pictures; "
-                   "or what changed between two results, or run folders joined in --out")  # fmt: skip
-    p.add_argument("runs", nargs="*", type=Path, help="results for `compare` (two) or `merge`")
-    p.add_argument("--checkpoint", default=None, help=MODEL)
+                   help="nfe: network calls against quality; orders: declared and measured; "
+                   "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
+                   "against exact values; models: losses, guidance and their pictures; compare: what "
+                   "became worse between two results (then the exit code is 1); merge: join run "
+                   "folders in --out")  # fmt: skip
+    p.add_argument("runs", nargs="*", metavar="MODEL or RESULT", help="of nfe: the network, as "
+                   "--checkpoint; of compare: two run folders or files of pytest-benchmark; of merge: "
+                   "two run folders or more")  # fmt: skip
+    p.add_argument("--checkpoint", default=None, help=MODEL + "; none: no network")
     p.add_argument("--data", default=None, help="data that the network never saw, as for `train`; "
                    "default: what its training held out")  # fmt: skip
-    p.add_argument("--solvers", type=names, default=None, metavar="A,B", help="default: a choice")
-    p.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls")
+    p.add_argument("--solvers", type=names, default=None, metavar="A,B",
+                   help="names (see `undiffuse solvers`), package.module:name or file.py:name that "
+                   "makes a solver of yours, JSON or folders that `tune` or `statistics` wrote; "
+                   "default: a choice of twelve")  # fmt: skip
+    p.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls; "
+                   "default: 5,8,10,15,20,30")  # fmt: skip
     p.add_argument("--grid", type=names, default=None, metavar="A,B",
-                   help="names, or equidistributed: measured by a pilot run; default: a choice")  # fmt: skip
-    p.add_argument("--peers", type=names, default=None, metavar="A,B", help="'' for none")
-    p.add_argument("--targets", type=names, default=None, metavar="A,B", help="exact targets")
-    p.add_argument("--metrics", type=names, default=None, metavar="A,B", help="default: a choice")
-    p.add_argument("--features", default=None, metavar="MODULE:FUNCTION", help="of frechet, kid, "
-                   "precision, recall: package.module:function or file.py:function that returns a "
-                   "network's features; default: the components")  # fmt: skip
-    p.add_argument("--batch", type=int, default=None, help="samples a cell")
+                   help="uniform, log_snr, karras, laplace, quadratic, trailing, ...; equidistributed: "
+                   "measured by a pilot run; default: log_snr,laplace,quadratic,equidistributed")  # fmt: skip
+    p.add_argument("--peers", type=names, default=None, metavar="A,B", help="libraries or rows of "
+                   "theirs; '' for none; default: all that are installed")  # fmt: skip
+    p.add_argument("--targets", type=names, default=None, metavar="A,B",
+                   help="laws with exact scores: digits64, ring2, moons, spiral, checkerboard, "
+                   "images192, images768, stiff, lognormal16; '' for none; default: digits64")  # fmt: skip
+    p.add_argument("--metrics", type=names, default=None, metavar="A,B",
+                   help="error (to the exact trajectory), log_density_gap, sw2, w2, w1, energy, mmd2, "
+                   "kl, reverse_kl, js, fisher, modes, frechet, kid, precision, recall, weak_error; "
+                   "default: error of deterministic solvers, log_density_gap and sw2 of stochastic "
+                   "ones")  # fmt: skip
+    p.add_argument("--features", default=None, metavar="NAME", help="of frechet, kid, "
+                   "precision, recall: torch-fidelity (which torchmetrics has its own from) or "
+                   "clean-fid, Inception's where that library is installed, for images in [-1, 1]; or "
+                   "package.module:function or file.py:function that returns a network's features; "
+                   "default: the components")  # fmt: skip
+    p.add_argument("--batch", type=int, default=None, help="samples a cell and seed; "
+                   "default: 256, 16 of a network of large events")  # fmt: skip
     p.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=None,
                    help="bits/dim of held-out data; default: only of small events")  # fmt: skip
     p.add_argument("--seeds", type=numbers, default=None, metavar="0,1,2",
@@ -101,16 +119,17 @@ def _bench(commands: Any) -> None:
     common(p, "out/bench")
 
 
-def _run_bench(args: argparse.Namespace) -> None:
-    few = {"compare": 2, "merge": 2}.get(args.what, 0)
-    if len(args.runs) < few or (len(args.runs) > few and args.what != "merge"):
+def _run_bench(args: argparse.Namespace) -> int | None:
+    least, most = {"nfe": (0, 1), "compare": (2, 2), "merge": (2, 10**6)}.get(args.what, (0, 0))
+    if not least <= len(args.runs) <= most:
         raise ValueError(
-            f"compare takes two results, merge two or more, the others none; got {len(args.runs)}"
+            "nfe takes at most one model, compare two results, merge two or more, the others "
+            f"nothing; got {len(args.runs)}: {' '.join(args.runs)}"
         )
     if args.what == "compare":
         from .bench.compare import run as run_compare
 
-        run_compare(*args.runs)
+        return run_compare(*args.runs)
     elif args.what == "merge":
         from .bench.pooling import merge
 
@@ -140,7 +159,11 @@ def _run_bench(args: argparse.Namespace) -> None:
     else:
         from .bench.nfe import run
 
+        if args.runs and args.checkpoint is not None:
+            raise ValueError(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")
+        args.checkpoint = args.runs[0] if args.runs else args.checkpoint
         run(**without(args, "what", "runs"))
+    return None
 
 
 # --- tune -------------------------------------------------------------------------------------

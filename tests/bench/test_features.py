@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from undiffuse.bench import features, mnist_lenet, nfe, store
+from undiffuse.bench import features, inception, mnist_lenet, nfe, store
 from undiffuse.models import data
 
 DATA = Path(os.environ.get("UNDIFFUSE_DATA", "../shared/data"))
@@ -42,6 +42,31 @@ def test_frechet_is_the_closed_form_of_two_gaussians():
     root = torch.linalg.eigvals(a.square().diag() @ c).real.sqrt().sum()
     expected = float(m.square().sum() + a.square().sum() + c.trace() - 2 * root)
     assert features.frechet(x, with_moments(0 * m, c, 300, 1)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_is_the_formula_with_a_root_of_a_matrix():
+    """As FID is written: tr(C_x + C_y - 2 (C_x C_y)^1/2) by SciPy's matrix root, on skewed features."""
+    linalg = pytest.importorskip("scipy.linalg")
+    x, y = normals(300, 12, 7).exp() @ normals(12, 12, 8), normals(200, 12, 9) @ normals(12, 12, 10)
+    a, b = torch.cov(x.T), torch.cov(y.T)
+    root = linalg.sqrtm((a @ b).numpy()).trace().real
+    expected = float((x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace()) - 2 * root
+    assert features.frechet(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_is_the_sum_over_pairs():
+    x, y = normals(9, 5, 11), normals(7, 5, 12) + 0.3
+
+    def k(a, b):
+        return (float(a @ b) / 5 + 1) ** 3
+
+    def mean(pairs):
+        return sum(pairs) / len(pairs)
+
+    within = [mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])
+              for s in (x, y)]  # fmt: skip
+    across = mean([k(a, b) for a in x for b in y])
+    assert features.kid(x, y) == pytest.approx(sum(within) - 2 * across, rel=1e-10)
 
 
 def test_frechet_of_fewer_samples_than_features_is_finite_and_zero_for_one_set():
@@ -110,7 +135,7 @@ def test_features_that_are_none_are_refused(tmp_path, code, error, words):
 
 
 def test_a_name_of_another_form_and_values_of_another_shape_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="package.module:function or file.py:function"):
+    with pytest.raises(ValueError, match="torch-fidelity, clean-fid, or package.module:function"):
         features.load("inception")
     with pytest.raises(ValueError, match=r"\[5, k\] for 5 samples; got \(5,\)"):
         features.apply(lambda x: x[:, 0], normals(5, 2, 0))
@@ -118,28 +143,61 @@ def test_a_name_of_another_form_and_values_of_another_shape_are_refused(monkeypa
         features.apply(lambda x: x / x, torch.tensor([[1.0], [0.0]]))
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(ImportError, match="pip install torch-fidelity"):
-        features.load("undiffuse.bench.features:inception")
+        features.load("torch-fidelity")
+    monkeypatch.setitem(sys.modules, "cleanfid.features", None)
+    with pytest.raises(ImportError, match="pip install clean-fid"):
+        features.load("clean-fid")
 
 
-def test_inception_is_given_bytes_of_three_channels(monkeypatch):
-    """The conversion that FID is defined with; the network here only hands back what it was given."""
-    seen = []
+# --- Inception, where a library has it ----------------------------------------------------------
 
-    class Extractor:
-        def __init__(self, name, wanted):
-            assert wanted == ["2048"]
 
-        def eval(self):
-            return lambda x: (seen.append(x) or x.flatten(1).float(),)
-
-    module = type(sys)("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = Extractor
-    monkeypatch.setitem(sys.modules, "torch_fidelity", type(sys)("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def test_images_become_bytes_of_three_channels():
     x = torch.tensor([-1.0, 0.0, 0.999, 7.0]).reshape(4, 1, 1, 1)
-    features.load("undiffuse.bench.features:inception")(x)
-    assert seen[0].dtype == torch.uint8 and seen[0].shape == (4, 3, 1, 1)
-    assert seen[0][:, 2, 0, 0].tolist() == [0, 128, 255, 255]
+    found = inception.as_bytes(x, (-1, 1))
+    assert found.dtype == torch.uint8 and found.shape == (4, 3, 1, 1)
+    assert found[:, 2, 0, 0].tolist() == [0, 128, 255, 255]
+    assert inception.as_bytes(x / 2, (-0.5, 0.5)).equal(found)
+    with pytest.raises(ValueError, match=r"of images .* got samples of shape \(4, 1\)"):
+        inception.as_bytes(x.flatten(1), (-1, 1))
+
+
+@pytest.mark.slow
+def test_torch_fidelity_with_weights_of_chance(tmp_path, monkeypatch):
+    """Its own network, of weights that are drawn here and found where it looks for them: features,
+    Frechet distance and KID are those of its own arithmetic."""
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+    from torch_fidelity import metric_fid, metric_kid
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    blank = theirs.FeatureExtractorInceptionV3.__new__(theirs.FeatureExtractorInceptionV3)
+    with monkeypatch.context() as m:  # an instance before its weights are read
+        m.setattr(theirs, "load_state_dict_from_url", lambda *a, **k: {})
+        m.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda *a: None)
+        blank.__init__("inception-v3-compat", ["2048"])
+    for module in blank.modules():
+        if isinstance(module, torch.nn.Conv2d):  # so that images do not fade away in 94 layers
+            torch.nn.init.kaiming_normal_(module.weight)
+    name = theirs.URL_INCEPTION_V3.rpartition("/")[2]
+    torch.save(blank.state_dict(), tmp_path / "checkpoints" / name)
+
+    g = torch.Generator().manual_seed(1)
+    images = [torch.randint(0, 256, (40, 3, 16, 16), generator=g, dtype=torch.uint8) for _ in "xy"]
+    images[1][:, 0] //= 2
+    seen = features.load("torch-fidelity")
+    x, y = (features.apply(seen, i.float() / 127.5 - 1) for i in images)
+    with torch.no_grad():
+        expected = blank(images[0])[0].double()
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)
+    stats = [metric_fid.fid_features_to_statistics(v) for v in (x, y)]
+    fid = metric_fid.fid_statistics_to_metric(*stats, verbose=False)[metric_fid.KEY_METRIC_FID]
+    assert features.frechet(x, y) == pytest.approx(fid, rel=1e-3) and fid > 0
+    kid = metric_kid.kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=40, verbose=False)
+    kid = kid[metric_kid.KEY_METRIC_KID_MEAN]
+    assert features.kid(x, y) == pytest.approx(kid, rel=1e-9) and kid != 0
 
 
 # --- the LeNet on real digits --------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from undiffuse.bench import (
     campaign,
     cells,
     exact,
+    lineup,
     nfe,
     peers,
     plans,
@@ -189,15 +191,36 @@ def test_merged_runs_are_one_run_that_repeats_nothing(tmp_path, monkeypatch, cap
     keys = computed(monkeypatch)
     whole = run(tmp_path / "c", grid="log_snr")
     assert keys == [] and whole["cells"] == 4
+    text = (tmp_path / "b" / "results.jsonl").read_text().replace("undiffuse 0", "undiffuse 9")
+    (tmp_path / "b" / "results.jsonl").write_text(text.replace('"nfe_asked": 8', '"nfe_asked": 4'))
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "d")]) == 2 and not (tmp_path / "d").exists()
+    assert "was run with undiffuse 0" in capsys.readouterr().err
     assert main(["bench", "merge", str(tmp_path / "a")]) == 2
     assert "merge two or more" in capsys.readouterr().err
 
 
+POOL = {"problem": "p", "library": "l", "solver": "s", "grid": "g", "final": None, "nfe_asked": 5,
+        "nfe": 5, "status": "ok", "batch": 8, "network": "n", "versions": "v"}  # fmt: skip
+
+
+def test_what_is_not_of_one_kind_is_not_pooled():
+    one = {**POOL, "key": "1", "seed": 0, "error": 1.0, "error_lo": 0.5, "error_hi": 2.0}
+    with pytest.raises(ValueError, match="p is the name of two networks or processes here"):
+        pooling.pooled([one, {**one, "seed": 1, "network": "another"}])
+    with pytest.raises(ValueError, match="l s was run with v, and with w: run it again with one"):
+        pooling.pooled([one, {**one, "seed": 1, "versions": "w"}])
+    # other measures of the same samples join them; another end is another row
+    more = {**POOL, "key": "3", "seed": 0, "kl": 0.1, "kl_lo": 0.0, "kl_hi": 0.2}
+    (both,) = pooling.pooled([one, more])
+    assert (both["error"], both["kl"], both["key"]) == (1.0, 0.1, "1")
+    rows = pooling.pooled([{**one, "final": "t_min"}, {**one, "final": "zero", "error": 2.0}])
+    assert [(r["grid"], r["error"]) for r in rows] == [("g, t_min", 1.0), ("g, zero", 2.0)]
+
+
 def test_pooling_fails_with_one_seed_and_prefers_the_larger_batch():
-    common = {"problem": "p", "library": "l", "solver": "s", "grid": "g", "final": None,
-              "nfe_asked": 5, "nfe": 5, "status": "ok", "batch": 8}  # fmt: skip
-    one = {**common, "seed": 0, "error": 1.0, "error_lo": 0.5, "error_hi": 2.0}
-    two = {**common, "seed": 1, "error": 3.0, "error_lo": 2.5, "error_hi": 4.0, "nfe": 4}
+    one = {**POOL, "key": "1", "seed": 0, "error": 1.0, "error_lo": 0.5, "error_hi": 2.0}
+    two = {**POOL, "key": "2", "seed": 1, "error": 3.0, "error_lo": 2.5, "error_hi": 4.0, "nfe": 4}
     (mean,) = pooling.pooled([one, two])
     assert (mean["error"], mean["nfe"], mean["batch"], mean["seed"]) == (2.0, 5, 16, [0, 1])
     assert mean["error_lo"] == pytest.approx(2 - math.sqrt(0.5) / 2)
@@ -286,10 +309,129 @@ def test_a_network_that_names_no_data_is_given_some_by_name(tmp_path):
 
 
 def test_the_default_choice_has_no_twice_the_same_table_and_both_kinds():
-    chosen = plans.default_solvers(VP())
+    chosen = lineup.default_solvers(VP())
     assert {"ddim", "dpmpp-2m", "ddpm"} <= set(chosen) and len(chosen) <= 12
     assert "euler" not in chosen and "euler-ancestral" not in chosen
     assert chosen == list(dict.fromkeys(chosen))
+
+
+# --- solvers of the user's own -------------------------------------------------------------------
+
+MINE = """
+from __future__ import annotations
+from dataclasses import dataclass, replace
+import undiffuse as ud
+from undiffuse.solvers import Solver
+
+@dataclass(frozen=True)
+class Mine(Solver):
+    scale: float = {scale}
+    order = weak_order = 2.0
+
+    def rows(self, path):
+        table = ud.solvers.get("dpmpp-2m").rows(path)
+        data = table.data.clone()
+        data[1:, 1] *= self.scale  # the weight of the history
+        return replace(table, data=data)
+"""
+
+
+def test_a_solver_in_a_file_is_measured_and_a_wrong_sign_is_named(tmp_path, capsys):
+    from undiffuse.cli import main
+
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.format(scale=1.0))
+    command = ["bench", "--checkpoint", "none", "--targets", "ring2", "--peers", "", "--batch", "16",
+               "--solvers", f"{file}:Mine,dpmpp-2m", "--grid", "log_snr", "--nfe", "8,16",
+               "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 0
+    records = list(store.Store(tmp_path / "out").records.values())
+    errors = {(Path(r["solver"]).name, r["nfe"]): r["error"] for r in records}
+    assert all(errors["mine.py:Mine", n] == errors["dpmpp-2m", n] for n in (8, 16))
+    assert "converges at" not in capsys.readouterr().out
+    # an edited solver is another one: its old numbers are not read back
+    file.write_text(MINE.format(scale=-1.0))
+    plans.solver_of.cache_clear()
+    assert main(command) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    (named,) = summary["broken_claims"]
+    assert re.search(r"mine.py:Mine declares order 2 but converges at (0.9|1.0)", named)
+    assert "broken: " in capsys.readouterr().out
+    records = list(store.Store(tmp_path / "out").records.values())[4:]
+    assert len(records) == 2 and all(r["error"] > 2 * errors["dpmpp-2m", r["nfe"]] for r in records)
+    assert "converges at" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_solver_object_is_measured(tmp_path):
+    from undiffuse.solvers import DPMSolverPP
+
+    run(tmp_path, solvers=[DPMSolverPP(order=2), "dpmpp-2m"], grid="log_snr", nfe=[6])
+    one, two = store.Store(tmp_path).records.values()
+    assert one["solver"].startswith("DPMSolverPP(") and one["error"] == two["error"]
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "words"),
+    [
+        ("def f():\n    return 3\n", TypeError, "must make an undiffuse Solver; got int"),
+        ("x = 1\n", ValueError, "has no function 'f'"),
+    ],
+)
+def test_what_is_no_solver_is_refused(tmp_path, code, error, words):
+    (tmp_path / "bad.py").write_text(code)
+    with pytest.raises(error, match=words):
+        run(tmp_path / "out", solvers=[f"{tmp_path}/bad.py:f"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_call_too_many_is_a_failed_row_of_the_table_that_says_so(tmp_path, capsys, monkeypatch):
+    real = plans.Ours.plan
+
+    def calls_twice(self, problem, n):
+        plan = real(self, problem, n)
+
+        def run(model, w, seed):
+            problems.data_prediction(model, w, problem.r_max)
+            return plan.run(model, w, seed)
+
+        return replace(plan, run=run) if self.name == "ddim" else plan
+
+    monkeypatch.setattr(plans.Ours, "plan", calls_twice)
+    summary = run(tmp_path, grid="log_snr", nfe=[4])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert summary["failed"] == 1
+    assert "ddim log_snr 4 WrongCost: made 5 network calls where its table declares 4" in printed
+    assert "WrongCost" in (tmp_path / "table.md").read_text()
+
+
+def test_a_measure_that_does_not_exist_here_says_why(tmp_path, capsys):
+    found = run(tmp_path, targets=["digits64"], metrics=["kl", "sw2"], solvers=["ddim"], nfe=[4],
+                grid="log_snr")  # fmt: skip
+    (line,) = found["left_out"]
+    assert line.startswith("digits64: no kl of some runs: nearest neighbours estimate no density in 64")
+    assert "no kl of some runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_names_what_there_is(capsys):
+    from undiffuse.bench.inception import NAMED
+    from undiffuse.bench.targets import TARGETS
+    from undiffuse.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    said = re.split(r"[\s,;()]+", capsys.readouterr().out)
+    assert {*quality.MEASURES, *TARGETS, *NAMED, *map(str, nfe.NFE)} <= set(said)
+
+
+def test_the_model_may_stand_behind_nfe(tmp_path, capsys):
+    from undiffuse.cli import main
+
+    assert main(["bench", "nfe", str(tmp_path / "none.safetensors")]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    assert main(["bench", "nfe", "a", "b"]) == main(["bench", "orders", "a"]) == 2
+    assert "nfe takes at most one model" in capsys.readouterr().err
+    assert main(["bench", "nfe", "a", "--checkpoint", "b"]) == 2
+    assert "two models: a and --checkpoint b" in capsys.readouterr().err
 
 
 # --- bad input ----------------------------------------------------------------------------------

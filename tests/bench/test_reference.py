@@ -109,6 +109,33 @@ def test_a_fingerprint_tells_problems_apart_and_is_stable():
     assert problems.exact(other, 5, seed=3).fingerprint != problem().fingerprint
 
 
+def test_a_network_is_known_by_what_it_says_at_any_noise_level_and_by_its_weights():
+    base = problem()
+    process, exact = base.process, base.model.net
+    for at in (0.02, 1.0, 50.0):  # sigma/alpha: it lies there alone
+
+        def other(x, t, at=at):
+            near = torch.exp(-(math.log(at) + process.log_snr(t)[:, None]).square())
+            return exact(x, t) + 1e-3 * near.to(x)
+
+        lies = replace(base, model=replace(base.model, net=other))
+        assert lies.identity != base.identity
+    target = Target("gaussian", Gaussian(MEAN, VAR), VP(), "three dimensions")
+    another = problems.exact(target, 5, seed=8)
+    assert another.identity == base.identity and another.fingerprint != base.fingerprint
+
+    class Net(torch.nn.Module):
+        def __init__(self, unused):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.tensor(unused))
+
+        def forward(self, x, t):
+            return exact(x, t)
+
+    nets = [replace(base, model=replace(base.model, net=Net(v))) for v in (1.0, 1.0, 1.0 + 1e-7)]
+    assert nets[0].identity == nets[1].identity != nets[2].identity
+
+
 def test_too_small_a_batch_is_refused():
     with pytest.raises(ValueError, match="batch must be at least 2"):
         problems.exact(get("ring2"), 1)

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from undiffuse.bench import nfe
+from undiffuse.bench import nfe, quality, report_curves
+from undiffuse.bench.report_words import MEANING
 
 pytest.importorskip("scipy")
 
@@ -49,9 +50,12 @@ def test_the_page_fetches_nothing_and_says_what_was_measured(page):
     assert "What to use" in words and "dpmpp-2m on log_snr" in words
     assert "sigma/alpha from 157.41 to 0.01" in words  # starts and ends are printed
     assert "network evaluations, order 2" in words  # the winner's tableau
-    assert "best of the others" in words and "torchdiffeq midpoint on log_snr" in words
+    assert "best of the peers" in words and "torchdiffeq midpoint on log_snr" in words
+    assert re.search(r"At 8 network calls use +dpmpp-2m on log_snr", words)
+    assert re.search(r": its samples end [\d.]+ +\([\d.]+ to [\d.]+\) +data deviations from", words)
+    assert MEANING["error"] in words and MEANING["w2"] not in words
     assert "8 samples of each seed (0)" in words
-    assert "Paths in the plane" in words and "torch 2" in words
+    assert "paths in the plane" in words and "torch 2" in words
     for name in ("nfe", "time", "paths"):
         assert (page.parent / f"{name}.png").stat().st_size > 10_000
         assert (page.parent / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
@@ -90,6 +94,14 @@ def test_the_page_in_a_browser(page, width, tmp_path):
             arg=[plot.element_handle(), name],
         )
         assert set(plot.evaluate(hidden)) - set(before) == {name}
+        # what a point says is its value with its interval, and whose it is
+        box = plot.bounding_box()
+        point = plot.locator(".trace.scatter .point").first
+        at = point.bounding_box()
+        view.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+        said = plot.locator(".hoverlayer .hovertext").first
+        said.wait_for(timeout=5000)
+        assert re.search(r"[\d.]+ \([\d.]+ to [\d.]+\), \d+ NFE", said.text_content())
         # nothing is wider than the window, and every drawn word is at least 10 px high
         assert view.evaluate("document.documentElement.scrollWidth") <= width
         sizes = view.evaluate(
@@ -102,6 +114,35 @@ def test_the_page_in_a_browser(page, width, tmp_path):
         view.screenshot(path=tmp_path / f"{width}.png", full_page=True)
         engine.close()
     assert problems == []
+
+
+def test_every_measure_is_explained():
+    assert set(MEANING) == set(quality.MEASURES)
+
+
+def curve(label, *points, library="undiffuse"):
+    held = [{"solver": label, "nfe": n, "error": v, "error_lo": v / 2, "error_hi": 2 * v}
+            for n, v in points]  # fmt: skip
+    return library, label, held
+
+
+def test_the_front_is_the_least_error_for_as_many_calls_or_fewer():
+    pytest.importorskip("plotly")
+    found = [curve("a", (4, 0.5), (8, 0.1), (16, 0.2)), curve("b", (4, 0.6), (8, 0.3), (16, 0.05))]
+    error = quality.MEASURES["error"]
+    front = report_curves._front(found, error, lambda r: r["nfe"])
+    assert list(zip(front.x, front.y, strict=True)) == [(4, 0.5), (8, 0.1), (16, 0.05)]
+    assert front.text[0] == "0.5: a"
+
+
+def test_one_that_blew_up_does_not_flatten_the_others():
+    error = quality.MEASURES["error"]
+    calm = [curve(str(i), (4, 0.5), (8, 0.1)) for i in range(4)]
+    low, high, cut = report_curves._reach(calm, error)
+    assert low == 0.05 and 1.0 < high < 2.0 and not cut
+    wild = curve("wild", (4, 1e9), (8, 0.1), library="peer")
+    low, high, cut = report_curves._reach([*calm, wild], error)
+    assert cut and 0.5 < high < 100
 
 
 def test_without_plotly_the_message_names_the_extra(page, monkeypatch):

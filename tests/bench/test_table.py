@@ -40,7 +40,35 @@ def test_a_table_ranks_only_what_does_not_overlap():
     assert by_name["close"] == (["157 > 0.01", "-", "0.13", "0.013"], [True, False])
     assert by_name["worse"] == (["157 > 0.01", "-", "0.3 (4)", "failed"], [False, False])
     assert [row[1] for row in t.rows] == ["first", "close", "worse"]
-    assert missing.rows == [["peer", "gone", "-", "5", "not installed"]]
+    assert missing.rows == [
+        ["undiffuse", "worse", "g", "10", "m"], ["peer", "gone", "-", "5", "not installed"]
+    ]  # fmt: skip
+
+
+def test_a_row_is_beaten_by_any_other_not_by_the_least_alone():
+    """The least value's interval is wide: the third row meets it, but not the second's."""
+
+    def row(solver, value, lo, hi):
+        return {"solver": solver, "status": "ok", "error": value, "error_lo": lo, "error_hi": hi}
+
+    rows = [row("third", 3.0, 2.0, 4.0), row("least", 1.0, 0.2, 5.0), row("second", 1.1, 1.0, 1.2)]
+    found = table.unbeaten(rows, quality.MEASURES["error"])
+    assert [r["solver"] for r in found] == ["least", "second"]
+
+
+def test_values_on_both_sides_of_zero_are_ranked_by_their_distance_from_it():
+    def row(solver, value):
+        return {"solver": solver, "status": "ok", "kl": value, "kl_lo": value - 0.1,
+                "kl_hi": value + 0.1}  # fmt: skip
+
+    rows = [row("above", 0.55), row("below", -0.5), row("far", -0.8)]
+    found = table.unbeaten(rows, quality.MEASURES["kl"])
+    assert [r["solver"] for r in found] == ["below", "above"]
+    near = [*rows, row("none", 0.02)]
+    assert [r["solver"] for r in table.unbeaten(near, quality.MEASURES["kl"])] == ["none"]
+    shares = [{"solver": s, "status": "ok", "recall": v, "recall_lo": v - 0.02, "recall_hi": v + 0.01}
+              for s, v in (("low", 0.8), ("high", 0.9))]  # fmt: skip
+    assert table.unbeaten(shares, quality.MEASURES["recall"]) == shares[1:]
 
 
 def test_tables_as_text_and_markdown():
@@ -49,7 +77,7 @@ def test_tables_as_text_and_markdown():
     assert lines[1].split()[:3] == ["library", "solver", "grid"] and "0.13*" in lines[3]
     marked = table.markdown(t).splitlines()
     assert marked[3] == "|---|---|---|---|---|---|---|"
-    assert marked[5] == "| undiffuse | close | g | 157 > 0.01 | - | **0.13** | 0.013 |"
+    assert marked[5] == "| undiffuse | close | g | 157 > 0.01 | - | **0.13** (0.11 to 0.15) | 0.013 (0.012 to 0.014) |"
 
 
 @pytest.mark.parametrize(

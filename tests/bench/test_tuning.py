@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench import nfe, plans, problems, tuning
+from undiffuse.bench import lineup, nfe, plans, problems, tuning
 from undiffuse.bench.targets import get
 from undiffuse.solvers import FitError, Tableau, read
 
@@ -153,7 +153,7 @@ def test_a_file_of_something_else_is_named_and_a_folder_does_not_hide_a_solver(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ddim").mkdir()
-    assert [c.library for c in plans.ours(["ddim"], ["log_snr"])] == ["undiffuse"]
+    assert [c.library for c in lineup.ours(["ddim"], ["log_snr"])] == ["undiffuse"]
     (tmp_path / "list.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="list.json holds no table"):
         plans.tuned_to(tmp_path / "list.json")

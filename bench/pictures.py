@@ -1,0 +1,110 @@
+"""The pictures of a run: which solvers are shown, and their samples and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from . import cells, figures, trajectories
+from .cells import Cell
+from .plans import Unavailable, planned
+from .problems import Problem
+from .quality import MEASURES, Measure
+from .reference import Reference
+from .store import Record
+
+SHOWN = 12
+"""Samples a panel."""
+Row = tuple[str, dict[int, Cell]]
+
+
+def draw(
+    out: Path,
+    posed: Sequence[Problem],
+    todo: Sequence[Cell],
+    records: Sequence[Record],
+    references: dict[str, Reference],
+    measures: Sequence[Measure],
+) -> list[tuple[str, Path]]:
+    """Samples of every problem of pictures, paths of every one in the plane; (caption, PNG) each.
+
+    The last problem's samples are samples.png, the first one's paths paths.png; those of others carry
+    their problem's name.
+    """
+    made = []
+    pictured = [p for p in posed if figures.is_picture(p.start.shape[1:])]
+    for p in pictured:
+        file = out / ("samples.png" if p is pictured[-1] else f"samples-{_slug(p.name)}.png")
+        lines = [_panels(p, row, references[p.name]) for row in lineup(p, todo, records, measures)]
+        lines.append(_truth(p, references[p.name]))
+        figures.sample_panels(file, [(name, panels) for name, panels in lines if panels])
+        made.append((f"{p.name}: samples from the same noise", file))
+    flat = [p for p in posed if tuple(p.start.shape[1:]) == (2,)]
+    for p in flat:
+        file = out / ("paths.png" if p is flat[0] else f"paths-{_slug(p.name)}.png")
+        rows = lineup(p, todo, records, measures)
+        if trajectories.draw(file, p, references[p.name], rows):
+            made.append((f"{p.name}: paths in the plane", file))
+    return made
+
+
+def lineup(
+    p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
+) -> list[Row]:
+    """Who is shown: the best of ours and of the peers, the customary two, the best that draws noise;
+    each on its best grid, with its cells of three costs."""
+    mine = [r for r in records if r["problem"] == p.name]
+    wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
+    found = [held[0] for m in wanted for _, _, held in figures.curves(mine, m)]
+    steady = [r for r in found if not r["stochastic"]]
+    ours = [r for r in steady if r["library"] == "undiffuse"]
+    best = [
+        *ours[:1],
+        *[r for r in steady if r["library"] != "undiffuse"][:1],
+        *[r for r in ours if r["solver"] in ("ddim", "dpmpp-2m")],
+        *[r for r in found if r["stochastic"]][:1],
+    ]
+    out: dict[str, dict[int, Cell]] = {}
+    for r in best:
+        who = (r["library"], r["solver"])
+        held = {c.nfe: c for c in todo if c.problem is p and (c.config.library, c.config.name) == who
+                and r["grid"].startswith(c.config.grid)}  # fmt: skip
+        costs = sorted(held)
+        few = sorted({costs[0], costs[len(costs) // 2], costs[-1]}) if costs else []
+        library = "" if r["library"] == "undiffuse" else f"{r['library']} "
+        out.setdefault(f"{library}{r['solver']}\non {r['grid']}", {n: held[n] for n in few})
+    return list(out.items())
+
+
+def _panels(
+    p: Problem, row: Row, reference: Reference
+) -> tuple[str, list[tuple[str, Tensor]]]:
+    """The row's samples at each of its costs; those that cannot run or fail are left out."""
+    name, by_cost = row
+    out = []
+    for n, cell in by_cost.items():
+        try:
+            plan = planned(cell.config, p, n)
+            w = cells.integrate(p, plan, reference.at(plan.start)[:SHOWN])
+        except (Unavailable, KeyError, RuntimeError):
+            continue
+        out.append((f"{plan.calls} NFE", cells.clean(p, w, plan.end)))
+    return name, out
+
+
+def _truth(p: Problem, reference: Reference) -> tuple[str, list[tuple[str, Tensor]]]:
+    """What the others should look like."""
+    out = []
+    if reference.covers([0.0]):
+        out.append(("exact trajectory", reference.at(0.0)[:SHOWN]))
+    if p.data is not None:
+        out.append(("held-out data", p.data[:SHOWN]))
+    elif p.law is not None:
+        out.append(("exact samples", p.law.sample(SHOWN, seed=p.seed + 1)))
+    return "to compare", out
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
