@@ -94,10 +94,12 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
         )
 
 
-def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def sent(
+    tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Tensor:
     """A host's few numbers on the device. The host does not wait: CUDA copies them before it
     returns from memory that is not pinned."""
-    there = device.type == "cuda" and tensor.device.type == "cpu"
+    there = torch.device(device).type == "cuda" and tensor.device.type == "cpu"
     return tensor.to(device, dtype or tensor.dtype, non_blocking=there)
 
 

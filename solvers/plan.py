@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.checks import sent
 from ..kernels.linear_reference import HEAD
 from ..models import Denoiser
 from .spectral import Frame, SpectralTable
@@ -62,9 +63,9 @@ def compose(
     if table.shape[1] != HEAD + state.shape[1] + data.shape[1] + tableau.noise.shape[1]:
         raise RuntimeError("the table's layout is not the kernel's")
     return Plan(
-        table=table.to(device, dtype),
-        draws=tableau.draws.to(device) if tableau.noise.shape[1] else None,
-        t_in=model.network_time(tableau.times).to(device, dtype).unbind(),
+        table=sent(table, device, dtype),
+        draws=sent(tableau.draws, device) if tableau.noise.shape[1] else None,
+        t_in=sent(model.network_time(tableau.times), device, dtype).unbind(),
         rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
         c_in0=float(c_in[0]),
         scaled=bool((c_in != 1).any()),
@@ -82,9 +83,9 @@ def _compose_spectral(
     head = torch.stack([skip, scale, zero, zero], 1)[..., None]
     head = head.expand(-1, -1, tableau.state.shape[2])
     return Plan(
-        table=torch.cat([head, tableau.state, tableau.data], 1).to(device, dtype),
+        table=sent(torch.cat([head, tableau.state, tableau.data], 1), device, dtype),
         draws=None,
-        t_in=model.network_time(tableau.times).to(device, dtype).unbind(),
+        t_in=sent(model.network_time(tableau.times), device, dtype).unbind(),
         rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
         c_in0=1.0,
         scaled=False,
