@@ -55,7 +55,7 @@ def test_the_standard_error_covers_where_jacobians_are_of_low_rank(name, d):
     target = make[name](d)
     x, model = target.sample(300, seed=3), target.denoiser(ud.VP())
     r = log_prob(model, x, seed=11)
-    same = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3)  # nodes and path
+    same = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3)  # nodes and path
     z = (r.log_prob - same.log_prob).abs() / r.std_error
     within = [float((z < k).double().mean()) for k in (1, 2)]
     assert abs(within[0] - 0.68) <= 0.05 and abs(within[1] - 0.95) <= 0.05, within
@@ -132,7 +132,7 @@ def test_a_gaussian_as_its_own_control_leaves_nothing_to_probe():
     values, basis = torch.linalg.eigh(target.cov)
     known = Statistics(target.mean.flatten(), values, basis)
     x, model = target.sample(20, seed=1), target.denoiser(ud.VP())
-    exact = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3).log_prob
+    exact = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3).log_prob
     r = log_prob(model, x, probes=1, control=known)
     assert (r.log_prob - exact).abs().max() < 1e-9 and r.std_error.max() < 1e-9
     assert (log_prob(model, x, probes=1).log_prob - exact).square().mean() > 0.1
