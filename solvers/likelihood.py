@@ -258,7 +258,7 @@ def _by_augmented(
     unknown = torch.full_like(run.change, torch.nan)
     value = prior + run.change
     cost = run.products, run.rejected
-    return value, run.std_error, run.latent, *cost, run.status, unknown, unknown, unknown
+    return value, run.std_error, run.latent, *cost, run.status, run.path_error, unknown, unknown
 
 
 def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:

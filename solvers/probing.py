@@ -188,8 +188,8 @@ class Prober:
         told by neighbours, whose probes are their own while J_ii is smooth in lambda: with a^ the
         cubic through the four nearest nodes, of Lagrange weights l, E|a - a^|^2 is the node's noise
         and l^2 times that of the four, up to eighth order in their distance. All nodes of a sample
-        tell it together, and five in a row have one spread, their mean: where J is of rank one, the
-        number that decides a node's error decides its own spread too, and hides it when it is low.
+        tell it together, and three in a row have one spread, their mean: where J is of rank one,
+        the number that decides a node's error decides its own spread too, and hides it if low.
         """
         nodes = self.nodes
         level, spread = self.diagonal()

@@ -69,8 +69,8 @@ def lay(
 def misses(flow: ScaledFlow, path: DensePath, orders: Sequence[int]) -> Tensor:
     """Bounds of what m Gauss nodes miss of each step, for m in `orders`, nats, [B, steps, orders].
 
-    Told before any network call by two functions that the interpolant knows: |r|^2/s^^2, with
-    r = s^^2 score off the path's own slope, which has the trace's mean over the data and its
+    Told before any network call by two functions that the interpolant knows: s^^2 |score|^2, with
+    the score that the path's own slope implies, which has the trace's mean over the data and its
     smoothness, and d s^^2/n^2, the rate on N(0, s^2) data, for a datum near a mean has no score.
     Their Legendre coefficients c_k on the step, each raised to the largest that follows so that no
     zero among them counts, give |h|/2 sum_k |c_k| |what m nodes miss of P_k|, k >= 2m.
@@ -78,13 +78,12 @@ def misses(flow: ScaledFlow, path: DensePath, orders: Sequence[int]) -> Tensor:
     z, _ = legendre.leggauss(2 * orders[-1] + 2)
     to = torch.from_numpy(np.linalg.inv(legendre.legvander(z, len(z) - 1)).T).to(path.h.device)
     known = []
-    for share in (0.5 + 0.5 * z).tolist():  # one node of all steps at a time, to spare memory
-        lam = torch.where(torch.isnan(path.h), flow.lam_data, path.start + share * path.h)
-        n, ratio = flow.norm(lam)[..., None], torch.exp(-2 * lam)[..., None]
-        u, slope = (v.flatten(2).double() for v in (path(lam), path.slope(lam)))
-        r = n * slope - u * ratio / n
-        rate = u.shape[2] * ratio / n.square()
-        known.append(torch.stack([r.square().sum(2) / ratio[..., 0], rate[..., 0]]))
+    for place in (0.5 + 0.5 * z).tolist():  # one node of all steps at a time, to spare memory
+        lam = torch.where(torch.isnan(path.h), flow.lam_data, path.start + place * path.h)
+        share = torch.exp(-2 * lam) / flow.norm(lam).square()
+        u, slope = path(lam).flatten(0, 1), path.slope(lam).flatten(0, 1)
+        square = flow.score(lam.flatten(), u, slope).square().flatten(1).sum(1)
+        known.append(share * torch.stack([square.reshape(lam.shape), 0 * lam + u[0].numel()]))
     c = (torch.stack(known, 3) @ to).abs().flip(3).cummax(3).values.flip(3).sum(0)
     rest = torch.zeros(len(z), len(orders), dtype=torch.float64, device=c.device)
     for i, m in enumerate(orders):
