@@ -28,6 +28,7 @@ from .status import Status
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
+Audit = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 BLOCK = 1024
 
 
@@ -57,8 +58,8 @@ class OdeSolution:
 
     x [B, *event]: the state at t1, or where the sample failed. t: float64 [B], the time reached.
     status: int64 [B]. nfe, accepted, rejected: int64 [B], evaluations of f and steps of each
-    sample. calls: calls of f, each with the samples still under way. saved [B, J, *event]: the
-    states at save_at. path: x(t) for any t passed, where dense=True.
+    sample. calls: calls of f, each with the samples still under way. audited: float64 [B],
+    the sum of `audit` over the accepted steps. saved [B, J, *event]: the states at save_at. path: x(t) for any t passed, where dense=True.
     """
 
     x: Tensor
@@ -68,6 +69,7 @@ class OdeSolution:
     accepted: Tensor
     rejected: Tensor
     calls: int
+    audited: Tensor
     saved: Tensor | None = None
     path: DensePath | None = None
 
@@ -97,6 +99,7 @@ def integrate(
     min_step: float | None = None,
     max_step: float = math.inf,
     max_steps: int = 4096,
+    audit: Audit | None = None,
     save_at: Tensor | None = None,
     dense: bool = False,
 ) -> OdeSolution:
@@ -108,7 +111,8 @@ def integrate(
     `Pair`, or an `ExponentialPair`, for which f returns not dx/dt but what that class says.
     rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
     [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
-    min_step: default 1e-13 of the span. max_step: longest step.
+    min_step: default 1e-13 of the span. max_step: longest step. audit: of a step's end
+    (t, x), what f returned there, and the estimated error of x -> float64 [n], to be summed.
     save_at: times [J] or [B, J] at which to keep x. dense: keep every step's
     interpolant, (degree + 1) states each.
 
@@ -125,7 +129,7 @@ def integrate(
     with torch.no_grad():
         run = _Run(f, x0, t0, t1, pair, rtol, atol, norm, controller or Controller())
         run.recorder = Recorder(x0) if dense or save_at is not None else None
-        run.max_step = abs(max_step)
+        run.max_step, run.audit = abs(max_step), audit
         run.start(first_step)
         while len(run.rows):
             run.step(max_steps, min_step)
@@ -133,7 +137,7 @@ def integrate(
         saved = path(save_at) if path is not None and save_at is not None else None
     return OdeSolution(
         run.x_end, run.t_end, run.status, run.nfe, run.accepted, run.rejected, run.calls,
-        saved, path if dense else None,
+        run.audited, saved, path if dense else None,
     )  # fmt: skip
 
 
@@ -141,6 +145,7 @@ class _Run:
     """The samples under way: rows, t, h, x, k (= f(t, x)) and past errors, all of length n."""
 
     recorder: Recorder | None = None
+    audit: Audit | None = None
     max_step = math.inf
 
     def __init__(
@@ -166,6 +171,7 @@ class _Run:
             4, batch, dtype=torch.int64, device=device
         )
         self.e_1, self.e_2 = torch.ones_like(self.t), torch.ones_like(self.t)
+        self.audited = torch.zeros_like(self.t)
         self.calls = 0
 
     def evaluate(self, t: Tensor, x: Tensor) -> Tensor:
@@ -222,6 +228,8 @@ class _Run:
         if self.recorder is not None:
             piece = self.pair.piece(self.t, self.x, x, h, stages)
             self.recorder.add(accept, self.rows, self.t, h, piece)
+        if self.audit is not None:
+            self.audited[self.rows] += torch.where(accept, self.audit(goal, x, stages[-1], error), 0)
         self.accepted[self.rows] += accept
         self.rejected[self.rows] += ~accept
         self.t = torch.where(accept, goal, self.t)

@@ -13,6 +13,10 @@ as x has for each probe, since E sum n_i^2 = |offdiag M|_F^2 tells the error (se
 (M is symmetric for an exact score; the n_i of another give its error from above.) With one probe
 and an M of low rank c is small where the error is large, so that two standard errors hold less than
 95 %. For Gaussian probes the diagonal counts too: K >= 2 takes the spread of the K estimates.
+
+A step that errs by e_u in u and e_L in L = int d - tr dD/dx^ moves log p by s . e_u - e_L, with the
+score s of u: `path_error` is the sum of |s . e_u - e_L| over the steps, with the pair's own error
+estimates in place of e_u and e_L.
 """
 
 from __future__ import annotations
@@ -31,11 +35,13 @@ from .status import Status
 
 
 class Augmented(NamedTuple):
-    """latent: x at t_max. change: log p(x) - log prior(latent), [B] float64. std_error: [B]."""
+    """latent: x at t_max. change: log p(x) - log prior(latent), [B] float64. std_error: [B].
+    path_error: estimate of the solver's own error of log p, nats [B], nan if torchdiffeq's."""
 
     latent: Tensor
     change: Tensor
     std_error: Tensor
+    path_error: Tensor
     forwards: Tensor
     products: Tensor
     rejected: Tensor
@@ -77,18 +83,22 @@ def native(
         form = e[:, d:].double().reshape(-1, count, parts).sum(2)
         return torch.maximum(rms(e[:, :d]), form.abs().amax(1) / (atol * d))
 
+    def audit(lam: Tensor, y: Tensor, slope: Tensor, e: Tensor) -> Tensor:
+        grad = flow.score(lam, y[:, :d], slope[:, :d])
+        return ((grad * e[:, :d]).sum(1) - e[:, d:].double().sum(1) / count).abs()
+
     y0 = torch.cat([flow.enter(x).flatten(1), x.new_zeros(batch, width)], 1)
     relative, absolute = torch.zeros(2, d + width, dtype=x.dtype, device=x.device)
     relative[:d], absolute[:d], absolute[d:] = rtol, atol, 1.0
     s = integrate(
         rhs, y0, flow.lam_data, flow.lam_noise, method=method, rtol=relative, atol=absolute,
-        norm=norm, max_steps=max_steps,
+        norm=norm, max_steps=max_steps, audit=audit,
     )  # fmt: skip
     z = flow.latent(s.x[:, :d].reshape(x.shape))
     sums = -s.x[:, d:].double().reshape(batch, count, parts).movedim(1, 0)
     forms, error = _spread(sums, v, gaussian)
     products = s.nfe * (d if v is None else count)
-    return Augmented(z, forms, error, flow.forwards, products, s.rejected, s.status)
+    return Augmented(z, forms, error, s.audited, flow.forwards, products, s.rejected, s.status)
 
 
 def by_torchdiffeq(
@@ -142,7 +152,8 @@ def by_torchdiffeq(
     # log density of x^ = x/alpha, as everywhere; the prior's share is that of x
     change = forms + d * math.log(alpha)
     count = d if v is None else len(v)
-    return Augmented(xs[-1], change, error, forwards, forwards * count, rejected, status)
+    cost = forwards, forwards * count, rejected
+    return Augmented(xs[-1], change, error, torch.full_like(error, torch.nan), *cost, status)
 
 
 def _spread(sums: Tensor, v: Tensor | None, gaussian: bool) -> tuple[Tensor, Tensor]:

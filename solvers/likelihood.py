@@ -159,8 +159,6 @@ def log_prob(
         tolerance = min(tolerance, FINE)
     rtol = tolerance if rtol is None else rtol
     atol = tolerance if atol is None else atol
-    if points is None:
-        points = 3 if trace != "exact" and target_std_error is None else 4
     name = lookup("solver", solver or default_solver, PAIRS).name
     ids = quadrature.as_ids(sample_ids, len(x))
     flow = ScaledFlow(model, len(x), cond, t_min)
@@ -196,7 +194,7 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 def _by_quadrature(
     flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: float,
-    max_probes: float, goal: float | None, points: int, control: Statistics | None,
+    max_probes: float, goal: float | None, points: int | None, control: Statistics | None,
     seed: int | Tensor, ids: Tensor, max_steps: int,
 ) -> Parts:  # fmt: skip
     """log p, its standard error, latent, products, rejected, status, path error, defect, gap."""
@@ -209,7 +207,10 @@ def _by_quadrature(
         raise RuntimeError("the path was not kept")
     status = run.status.clone()
     with torch.no_grad():
-        nodes = quadrature.lay(flow, path, points, status == Status.OK)
+        allowed = atol * x[0].numel()
+        if goal is not None:
+            allowed = min(allowed, math.sqrt(goal))
+        nodes, bound = quadrature.lay(flow, path, points, allowed, status == Status.OK)
         chunk = quadrature.chunk_rows(batch, x[0].numel())
         prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
         if trace == "exact":
@@ -219,7 +220,10 @@ def _by_quadrature(
             goals = None if goal is None else nodes.lam.new_full((batch,), goal)
             variance = quadrature.spend(prober, probes, max_probes, goals)
         change, defect = quadrature.change(nodes, batch)
-        path_error = quadrature.path_error(flow, path, nodes, points)
+        rate = nodes.energy
+        if trace == "exact":
+            rate = x[0].numel() * (1 - nodes.a) - nodes.b * nodes.form
+        path_error = quadrature.path_error(nodes, path, bound, rate, points)
         far = torch.tensor([flow.lam_noise], dtype=torch.float64)
         slope = path.slope(far)[:, 0]  # exact at the end of a step: it gives D there for nothing
         n, ratio = float(flow.norm(flow.lam_noise)), math.exp(-flow.lam_noise)
@@ -254,7 +258,7 @@ def _by_augmented(
     unknown = torch.full_like(run.change, torch.nan)
     value = prior + run.change
     cost = run.products, run.rejected
-    return value, run.std_error, run.latent, *cost, run.status, unknown, unknown, unknown
+    return value, run.std_error, run.latent, *cost, run.status, run.path_error, unknown, unknown
 
 
 def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:

@@ -25,13 +25,15 @@ DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^
 class Nodes:
     """All nodes of all samples in one list of R rows.
 
-    sample, index: int64 [R], whose and which; lam, weight: float64 [R]; x_hat [R, *event].
+    sample, step, index: int64 [R], whose, on which step and which; lam, weight: float64 [R]; x_hat
+    [R, *event]. In order of samples, then of the path.
     a, b: D = a x^ + b out. defect: s . (du/dlambda - v), float64. size: probes so far, K.
     total [R, *event]: K times the a_i of trace.py, for out less the control. gains: float64 [R, bits + 1], the
     squared change of a_i on the way to 2^m probes (0 for m = 0).
     """
 
     sample: Tensor
+    step: Tensor
     index: Tensor
     lam: Tensor
     weight: Tensor
@@ -156,11 +158,14 @@ class Prober:
         """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
 
         The chain ladder (Mack 1993): c_m/c_{m-1} is the ratio of sums over the nodes that reached
-        level m, and over half an average one more, whose level m removed half of what m - 1 did, or a
-        sixth of m - 2 if that is more: levels of channels and of rows need not fall in turn.
+        level m, and over half an average one more, for which it is that of `traces.removed`, in the
+        row that comes nearest to c_{m-1} (with a control in the first: what it leaves may correlate
+        however far).
         """
         zero = torch.zeros(self.flow.batch, dtype=torch.float64, device=gone.device)
-        recent, total = zero + 1, zero + 1
+        model = traces.removed(tuple(self.nodes.x_hat.shape[1:])).to(gone.device)
+        model = model if self.control is None else model[:1]
+        total = zero + 1
         found = [total, total]
         for m in range(2, self.bits + 1):
 
@@ -170,22 +175,22 @@ class Prober:
             here = gone[:, m - 1]
             prior = 0.5 * add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
             before = add(here, m) + prior
-            guess = 0.5 * recent / total
-            if self.control is not None:  # what it leaves may correlate however far: 2^-m a level
-                guess = guess.clamp(min=1 / (2**m - 2))
+            like = (model[:, m - 1] - total[:, None]).abs().argmin(1)
+            guess = model[like, m] / model[like, m - 1] - 1
             ratio = (add(gone[:, m] - here, m) + prior * guess) / before
-            gain = total * torch.where(before > 0, ratio, guess)
-            total, recent = total + gain, torch.maximum(gain, recent / 3)
+            total = total * (1 + torch.where(before > 0, ratio, guess))
             found.append(total)
         return torch.stack(found, 1)
 
     def lonely(self) -> Tensor:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
 
-        Neighbours have probes of their own and J_ii is smooth in lambda: with a^ the cubic through
-        the four nearest nodes, of Lagrange weights l, E|a - a^|^2 = (1 + |l|^2) sum n_i^2 up to
-        eighth order in their distance where they have as much of it. Kept between a twentieth and
-        twice the spread of the a_i: it is above sum n_i^2 in the mean, but not for every probe.
+        The spread of the a_i (`diagonal`) is that and what the J_ii differ. Which share is noise is
+        told by neighbours, whose probes are their own while J_ii is smooth in lambda: with a^ the
+        cubic through the four nearest nodes, of Lagrange weights l, E|a - a^|^2 is the node's noise
+        and l^2 times that of the four, up to eighth order in their distance. All nodes of a sample
+        tell it together, and three in a row have one spread, their mean: where J is of rank one,
+        the number that decides a node's error decides its own spread too, and hides it if low.
         """
         nodes = self.nodes
         level, spread = self.diagonal()
@@ -203,9 +208,14 @@ class Prober:
         ratio = torch.where(torch.eye(4, dtype=torch.bool, device=x.device), 1.0, top / gap)
         lagrange = ratio.prod(2)
         guess = sum(column(lagrange[:, m], level) * level[others[:, m]] for m in range(4))
-        found = dot(level - guess, level - guess) / (1 + lagrange.square().sum(1))
-        found = torch.where(count < 5, spread, found.clamp(0.05 * spread, 2 * spread))
-        return found / nodes.b.square().clamp(min=1e-300)
+        found, expected = torch.zeros(2, self.flow.batch, dtype=x.dtype, device=x.device)
+        square = nodes.weight.square()
+        found.index_add_(0, nodes.sample, square * dot(level - guess, level - guess))
+        most = spread + (lagrange.square() * spread[others]).sum(1)
+        expected.index_add_(0, nodes.sample, square * most)
+        share = (found / expected.clamp(min=1e-300)).clamp(max=1.0)[nodes.sample]
+        shared = share * (spread + spread[others[:, 1:3]].sum(1)) / 3
+        return torch.where(count < 5, spread, shared) / nodes.b.square().clamp(min=1e-300)
 
     def diagonal(self) -> tuple[Tensor, Tensor]:
         """a_i, the estimates of the diagonal of dD/dx^ [R, *event], and their spread.

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.polynomial import legendre
 from torch import Tensor
 
 from .dense import DensePath
@@ -27,25 +28,68 @@ from .probing import Nodes, Prober
 from .scaled_flow import ScaledFlow, column
 from .trace import colours
 
+MOST = 8  # nodes a step at most, unless the caller says how many
+SHARE = 0.1  # of the tolerance of log p: what one step's nodes may miss
 
-def lay(flow: ScaledFlow, path: DensePath, points: int, fine: Tensor) -> Nodes:
-    """Gauss-Legendre nodes on every step of the samples that are fine ([B] mask)."""
-    z, w = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(points))
+
+def lay(
+    flow: ScaledFlow, path: DensePath, points: int | None, tolerance: float, fine: Tensor
+) -> tuple[Nodes, Tensor]:
+    """Gauss-Legendre nodes on every step of the samples that are fine ([B] mask), and a bound of
+    what they miss of each step, nats, [B, steps].
+
+    points: nodes a step, or None for as few as miss no more than SHARE of `tolerance`, nats.
+    """
+    orders = range(1, MOST + 1) if points is None else (points,)
+    missed = misses(flow, path, orders)
+    choice = (missed > SHARE * tolerance).long().cumprod(2).sum(2).clamp(max=len(orders) - 1)
+    table = torch.full((2, len(orders), orders[-1]), torch.nan, dtype=torch.float64)
+    for i, m in enumerate(orders):
+        table[:, i, :m] = torch.from_numpy(np.stack(legendre.leggauss(m)))
+    z, w = table.to(path.h.device)[:, choice]  # [B, steps, most], NaN where a step has fewer
     start, h = path.start[..., None], path.h[..., None]
-    lam = (start + h * (0.5 + 0.5 * z.to(h.device))).flatten(1)
-    weight = (0.5 * h * w.to(h.device)).flatten(1)
-    real = ~torch.isnan(lam) & fine[:, None]
-    filled = torch.where(real, lam, torch.nanmean(lam))
-    sample, index = real.nonzero(as_tuple=True)
-    lam = lam[real]
-    n = flow.norm(lam)
+    lam = torch.where(fine[:, None, None], start + h * (0.5 + 0.5 * z), torch.nan).flatten(1)
+    real = ~torch.isnan(lam)
+    order = real.sort(dim=1, descending=True, stable=True).indices
+    order = order[:, : int(real.sum(1).max())]  # a column for each node of the fullest sample
+    lam, real = lam.gather(1, order), real.gather(1, order)
+    filled = torch.nan_to_num(lam, flow.lam_data)
+    sample, index, lam = real.nonzero(as_tuple=True)[0], order[real], lam[real]
+    weight = (0.5 * h * w).flatten(1)[sample, index]
     u, slope = path(filled)[real], path.slope(filled)[real]
     zero = torch.zeros_like(lam)
-    return Nodes(
-        sample, index, lam, weight[real], column(n, u) * u, slope, zero, zero.clone(), zero.clone(),
-        zero.clone(), torch.zeros_like(sample), zero.clone(), torch.zeros_like(u),
-        zero.new_zeros(len(lam), colours(tuple(u.shape[1:]))[1] + 1),
+    nodes = Nodes(
+        sample, index // orders[-1], index, lam, weight, column(flow.norm(lam), u) * u, slope,
+        zero, zero.clone(), zero.clone(), zero.clone(), torch.zeros_like(sample), zero.clone(),
+        torch.zeros_like(u), zero.new_zeros(len(lam), colours(tuple(u.shape[1:]))[1] + 1),
     )  # fmt: skip
+    return nodes, missed.gather(2, choice[..., None])[..., 0]
+
+
+def misses(flow: ScaledFlow, path: DensePath, orders: Sequence[int]) -> Tensor:
+    """Bounds of what m Gauss nodes miss of each step, for m in `orders`, nats, [B, steps, orders].
+
+    Told before any network call by two functions that the interpolant knows: s^^2 |score|^2, with
+    the score that the path's own slope implies, which has the trace's mean over the data and its
+    smoothness, and d s^^2/n^2, the rate on N(0, s^2) data, for a datum near a mean has no score.
+    Their Legendre coefficients c_k on the step, each raised to the largest that follows so that no
+    zero among them counts, give |h|/2 sum_k |c_k| |what m nodes miss of P_k|, k >= 2m.
+    """
+    z, _ = legendre.leggauss(2 * orders[-1] + 2)
+    to = torch.from_numpy(np.linalg.inv(legendre.legvander(z, len(z) - 1)).T).to(path.h.device)
+    known = []
+    for place in (0.5 + 0.5 * z).tolist():  # one node of all steps at a time, to spare memory
+        lam = torch.where(torch.isnan(path.h), flow.lam_data, path.start + place * path.h)
+        share = torch.exp(-2 * lam) / flow.norm(lam).square()
+        u, slope = path(lam).flatten(0, 1), path.slope(lam).flatten(0, 1)
+        square = flow.score(lam.flatten(), u, slope).square().flatten(1).sum(1)
+        known.append(share * torch.stack([square.reshape(lam.shape), 0 * lam + u[0].numel()]))
+    c = (torch.stack(known, 3) @ to).abs().flip(3).cummax(3).values.flip(3).sum(0)
+    rest = torch.zeros(len(z), len(orders), dtype=torch.float64, device=c.device)
+    for i, m in enumerate(orders):
+        x, w = legendre.leggauss(m)
+        rest[2 * m :, i] = torch.from_numpy(np.abs(w @ legendre.legvander(x, len(z) - 1)))[2 * m :]
+    return c @ rest * (0.5 * path.h.abs())[..., None]
 
 
 def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor]:
@@ -59,33 +103,43 @@ def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor]:
     return sums[0], sums[1]
 
 
-def path_error(flow: ScaledFlow, path: DensePath, nodes: Nodes, points: int) -> Tensor:
-    """Estimate of the quadrature's own error, nats, [B] >= 0.
+def path_error(
+    nodes: Nodes, path: DensePath, bound: Tensor, rate: Tensor, points: int | None
+) -> Tensor:
+    """Estimate of what the quadrature contributes, nats, [B] >= 0: over the steps, the sum of the
+    larger of `bound` (from `lay`) and of what the nodes beside the step say.
 
-    It is read off the part of the integrand that no probe has touched, |r|^2/s^^2 + defect (the
-    first has the trace's mean and its smoothness). With the ends of a step, where r is known for
-    nothing and the defect is 0, there are points + 2 values, hence Legendre coefficients up to
-    c_{m+1}; the first that m Gauss nodes miss, c_{2m}, is what their decay leads to.
+    Polynomials of degree > 2m through the m nodes of a step and as many beside it integrate the
+    rate over the step otherwise than the m alone, which are right up to 2m - 1: the difference is
+    what these miss, as far as the rate is smooth across steps. rate: d - tr dD/dx^ at the nodes, or
+    |r|^2/s^^2 in its stead where that has a probe's error, [R].
     """
-    m = points
-    z = np.concatenate([[-1.0], np.polynomial.legendre.leggauss(m)[0], [1.0]])
-    basis = torch.from_numpy(np.linalg.inv(np.polynomial.legendre.legvander(z, m + 1)))
-    known = ~torch.isnan(path.h)
-    ends = torch.stack([path.start, path.start + path.h], 2)
-    lam = torch.where(known[..., None], ends, flow.lam_data).flatten(1)
-    n = flow.norm(lam)[..., None]
-    u, slope = (v.flatten(2).double() for v in (path(lam), path.slope(lam)))
-    r = n * slope - u * torch.exp(-2 * lam)[..., None] / n
-    edge = (torch.exp(2 * lam) * r.square().sum(2)).reshape(*path.h.shape, 2)
-    keep = torch.zeros_like(known)
-    keep[nodes.sample, nodes.index // m] = True
-    inner = edge.new_zeros(*path.h.shape, m)
-    inner[keep] = (nodes.energy + nodes.defect).reshape(-1, m)
-    values = torch.cat([edge[..., :1], inner, edge[..., 1:]], 2)
-    c = (values @ basis.T.to(values)).abs()
-    decay = (c[..., -1] / c[..., -3].clamp(min=1e-300)).clamp(max=1.0)
-    missed = c[..., -1] * decay ** (0.5 * (m - 1)) * path.h.abs()
-    return torch.where(keep, missed, 0.0).sum(1)
+    place = torch.stack([nodes.sample, nodes.step])
+    (sample, step), m = torch.unique_consecutive(place, dim=1, return_counts=True)
+    have = torch.bincount(nodes.sample, minlength=len(bound))
+    end, have, beside = have.cumsum(0)[sample], have[sample], m // 2 + 1
+    count = (m + 2 * beside).minimum(have)
+    low = (m.cumsum(0) - m - beside).maximum(end - have).minimum(end - count)
+    most = torch.arange(2 * (points or MOST) + 2, device=low.device)  # whatever the batch
+    used = most < count[:, None]
+    pick = (low[:, None] + most).clamp(max=len(nodes.lam) - 1)
+    left, right = nodes.lam[low], nodes.lam[low + count - 1]
+    middle, half = 0.5 * (left + right)[:, None], 0.5 * (left - right)[:, None].clamp(min=1e-300)
+    z, w = (torch.from_numpy(v).to(low.device) for v in legendre.leggauss(len(most) // 2 + 1))
+    start, h = path.start[sample, step][:, None], path.h[sample, step][:, None]
+
+    def basis(lam: Tensor) -> Tensor:
+        x = ((lam - middle) / half).cpu().numpy()
+        return torch.from_numpy(legendre.legvander(x, len(most) - 1)).to(low.device)
+
+    goal = torch.where(used, 0.5 * h * (w @ basis(start + h * (0.5 + 0.5 * z))), 0.0)
+    system = torch.where(used[:, None] & used[..., None], basis(nodes.lam[pick]).mT,
+                         torch.eye(len(most), dtype=h.dtype, device=h.device))  # fmt: skip
+    weight = torch.linalg.solve_ex(system, goal)[0]  # not finite where two nodes are one
+    other = torch.where(used, weight * rate[pick], 0.0).sum(1)
+    own = torch.zeros_like(other).index_add_(0, torch.repeat_interleave(m), nodes.weight * rate)
+    missed = torch.fmax(bound[sample, step], (own - other).abs())
+    return bound.new_zeros(len(bound)).index_add_(0, sample, missed)
 
 
 def spend(

@@ -87,6 +87,12 @@ class ScaledFlow:
         n = self.norm(lam)
         return (residual + column(torch.exp(-2 * lam) / n**2, x_hat) * x_hat) / column(n, x_hat)
 
+    def score(self, lam: Tensor, u: Tensor, slope: Tensor) -> Tensor:
+        """Gradient of log p^ in u where du/dlambda is `slope`, like u [n, *event], float64: n r/s^^2
+        with the r that `velocity` makes that slope of."""
+        weight = self.norm(lam).square() * torch.exp(2 * lam)
+        return column(weight, u.double()) * slope - u
+
     def field(self, lam: Tensor, u: Tensor, rows: Tensor) -> Tensor:
         """du/dlambda: the right-hand side for `adaptive_ode.integrate`."""
         x_hat = column(self.norm(lam), u) * u

@@ -127,16 +127,13 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     random colouring, since nothing is known of who its neighbours are. All 2^bits colours are
     distinct components.
     """
-    index = torch.arange(torch.Size(event_shape).numel())
-    side = math.isqrt(len(index))
-    if len(event_shape) < 2 and side >= 4 and side * side == len(index):
-        event_shape = (side, side)
-    if len(event_shape) < 2:
-        shuffled = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
-        return shuffled, max(1, (len(index) - 1).bit_length())
-    height, width = event_shape[-2:]
-    row, col = (index // width) % height, index % width
-    channel, channels = index // (height * width), len(index) // (height * width)
+    where = _grid(event_shape)
+    if where is None:
+        d = torch.Size(event_shape).numel()
+        shuffled = torch.randperm(d, generator=torch.Generator().manual_seed(0))
+        return shuffled, max(1, (d - 1).bit_length())
+    channel, row, col = where
+    channels, height, width = (int(v.max()) + 1 for v in where)
     planes: list[Tensor] = []
     for level in range((max(height, width) - 1).bit_length()):
         planes += [((row >> level) + (col >> level)) & 1]
@@ -144,8 +141,42 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
             planes += [(channel >> b) & 1 for b in range((channels - 1).bit_length())]
         planes += [(row >> level) & 1]
     planes = [p for p in planes if bool((p != p[0]).any())]
-    labels = sum((p << m for m, p in enumerate(planes)), torch.zeros_like(index))
+    labels = sum((p << m for m, p in enumerate(planes)), torch.zeros_like(row))
     return labels, max(1, len(planes))
+
+
+def _grid(event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(channel, row, column) of every component, each int64 [d]; None for a flat event."""
+    index = torch.arange(torch.Size(event_shape).numel())
+    side = math.isqrt(len(index))
+    if len(event_shape) < 2 and side >= 4 and side * side == len(index):
+        event_shape = (side, side)
+    if len(event_shape) < 2:
+        return None
+    height, width = event_shape[-2:]
+    return index // (height * width), (index // width) % height, index % width
+
+
+@lru_cache(maxsize=64)
+def removed(event_shape: tuple[int, ...]) -> Tensor:
+    """c [16, bits + 1], float64: what levels 1 ... m of a block take off the variance, with c_1 = 1
+    and c_0 = 0, where J_ij^2 falls as (1 + r/l)^-2 with the distance r of two pixels, whatever
+    their channels; one row a length l, from infinity (as in a flat event, where nothing is known
+    and every level halves what is left) down to a tenth of a pixel. Sums over 32 components.
+    """
+    labels, bits = colours(event_shape)
+    some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:32]
+    apart = labels[some, None] ^ labels
+    level = (apart & -apart).double().log2().long().clamp(min=-1)  # where the pair parts; -1: itself
+    where, r = _grid(event_shape), torch.zeros(level.shape, dtype=torch.float64)
+    if where is not None:
+        row, col = ((v[some, None] - v).double() for v in where[1:])
+        r = torch.sqrt(row.square() + col.square())
+    found = []
+    for inverse in [0.0, *torch.logspace(-3, 1, 15).tolist()]:
+        gone = torch.bincount(level.flatten() + 1, (1 + inverse * r).pow(-2).flatten(), bits + 1)
+        found.append(torch.cat([gone[:1] * 0, gone[1:].cumsum(0) / gone[1]]))
+    return torch.stack(found)
 
 
 def walsh(k: int, labels: Tensor) -> Tensor:

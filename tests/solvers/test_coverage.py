@@ -50,15 +50,23 @@ def ring(d):
     + [pytest.param(n, 64, marks=pytest.mark.slow) for n in ("ring", "far", "full")],
 )
 def test_the_standard_error_covers_where_jacobians_are_of_low_rank(name, d):
-    """Default settings, 300 samples, against the exact trace: 68 and 95 %, to 5 points."""
+    """Default settings, 300 samples. Against the exact trace on the same nodes 68 and 95 %, to 5
+    points, but for the 68 % of skewed errors, which a Jacobian of rank one has, (S^2 - 1) of a
+    normal S: more of these lie within one. Against the exact density, quadrature and all (with nodes
+    for the path's error alone, three a step, two held 75 % between Gaussians far apart)."""
     make = {"ring": ring, "far": far_apart, "full": lambda d: mixture((d,))}
-    target = make[name](d)
-    x, model = target.sample(300, seed=3), target.denoiser(ud.VP())
+    target, process = make[name](d), ud.VP()
+    x, model = target.sample(300, seed=3), target.denoiser(process)
     r = log_prob(model, x, seed=11)
-    same = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3)  # nodes and path
+    same = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3)  # nodes and path
     z = (r.log_prob - same.log_prob).abs() / r.std_error
     within = [float((z < k).double().mean()) for k in (1, 2)]
-    assert abs(within[0] - 0.68) <= 0.05 and abs(within[1] - 0.95) <= 0.05, within
+    assert 0.63 <= within[0] <= (0.73 if name == "full" else 0.78), within
+    assert abs(within[1] - 0.95) <= 0.05, within
+    gap = target.log_prob(r.latent, 1.0, process) - process.prior.log_prob(r.latent)
+    whole = (r.log_prob + gap - at_start(target, process, x, r)).abs()
+    assert (whole < 2 * r.std_error).double().mean() >= 0.9
+    assert (whole < 2 * torch.hypot(r.std_error, r.path_error)).double().mean() >= 0.91
 
 
 def test_the_ring_in_the_plane_has_no_probe_s_error():
@@ -105,6 +113,19 @@ def test_in_few_dimensions_one_probe_cannot_tell_and_is_not_asked(d, options):
     assert (r.log_prob + target.log_prob(r.latent, 1.0, ud.VP()) - ref).abs().max() < 0.02
 
 
+@pytest.mark.parametrize(("name", "least"), [("far", 0.89), ("ring", 0.85)])
+def test_one_probe_where_jacobians_are_of_low_rank(name, least):
+    """300 samples with one probe a node: neighbours that share their spread hold two standard
+    errors near 95 % where rank one lasts over several nodes (a node's own spread held 84 %)."""
+    target = {"ring": ring, "far": far_apart}[name](16)
+    x, model = target.sample(300, seed=3), target.denoiser(ud.VP())
+    r = log_prob(model, x, probes=1, seed=11)
+    same = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3)
+    z = (r.log_prob - same.log_prob).abs() / r.std_error
+    assert (z < 2).double().mean() >= least
+    assert 0.55 < (z < 1).double().mean() < 0.78
+
+
 @pytest.mark.parametrize("method", ["quadrature", "augmented"])
 @pytest.mark.parametrize("d", [12, 64])
 @pytest.mark.parametrize("probes", [1, 4])
@@ -132,7 +153,7 @@ def test_a_gaussian_as_its_own_control_leaves_nothing_to_probe():
     values, basis = torch.linalg.eigh(target.cov)
     known = Statistics(target.mean.flatten(), values, basis)
     x, model = target.sample(20, seed=1), target.denoiser(ud.VP())
-    exact = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3).log_prob
+    exact = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3).log_prob
     r = log_prob(model, x, probes=1, control=known)
     assert (r.log_prob - exact).abs().max() < 1e-9 and r.std_error.max() < 1e-9
     assert (log_prob(model, x, probes=1).log_prob - exact).square().mean() > 0.1
