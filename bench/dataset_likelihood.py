@@ -33,7 +33,7 @@ from ..solvers.bits import METHODS, bits_per_dim
 from ..solvers.status import MEANING, SolverError, Status
 from . import figures, metrics
 from .bar import bar
-from .items import Items, mismatch
+from .items import Items, remark
 from .running import Running
 from .store import Record, Store, write, write_text
 
@@ -124,16 +124,14 @@ def run(
     with bar(progress) as shown:
         shown.total(count)
         shown.say("reading the data")
-        keys: list[str] = []
-        for mark in items.digests(count, dtype):
-            keys.append(f"{_digest(head.encode())} {len(keys)} {mark}")
-            shown.advance()
+        seen = items.look(count, dtype, shown.advance)
         own = how.options()
         if how.method == "elbo":  # the law of all items: --limit changes no number
             own["reference"] = items.law()
-    if progress and (note := mismatch(items, trained)):
+    if progress and (note := remark(items, trained, seen)):
         print(note)
 
+    keys = [f"{_digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
     store = Store(out, "items.jsonl")
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()

@@ -87,16 +87,20 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     """Read a checkpoint that `Checkpoint.save` wrote, or call code of yours that makes one.
 
     path: a file; or "package.module:function" or "file.py:function", a function without arguments
-    that returns a `Checkpoint` around any denoiser: that code is run.
+    that returns a `Checkpoint` around any denoiser: that code is run; or "digits", `load_default`'s.
     Raises FileNotFoundError where there is no file, and ValueError, with what is wrong, for a
     truncated file, one without the description, or one whose tensors do not fit its network;
     TypeError for a function that returns something else.
     """
     if (made := from_code(str(path))) is not None:
         return _placed(made, str(path), device)
+    if str(path) == "digits":
+        return _placed(load_default(), "digits", device)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
+    if path.suffix == ".py":
+        raise ValueError(f"{path} is code: name its function that makes a Checkpoint, {path}:function")
     header, state = _read(path)
     try:
         network = (header["network"]["name"], dict(header["network"]["config"]))

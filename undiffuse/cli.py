@@ -54,11 +54,14 @@ def _expected(error: Exception) -> str | None:
 
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, OSError | ImportError | SolverError | TrainingError | FitError):
+    if isinstance(error, ModuleNotFoundError):
+        return None if (error.name or "").startswith("undiffuse") else str(error)
+    if isinstance(error, OSError | SolverError | TrainingError | FitError):
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return f"out of memory, a smaller --batch needs less: {error}"
-    return str(error) if isinstance(error, ValueError | TypeError) and _refused(error) else None
+    ours = isinstance(error, ValueError | TypeError | ImportError) and _refused(error)
+    return str(error) if ours else None
 
 
 def _refused(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 MODEL = (
     "checkpoint of `undiffuse train`, or package.module:function or file.py:function that returns "
-    "an undiffuse Checkpoint around any network; default: the digits"
+    "an undiffuse Checkpoint around any network; default: digits, the network that ships"
 )
 
 

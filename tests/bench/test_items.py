@@ -161,7 +161,25 @@ def test_bytes_have_no_place_in_a_network_of_continuous_data(tmp_path):
 
 def test_other_levels_than_the_network_knows_are_said(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, *SHAPE), dtype=np.uint8))
-    for spacing, note in ((2 / 255, None), (1 / 8, "trained on 17 levels and x.npy has 256")):
+    for spacing, note in ((2 / 255, None), (1 / 8, "256 levels, of which 0 to 0 occur")):
         found = items.Items.of(trained(spacing), tmp_path / "x.npy", "ends", False)
-        said = items.mismatch(found, trained(spacing))
+        said = items.remark(found, trained(spacing), found.look(2, torch.float32, int))
         assert said is None if note is None else note in said
+    np.save(tmp_path / "x.npy", np.full((2, *SHAPE), 0.3))
+    found = items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", False)
+    said = items.remark(found, trained(1 / 8), found.look(2, torch.float32, int))
+    assert "floats from 0.3 to 0.3, as they are; the network's data had -1 to 1" in said
+
+
+def test_floats_on_the_levels_need_a_dequantisation(tmp_path):
+    """Of 17 levels the density says nothing but where they lie; one value between two is a density."""
+    x = np.random.default_rng(0).integers(0, 17, (40, *SHAPE)) / 8 - 1
+    np.save(tmp_path / "x.npy", x)
+    found = items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", False)
+    with pytest.raises(ValueError, match="x.npy lies on the levels .*choose dequantize='uniform'"):
+        found.look(40, torch.float32, int)
+    assert len(items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", True)
+               .look(40, torch.float32, int).marks) == 40  # fmt: skip
+    x[39] += 0.01
+    np.save(tmp_path / "x.npy", x)
+    items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", False).look(40, torch.float32, int)
