@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,6 +226,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = f.metadata() or {}
             state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as e:
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is a file of torch.save, which does not say what network its tensors belong "
+                "to: name a function that builds it and returns a Checkpoint, file.py:function"
+            ) from None
         raise ValueError(f"{path} is no whole safetensors file ({e}); fetch it again") from None
     if _KEY not in metadata:
         raise ValueError(

@@ -38,7 +38,8 @@ def _likelihood(commands: Any) -> None:
                    "that fill it (offset 7 for bytes in [-1, 1])")  # fmt: skip
     p.add_argument("--repeats", type=int, default=1, help="draws of noise and probes an item")
     p.add_argument("--target-error", type=float, default=None, metavar="BITS",
-                   help="standard error of an item to reach, bits/dim, by probes or draws")  # fmt: skip
+                   help="standard error of an item to reach, bits/dim, by probes or draws; what the noise of "
+                   "the dequantisation adds, which --repeats shows, only repeats lower")  # fmt: skip
     p.add_argument("--probes", type=int, default=None, help="of ode: Hutchinson's, see log_prob")
     p.add_argument("--rtol", type=float, default=None, help="of ode: tolerance of the path")
     p.add_argument("--atol", type=float, default=None, help="of ode: absolute tolerance of it")
