@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.bench import dataset_likelihood, items
-from undiffuse.models import VP, Checkpoint, Denoiser
-from undiffuse.models.checkpoint import load
-from undiffuse.solvers import log_prob
+from undiffuse.bench import dataset_likelihood, heldout, items
+from undiffuse.models import VP, Checkpoint, Denoiser, Levels, data
+from undiffuse.models.checkpoint import load, load_default
+from undiffuse.solvers import bits_per_dim, log_prob
 from undiffuse.solvers.spectral import Statistics
 
 SHAPE = (1, 2, 2)
@@ -151,6 +151,41 @@ def test_float64_is_asked_of_data_network_and_states_and_rows_have_all_digits(tm
     law = torch.distributions.Normal(torch.zeros(3).double(), 0.5)
     exact = (-law.log_prob(torch.from_numpy(x)).sum(1) / (3 * np.log(2))).tolist()
     assert rows["float64"] == pytest.approx(exact, abs=1e-3)
+
+
+def test_what_the_training_left_out_is_read_from_its_own_data(tmp_path):
+    """The same events as data.split's, as levels; and a reason where there are none."""
+    x = np.random.default_rng(0).integers(0, 255, (20, *SHAPE), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x)
+
+    def of(**record):
+        return items.Items.of(replace(trained(), training=record), None, "ends", False)
+
+    own = {"data": str(tmp_path / "x.npy")}
+    part = of(**own, split={"held_out": 0.3, "seed": 1})
+    wanted = data.load(tmp_path / "x.npy").split(0.3, 1)[1].x
+    placed = part.placed(part.read(range(6), torch.float32), torch.float32)
+    torch.testing.assert_close(placed, wanted, rtol=0, atol=1e-6)
+    assert len(part) == 6 and len(of(**own, split=None)) == 20
+    with pytest.raises(ValueError, match="left out nothing of .*x.npy"):
+        of(**own, split={"held_out": 0.0, "seed": 0})
+    with pytest.raises(FileNotFoundError, match="trained on 'gone.npy', which is not here"):
+        of(data="gone.npy", split=None)
+    with pytest.raises(ValueError, match="does not say which data"):
+        of()
+
+
+def test_the_benchmarks_bits_are_those_of_the_library():
+    """One home of the noise: the digits' held-out bits/dim of `undiffuse bench` are bits_per_dim's."""
+    pytest.importorskip("sklearn")
+    digits = load_default()
+    x = heldout.held_out(digits)[:3]
+    theirs = bits_per_dim(
+        digits.denoiser, x, Levels(17), dequantize="uniform", trace="exact", rtol=1e-4, atol=1e-4,
+        t_min=digits.denoiser.t_min,
+    )  # fmt: skip
+    ours = heldout.bits_per_dim(digits, x)
+    assert ours["bits_per_dim"] == pytest.approx(float(theirs.bits_per_dim.mean()), abs=1e-12)
 
 
 def test_bytes_have_no_place_in_a_network_of_continuous_data(tmp_path):

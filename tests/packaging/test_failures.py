@@ -71,6 +71,15 @@ def test_likelihood_says_in_one_line_what_is_wrong(here, arguments, words, capsy
     assert re.search(pattern, line(capsys))
 
 
+@pytest.mark.parametrize(
+    "command", [["sample", "--solver"], ["bench", "compare"], ["bench", "--solvers"]]
+)
+def test_a_picture_in_the_place_of_results_or_a_table_is_named(here, command, capsys):
+    (here / "p.json").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(128, 256)))
+    assert main([*command, "p.json", *["m.py"] * ("compare" in command)]) == 2
+    assert "p.json holds no" in line(capsys)
+
+
 def test_a_reference_that_fails_is_one_line(here, capsys):
     """SciPy alone would look for a step size for ever where the network returns NaN."""
     pytest.importorskip("scipy")
