@@ -25,8 +25,9 @@ def _likelihood(commands: Any) -> None:
                  "Bits/dim of data under a network, with error bars; a run that was killed goes on.",
                  "the items that are done are in --out, and the same command goes on")  # fmt: skip
     p.add_argument("model", nargs="?", help=MODEL)
-    p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
-                   "default: the digits that the shipped network never saw")  # fmt: skip
+    p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx (.gz), tensor file, picture or "
+                   "folder of them, read a batch at a time; default: what the network's training left "
+                   "out")  # fmt: skip
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
     p.add_argument("--method", default="ode", choices=["ode", "elbo", "both"],
                    help="log p of the probability flow, the evidence lower bound, or both compared")  # fmt: skip

@@ -12,13 +12,20 @@ MODEL = (
 )
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, but for those that an option's own words have."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def command(
     commands: Any, name: str, run: Any, text: str, kept: str = "nothing was written"
 ) -> argparse.ArgumentParser:
     """A command of the parser, whose options are parsed and handed to run(args). kept: what is left
     of a run that was interrupted, and how to go on."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=text, description=text, formatter_class=_Help
     )
     parser.set_defaults(run=run, kept=kept)
     return parser

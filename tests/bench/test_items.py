@@ -83,7 +83,10 @@ def test_the_first_items_of_a_file_larger_than_the_memory(tmp_path):
         shape = (1 << 38, *SHAPE)
         head = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, head)
-        file.truncate(file.tell() + 4 * shape[0])
+        try:
+            file.truncate(file.tell() + 4 * shape[0])
+        except OSError as error:
+            pytest.skip(f"no sparse file of this size here: {error}")
     found = dataset_likelihood.run(
         tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "huge.npy",
         limit=3, progress=False,
@@ -127,6 +130,23 @@ class Net(torch.nn.Module):
 def make():
     return Checkpoint(Denoiser(Net(), VP()), (3,), (-9.0, 9.0))
 """
+
+
+def test_the_law_of_many_or_wide_items_is_of_a_part_or_of_each_component(
+    tmp_path, monkeypatch, reads
+):
+    x = np.random.default_rng(0).integers(90, 255, (100, *SHAPE), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(items, "WIDEST", 3)
+    monkeypatch.setattr(items, "LAW", 40)
+    found = items.Items.of(trained(), tmp_path / "x.npy", "ends", False)
+    law = found.law()
+    asked = {i for a, b in reads for i in range(a, b)}
+    assert asked == {i * 100 // 40 for i in range(40)} and 97 in asked
+    part = found.placed(torch.from_numpy(x[sorted(asked)]), torch.float64)
+    wanted = Statistics.of(part, "diagonal").variances + found.levels.spacing**2 / 12
+    torch.testing.assert_close(law.variances, wanted, rtol=1e-12, atol=0)
+    assert law.basis is None
 
 
 def test_float64_is_asked_of_data_network_and_states_and_rows_have_all_digits(tmp_path):
