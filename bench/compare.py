@@ -91,7 +91,10 @@ def _read(path: Path) -> tuple[str, Any]:
         path = path / "results.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no results at {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} holds no results: {error}") from error
     if path.suffix == ".jsonl":
         records = {r["key"]: r for r in parse(text)}
         times = path.with_name("timings.jsonl")

@@ -7,15 +7,17 @@ that they lie on the levels that the network was trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.checkpoint import Checkpoint
-from ..models.dequantize import Levels
+from ..models.dequantize import CHOICES, Levels
 from ..models.formats import stream
 from ..models.sources import Source
 from ..solvers.bases import Columns
@@ -25,6 +27,14 @@ from . import heldout
 LOOK = 32  # items that are held at a time while they are only looked at
 WIDEST = 1024  # components up to which a full covariance is taken
 LAW = 16384  # items of which it is taken, evenly spread
+
+
+class Seen(NamedTuple):
+    """A mark of the content of each item, and the least and the largest of their numbers."""
+
+    marks: list[str]
+    least: float
+    most: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +59,10 @@ class Items:
         """
         source = heldout.unseen(trained) if data is None else stream(data)
         if source.event_shape != trained.event_shape:
+            same = math.prod(source.event_shape) == math.prod(trained.event_shape)
             raise ValueError(
                 f"data must hold items of shape {trained.event_shape}, which the network was "
-                f"trained on; {source.name} holds {source.event_shape}"
+                f"trained on; {source.name} holds {source.event_shape}{': reshape it' * same}"
             )
         if source.levels and not trained.spacing:
             raise ValueError(
@@ -95,11 +106,28 @@ class Items:
         """What `read` gave as floats in the network's range."""
         return x if self.levels is None else self.levels.centres(x, dtype)
 
-    def digests(self, count: int, dtype: torch.dtype) -> Iterator[str]:
-        """A mark of the content of each of the first items; raises what `read` raises."""
+    def look(self, count: int, dtype: torch.dtype, advance: Callable[[], None]) -> Seen:
+        """All of the first items, a few at a time; advance() is called after each of them.
+
+        Raises what `read` raises, and ValueError for floats that lie on the levels that the network
+        was trained on, where no dequantisation was chosen.
+        """
+        marks, ends, discrete = [], [], self.levels is None and self.own is not None
         for first in range(0, count, LOOK):
-            for x in self.read(range(first, min(first + LOOK, count)), dtype):
-                yield hashlib.sha256(x.numpy().tobytes()).hexdigest()[:12]
+            some = self.read(range(first, min(first + LOOK, count)), dtype)
+            ends += [float(some.min()), float(some.max())]
+            if discrete and self.own is not None:
+                place = (some.double() - self.range[0]) / (2 * self.own)
+                discrete = bool(((place - place.round()).abs() < 1e-4).all())
+            for x in some:
+                marks.append(hashlib.sha256(x.numpy().tobytes()).hexdigest()[:12])
+                advance()
+        if discrete:
+            raise ValueError(
+                f"all of {self.source.name} lies on the levels that the network was trained on, where "
+                f"a density says nothing: choose dequantize={CHOICES}"
+            )
+        return Seen(marks, min(ends), max(ends))
 
     def law(self) -> Statistics | None:
         """The Gaussian of the data and of the noise inside a level: mean, and full covariance up to
@@ -128,14 +156,17 @@ class Items:
         return self.placed(x, torch.float64).flatten(1)
 
 
-def mismatch(items: Items, trained: Checkpoint) -> str | None:
-    """A sentence where data lie on other levels than the network was trained on."""
-    own, given = _count(trained), items.levels.count if items.levels else 0
-    if not given or given == own:
+def remark(items: Items, trained: Checkpoint, seen: Seen) -> str | None:
+    """A sentence where data may not be what the network was trained on: other levels, or floats."""
+    (lo, hi), span = trained.data_range, f"{seen.least:g} to {seen.most:g}"
+    if items.levels is None:
+        return f"note: floats from {span}, as they are; the network's data had {lo:g} to {hi:g}"
+    own, given = _count(trained), items.levels.count
+    if given == own:
         return None
     return (
-        f"note: the network was trained on {own} levels and {items.source.name} has {given}: "
-        "bits/dim count the data's"
+        f"note: {items.source.name} is taken as {given} levels, of which {span} occur, and bits/dim "
+        f"are of these; the network was trained on {own}"
     )
 
 

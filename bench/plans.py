@@ -199,10 +199,10 @@ def _tables(path: str) -> list[Path]:
 
 def tuned_to(file: Path) -> str | None:
     """The problem a table was tuned to, as it says itself. Raises ValueError for no table at all."""
-    record = json.loads(file.read_text(encoding="utf-8"))
     try:
+        record = json.loads(file.read_text(encoding="utf-8"))
         name: str | None = record.get("notes", {}).get("problem")
-    except AttributeError as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} holds no table: {error}") from error
     return name
 

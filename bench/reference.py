@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..solvers.status import MEANING, SolverError, Status
 from .problems import ZERO_RATIO, Problem, data_prediction
-from .running import MeasurementError
 
 TOLERANCES = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)
 """Relative = absolute tolerance of the runs; a reference at level i compares i with i + 1."""
@@ -122,7 +122,11 @@ def _integrate(
 
     def slope(phi: float, flat: np.ndarray) -> np.ndarray:
         w = torch.from_numpy(flat).reshape(shape)
-        d = data_prediction(problem.model, w, math.tan(phi) if phi < math.pi / 2 else math.inf)
+        ratio = math.tan(phi) if phi < math.pi / 2 else math.inf
+        d = data_prediction(problem.model, w, ratio)
+        bad = ~torch.isfinite(d).flatten(1).all(1)
+        if bool(bad.any()):  # SciPy would look for a step size for ever
+            raise _failed(problem, f"{MEANING[Status.NETWORK_NOT_FINITE]} at {ratio=:.4g}", bad)
         if tick is not None:
             tick()
         return ((w * math.cos(phi) - d) / math.sin(phi)).flatten().numpy()
@@ -137,12 +141,20 @@ def _integrate(
             method="DOP853", rtol=tol, atol=tol, t_eval=np.unique(phis[1:])[::-1],
         )  # fmt: skip
         if not run.success:
-            raise MeasurementError(f"the reference of {problem.name} failed: {run.message}")
+            raise _failed(problem, run.message, torch.ones(len(problem.start), dtype=torch.bool))
         by_phi = dict(zip(run.t.tolist(), run.y.T, strict=True))
         out = [torch.from_numpy(by_phi[float(p)].copy()).reshape(shape) for p in phis[1:]]
         if jump:
             out[-1] = data_prediction(problem.model, out[-1], last)
     return out
+
+
+def _failed(problem: Problem, why: str, which: Tensor) -> SolverError:
+    """To be raised: no reference, and why, for the samples of which it is so."""
+    return SolverError(
+        f"the reference of {problem.name} failed: {why}; {int(which.sum())} of {len(which)} samples",
+        which * int(Status.NETWORK_NOT_FINITE),
+    )
 
 
 def _key(ratio: float) -> str:

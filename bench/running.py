@@ -9,10 +9,6 @@ import torch
 from .store import Record
 
 
-class MeasurementError(RuntimeError):
-    """A number could not be had; the message says why."""
-
-
 class Running:
     """Mean +- its error over the items so far, said ten times in a run."""
 

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,16 +89,20 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     """Read a checkpoint that `Checkpoint.save` wrote, or call code of yours that makes one.
 
     path: a file; or "package.module:function" or "file.py:function", a function without arguments
-    that returns a `Checkpoint` around any denoiser: that code is run.
+    that returns a `Checkpoint` around any denoiser: that code is run; or "digits", `load_default`'s.
     Raises FileNotFoundError where there is no file, and ValueError, with what is wrong, for a
     truncated file, one without the description, or one whose tensors do not fit its network;
     TypeError for a function that returns something else.
     """
     if (made := from_code(str(path))) is not None:
         return _placed(made, str(path), device)
+    if str(path) == "digits":
+        return _placed(load_default(), "digits", device)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
+    if path.suffix == ".py":
+        raise ValueError(f"{path} is code: name its function that makes a Checkpoint, {path}:function")
     header, state = _read(path)
     try:
         network = (header["network"]["name"], dict(header["network"]["config"]))
@@ -223,6 +228,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = f.metadata() or {}
             state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as e:
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is a file of torch.save, which does not say what network its tensors belong "
+                "to: name a function that builds it and returns a Checkpoint, file.py:function"
+            ) from None
         raise ValueError(f"{path} is no whole safetensors file ({e}); fetch it again") from None
     if _KEY not in metadata:
         raise ValueError(

@@ -283,13 +283,13 @@ class Trainer:
             state = torch.load(path, weights_only=True, map_location="cpu")
             theirs = json.loads(state["description"])
         except UNREADABLE as e:
-            raise ValueError(f"{path} cannot be resumed from ({e}); pass resume=False") from None
+            raise ValueError(f"{path} cannot be resumed from ({e}); pass resume=False, or --restart") from None
         ours = json.loads(json.dumps(self._description()))
         for key in ours:
             if ours[key] != theirs.get(key):
                 raise ValueError(
                     f"{path} is of a run with other arguments: {key} was {theirs.get(key)}, is "
-                    f"now {ours[key]}; choose another out, or pass resume=False to start over"
+                    f"now {ours[key]}; choose another out, or start over with resume=False, or --restart"
                 )
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])

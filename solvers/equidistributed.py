@@ -18,6 +18,7 @@ from .grids import times
 from .multistep import weights
 from .sampler import Sampler
 from .spacing import RatioGrid
+from .status import MEANING, SolverError, Status
 from .trace import products
 
 
@@ -69,7 +70,7 @@ def equidistributed(
     1973). even: the share of the nodes that is spread evenly in lambda whatever was measured. The
     same seed gives the same numbers.
     Raises ValueError for order outside 1..5, too few pilot steps, `even` outside (0, 1], or a
-    network that autograd cannot see through.
+    network that autograd cannot see through; SolverError where the network returns NaN or Inf.
     """
     if order != int(order) or not 1 <= order <= 5:
         raise ValueError(f"order must be a whole number in 1..5; got {order}")
@@ -88,6 +89,12 @@ def equidistributed(
             out = model.net(state.x_in, state.t_in, **model.cond)
             datas.append(skip[state.row] * state.x.double() + scale[state.row] * out.double())
             state = sampler.tell(state, out)
+    bad = ~torch.stack(datas).isfinite().flatten(2).all(2)  # [steps, B]
+    if bool(bad.any()):
+        i = int(bad.any(1).nonzero()[0])
+        why = f"the pilot run failed: {MEANING[Status.NETWORK_NOT_FINITE]} at step {i} (t={t[i]:g})"
+        which = f"samples {bad[i].nonzero().flatten().tolist()[:8]}"
+        raise SolverError(f"{why}, {which}", bad.any(0) * int(Status.NETWORK_NOT_FINITE))
     first = int(not bool(torch.isfinite(model.process.log_snr(t[0]))))
     path = Path.of(model.process, t[first:])
     off = local_errors(path, torch.stack(datas[first:]), order)

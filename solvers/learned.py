@@ -118,10 +118,10 @@ def read(
 
     Raises FileNotFoundError, or ValueError for another file.
     """
-    text = FilePath(path).read_text(encoding="utf-8")
     try:
+        text = FilePath(path).read_text(encoding="utf-8")
         keys = set(json.loads(text))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # no text, or no JSON
         raise ValueError(f"{path} holds no table: {error}") from error
     if "theta" in keys:
         return Learned.from_json(text).tableau(process)

@@ -206,6 +206,10 @@ def _by_quadrature(
     if path is None:
         raise RuntimeError("the path was not kept")
     status = run.status.clone()
+    if not bool((status == Status.OK).any()):  # no path to lay a node on
+        nan, none = torch.full_like(status, torch.nan, dtype=torch.float64), torch.zeros_like(status)
+        latent = torch.full_like(x, torch.nan)
+        return nan, nan, latent, none, run.rejected, status, nan, nan, nan
     with torch.no_grad():
         allowed = atol * x[0].numel()
         if goal is not None:

@@ -10,6 +10,7 @@ it is a mistake of this package, or of code that was handed to it.
 from __future__ import annotations
 
 import argparse
+import dis
 import os
 import sys
 from collections.abc import Sequence
@@ -48,28 +49,30 @@ def _expected(error: Exception) -> str | None:
     not work out, and of input that this package refused itself. None of any other."""
     import torch
 
-    from .bench.running import MeasurementError
     from .models.trainer import TrainingError
     from .solvers.fitting import FitError
     from .solvers.status import SolverError
 
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    foreseen = (OSError, ImportError, SolverError, TrainingError, FitError, MeasurementError)
-    if isinstance(error, foreseen):
+    if isinstance(error, ModuleNotFoundError):
+        return None if (error.name or "").startswith("undiffuse") else str(error)
+    if isinstance(error, OSError | SolverError | TrainingError | FitError):
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return f"out of memory, a smaller --batch needs less: {error}"
-    return str(error) if isinstance(error, ValueError | TypeError) and _ours(error) else None
+    ours = isinstance(error, ValueError | TypeError | ImportError) and _refused(error)
+    return str(error) if ours else None
 
 
-def _ours(error: Exception) -> bool:
-    """Whether this package raised the error, not what it calls."""
+def _refused(error: Exception) -> bool:
+    """Whether a `raise` of this package was the error's origin, not a mistake that Python found."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    name = last.tb_frame.f_globals.get("__name__", "") if last else ""
-    return str(name).startswith(f"{__package__}.")
+    if last is None or not last.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        return False
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,8 +25,9 @@ def _likelihood(commands: Any) -> None:
                  "Bits/dim of data under a network, with error bars; a run that was killed goes on.",
                  "the items that are done are in --out, and the same command goes on")  # fmt: skip
     p.add_argument("model", nargs="?", help=MODEL)
-    p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx, tensor file or image folder; "
-                   "default: the digits that the shipped network never saw")  # fmt: skip
+    p.add_argument("data", nargs="?", help="digits, .npz, .npy, idx (.gz), tensor file, picture or "
+                   "folder of them, read a batch at a time; default: what the network's training left "
+                   "out")  # fmt: skip
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
     p.add_argument("--method", default="ode", choices=["ode", "elbo", "both"],
                    help="log p of the probability flow, the evidence lower bound, or both compared")  # fmt: skip
@@ -38,7 +39,8 @@ def _likelihood(commands: Any) -> None:
                    "that fill it (offset 7 for bytes in [-1, 1])")  # fmt: skip
     p.add_argument("--repeats", type=int, default=1, help="draws of noise and probes an item")
     p.add_argument("--target-error", type=float, default=None, metavar="BITS",
-                   help="standard error of an item to reach, bits/dim, by probes or draws")  # fmt: skip
+                   help="standard error of an item to reach, bits/dim, by probes or draws; what the noise of "
+                   "the dequantisation adds, which --repeats shows, only repeats lower")  # fmt: skip
     p.add_argument("--probes", type=int, default=None, help="of ode: Hutchinson's, see log_prob")
     p.add_argument("--rtol", type=float, default=None, help="of ode: tolerance of the path")
     p.add_argument("--atol", type=float, default=None, help="of ode: absolute tolerance of it")

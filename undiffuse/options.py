@@ -8,8 +8,15 @@ from typing import Any
 
 MODEL = (
     "checkpoint of `undiffuse train`, or package.module:function or file.py:function that returns "
-    "an undiffuse Checkpoint around any network; default: the digits"
+    "an undiffuse Checkpoint around any network; default: digits, the network that ships"
 )
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, but for those that an option's own words have."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def command(
@@ -18,7 +25,7 @@ def command(
     """A command of the parser, whose options are parsed and handed to run(args). kept: what is left
     of a run that was interrupted, and how to go on."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=text, description=text, formatter_class=_Help
     )
     parser.set_defaults(run=run, kept=kept)
     return parser

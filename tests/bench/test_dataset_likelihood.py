@@ -224,3 +224,20 @@ def test_the_flow_and_the_bound_side_by_side(tmp_path, capsys):
     assert 0 < gaps.median() < 0.15 and gap["lo"] <= gaps.mean() <= gap["hi"]
     assert (tmp_path / "both.md").read_text().count("\n") >= 5
     assert "elbo - ode" in capsys.readouterr().out and (tmp_path / "elbo" / "bits.png").exists()
+
+
+def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_path, capsys):
+    """Exact traces leave no error but the noise inside a level, which more repeats lower and probes
+    do not: two repeats a millionth of a bit apart by chance would be a wonder."""
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "fast").touch()
+    torch.save(torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2) * 10, tmp_path / "x.pt")
+    found = dataset_likelihood.run(
+        tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "x.pt",
+        repeats=2, target_error=1e-6, progress=False,
+    )  # fmt: skip
+    assert found["target_not_met"] == found["items"] == 6 and found["failed"] == 0
+    assert "6 missed the target" in capsys.readouterr().out
+    for row in Store(tmp_path / "out", "items.jsonl").records.values():
+        spread = abs(row["repeats"][0] - row["repeats"][1]) / 2  # of their mean
+        assert row["std_error"] == pytest.approx(spread) and "repeats spread" in row["why"]

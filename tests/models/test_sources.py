@@ -74,9 +74,12 @@ def test_a_file_larger_than_the_memory_is_read_where_it_was_asked(tmp_path):
             file, {"descr": "|u1", "fortran_order": False, "shape": (items, 8, 8)}
         )
         start = file.tell()
-        file.seek(start + 64 * (items - 2))
-        file.write(bytes(range(64)))
-        file.truncate(start + 64 * items)
+        try:
+            file.seek(start + 64 * (items - 2))
+            file.write(bytes(range(64)))
+            file.truncate(start + 64 * items)
+        except OSError as error:
+            pytest.skip(f"no sparse file of this size here: {error}")
     source = stream(path)
     assert len(source) == items
     assert source.read([items - 2]).flatten().tolist() == list(range(64))

@@ -12,7 +12,7 @@ import undiffuse as ud
 from undiffuse.solvers.encode import decode, encode
 from undiffuse.solvers.likelihood import log_prob
 from undiffuse.solvers.probing import Prober
-from undiffuse.solvers.status import Status
+from undiffuse.solvers.status import SolverError, Status
 
 from .densities import PROCESSES, at_start, digits64, in_bits, mixture, prior_gap  # noqa: TID251  ruff takes tests/solvers so
 
@@ -332,3 +332,17 @@ def test_bad_input_is_refused_before_any_call():
         log_prob(model, x.long())
     with pytest.raises(ValueError, match=r"samples \[1\] hold NaN"):
         log_prob(model, torch.tensor([[0.0], [math.nan]]))
+
+
+@pytest.mark.parametrize("d", [2, 20])
+@pytest.mark.parametrize(
+    "options", [{}, {"trace": "exact"}, {"target_std_error": 0.1}, {"method": "augmented"}]
+)
+def test_where_every_sample_fails_the_status_says_why(d, options):
+    """Nothing is left to lay a node on: each has its status and nan, and no index goes wrong."""
+    model = ud.Denoiser(lambda x, t: x * float("nan"), ud.VP(), predicts="noise")
+    r = log_prob(model, torch.zeros(3, d), on_failure="return", **options)
+    assert r.status.tolist() == [Status.NETWORK_NOT_FINITE] * 3
+    assert bool(r.log_prob.isnan().all()) and r.nfe.tolist() == [1] * 3  # one call said it
+    with pytest.raises(SolverError, match="NaN or Inf for sample 0, 1, 2"):
+        log_prob(model, torch.zeros(3, d), **options)
