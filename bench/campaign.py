@@ -1,7 +1,8 @@
 """Running the cells of a benchmark: planned first, then measured once each, alone or by workers.
 
-A cell's numbers depend on its key alone, so workers give what one process gives; they only share
-the reference, which is on disk. Results are appended by the parent as they arrive.
+A cell's numbers depend on its key alone, so workers, and the processes of torchrun (ranks.py), give
+what one process gives; they only share the reference, which is on disk. Results are appended by the
+parent as they arrive.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from ..models.checkpoint import Checkpoint, load, load_default
 from ..models.data import load as load_data
-from . import cells, heldout, problems
+from . import cells, heldout, problems, ranks
 from .bar import Bar
 from .cells import Cell
 from .features import Features, apply
@@ -105,14 +108,15 @@ def measure(
     held to, which for a large problem goes no further than the starts if no error to it is asked
     for. metrics: names of the cells' measures, for the workers."""
     problem = todo[0].problem
-    timings = Store(store.path.parent, "timings.jsonl")
+    timings = Store(store.path.parent, "timings.jsonl", store.writes)
     planned = _planned(todo, store)
     ratios = {plan.start for plan in planned.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {plan.end for plan in planned.values()} | {problem.r_min, 0.0}
     for level in LEVELS[problem.large]:
         shown.say(f"{problem.name}: reference solution")
-        reference = cached(reference_file(store, problem), problem, ratios, level)
+        file = reference_file(store, problem)
+        reference = ranks.first(partial(cached, file, problem, ratios, level))
         due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
         shown.total(len(due))
         for record, seconds in _run(spec, due, planned, reference, workers, metrics):
@@ -172,6 +176,13 @@ def _run(
     metrics: list[str] | None,
 ) -> Iterator[tuple[Record, float]]:
     """Records and seconds as they are ready."""
+    if ranks.size() > 1:
+        for cell in due[:1]:
+            warm_up(cell.problem)
+        for i in range(0, len(due), ranks.size()):
+            mine = due[i + ranks.rank() :][:1]
+            yield from chain(*ranks.shared([cells.run(c, planned[c.key], reference) for c in mine]))
+        return
     if workers == 1 or len(due) < 2:
         for cell in due[:1]:
             warm_up(cell.problem)

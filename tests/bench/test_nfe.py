@@ -241,6 +241,25 @@ def test_workers_give_the_numbers_of_one_process(tmp_path):
     assert one == two and len(one) == 2 * 2 * len(nfe.GRIDS)
 
 
+@pytest.mark.slow
+def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
+    """And go on with what one process left: its cells are not measured again."""
+    run(tmp_path / "one", nfe=[4, 6])
+    run(tmp_path / "two", nfe=[4])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "undiffuse", "bench", "--checkpoint", "none", "--targets", "ring2", "--peers", "",
+               "--batch", "8", "--solvers", "ddim,dpmpp-2m", "--nfe", "4,6",
+               "--out", str(tmp_path / "two")]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=env, capture_output=True)
+    one, two = (
+        sorted((tmp_path / d / "results.jsonl").read_text().splitlines()) for d in ("one", "two")
+    )
+    assert one == two
+    seconds = (tmp_path / "two" / "timings.jsonl").read_text().splitlines()
+    assert len(seconds) == len(one) == 2 * 2 * len(nfe.GRIDS)
+
+
 def test_asked_metrics_are_measured_of_every_solver(tmp_path):
     asked = [m for m in quality.MEASURES if m not in ("error", "weak_error")]
     summary = run(tmp_path, solvers=["dpmpp-2m", "ddpm"], nfe=[20], grid="log_snr", metrics=asked,
@@ -355,7 +374,7 @@ def test_a_solver_in_a_file_is_measured_and_a_wrong_sign_is_named(tmp_path, caps
     assert main(command) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     (named,) = summary["broken_claims"]
-    assert re.search(r"mine.py:Mine declares order 2 but converges at (0.9|1.0)", named)
+    assert re.search(r"mine.py:Mine declares order 2 but converges at -?0.0", named)
     assert "broken: " in capsys.readouterr().out
     records = list(store.Store(tmp_path / "out").records.values())[4:]
     assert len(records) == 2 and all(r["error"] > 2 * errors["dpmpp-2m", r["nfe"]] for r in records)
