@@ -106,10 +106,10 @@ def measure(
 ) -> Reference:
     """Run the cells (of one problem) that the store has not got; returns the reference they were
     held to, which for a large problem goes no further than the starts if no error to it is asked
-    for. metrics: names of the cells' measures, for the workers."""
+    for. metrics: names of the cells' measures, for the workers. The bar knows of the others already."""
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl", store.writes)
-    planned = _planned(todo, store)
+    planned = _planned(todo, store, shown)
     ratios = {plan.start for plan in planned.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {plan.end for plan in planned.values()} | {problem.r_min, 0.0}
@@ -118,7 +118,7 @@ def measure(
         file = reference_file(store, problem)
         reference = ranks.first(partial(cached, file, problem, ratios, level))
         due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
-        shown.total(len(due))
+        shown.total(sum(c.key in store for c in due))  # those that a finer reference has again
         for record, seconds in _run(spec, due, planned, reference, workers, metrics):
             timings.append({"key": record["key"], "seconds": round(seconds, 4)})
             store.append(record)
@@ -129,7 +129,7 @@ def measure(
     return reference
 
 
-def _planned(todo: list[Cell], store: Store) -> dict[str, Plan]:
+def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
     """The plans by key; what cannot run becomes its row."""
     made: dict[str, Plan] = {}
     for cell in todo:
@@ -137,6 +137,8 @@ def _planned(todo: list[Cell], store: Store) -> dict[str, Plan]:
             made[cell.key] = _inside(planned(cell.config, cell.problem, cell.nfe), cell.problem)
         except Unavailable as error:
             record = cells.unavailable(cell, error)
+            if cell.key not in store:
+                shown.advance()
             if cell.key not in store or store[cell.key] != record:
                 store.append(record)
     return made

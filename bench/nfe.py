@@ -129,6 +129,7 @@ def run(
     names = None if metrics is None else list(metrics)
     with bar(progress and writes) as shown, _threads(posed), ranks.together():
         store = ranks.first(partial(Store, out, writes=writes))
+        shown.total(sum(c.key not in store for mine in todo for c in mine))
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
             found = campaign.measure(spec, mine, store, shown, workers, names)
             references.setdefault(problem.name, found)

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from undiffuse.bench import bar as nfe_bar
 from undiffuse.bench import (
     campaign,
     cells,
@@ -126,6 +128,31 @@ def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch)
     assert len(keys) == 2 * 2 * len(nfe.GRIDS) - 3
     whole, cut = ((tmp_path / d / "results.jsonl").read_text() for d in ("whole", "cut"))
     assert sorted(whole.splitlines()) == sorted(cut.splitlines())
+
+
+def test_the_bar_knows_all_cells_from_the_start_and_ends_full(tmp_path, monkeypatch):
+    """So that the time left is of the whole run: two problems, one row that cannot run, resumed."""
+    said = []
+
+    class Spy(nfe_bar.Bar):
+        def total(self, steps):
+            said.append(steps)
+
+        def advance(self):
+            said.append("+")
+
+    @contextmanager
+    def spying(show):
+        yield Spy()
+
+    monkeypatch.setattr(nfe, "bar", spying)
+    asked = {"targets": ["ring2", "moons"], "solvers": ["heun", "ddim"], "grid": "log_snr"}
+    run(tmp_path, **asked, nfe=[1, 4])  # heun cannot make one call
+    totals = [s for s in said if s != "+"]
+    assert said[0] == 2 * 2 * 2 and sum(totals) == said.count("+")
+    said.clear()
+    run(tmp_path, **asked, nfe=[1, 4, 6])
+    assert said[0] == 2 * 2 and sum(s for s in said if s != "+") == said.count("+")
 
 
 @pytest.mark.slow
