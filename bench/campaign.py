@@ -30,7 +30,7 @@ from .plans import Config, Plan, Unavailable, planned
 from .problems import Problem
 from .quality import Measure, chosen
 from .reference import TOLERANCES, Reference, cached
-from .store import Record, Store
+from .store import Record, Store, ratio_of
 from .targets import get as get_target
 
 FINER = 20
@@ -110,31 +110,35 @@ def measure(
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl", store.writes)
     planned = _planned(todo, store, shown)
-    ratios = {plan.start for plan in planned.values()}
+    spans = {c.key: _span(c, planned, store) for c in todo if _runs(c, planned, store)}
+    ratios = {start for start, _ in spans.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
-        ratios |= {plan.end for plan in planned.values()} | {problem.r_min, 0.0}
+        ratios |= {end for _, end in spans.values()} | {problem.r_min, 0.0}
     for level in LEVELS[problem.large]:
         shown.say(f"{problem.name}: reference solution")
         file = reference_file(store, problem)
         reference = ranks.first(partial(cached, file, problem, ratios, level))
-        due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
+        due = [c for c in todo if c.key in spans and not _settled(store, c.key, reference)]
+        planned |= {c.key: _plan(c) for c in due if c.key not in planned}
         shown.total(sum(c.key in store for c in due))  # those that a finer reference has again
         for record, seconds in _run(spec, due, planned, reference, workers, metrics):
             timings.append({"key": record["key"], "seconds": round(seconds, 4)})
             store.append(record)
             shown.say(f"{problem.name}: {record['library']} {record['solver']}")
             shown.advance()
-        if all(_resolved(store[key], reference.error) for key in planned):
+        if all(_resolved(store[key], reference.error) for key in spans):
             break
     return reference
 
 
 def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
-    """The plans by key; what cannot run becomes its row."""
+    """The plans of cells that are still to be run, by key; what cannot run becomes its row."""
     made: dict[str, Plan] = {}
     for cell in todo:
+        if cell.key in store and store[cell.key]["status"] != "unavailable":
+            continue  # planning may cost network calls, too
         try:
-            made[cell.key] = _inside(planned(cell.config, cell.problem, cell.nfe), cell.problem)
+            made[cell.key] = _plan(cell)
         except Unavailable as error:
             record = cells.unavailable(cell, error)
             if cell.key not in store:
@@ -144,8 +148,22 @@ def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
     return made
 
 
-def _inside(plan: Plan, problem: Problem) -> Plan:
-    """The plan, if it starts where the model is defined. Raises Unavailable otherwise."""
+def _runs(cell: Cell, planned: dict[str, Plan], store: Store) -> bool:
+    """Whether the cell has a plan or was run."""
+    return cell.key in planned or store[cell.key]["status"] != "unavailable"
+
+
+def _span(cell: Cell, planned: dict[str, Plan], store: Store) -> tuple[float, float]:
+    """sigma/alpha where the cell starts and ends."""
+    if cell.key in planned:
+        return planned[cell.key].start, planned[cell.key].end
+    return ratio_of(store[cell.key], "start"), ratio_of(store[cell.key], "end")
+
+
+def _plan(cell: Cell) -> Plan:
+    """Its plan, if that starts where the model is defined. Raises Unavailable otherwise."""
+    problem = cell.problem
+    plan = planned(cell.config, problem, cell.nfe)
     if plan.start > problem.r_max * (1 + 1e-3):
         raise Unavailable(
             f"starts at sigma/alpha = {plan.start:.4g}, above the model's {problem.r_max:.4g}"

@@ -50,6 +50,12 @@ class Store:
             os.fsync(file.fileno())
 
 
+def ratio_of(record: Record, end: str) -> float:
+    """The record's 'start' or 'end', sigma/alpha: null, which stands for what JSON has not, is inf."""
+    value = record[end]
+    return math.inf if value is None else float(value)
+
+
 def parse(text: str) -> list[Record]:
     """Records of JSON lines; lines that are cut or not records are left out."""
     out = []

@@ -31,7 +31,7 @@ from undiffuse.bench import (
 )
 from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.targets import get
-from undiffuse.models import VP, Denoiser, Gaussian, guidance
+from undiffuse.models import VP, Denoiser, Flow, Gaussian, guidance
 from undiffuse.models.checkpoint import Checkpoint, load_default
 
 pytest.importorskip("scipy")
@@ -551,6 +551,23 @@ def test_a_checkpoint_of_the_users_own_with_data_of_theirs(tmp_path):
     assert {r["library"] for r in records} >= {"undiffuse"}
     ours = {r["nfe"]: r["error"] for r in records if r["library"] == "undiffuse"}
     assert ours[12] < ours[6] < 0.5
+
+
+def test_a_flow_starts_at_pure_noise_and_is_resumed(tmp_path, monkeypatch, capsys):
+    """sigma/alpha is infinite there, which JSON has not."""
+    law = get("ring2").law
+    given = Checkpoint(law.denoiser(Flow()), (2,), (-1.2, 1.2))
+    more = {"checkpoint": given, "targets": [], "data": law.sample(64), "grid": "uniform",
+            "likelihood": False, "peers": ["rk4", "RK45"], "nfe": [16]}  # fmt: skip
+    first = run(tmp_path, **more)
+    keys, real = computed(monkeypatch), campaign.planned
+    asked = []
+    monkeypatch.setattr(campaign, "planned", lambda c, *a: asked.append(c.name) or real(c, *a))
+    again = run(tmp_path, **more)
+    assert keys == [] and again["best"] == first["best"]
+    done = {r["solver"] for r in store.Store(tmp_path).records.values() if r["status"] == "ok"}
+    assert "ddim" in done and not done & set(asked)  # nor was anything planned again
+    assert "inf > 0" in capsys.readouterr().out
 
 
 class Blind(torch.nn.Module):
