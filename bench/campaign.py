@@ -1,7 +1,8 @@
 """Running the cells of a benchmark: planned first, then measured once each, alone or by workers.
 
-A cell's numbers depend on its key alone, so workers give what one process gives; they only share
-the reference, which is on disk. Results are appended by the parent as they arrive.
+A cell's numbers depend on its key alone, so workers, and the processes of torchrun (ranks.py), give
+what one process gives; they only share the reference, which is on disk. Results are appended by the
+parent as they arrive.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from torch import Tensor
 from ..models.checkpoint import Checkpoint, load, load_default
 from ..models.data import load as load_data
 from ..solvers.bits import dequantised
-from . import cells, heldout, problems
+from . import cells, heldout, problems, ranks
 from .bar import Bar
 from .cells import Cell
 from .features import Features, apply
@@ -28,7 +31,7 @@ from .plans import Config, Plan, Unavailable, planned
 from .problems import Problem
 from .quality import Measure, chosen
 from .reference import TOLERANCES, Reference, cached
-from .store import Record, Store
+from .store import Record, Store, ratio_of
 from .targets import get as get_target
 
 FINER = 20
@@ -106,43 +109,64 @@ def measure(
 ) -> Reference:
     """Run the cells (of one problem) that the store has not got; returns the reference they were
     held to, which for a large problem goes no further than the starts if no error to it is asked
-    for. metrics: names of the cells' measures, for the workers."""
+    for. metrics: names of the cells' measures, for the workers. The bar knows of the others already."""
     problem = todo[0].problem
-    timings = Store(store.path.parent, "timings.jsonl")
-    planned = _planned(todo, store)
-    ratios = {plan.start for plan in planned.values()}
+    timings = Store(store.path.parent, "timings.jsonl", store.writes)
+    planned = _planned(todo, store, shown)
+    spans = {c.key: _span(c, planned, store) for c in todo if _runs(c, planned, store)}
+    ratios = {start for start, _ in spans.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
-        ratios |= {plan.end for plan in planned.values()} | {problem.r_min, 0.0}
+        ratios |= {end for _, end in spans.values()} | {problem.r_min, 0.0}
     for level in LEVELS[problem.large]:
         shown.say(f"{problem.name}: reference solution")
-        reference = cached(reference_file(store, problem), problem, ratios, level)
-        due = [c for c in todo if c.key in planned and not _settled(store, c.key, reference)]
-        shown.total(len(due))
+        file = reference_file(store, problem)
+        reference = ranks.first(partial(cached, file, problem, ratios, level))
+        due = [c for c in todo if c.key in spans and not _settled(store, c.key, reference)]
+        planned |= {c.key: _plan(c) for c in due if c.key not in planned}
+        shown.total(sum(c.key in store for c in due))  # those that a finer reference has again
         for record, seconds in _run(spec, due, planned, reference, workers, metrics):
             timings.append({"key": record["key"], "seconds": round(seconds, 4)})
             store.append(record)
             shown.say(f"{problem.name}: {record['library']} {record['solver']}")
             shown.advance()
-        if all(_resolved(store[key], reference.error) for key in planned):
+        if all(_resolved(store[key], reference.error) for key in spans):
             break
     return reference
 
 
-def _planned(todo: list[Cell], store: Store) -> dict[str, Plan]:
-    """The plans by key; what cannot run becomes its row."""
+def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
+    """The plans of cells that are still to be run, by key; what cannot run becomes its row."""
     made: dict[str, Plan] = {}
     for cell in todo:
+        if cell.key in store and store[cell.key]["status"] != "unavailable":
+            continue  # planning may cost network calls, too
         try:
-            made[cell.key] = _inside(planned(cell.config, cell.problem, cell.nfe), cell.problem)
+            made[cell.key] = _plan(cell)
         except Unavailable as error:
             record = cells.unavailable(cell, error)
+            if cell.key not in store:
+                shown.advance()
             if cell.key not in store or store[cell.key] != record:
                 store.append(record)
     return made
 
 
-def _inside(plan: Plan, problem: Problem) -> Plan:
-    """The plan, if it starts where the model is defined. Raises Unavailable otherwise."""
+def _runs(cell: Cell, planned: dict[str, Plan], store: Store) -> bool:
+    """Whether the cell has a plan or was run."""
+    return cell.key in planned or store[cell.key]["status"] != "unavailable"
+
+
+def _span(cell: Cell, planned: dict[str, Plan], store: Store) -> tuple[float, float]:
+    """sigma/alpha where the cell starts and ends."""
+    if cell.key in planned:
+        return planned[cell.key].start, planned[cell.key].end
+    return ratio_of(store[cell.key], "start"), ratio_of(store[cell.key], "end")
+
+
+def _plan(cell: Cell) -> Plan:
+    """Its plan, if that starts where the model is defined. Raises Unavailable otherwise."""
+    problem = cell.problem
+    plan = planned(cell.config, problem, cell.nfe)
     if plan.start > problem.r_max * (1 + 1e-3):
         raise Unavailable(
             f"starts at sigma/alpha = {plan.start:.4g}, above the model's {problem.r_max:.4g}"
@@ -175,6 +199,13 @@ def _run(
     metrics: list[str] | None,
 ) -> Iterator[tuple[Record, float]]:
     """Records and seconds as they are ready."""
+    if ranks.size() > 1:
+        for cell in due[:1]:
+            warm_up(cell.problem)
+        for i in range(0, len(due), ranks.size()):
+            mine = due[i + ranks.rank() :][:1]
+            yield from chain(*ranks.shared([cells.run(c, planned[c.key], reference) for c in mine]))
+        return
     if workers == 1 or len(due) < 2:
         for cell in due[:1]:
             warm_up(cell.problem)

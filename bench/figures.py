@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .quality import Measure
 from .store import Record, write
-from .table import kind
+from .table import interval, kind
 
 OURS = (
     "#1f5fb4", "#d1495b", "#2a8c6a", "#8a4fbf", "#c77f0a", "#0f8ea3", "#7a5230", "#c23b9b",
@@ -64,6 +64,18 @@ def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
 
 def _level(records: Sequence[Record], m: Measure) -> float:
     return sum(math.log(max(m.off(r[m.field]), 1e-12)) for r in records) / len(records)
+
+
+def reach(found: Sequence[Curve], m: Measure) -> tuple[float, float, bool]:
+    """(low, high) for the axis, and whether anything lies beyond: a run that blew up must not
+    flatten the others."""
+    held = [r for _, _, records in found for r in records]
+    values = sorted(m.off(r[m.field]) for r in held)
+    far = max(m.away(interval(r, m.field)).hi for r in held)
+    often = 4 * values[len(values) // 2] if m.signed else 30 * values[3 * len(values) // 4]
+    top = max(min(1.2 * far, often), 1e-12)
+    low = 0.0 if m.signed or m.share else max(values[0] / 2, 1e-12)
+    return low, max(top, 2 * low), values[-1] > top
 
 
 def quality_against(
@@ -132,6 +144,7 @@ def _panel(
         ax.set_ylim(0, 1.02)
     else:
         ax.set_yscale("log")
+        ax.set_ylim(top=min(ax.get_ylim()[1], reach([*mine, *theirs], m)[1]))
         lo, hi = ax.get_ylim()
         if hi / lo < 100:  # too few decades for the labels of the powers of ten alone
             ticks = [t * 10**k for k in range(-9, 5) for t in (1, 2, 5)]

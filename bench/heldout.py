@@ -70,8 +70,10 @@ def bits_per_dim(
     exact = x[0].numel() <= EXACT_DIM
     how: dict[str, Any] = {"trace": "exact", "rtol": 1e-4, "atol": 1e-4} if exact else {}
     model = checkpoint.denoiser
+    if isinstance(model.net, torch.nn.Module):
+        x = x.to(next(model.net.parameters(), x).device)
     found = log_prob(model, x, offset=offset, t_min=model.t_min, **how)  # not trained below
-    e = metrics.mean_interval(found.bits_per_dim, seed=seed)
+    e = metrics.mean_interval(found.bits_per_dim.cpu(), seed=seed)
     calls = found.nfe if isinstance(found.nfe, int) else int(found.nfe.max())
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "count": len(x), "nfe": calls,

@@ -18,6 +18,8 @@ from torch import Tensor
 
 Z95 = 1.959964
 """Half width of a 95 % interval in standard errors."""
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The same where the standard error is itself of 2 ... 10 values."""
 
 
 class Estimate(NamedTuple):
@@ -36,7 +38,8 @@ class Estimate(NamedTuple):
 
 
 def mean_interval(values: Tensor, seed: int = 0, resamples: int = 500) -> Estimate:
-    """Mean of values [n] with its bootstrap percentile interval."""
+    """Mean of values [n] with its bootstrap percentile interval (of 16 skewed values it holds the mean
+    in about nine cases of ten)."""
     values = values.double().flatten()
     g = torch.Generator().manual_seed(seed)
     index = torch.randint(len(values), (resamples, len(values)), generator=g)
@@ -48,7 +51,8 @@ def mean_interval(values: Tensor, seed: int = 0, resamples: int = 500) -> Estima
 def jackknife(
     distance: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, groups: int = 10
 ) -> Estimate:
-    """distance(x, y) with the interval of the delete-a-group jackknife over both sets."""
+    """distance(x, y) with the interval of the delete-a-group jackknife over both sets; groups: 2 to
+    10. Of the distance's value for such sets: what it is above that of the laws is not in it."""
     x, y = _flat(x), _flat(y)
     groups = min(groups, len(x), len(y))
     value = distance(x, y)
@@ -56,7 +60,7 @@ def jackknife(
         [distance(_without(x, g, groups), _without(y, g, groups)) for g in range(groups)]
     )
     spread = (groups - 1) / groups * (parts - parts.mean()).square().sum()
-    half = Z95 * float(spread.sqrt())
+    half = STUDENT[groups - 2] * float(spread.sqrt())
     return Estimate(value, value - half, value + half)
 
 

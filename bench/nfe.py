@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import torch
 
 from ..models.checkpoint import Checkpoint
 from ..solvers import Solver
-from . import campaign, heldout, summary, table
+from . import campaign, heldout, ranks, summary, table
 from .bar import bar
 from .campaign import Spec
 from .cells import Cell
@@ -75,7 +76,8 @@ def run(
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure, print and write; returns the summary that summary.json holds.
+    """Measure, print and write; returns the summary that summary.json holds ({} in the processes of
+    torchrun but the first).
 
     checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
     network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
@@ -108,6 +110,8 @@ def run(
         for n in every_seed
         for s in _specs(checkpoint, data, targets, batch, n, device, features, quick)
     ]
+    if workers > 1 and ranks.size() > 1:
+        raise ValueError(f"torchrun started {ranks.size()} processes; workers must then be 1")
     if workers > 1 and isinstance(checkpoint, Checkpoint):
         raise ValueError("workers need a checkpoint's file: save it and give its path")
     if workers > 1 and callable(features):
@@ -119,15 +123,19 @@ def run(
         todo.append(_cells(p, configs, costs, measures))
 
     began = time.perf_counter()
-    store = Store(out)
+    writes = ranks.rank() == 0
     references: dict[str, Reference] = {}
     worst: dict[str, float] = {}
     names = None if metrics is None else list(metrics)
-    with bar(progress) as shown, _threads(posed):
+    with bar(progress and writes) as shown, _threads(posed), ranks.together():
+        store = ranks.first(partial(Store, out, writes=writes))
+        shown.total(sum(c.key not in store for mine in todo for c in mine))
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
             found = campaign.measure(spec, mine, store, shown, workers, names)
             references.setdefault(problem.name, found)
             worst[problem.name] = max(worst.get(problem.name, 0.0), found.error)
+        if not writes:
+            return {}
         records = pooled([store[c.key] for mine in todo for c in mine])
         posed = posed[: len(references)]  # of the first seed: pictures and floors
         every = [c for mine in todo[: len(posed)] for c in mine]
@@ -184,7 +192,7 @@ def _specs(
     specs = [Spec(small, seed, target=t, features=features) for t in names]
     if str(checkpoint) != "none":
         given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-        on = None if device is None else str(device)
+        on = ranks.device(None if device is None else str(device))
         spec = Spec(small, seed, None, given, on, data, features)
         if batch is None and math.prod(spec.trained().event_shape) > SMALL_EVENT:
             spec = replace(spec, batch=QUICK_LARGE_BATCH if quick else LARGE_BATCH)

@@ -36,18 +36,19 @@ SMALL_EVENT = 256
 
 
 class InItsOwnType(torch.nn.Module):
-    """A network between wider states that computes in the type of its parameters; it is told times
-    in float32 at least, as in sampling."""
+    """A network between wider states on the CPU that computes in the type, and on the device, of its
+    parameters; it is told times in float32 at least, as in sampling."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
+        some = next(net.parameters(), torch.zeros(0))
+        self.dtype, self.device = some.dtype, some.device
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        told = t.to(torch.promote_types(self.dtype, torch.float32))
-        out: Tensor = self.net(x.to(self.dtype), told, **cond)
-        return out.to(x.dtype)
+        told = t.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        out: Tensor = self.net(x.to(self.device, self.dtype), told, **cond)
+        return out.to(x)
 
 
 class Counter:
@@ -186,8 +187,8 @@ def network(
     _check(batch)
     small = data[0].numel() <= SMALL_EVENT
     if isinstance(model.net, torch.nn.Module):
-        net = copy.deepcopy(model.net).double() if small else InItsOwnType(model.net)
-        model = replace(model, net=net)
+        net = copy.deepcopy(model.net).double() if small else model.net
+        model = replace(model, net=InItsOwnType(net))
     shape = (batch, *data.shape[1:])
     z = normal(shape, seed, purpose="initial", dtype=torch.float64)
     alpha, sigma = (float(f(model.process.t_max)) for f in _scales(model.process))

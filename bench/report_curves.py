@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import figures, table
@@ -74,7 +74,7 @@ def _draw(
         fig.add_trace(_front(found, m, x))
     for trace in _traces(found, m, colors, x):
         fig.add_trace(trace)
-    low, high, cut = _reach(found, m)
+    low, high, cut = figures.reach(_first(found), m)
     if m.share:
         fig.update_yaxes(range=[0, 1.02])
         best = "1 is best"
@@ -101,28 +101,12 @@ def _log(m: Measure) -> bool:
     return not (m.signed or m.share)
 
 
-def _reach(found: Sequence[figures.Curve], m: Measure) -> tuple[float, float, bool]:
-    """(low, high) for the axis, and whether anything lies beyond: a run that blew up must not
-    flatten the others."""
-    values = sorted(m.off(r[m.field]) for _, _, held in _first(found) for r in held)
-    ends = sorted(
-        m.away(table.interval(r, m.field)).hi for _, _, held in _first(found) for r in held
-    )
-    often = 4 * values[len(values) // 2] if m.signed else 30 * values[3 * len(values) // 4]
-    top = min(1.2 * ends[-1], often)
-    top = max(top, 1e-12)
-    low = max(values[0] / 2, 1e-12) if _log(m) else 0.0
-    return low, max(top, 2 * low), values[-1] > top
-
-
-def _first(found: Sequence[figures.Curve]) -> Iterator[figures.Curve]:
+def _first(found: Sequence[figures.Curve]) -> list[figures.Curve]:
     """The curves that are drawn at first."""
-    counts = {True: 0, False: 0}
+    sides: dict[bool, list[figures.Curve]] = {True: [], False: []}
     for curve in found:
-        ours = curve[0].startswith("undiffuse")
-        counts[ours] += 1
-        if counts[ours] <= SHOWN:
-            yield curve
+        sides[curve[0].startswith("undiffuse")].append(curve)
+    return [*sides[True][:SHOWN], *sides[False][:SHOWN]]
 
 
 def _band(fig: Any, low: float, high: float, log: bool) -> None:

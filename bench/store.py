@@ -18,9 +18,11 @@ Record = dict[str, Any]
 
 
 class Store:
-    """The records of a folder, by key. Creates the folder; repairs a cut last line."""
+    """The records of a folder, by key. Creates the folder; repairs a cut last line. writes: False
+    keeps what is appended in memory alone."""
 
-    def __init__(self, folder: Path, name: str = "results.jsonl") -> None:
+    def __init__(self, folder: Path, name: str = "results.jsonl", writes: bool = True) -> None:
+        self.writes = writes
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name
         self.records: dict[str, Record] = {}
@@ -28,7 +30,7 @@ class Store:
             text = self.path.read_text(encoding="utf-8")
             for record in parse(text):
                 self.records[record["key"]] = record
-            if not text.endswith("\n") and text:
+            if writes and text and not text.endswith("\n"):
                 write_text(self.path, lines(self.records.values()))
 
     def __contains__(self, key: str) -> bool:
@@ -40,10 +42,18 @@ class Store:
     def append(self, record: Record) -> None:
         """Keep the record and write its line through to the disk."""
         self.records[record["key"]] = record
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(lines([record]))
             file.flush()
             os.fsync(file.fileno())
+
+
+def ratio_of(record: Record, end: str) -> float:
+    """The record's 'start' or 'end', sigma/alpha: null, which stands for what JSON has not, is inf."""
+    value = record[end]
+    return math.inf if value is None else float(value)
 
 
 def parse(text: str) -> list[Record]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .metrics import Estimate
 from .quality import Measure
-from .store import Record
+from .store import Record, ratio_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _table(records: list[Record], m: Measure, title: str) -> Table:
 
 def _span(by_cost: dict[int, Record], field: str, digits: int) -> str:
     """The field's value, or its range where it depends on the cost ('leading' grids)."""
-    values = [float(r[field]) for r in by_cost.values()]
+    values = [ratio_of(r, field) for r in by_cost.values()]
     lo, hi = (f"{v:.{digits}g}" for v in (min(values), max(values)))
     return lo if max(values) <= 1.01 * min(values) else f"{lo}-{hi}"
 

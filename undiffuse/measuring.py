@@ -116,7 +116,8 @@ def _bench(commands: Any) -> None:
                    help="bits/dim of held-out data; default: only of small events")  # fmt: skip
     p.add_argument("--seeds", type=numbers, default=None, metavar="0,1,2",
                    help="several, pooled into one row each; default: --seed alone")  # fmt: skip
-    p.add_argument("--workers", type=int, default=1, help="processes; changes no number")
+    p.add_argument("--workers", type=int, default=1, help="processes; changes no "
+                   "number, as torchrun does not")  # fmt: skip
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
     common(p, "out/bench")
 

@@ -117,7 +117,7 @@ def test_features_come_from_a_file_and_reach_the_numbers(tmp_path):
     # without trajectories the advice goes by the first measure
     assert mine["judged_by"] == "frechet"
     assert mine["best"]["ring2"]["6"][0]["frechet"] == kept[1]["frechet"]
-    assert "ring2: by Frechet distance" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Frechet distance of the features" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from undiffuse.bench import nfe, quality, report_curves
+from undiffuse.bench import figures, nfe, quality, report_curves
 from undiffuse.bench.report_words import MEANING
 
 pytest.importorskip("scipy")
@@ -138,10 +138,10 @@ def test_the_front_is_the_least_error_for_as_many_calls_or_fewer():
 def test_one_that_blew_up_does_not_flatten_the_others():
     error = quality.MEASURES["error"]
     calm = [curve(str(i), (4, 0.5), (8, 0.1)) for i in range(4)]
-    low, high, cut = report_curves._reach(calm, error)
+    low, high, cut = figures.reach(calm, error)
     assert low == 0.05 and 1.0 < high < 2.0 and not cut
     wild = curve("wild", (4, 1e9), (8, 0.1), library="peer")
-    low, high, cut = report_curves._reach([*calm, wild], error)
+    low, high, cut = figures.reach([*calm, wild], error)
     assert cut and 0.5 < high < 100
 
 
