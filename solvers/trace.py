@@ -85,7 +85,9 @@ def exact(
 
     chunk: None takes as many as hold about 2^22 numbers of x's kind, since the network's wider
     activations hold as many times more as they have channels. A network that cannot be vectorised
-    (vmap) is walked one probe at a time. Raises ValueError as `products` does.
+    (vmap) is walked one probe at a time. Raises ValueError as `products` does. Backward mode: the
+    forward one (jvp) multiplies as often for all products, more often for a few (a test counts),
+    and would need a rule of its own in every layer.
     """
     if not out.requires_grad:
         return products(out, x, out[None]).sum()  # raises
