@@ -7,7 +7,7 @@ For ANY curve u(lambda) from the data to the prior, with v the flow's field and 
 by the continuity equation. The flow is the curve where the last term, the defect, is 0; a cheap
 curve with its defect in the integrand is as good to second order, since s is read off the same
 network evaluation. So the path is a coarse adaptive run, and the integral is Gauss-Legendre on each
-of its steps. Every node draws probes of its own: their errors average out, where one probe held
+of its steps, with one to eight nodes: as many as the path itself says are needed. Every node draws probes of its own: their errors average out, where one probe held
 along the path has a single error that does not. Probes go where weight x standard deviation is
 largest, in nested Walsh blocks of 1, 2, 4, ... (see trace.py), whose successive levels also tell
 what variance is left. A full block is the exact trace: no variance, while `path_error` remains.

@@ -169,7 +169,7 @@ def removed(event_shape: tuple[int, ...]) -> Tensor:
     labels, bits = colours(event_shape)
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:32]
     apart = labels[some, None] ^ labels
-    level = (apart & -apart).double().log2().long().clamp(min=-1)  # where the pair parts; -1: itself
+    level = (apart & -apart).double().log2().clamp(min=-1).long()  # that parts a pair; -1: itself
     where, r = _grid(event_shape), torch.zeros(level.shape, dtype=torch.float64)
     if where is not None:
         row, col = ((v[some, None] - v).double() for v in where[1:])
