@@ -96,6 +96,30 @@ def test_a_full_block_leaves_pairs_of_one_colour_only():
     torch.testing.assert_close(found, m.trace())  # the last level is exact
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (3, 4, 4), (20,)])
+def test_what_levels_remove_of_a_field_that_falls(shape):
+    """Row by row against the sums over all pairs: those that part at level m are removed there.
+    Where nothing falls every level halves what is left, but for pairs that are not there."""
+    labels, bits = traces.colours(shape)
+    d = len(labels)
+    found = traces.removed(shape)
+    pair = labels[:, None] ^ labels
+    steps = [0.0, *torch.logspace(-3, 1, 15).tolist()]
+    r = torch.zeros(d, d, dtype=torch.float64)
+    if len(shape) > 1:
+        side = shape[-1]
+        where = torch.stack([(torch.arange(d) // side) % side, torch.arange(d) % side], 1).double()
+        r = torch.cdist(where, where)
+    for k in (0, 8, 15):
+        square = (1 + steps[k] * r).pow(-2).fill_diagonal_(0)
+        left = torch.stack([(square * ((pair & (1 << m) - 1) == 0)).sum() for m in range(bits + 1)])
+        gone = (left[0] - left) / (left[0] - left[1])
+        # 32 components stand for all: exact where all are alike, else to some per cent
+        torch.testing.assert_close(found[k], gone, rtol=0.06, atol=0)
+    halved = 2 * (1 - 0.5 ** torch.arange(bits + 1.0).double())
+    torch.testing.assert_close(found[0, 1:3], halved[1:3], rtol=0.08, atol=0)
+
+
 @pytest.mark.parametrize(("count", "least"), [(64, 1.0), (4, 1.1), (1, 1.2)])
 def test_forward_mode_would_multiply_no_less(count, least):
     """jvp against vjp on the shipped network, one pass for the values and all products vectorised in
