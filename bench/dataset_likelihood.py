@@ -285,9 +285,11 @@ def _histogram(path: Path, bits: list[float]) -> None:
 def _sentence(s: dict[str, Any], out: Path) -> str:
     failed = f"; {s['failed']} items failed" if s["failed"] else ""
     missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
+    single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
+    unseen = " without the spread of the dequantisation, drawn once" if single else ""
     return (
         f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
         f"{s['items']} items) by {s['method']}, {s['convention']}; std error of an item "
-        f"{s['item_std_error']:.4f}, {s['nfe']:.0f} network evaluations{failed}{missed}\n"
+        f"{s['item_std_error']:.4f}{unseen}, {s['nfe']:.0f} network evaluations{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )

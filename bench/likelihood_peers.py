@@ -29,13 +29,14 @@ TOLERANCE = 1e-5
 
 
 class Found(NamedTuple):
-    """log_prob [B] nats, latent [B, *event], t_min; std_error [B] nats (nan where there is none);
-    forwards, products [B]; status [B]."""
+    """log_prob [B] nats, latent [B, *event], t_min; std_error, path_error [B] nats (nan where there
+    is none); forwards, products [B]."""
 
     log_prob: Tensor
     latent: Tensor
     t_min: float
     std_error: Tensor
+    path_error: Tensor
     forwards: Tensor
     products: Tensor
 
@@ -48,7 +49,9 @@ def ours(**how: object) -> Way:
 
     def way(model: Denoiser, x: Tensor, seed: int) -> Found:
         r = log_prob(model, x, seed=seed, on_failure="return", **how)  # type: ignore[arg-type]
-        return Found(r.log_prob, r.latent, r.t_min, r.std_error, r.nfe, r.products)
+        return Found(
+            r.log_prob, r.latent, r.t_min, r.std_error, r.path_error, r.nfe, r.products
+        )  # fmt: skip
 
     return way
 
@@ -87,4 +90,5 @@ def by_scipy(model: Denoiser, x: Tensor, seed: int) -> Found:
     z = end[: batch * d].reshape(x.shape).to(x)
     value = process.prior.log_prob(z) + end[batch * d :] + d * math.log(alpha)
     calls = torch.full((batch,), int(run.nfev))
-    return Found(value, z, start, torch.full_like(value, torch.nan), 2 * calls, calls)
+    none = torch.full_like(value, torch.nan)
+    return Found(value, z, start, none, none, 2 * calls, calls)

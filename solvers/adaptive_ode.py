@@ -58,8 +58,9 @@ class OdeSolution:
 
     x [B, *event]: the state at t1, or where the sample failed. t: float64 [B], the time reached.
     status: int64 [B]. nfe, accepted, rejected: int64 [B], evaluations of f and steps of each
-    sample. calls: calls of f, each with the samples still under way. audited: float64 [B],
-    the sum of `audit` over the accepted steps. saved [B, J, *event]: the states at save_at. path: x(t) for any t passed, where dense=True.
+    sample. calls: calls of f, each with the samples still under way. audited: float64 [B], the sum
+    of `audit` over the accepted steps. saved [B, J, *event]: the states at save_at. path: x(t) for
+    any t passed, where dense=True.
     """
 
     x: Tensor
@@ -113,8 +114,8 @@ def integrate(
     [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
     min_step: default 1e-13 of the span. max_step: longest step. audit: of a step's end
     (t, x), what f returned there, and the estimated error of x -> float64 [n], to be summed.
-    save_at: times [J] or [B, J] at which to keep x. dense: keep every step's
-    interpolant, (degree + 1) states each.
+    save_at: times [J] or [B, J] at which to keep x. dense: keep every step's interpolant,
+    (degree + 1) states each.
 
     A sample that fails stops with a `Status` of its own and leaves the others alone. Gradients are
     not tracked. Raises ValueError for arguments that do not fit, before f is called.
@@ -229,7 +230,8 @@ class _Run:
             piece = self.pair.piece(self.t, self.x, x, h, stages)
             self.recorder.add(accept, self.rows, self.t, h, piece)
         if self.audit is not None:
-            self.audited[self.rows] += torch.where(accept, self.audit(goal, x, stages[-1], error), 0)
+            told = self.audit(goal, x, stages[-1], error)
+            self.audited[self.rows] += torch.where(accept, told, 0.0)
         self.accepted[self.rows] += accept
         self.rejected[self.rows] += ~accept
         self.t = torch.where(accept, goal, self.t)

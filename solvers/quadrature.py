@@ -7,7 +7,7 @@ For ANY curve u(lambda) from the data to the prior, with v the flow's field and 
 by the continuity equation. The flow is the curve where the last term, the defect, is 0; a cheap
 curve with its defect in the integrand is as good to second order, since s is read off the same
 network evaluation. So the path is a coarse adaptive run, and the integral is Gauss-Legendre on each
-of its steps. Every node draws probes of its own: their errors average out, where one probe held
+of its steps, with one to eight nodes: as many as the path itself says are needed. Every node draws probes of its own: their errors average out, where one probe held
 along the path has a single error that does not. Probes go where weight x standard deviation is
 largest, in nested Walsh blocks of 1, 2, 4, ... (see trace.py), whose successive levels also tell
 what variance is left. A full block is the exact trace: no variance, while `path_error` remains.
@@ -23,6 +23,7 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
+from .adaptive_ode import rms
 from .dense import DensePath
 from .probing import Nodes, Prober
 from .scaled_flow import ScaledFlow, column
@@ -76,20 +77,21 @@ def misses(flow: ScaledFlow, path: DensePath, orders: Sequence[int]) -> Tensor:
     zero among them counts, give |h|/2 sum_k |c_k| |what m nodes miss of P_k|, k >= 2m.
     """
     z, _ = legendre.leggauss(2 * orders[-1] + 2)
-    to = torch.from_numpy(np.linalg.inv(legendre.legvander(z, len(z) - 1)).T).to(path.h.device)
+    to = torch.from_numpy(np.linalg.inv(legendre.legvander(z, len(z) - 1))).to(path.h.device)
     known = []
     for place in (0.5 + 0.5 * z).tolist():  # one node of all steps at a time, to spare memory
         lam = torch.where(torch.isnan(path.h), flow.lam_data, path.start + place * path.h)
         share = torch.exp(-2 * lam) / flow.norm(lam).square()
         u, slope = path(lam).flatten(0, 1), path.slope(lam).flatten(0, 1)
-        square = flow.score(lam.flatten(), u, slope).square().flatten(1).sum(1)
-        known.append(share * torch.stack([square.reshape(lam.shape), 0 * lam + u[0].numel()]))
-    c = (torch.stack(known, 3) @ to).abs().flip(3).cummax(3).values.flip(3).sum(0)
-    rest = torch.zeros(len(z), len(orders), dtype=torch.float64, device=c.device)
+        square = rms(flow.score(lam.flatten(), u, slope)).square().reshape(lam.shape)
+        known.append(u[0].numel() * share * torch.stack([square, torch.ones_like(lam)]))
+    c = (torch.stack(known, 3)[..., None, :] * to).sum(4)  # @ rounds otherwise in other batches
+    c = c.abs().flip(3).cummax(3).values.flip(3).sum(0)
+    rest = torch.zeros(len(orders), len(z), dtype=torch.float64, device=c.device)
     for i, m in enumerate(orders):
         x, w = legendre.leggauss(m)
-        rest[2 * m :, i] = torch.from_numpy(np.abs(w @ legendre.legvander(x, len(z) - 1)))[2 * m :]
-    return c @ rest * (0.5 * path.h.abs())[..., None]
+        rest[i, 2 * m :] = torch.from_numpy(np.abs(w @ legendre.legvander(x, len(z) - 1)))[2 * m :]
+    return (c[..., None, :] * rest).sum(3) * (0.5 * path.h.abs())[..., None]
 
 
 def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor]:
@@ -132,7 +134,8 @@ def path_error(
         x = ((lam - middle) / half).cpu().numpy()
         return torch.from_numpy(legendre.legvander(x, len(most) - 1)).to(low.device)
 
-    goal = torch.where(used, 0.5 * h * (w @ basis(start + h * (0.5 + 0.5 * z))), 0.0)
+    over = (w[:, None] * basis(start + h * (0.5 + 0.5 * z))).sum(1)  # of the step, of each P_k
+    goal = torch.where(used, 0.5 * h * over, 0.0)
     system = torch.where(used[:, None] & used[..., None], basis(nodes.lam[pick]).mT,
                          torch.eye(len(most), dtype=h.dtype, device=h.device))  # fmt: skip
     weight = torch.linalg.solve_ex(system, goal)[0]  # not finite where two nodes are one

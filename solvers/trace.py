@@ -85,7 +85,9 @@ def exact(
 
     chunk: None takes as many as hold about 2^22 numbers of x's kind, since the network's wider
     activations hold as many times more as they have channels. A network that cannot be vectorised
-    (vmap) is walked one probe at a time. Raises ValueError as `products` does.
+    (vmap) is walked one probe at a time. Raises ValueError as `products` does. Backward mode: the
+    forward one (jvp) multiplies as often for all products, more often for a few (a test counts),
+    and would need a rule of its own in every layer.
     """
     if not out.requires_grad:
         return products(out, x, out[None]).sum()  # raises
@@ -167,7 +169,7 @@ def removed(event_shape: tuple[int, ...]) -> Tensor:
     labels, bits = colours(event_shape)
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:32]
     apart = labels[some, None] ^ labels
-    level = (apart & -apart).double().log2().long().clamp(min=-1)  # where the pair parts; -1: itself
+    level = (apart & -apart).double().log2().clamp(min=-1).long()  # that parts a pair; -1: itself
     where, r = _grid(event_shape), torch.zeros(level.shape, dtype=torch.float64)
     if where is not None:
         row, col = ((v[some, None] - v).double() for v in where[1:])

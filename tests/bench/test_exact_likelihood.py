@@ -43,6 +43,9 @@ def test_exact_traces_leave_the_integrator_s_error_alone(rows):
     for how in exact_likelihood.EXACT:
         assert rows[how]["rms"] < 3e-3 and rows[how]["std_error"] == 0
         assert rows[how]["solver"] < 3e-4  # bits/dim; the prior and t_min are the rest
+        assert 0.5 < rows[how]["path_error"] / rows[how]["solver"] < 12
+    chosen, four = (rows[f"quadrature, exact trace{n}"] for n in ("", ", 4 nodes a step"))
+    assert chosen["products"] < 0.85 * four["products"]  # and 6e-5 against 2.5e-5 bits/dim
 
 
 @pytest.mark.slow

@@ -69,6 +69,19 @@ def test_the_standard_error_covers_where_jacobians_are_of_low_rank(name, d):
     assert (whole < 2 * torch.hypot(r.std_error, r.path_error)).double().mean() >= 0.91
 
 
+def test_colour_images_are_covered_without_much_to_spare():
+    """What levels that no node reached would still remove is told by how fields fall: halving it a
+    level made the errors look 1.7 times what they are."""
+    law = targets.images192().law
+    x = law.sample(150, seed=3)
+    r = log_prob(law.denoiser(ud.VP()), x)
+    gap = law.log_prob(r.latent, 1.0, ud.VP()) - ud.VP().prior.log_prob(r.latent)
+    error = r.log_prob + gap - at_start(law, ud.VP(), x, r)
+    ratio = (r.std_error.square().mean() / error.square().mean()).sqrt()
+    assert 0.9 < ratio < 1.5, float(ratio)
+    assert (error.abs() < 2 * r.std_error).double().mean() >= 0.93
+
+
 def test_the_ring_in_the_plane_has_no_probe_s_error():
     """d = 2: the exact trace by default, on a finer path; 1e-3 nats in the mean."""
     target = targets.ring2().law

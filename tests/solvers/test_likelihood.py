@@ -152,7 +152,7 @@ def test_a_value_does_not_depend_on_its_batch(method, dtype):
     whole = log_prob(model, x, method=method, sample_ids=ids, seed=3)
     for part in ([4], [0, 6, 2]):
         some = log_prob(model, x[part], method=method, sample_ids=ids[part], seed=3)
-        for name in ("log_prob", "std_error", "latent", "nfe", "products", "rejected"):
+        for name in ("log_prob", "std_error", "path_error", "latent", "nfe", "products", "rejected"):
             assert torch.equal(getattr(some, name), getattr(whole, name)[part]), name
 
 
