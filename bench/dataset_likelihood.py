@@ -260,6 +260,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
         "failed": len(records) - len(done),
+        "failures": dict(Counter(r["why"] for r in records if r["status"] == "failed")),
         "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
         "item_std": float(bits.std()) if len(bits) > 1 else 0.0,
         "item_std_error": float(own.square().mean().sqrt()),
@@ -282,7 +283,7 @@ def _histogram(path: Path, bits: list[float]) -> None:
 
 
 def _sentence(s: dict[str, Any], out: Path) -> str:
-    failed = f"; {s['failed']} items failed" if s["failed"] else ""
+    failed = "".join(f"; {n} items failed, left out: {why}" for why, n in s["failures"].items())
     missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
     return (
         f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
