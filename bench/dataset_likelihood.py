@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ..models import Denoiser
-from ..models.checkpoint import Checkpoint, from_code, load, load_default
+from ..models.checkpoint import Checkpoint, from_code, load
 from ..models.dequantize import Hook, Levels
 from ..models.guided import leaves
 from ..solvers.bits import METHODS, Bits, bits_per_dim
@@ -115,7 +115,8 @@ def run(
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be >= 1; got {value}")
-    trained = load_default(device) if model is None else load(model, device)
+    model = "digits" if model is None else model
+    trained = load(model, device)
     items = Items.of(trained, data, how.convention, how.dequantize is not None)
     levels, dtype, fill = items.levels, TYPES[how.dtype], _dequantisation(how, items.levels)
     denoiser = _prepared(trained.denoiser, device, dtype)
@@ -193,11 +194,9 @@ def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
     return made
 
 
-def _identity(model: str | Path | None, trained: Checkpoint) -> str:
+def _identity(model: str | Path, trained: Checkpoint) -> str:
     """The checkpoint by its name and content, so that no row of another is taken for its own; of one
-    that code makes the content is the code's file, the process and what the networks hold."""
-    if model is None:
-        return str(model)
+    that is no file the content is the process, what the networks hold, and their code's file."""
     content, path = hashlib.sha256(), Path(model)
     if not path.is_file():
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
@@ -261,6 +260,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
         "failed": len(records) - len(done),
+        "failures": dict(Counter(r["why"] for r in records if r["status"] == "failed")),
         "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
         "item_std": float(bits.std()) if len(bits) > 1 else 0.0,
         "item_std_error": float(own.square().mean().sqrt()),
@@ -283,7 +283,7 @@ def _histogram(path: Path, bits: list[float]) -> None:
 
 
 def _sentence(s: dict[str, Any], out: Path) -> str:
-    failed = f"; {s['failed']} items failed" if s["failed"] else ""
+    failed = "".join(f"; {n} items failed, left out: {why}" for why, n in s["failures"].items())
     missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
     single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
     unseen = " without the spread of the dequantisation, drawn once" if single else ""

@@ -49,7 +49,7 @@ def stream(spec: str | Path | Tensor) -> Source:
         raise FileNotFoundError(f"no data set {str(spec)!r}: not 'digits' and no such file")
     if path.is_dir() or path.suffix.lower() in ENDINGS:
         found = Pictures(path)
-        return Source(path.name, found.shape, 256, found.fetch)
+        return Source(path.resolve().name, found.shape, 256, found.fetch)
     suffixes = "".join(path.suffixes[-2:])
     for ending, reader in _READERS.items():
         if suffixes.endswith(ending):

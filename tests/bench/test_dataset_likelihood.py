@@ -244,3 +244,23 @@ def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_p
     for row in Store(tmp_path / "out", "items.jsonl").records.values():
         spread = abs(row["repeats"][0] - row["repeats"][1]) / 2  # of their mean
         assert row["std_error"] == pytest.approx(spread) and "repeats spread" in row["why"]
+
+
+def test_items_that_fail_are_counted_with_their_reason_and_left_out_of_the_mean(tmp_path, capsys):
+    """A network that knows no bright picture: the mean is that of the others, and it is said."""
+    (tmp_path / "model.py").write_text(
+        MODEL.replace("    return x.tanh()", "    return torch.where(BRIGHT(x), torch.nan, x.tanh())")
+        + "\n\ndef BRIGHT(x):\n    return x.flatten(1).amin(1)[:, None, None, None] > 0.6\n"
+    )
+    (tmp_path / "fast").touch()
+    x = torch.full((6, 1, 2, 2), 100, dtype=torch.uint8)
+    x[[1, 4]] = 255  # 1: above 0.6 at the start, where the others are at -0.2
+    torch.save(x, tmp_path / "x.pt")
+    found = dataset_likelihood.run(
+        tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "x.pt", **FAST
+    )
+    assert found["failures"] == {"the network returned NaN or Inf": 2} and found["items"] == 4
+    kept = [r for r in Store(tmp_path / "out", "items.jsonl").records.values() if r["status"] == "ok"]
+    assert sorted(r["item"] for r in kept) == [0, 2, 3, 5]
+    assert found["bits_per_dim"] == pytest.approx(sum(r["bits_per_dim"] for r in kept) / 4)
+    assert "2 items failed, left out: the network returned NaN" in capsys.readouterr().out

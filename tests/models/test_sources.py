@@ -156,7 +156,7 @@ def test_grey_colour_and_palettes_are_the_bytes_of_the_file(tmp_path):
         image.fromarray(colour).save(tmp_path / name)
         read = stream(tmp_path / name).read([0])[0]
         assert torch.equal(read, torch.from_numpy(colour).permute(2, 0, 1))
-    palette = image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), "P")
+    palette = image.frombytes("P", (2, 2), bytes([0, 1, 2, 1]))
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     palette.save(tmp_path / "palette.png")
     read = stream(tmp_path / "palette.png").read([0])[0]

@@ -91,6 +91,26 @@ def test_a_reference_that_fails_is_one_line(here, capsys):
     assert "the pilot run failed: the network returned NaN or Inf at step 0 (t=" in line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "made", "picture"),
+    [
+        (["sample", "--n", "2", "--steps", "2"], "samples.pt", "samples.png"),
+        (["likelihood", "digits", "p", "--limit", "2"], "summary.json", "bits.png"),
+    ],
+)
+def test_without_matplotlib_there_is_no_picture_and_all_else(
+    here, command, made, picture, capsys, monkeypatch
+):
+    image = pytest.importorskip("PIL.Image")
+    (here / "p").mkdir()
+    for i in range(2):
+        image.fromarray(np.full((8, 8), 100 * i, dtype=np.uint8)).save(here / "p" / f"{i}.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*command, "--out", "out"]) == 0
+    assert f"no {picture}: plots need matplotlib: pip install" in capsys.readouterr().out
+    assert (here / "out" / made).is_file() and not (here / "out" / picture).exists()
+
+
 @pytest.mark.parametrize("make", ["theirs", "mistake"])
 def test_what_goes_wrong_in_handed_code_is_a_traceback(here, make):
     """One line would say neither where it was nor that it is not this package's."""
