@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import cells, figures, trajectories
 from .cells import Cell
-from .plans import Unavailable, planned
+from .plans import TUNED, Unavailable, planned
 from .problems import Problem
 from .quality import MEASURES, Measure
 from .reference import Reference
@@ -53,7 +53,7 @@ def draw(
 def lineup(
     p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
 ) -> list[Row]:
-    """Who is shown: the best of ours and of the peers, the customary two, the best that draws noise;
+    """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best that draws noise;
     each on its best grid, with its cells of three costs."""
     mine = [r for r in records if r["problem"] == p.name]
     wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
@@ -62,7 +62,8 @@ def lineup(
     ours = [r for r in steady if r["library"] == "undiffuse"]
     best = [
         *ours[:1],
-        *[r for r in steady if r["library"] != "undiffuse"][:1],
+        *[r for r in steady if r["library"] == TUNED][:1],
+        *[r for r in steady if not r["library"].startswith("undiffuse")][:1],
         *[r for r in ours if r["solver"] in ("ddim", "dpmpp-2m")],
         *[r for r in found if r["stochastic"]][:1],
     ]

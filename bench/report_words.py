@@ -150,7 +150,7 @@ def how(summary: Mapping[str, Any]) -> str:
         "cases of ten), delete-a-group jackknife for distances; seeds are pooled as independent. Solvers share their noise, so differences "
         "between them are surer than the bars say; no rank is made of that. Bold green: no other "
         "row of the column is shown to be better. The best of many rows is picked after the run."),
-        *summary["left_out"],
+        *summary["notes"],
     ]
     versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
     items = "".join(f"<li>{esc(line)}</li>" for line in [*lines, versions])
