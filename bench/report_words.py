@@ -103,7 +103,9 @@ def _sentence(summary: Mapping[str, Any], problem: str, m: Measure) -> str:
     other = summary["front"].get(problem, {}).get(cost, {}).get("peers")
     if other and (other["library"], other["solver"]) != (first["library"], first["solver"]):
         times = float(other["error"]) / float(first["error"])
-        said += f" The best of the peers, {esc(_config(other))}, is {times:.2g} times as far."
+        said += f" The best of the peers, {esc(_config(other))}, is {times:.2g} times as far"
+        tied = _config(other) in map(_config, ties)
+        said += ", within what this run cannot tell apart." if tied else "."
     return said
 
 
