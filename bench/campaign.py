@@ -30,13 +30,9 @@ from .features import load as load_features
 from .plans import Config, Plan, Unavailable, planned
 from .problems import Problem
 from .quality import Measure, chosen
-from .reference import TOLERANCES, Reference, cached
+from .reference import FINER, TOLERANCES, Reference, cached
 from .store import Record, Store, ratio_of
 from .targets import get as get_target
-
-FINER = 20
-"""The reference's own error must be this many times below the smallest error shown."""
-
 
 LEVELS = {False: range(3, len(TOLERANCES) - 1), True: range(2)}
 """Of the reference, by whether the problem is large: there the tightest is minutes of work, and the

@@ -71,6 +71,7 @@ def run(a: str | Path, b: str | Path, *, tolerance: float = 0.25) -> int:
     about = [f"{name}: {', '.join(_made(Path(path)))}" for name, path in (("before", a), ("after", b))]
     worse = sum(c.verdict == "worse" for c in moved)
     tables = [Table(title, columns, rows, [[False] * 5 for _ in rows])] if rows else []
+    about += [f"{p}: the two runs are of different networks" for p in _changed(Path(a), Path(b))]
     show(tables, [*about, f"{title}; {worse} became worse"])
     return 1 if worse else 0
 
@@ -84,6 +85,15 @@ def _made(path: Path) -> list[str]:
     about = json.loads(path.read_text(encoding="utf-8"))
     commit, machine = about.get("commit_info", {}).get("id"), about.get("machine_info", {})
     return [str(commit or "unknown commit"), str(machine.get("node", "unknown machine"))]
+
+
+def _changed(a: Path, b: Path) -> list[str]:
+    """The problems of two runs whose network, or process, is not the same."""
+    (kind, before), (_, after) = _read(a), _read(b)
+    if kind != "run of undiffuse bench":
+        return []
+    one, two = ({r["problem"]: r.get("network") for r in of.values()} for of in (before, after))
+    return [p for p in one if p in two and one[p] != two[p]]
 
 
 def _read(path: Path) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import cells, figures, trajectories
 from .cells import Cell
-from .plans import Unavailable, planned
+from .plans import TUNED, Unavailable, planned
 from .problems import Problem
 from .quality import MEASURES, Measure
 from .reference import Reference
@@ -39,7 +39,8 @@ def draw(
         file = out / ("samples.png" if p is pictured[-1] else f"samples-{_slug(p.name)}.png")
         lines = [_panels(p, row, references[p.name]) for row in lineup(p, todo, records, measures)]
         lines.append(_truth(p, references[p.name]))
-        figures.sample_panels(file, [(name, panels) for name, panels in lines if panels])
+        shown = [(n, [(t, _in_range(p, x)) for t, x in panels]) for n, panels in lines if panels]
+        figures.sample_panels(file, shown)
         made.append((f"{p.name}: samples from the same noise", file))
     flat = [p for p in posed if tuple(p.start.shape[1:]) == (2,)]
     for p in flat:
@@ -53,7 +54,7 @@ def draw(
 def lineup(
     p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
 ) -> list[Row]:
-    """Who is shown: the best of ours and of the peers, the customary two, the best that draws noise;
+    """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best that draws noise;
     each on its best grid, with its cells of three costs."""
     mine = [r for r in records if r["problem"] == p.name]
     wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
@@ -62,7 +63,8 @@ def lineup(
     ours = [r for r in steady if r["library"] == "undiffuse"]
     best = [
         *ours[:1],
-        *[r for r in steady if r["library"] != "undiffuse"][:1],
+        *[r for r in steady if r["library"] == TUNED][:1],
+        *[r for r in steady if not r["library"].startswith("undiffuse")][:1],
         *[r for r in ours if r["solver"] in ("ddim", "dpmpp-2m")],
         *[r for r in found if r["stochastic"]][:1],
     ]
@@ -94,15 +96,23 @@ def _panels(
     return name, out
 
 
+def _in_range(p: Problem, x: Tensor) -> Tensor:
+    """x with the data's least and largest value at -1 and 1; an exact target's are there."""
+    if p.data is None:
+        return x
+    low, high = float(p.data.min()), float(p.data.max())
+    return (x - low) / max(high - low, 1e-12) * 2 - 1
+
+
 def _truth(p: Problem, reference: Reference) -> tuple[str, list[tuple[str, Tensor]]]:
     """What the others should look like."""
-    out = []
+    out, count = [], min(SHOWN, len(p.start))
     if reference.covers([0.0]):
         out.append(("exact trajectory", reference.at(0.0)[:SHOWN]))
     if p.data is not None:
-        out.append(("held-out data", p.data[:SHOWN]))
+        out.append(("held-out data", p.data[:count]))
     elif p.law is not None:
-        out.append(("exact samples", p.law.sample(SHOWN, seed=p.seed + 1)))
+        out.append(("exact samples", p.law.sample(count, seed=p.seed + 1)))
     return "to compare", out
 
 

@@ -28,6 +28,10 @@ TOLERANCES = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)
 """Relative = absolute tolerance of the runs; a reference at level i compares i with i + 1."""
 
 
+FINER = 20
+"""The reference's own error should be this many times below the smallest error shown."""
+
+
 class Reference:
     """States w of the exact trajectories at the ratios that were asked for.
 

@@ -103,7 +103,9 @@ def _sentence(summary: Mapping[str, Any], problem: str, m: Measure) -> str:
     other = summary["front"].get(problem, {}).get(cost, {}).get("peers")
     if other and (other["library"], other["solver"]) != (first["library"], first["solver"]):
         times = float(other["error"]) / float(first["error"])
-        said += f" The best of the peers, {esc(_config(other))}, is {times:.2g} times as far."
+        said += f" The best of the peers, {esc(_config(other))}, is {times:.2g} times as far"
+        tied = _config(other) in map(_config, ties)
+        said += ", within what this run cannot tell apart." if tied else "."
     return said
 
 
@@ -150,7 +152,7 @@ def how(summary: Mapping[str, Any]) -> str:
         "cases of ten), delete-a-group jackknife for distances; seeds are pooled as independent. Solvers share their noise, so differences "
         "between them are surer than the bars say; no rank is made of that. Bold green: no other "
         "row of the column is shown to be better. The best of many rows is picked after the run."),
-        *summary["left_out"],
+        *summary["notes"],
     ]
     versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
     items = "".join(f"<li>{esc(line)}</li>" for line in [*lines, versions])

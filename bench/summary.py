@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .pictures import draw
 from .plans import TUNED, Ours, planned
 from .problems import Problem
 from .quality import Measure
-from .reference import Reference
+from .reference import FINER, Reference
 from .report import write_report
 from .store import Record, Store, write_text
 from .versions import environment
@@ -30,15 +30,16 @@ def summarise(
     """The content of summary.json."""
     costs = sorted({c.nfe for c in todo})
     ours = {c.config.name: c.config.solver for c in todo if isinstance(c.config, Ours)}
+    problems = {p.name: _problem(p, records, references[p.name], measures) for p in posed}
     return {
-        "problems": {p.name: _problem(p, records, references[p.name], measures) for p in posed},
+        "problems": problems,
         "nfe": costs,
         "metrics": [m.field for m in measures],
         "judged_by": judge(measures).field,
         "best": best(records, costs, judge(measures)),
         "front": front(records, costs),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
-        "left_out": left_out(records),
+        "notes": [*unresolved(problems), *left_out(records)],
         "cells": len(records),
         "failed": sum(r["status"] == "failed" for r in records),
         "environment": environment(),
@@ -60,6 +61,17 @@ def _problem(
         "r_max": p.r_max, "r_min": p.r_min, "std": p.std, "reference_error": reference.error,
         "smallest_error": min(errors, default=None), "floors": floors,
     }  # fmt: skip
+
+
+def unresolved(problems: Mapping[str, Any]) -> list[str]:
+    """The problems whose reference could not be made fine enough for the least error shown."""
+    return [
+        f"{name}: the reference's own error, {p['reference_error']:.1e}, is more than 1/{FINER} of the "
+        f"least error shown, {p['smallest_error']:.1e}: errors below {FINER * p['reference_error']:.1e} "
+        "are uncertain by as much"
+        for name, p in problems.items()
+        if p["smallest_error"] is not None and FINER * p["reference_error"] > p["smallest_error"]
+    ]
 
 
 def left_out(records: Sequence[Record]) -> list[str]:
@@ -213,7 +225,7 @@ def closing(out: Path, summary: dict[str, Any]) -> list[str]:
             f"{name}: {p['about']}; {p['batch']} samples, sigma/alpha {p['r_max']:.4g} to "
             f"{p['r_min']:.2g}; the reference's own error is {p['reference_error']:.1e}"
         )
-    lines += summary["left_out"]
+    lines += summary["notes"]
     lines += [f"broken: {sentence}" for sentence in summary["broken_claims"]]
     if "likelihood" in summary:
         b = summary["likelihood"]

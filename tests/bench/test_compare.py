@@ -78,6 +78,11 @@ def test_runs_of_two_versions_are_compared_and_both_are_named(tmp_path, capsys):
     assert compare.run(a, b) == 0
     printed = capsys.readouterr().out
     assert "before: undiffuse 1" in printed and "after: undiffuse 2" in printed
+    assert "different networks" not in printed
+    c = folder(tmp_path / "c", [cell("x", 0.1) | {"network": "n"}])
+    d = folder(tmp_path / "d", [cell("x", 0.1) | {"network": "m"}])
+    compare.run(c, d)
+    assert "p: the two runs are of different networks" in capsys.readouterr().out
 
 
 def test_the_command_fails_where_something_became_worse(tmp_path, capsys):

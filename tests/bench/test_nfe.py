@@ -453,9 +453,19 @@ def test_a_call_too_many_is_a_failed_row_of_the_table_that_says_so(tmp_path, cap
 def test_a_measure_that_does_not_exist_here_says_why(tmp_path, capsys):
     found = run(tmp_path, targets=["digits64"], metrics=["kl", "sw2"], solvers=["ddim"], nfe=[4],
                 grid="log_snr")  # fmt: skip
-    (line,) = found["left_out"]
+    (line,) = found["notes"]
     assert line.startswith("digits64: no kl of some runs: nearest neighbours estimate no density in 64")
     assert "no kl of some runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_reference_that_is_too_coarse_is_said_to_be(tmp_path, monkeypatch, capsys):
+    """As where a large network's reference may not be refined any further."""
+    monkeypatch.setattr(campaign, "LEVELS", {False: range(1)})
+    found = run(tmp_path, solvers=["ipndm-3"], nfe=[400], grid="log_snr")
+    about = found["problems"]["ring2"]
+    assert 20 * about["reference_error"] > about["smallest_error"]
+    assert found["notes"][0].startswith("ring2: the reference's own error")
+    assert "are uncertain by as much" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_help_names_what_there_is(capsys):
