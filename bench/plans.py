@@ -234,10 +234,10 @@ def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
 
 
 COMMON = (
-    "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4", "ipndm-3",
-    "ipndm-2-afs", "dpmpp-2m-afs", "ddpm", "dpmpp-2m-sde",
+    "relay", "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4",
+    "ipndm-3", "ipndm-2-afs", "ddpm", "dpmpp-2m-sde",
 )  # fmt: skip
-"""Looked at first: what people type."""
+"""Looked at first: the default, then what people type."""
 
 
 def default_solvers(process: Process, limit: int = 12) -> list[str]:
