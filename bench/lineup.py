@@ -11,10 +11,10 @@ from ..solvers import grids as grid_rules
 from .plans import MEASURED, Config, Ours, Tuned, content, solver_of
 
 COMMON = (
-    "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4", "ipndm-3",
-    "ipndm-2-afs", "dpmpp-2m-afs", "ddpm", "dpmpp-2m-sde",
+    "relay", "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4",
+    "ipndm-3", "ipndm-2-afs", "ddpm", "dpmpp-2m-sde",
 )  # fmt: skip
-"""Looked at first: what people type."""
+"""Looked at first: the default, then what people type."""
 
 
 def default_solvers(process: Process, limit: int = 12) -> list[str]:

@@ -49,7 +49,7 @@ NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
 BATCH, QUICK_BATCH = 256, 64
 LARGE_BATCH, QUICK_LARGE_BATCH = 16, 8
 """Samples of a network whose events have more than SMALL_EVENT components."""
-GRIDS = ("log_snr", "laplace", "quadratic", "equidistributed")
+GRIDS = ("log_snr", "laplace-wide", "laplace", "quadratic", "equidistributed")
 SMALL = 2**16
 """Components of a batch up to which one thread is faster than two."""
 

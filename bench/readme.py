@@ -17,6 +17,9 @@ from .table import short
 
 BEGIN = "<!-- results: written by `python -P -m undiffuse.bench.readme` from bench/results -->"
 END = "<!-- end of results -->"
+SIDES = {
+    "peers": "the peers", "default": "our default", "ours": "ours", "tuned": "ours, tuned to it",
+}  # fmt: skip
 
 
 def section(results: Path) -> str:
@@ -32,11 +35,11 @@ def section(results: Path) -> str:
     ]
     said = []
     for problem, front in {**grids["front"], **mnist["front"]}.items():
-        for side, who in (("peers", "the peers"), ("ours", "ours"), ("tuned", "ours, tuned to it")):
-            if side == "tuned" and not any(v.get(side) for v in front.values()):
+        for side, who in SIDES.items():
+            if side in ("tuned", "default") and not any(v.get(side) for v in front.values()):
                 continue
             lines.append(_row(f"{problem}: {who}", front, side, costs))
-            if side != "tuned":
+            if side in ("peers", "ours"):
                 said.append(f"{problem}, {who}: {_who(front, side, costs)}")
     text = [*lines, "", "Which: " + "; ".join(said) + ".", "", _orders(orders, results), ""]
     return "\n".join([*text, _adaptive(adaptive, results), "", *_kernels(gpu), ""])

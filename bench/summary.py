@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..solvers.sampler import GRID, SOLVER
 from . import claims, figures, quality, table
 from .cells import Cell
 from .exact import Inapplicable
@@ -104,11 +105,12 @@ def best(
 
 
 SIDES = {"undiffuse": "ours", TUNED: "tuned"}
+DEFAULT = ("undiffuse", SOLVER, GRID)
 
 
 def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
     """problem -> NFE -> the least error of ours, of tables tuned to the problem, and of the peers,
-    deterministic; None for none."""
+    deterministic, and that of the default; None for none."""
     out: dict[str, dict[str, Any]] = {}
     kept = ("library", "solver", "grid", "nfe", "error", "error_lo", "error_hi")
     for name in {r["problem"]: None for r in records}:
@@ -120,6 +122,8 @@ def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str
                 mine = [r for r in done if SIDES.get(r["library"], "peers") == side]
                 best_one = min(mine, key=lambda r: float(r["error"]), default=None)
                 least[side] = best_one and {k: best_one[k] for k in kept}
+            usual = [r for r in done if (r["library"], r["solver"], r["grid"]) == DEFAULT]
+            least["default"] = {k: usual[0][k] for k in kept} if usual else None
             if done:
                 out.setdefault(name, {})[str(n)] = least
     return out

@@ -37,6 +37,7 @@ from .learned_variance import sample_learned_variance
 from .likelihood import LogProb, log_prob
 from .pndm import PNDM
 from .registry import SOLVERS, get, names
+from .relay import Relay
 from .restart import Consistency, Restart
 from .reversible import Reversible
 from .runge_kutta import DPM2, Butcher, RungeKutta
@@ -93,6 +94,7 @@ __all__ = [
     "OdeSolution",
     "Path",
     "Quadratic",
+    "Relay",
     "Restart",
     "Result",
     "ReverseDiffusion",

@@ -64,6 +64,7 @@ GRIDS: dict[str, Grid] = {
     "karras": Karras(),
     "cosine": Cosine(),
     "laplace": Laplace(),
+    "laplace-wide": Laplace(0.0, 5.0),
     "beta": Beta(),
     "shifted": Shifted(),
     "linspace": Discrete("linspace"),

@@ -9,6 +9,7 @@ from . import (
     exponential,
     heun,
     pndm,
+    relay,
     restart,
     runge_kutta,
     sa_solver,
@@ -35,6 +36,7 @@ SOLVERS: dict[str, Solver] = {
     **restart.SOLVERS,
     **pndm.SOLVERS,
     **transforms.SOLVERS,
+    **relay.SOLVERS,
 }
 
 

@@ -34,6 +34,9 @@ from .tableau import Tableau
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
 
+SOLVER, GRID = "relay", "laplace-wide"
+"""What samples where the user names none: a call a step, whatever the network and the process."""
+
 
 class State(NamedTuple):
     """All that a run needs to go on; `Sampler.tell` returns a new one, so it can be kept or forked.
@@ -95,9 +98,9 @@ class Sampler:
     def __init__(
         self,
         model: Denoiser | Process,
-        solver: SolverLike = "dpmpp-2m",
+        solver: SolverLike = SOLVER,
         steps: int | None = 20,
-        grid: GridLike = "karras",
+        grid: GridLike = GRID,
         *,
         final: str = "denoise",
         predicts: str = "noise",
@@ -249,9 +252,9 @@ def sample(
 def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out here
     model: Denoiser,
     shape: Sequence[int],
-    solver: SolverLike = "dpmpp-2m",
+    solver: SolverLike = SOLVER,
     steps: int | None = 20,
-    grid: GridLike = "karras",
+    grid: GridLike = GRID,
     seed: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     x_init: Tensor | None = None,

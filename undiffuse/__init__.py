@@ -2,7 +2,7 @@
 
     process = ud.VP()
     model = ud.Denoiser(net, process, predicts="noise")
-    x = ud.sample(model, (16, 1, 28, 28), solver="dpmpp-2m", steps=20)
+    x = ud.sample(model, (16, 1, 28, 28), steps=20)
     lp = ud.log_prob(model, x)
 
 A solver is a table of numbers (`ud.solvers`), one fused kernel executes every row of every table
