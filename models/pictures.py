@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+OTHERS = (".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".ppm", ".pgm", ".tga")
 REMEDIES = {
     "1": "two levels: convert('L') makes them 0 and 255 of 256",
     "LA": "transparency is no channel of a density: flatten it, convert('L')",
@@ -33,14 +34,20 @@ class Pictures:
     """The pictures of a folder and its sub-folders in the order of their names, or a single one.
 
     Their headers are looked at when it is made; pixels are read by `fetch`. Raises ValueError for a
-    folder without pictures, one that is not read as it is, or another size than the first's, and
-    ImportError without Pillow.
+    folder without pictures, or with any in a format that is not read, for one that is not read as it
+    is, or of another size than the first, and ImportError without Pillow.
     """
 
     def __init__(self, path: Path) -> None:
         self.files = [path]
         if path.is_dir():
-            self.files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            every = sorted(path.rglob("*"))
+            self.files = [p for p in every if p.suffix.lower() in ENDINGS]
+            if other := next((p for p in every if p.suffix.lower() in OTHERS), None):
+                raise ValueError(
+                    f"{other} would be passed over: pictures are read as {', '.join(ENDINGS)}; save "
+                    "it as .png, or move it away"
+                )
         if not self.files:
             raise ValueError(f"folder {path} holds no image ({', '.join(ENDINGS)})")
         self.event = event = _shape(self.files[0])

@@ -219,6 +219,9 @@ def test_a_folder_is_listed_and_its_pixels_are_read_a_batch_at_a_time(tmp_path, 
     read = source.read([1, 2])
     assert decoded == ["c.PNG", "d.png"]  # in the order of their paths
     assert torch.equal(read[:, 0, 0, 0], torch.tensor([1, 2], dtype=torch.uint8))
+    image.fromarray(GREY).save(tmp_path / "b" / "scan.tif")
+    with pytest.raises(ValueError, match=r"scan\.tif would be passed over: .*save it as \.png"):
+        stream(tmp_path)
     os.remove(tmp_path / "z.png")
     with pytest.raises(ValueError, match=r"z\.png is not a readable image"):
         source.read([3])
