@@ -10,7 +10,7 @@ row starts and ends is printed with it.
 
 Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
 stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for
-targets in the plane), each also as .svg, and, where plotly is installed, report.html, one
+targets in the plane; -NAME.png of further problems), each also as .svg, and, where plotly is installed, report.html, one
 self-contained page.
 """
 
@@ -82,7 +82,7 @@ def run(
     checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
     network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
     kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a
-    choice that fits two minutes). peers: by library or name; None is all that are installed, []
+    choice that fits two minutes); a solver by its name, by file.py:name of one's own, or itself. peers: by library or name; None is all that are installed, []
     none. targets: exact ones by name, [] for none. metrics: names in quality.py; None is
     trajectories of deterministic solvers and laws of stochastic ones. features: of frechet, kid,
     precision and recall, "module:function" or a callable; None is the components. seeds: several,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import cells, figures, trajectories
 from .cells import Cell
-from .plans import TUNED, Unavailable, planned
+from .plans import TUNED, planned
 from .problems import Problem
 from .quality import MEASURES, Measure
 from .reference import Reference
@@ -55,8 +55,9 @@ def lineup(
     p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
 ) -> list[Row]:
     """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best that draws noise;
-    each on its best grid, with its cells of three costs."""
-    mine = [r for r in records if r["problem"] == p.name]
+    each on its best grid, with its cells of three costs among those that ran."""
+    mine = [r for r in records if r["problem"] == p.name and r["status"] == "ok"]
+    ran = {key for r in mine for key in r.get("keys", [r["key"]])}
     wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
     found = [held[0] for m in wanted for _, _, held in figures.curves(mine, m)]
     steady = [r for r in found if not r["stochastic"]]
@@ -71,7 +72,7 @@ def lineup(
     out: dict[str, dict[int, Cell]] = {}
     for r in best:
         who = (r["library"], r["solver"])
-        held = {c.nfe: c for c in todo if c.problem is p and (c.config.library, c.config.name) == who
+        held = {c.nfe: c for c in todo if c.key in ran and (c.config.library, c.config.name) == who
                 and r["grid"].startswith(c.config.grid)}  # fmt: skip
         costs = sorted(held)
         few = sorted({costs[0], costs[len(costs) // 2], costs[-1]}) if costs else []
@@ -83,15 +84,12 @@ def lineup(
 def _panels(
     p: Problem, row: Row, reference: Reference
 ) -> tuple[str, list[tuple[str, Tensor]]]:
-    """The row's samples at each of its costs; those that cannot run or fail are left out."""
+    """The row's samples at each of its costs."""
     name, by_cost = row
     out = []
     for n, cell in by_cost.items():
-        try:
-            plan = planned(cell.config, p, n)
-            w = cells.integrate(p, plan, reference.at(plan.start)[:SHOWN])
-        except (Unavailable, KeyError, RuntimeError):
-            continue
+        plan = planned(cell.config, p, n)
+        w = cells.integrate(p, plan, reference.at(plan.start)[:SHOWN])
         out.append((f"{plan.calls} NFE", cells.clean(p, w, plan.end)))
     return name, out
 

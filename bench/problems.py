@@ -143,8 +143,9 @@ class Problem:
         for module in under:
             if isinstance(module, torch.nn.Module):
                 known += _digest(*(v for _, v in sorted(module.state_dict().items())))
-        probes, top = _probes(self.start), min(self.r_max, 1e3)
-        levels = torch.logspace(math.log10(self.r_min), math.log10(top), PROBED).tolist()
+        probes = _probes(self.start)
+        low, top = max(self.r_min, ZERO_RATIO), min(self.r_max, 1e3)
+        levels = torch.logspace(math.log10(low), math.log10(top), PROBED).tolist()
         with torch.no_grad():
             seen = [data_prediction(self.model, probes, r) for r in levels]
         if self.large:

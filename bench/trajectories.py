@@ -12,7 +12,7 @@ from ..solvers import Sampler, Tableau
 from .cells import Cell
 from .exact import exact_draw
 from .figures import OURS, pyplot, save
-from .plans import Unavailable, planned
+from .plans import planned
 from .problems import Problem, from_unit
 from .reference import Reference
 
@@ -48,14 +48,8 @@ def draw(
     grey; a ring marks where the exact trajectory ends. Returns whether there was any to draw."""
     shown = []
     for name, by_cost in rows:
-        tables = {}
-        for nfe, cell in by_cost.items():
-            try:
-                made = planned(cell.config, problem, nfe).tableau
-            except Unavailable:
-                continue
-            if made is not None:
-                tables[nfe] = made
+        made = {n: planned(cell.config, problem, n).tableau for n, cell in by_cost.items()}
+        tables = {n: table for n, table in made.items() if table is not None}
         if tables:
             shown.append((name.replace("\n", " "), tables))
     if not shown or not reference.covers([0.0]):

@@ -200,6 +200,24 @@ def test_torch_fidelity_with_weights_of_chance(tmp_path, monkeypatch):
     assert features.kid(x, y) == pytest.approx(kid, rel=1e-9) and kid != 0
 
 
+def test_clean_fid_sees_each_image_resized_as_its_own_files_are(monkeypatch):
+    """Its own resizing, and a network of ours in the place of the one whose weights it fetches."""
+    theirs = pytest.importorskip("cleanfid.features", reason="clean-fid is not installed")
+    from cleanfid.resize import build_resizer
+
+    def network(x):
+        assert x.shape[1:] == (3, 299, 299)
+        return x.mean((2, 3))
+
+    monkeypatch.setattr(theirs, "feature_extractor", lambda *a, **k: network)
+    g = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (3, 3, 16, 20), generator=g, dtype=torch.uint8)
+    found = features.apply(features.load("clean-fid", (0, 1)), images / 255)
+    resize = build_resizer("clean")
+    expected = [torch.from_numpy(resize(x.permute(1, 2, 0).numpy())).mean((0, 1)) for x in images]
+    torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-5, atol=1e-4)
+
+
 # --- the LeNet on real digits --------------------------------------------------------------------
 
 
