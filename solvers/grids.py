@@ -71,7 +71,7 @@ GRIDS: dict[str, Grid] = {
     "leading": Discrete("leading"),
     "trailing": Discrete("trailing"),
 }
-"""Grids by the name that users type."""
+"""Grids by the name that users type; 'laplace-wide' is used where none is named."""
 
 
 def times(

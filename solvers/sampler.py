@@ -33,9 +33,7 @@ from .tableau import Tableau
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
-
-SOLVER, GRID = "relay", "laplace-wide"
-"""What samples where the user names none: a call a step, whatever the network and the process."""
+SOLVER, GRID = "relay", "laplace-wide"  # where the user names none
 
 
 class State(NamedTuple):
@@ -271,7 +269,8 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
 
     model: a `Denoiser`. shape: (B, ...). solver, steps, grid, final: what to integrate with and
-    where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`).
+    where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`); by
+    default `Relay`, which calls the network once a step.
     seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
     `ud.encode`. dtype: of the network's input and of the result; by default the network's own for
     the one (float64 for a float64 x_init) and the state's, float32 at least, for the other. A table

@@ -97,12 +97,12 @@ def _sample(commands: Any) -> None:
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
     p.add_argument("--solver", default="relay",
-                   help="default: relay; see `undiffuse solvers`; ddpm-learned: with the variances "
+                   help="see `undiffuse solvers`; ddpm-learned: with the variances "
                    "that --loss hybrid taught; or JSON that `statistics` or `tune` wrote: a tuned "
                    "table has steps, grid and end of its own")  # fmt: skip
     p.add_argument("--steps", type=int, default=20, help="intervals of the grid")
     p.add_argument("--grid", default="laplace-wide",
-                   help="default: laplace-wide; uniform, log_snr, karras, trailing, ...; or "
+                   help="uniform, log_snr, karras, trailing, ...; or "
                    "equidistributed: measured on the network by 64 calls for 32 samples")  # fmt: skip
     p.add_argument("--final", default="denoise", choices=["denoise", "zero", "t_min"],
                    help="how the last step ends")  # fmt: skip

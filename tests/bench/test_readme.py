@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from undiffuse.bench import readme
+from undiffuse.bench.summary import front
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("bench", "results")
@@ -34,10 +35,12 @@ def test_another_result_is_another_readme(copy):
     result = json.loads(path.read_text(encoding="utf-8"))
     front = result["front"]["digits64"]["10"]["ours"]
     front |= {"error": 0.0123456, "solver": "heun", "grid": "cosine"}
+    result["front"]["digits64"]["20"]["default"]["error"] = 0.0765432
     path.write_text(json.dumps(result))
     before = (copy / "README.md").read_text(encoding="utf-8")
     after = readme.updated(before, RESULTS)
     assert after != before and "| 0.012 |" in after and "`heun` on `cosine` (10)" in after
+    assert any("our default" in line and "| 0.077 |" in line for line in after.splitlines())
     # what stands around the markers stays
     assert after.partition(readme.BEGIN)[0] == before.partition(readme.BEGIN)[0]
     assert after.partition(readme.END)[2] == before.partition(readme.END)[2]
@@ -46,3 +49,17 @@ def test_another_result_is_another_readme(copy):
 def test_a_readme_without_the_markers_is_refused(copy):
     with pytest.raises(ValueError, match="must hold the two markers once each"):
         readme.updated("# undiffuse\n", RESULTS)
+
+
+def test_the_front_holds_the_default_beside_the_least():
+    def row(solver, grid, error, library="undiffuse"):
+        at = {"problem": "p", "nfe_asked": 8, "nfe": 8, "status": "ok", "library": library}
+        return at | {"solver": solver, "grid": grid, "error": error, "error_lo": 0, "error_hi": 9}
+
+    rows = [
+        row("relay", "laplace-wide", 0.2), row("relay", "karras", 0.1),
+        row("relay", "laplace-wide", 0.3, "a peer"),
+    ]  # fmt: skip
+    found = front(rows, [8])["p"]["8"]
+    assert [found[side]["error"] for side in ("ours", "default", "peers")] == [0.1, 0.2, 0.3]
+    assert found["tuned"] is None and front(rows[1:], [8])["p"]["8"]["default"] is None

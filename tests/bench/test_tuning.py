@@ -43,6 +43,7 @@ def test_the_benchmark_runs_tuned_tables_on_the_problem_they_are_for(tuned, tmp_
     found = nfe.run(
         tmp_path, checkpoint="none", targets=["ring2", "moons"], peers=[], batch=64,
         solvers=["vab-4", "dpmpp-2m", str(out)], nfe=[4, 6, 9], progress=False,
+        grid=["log_snr", "karras", "laplace", "quadratic"],  # those that tune starts from
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     mine = {(r["problem"], r["nfe_asked"]): r for r in rows if r["library"] == plans.TUNED}
