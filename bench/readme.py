@@ -30,6 +30,8 @@ def section(results: Path) -> str:
     )
     costs = [str(n) for n in grids["nfe"]]
     lines = [
+        "### Error against network calls",
+        "",
         "| least error / data std after | " + " | ".join(costs) + " calls |",
         "|---" * (len(costs) + 1) + "|",
     ]
@@ -41,8 +43,10 @@ def section(results: Path) -> str:
             lines.append(_row(f"{problem}: {who}", front, side, costs))
             if side in ("peers", "ours"):
                 said.append(f"{problem}, {who}: {_who(front, side, costs)}")
-    text = [*lines, "", "Which: " + "; ".join(said) + ".", "", _orders(orders, results), ""]
-    return "\n".join([*text, _adaptive(adaptive, results), "", *_kernels(gpu), ""])
+    which = ["<details><summary>Which solver is the least of each column</summary>", ""]
+    which += [f"- {line}" for line in said] + ["", "</details>"]
+    text = [*lines, "", *which, "", _orders(orders, results), "", _adaptive(adaptive, results), ""]
+    return "\n".join([*text, "### Kernels on a GPU", "", *_kernels(gpu), ""])
 
 
 def _kernels(found: Mapping[str, Any]) -> list[str]:
