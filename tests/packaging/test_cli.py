@@ -82,7 +82,7 @@ def test_a_grid_can_be_measured_on_the_network(tmp_path):
         (["sample", "--solver", "ddpm-learned"], "need a VarianceHead"),
         (["likelihood", "nowhere.safetensors"], "no checkpoint"),
         (["bench", "--solvers", "dpmp-2m"], "dpmpp-2m"),
-        (["bench", "compare", "one"], "compare takes two results"),
+        (["bench", "compare", "one"], "compare two results"),
         (["bench", "orders", "--solvers", "dim"], "did you mean 'ddim'"),
         (["bench", "adaptive", "--batch", "1"], "batch must be at least 2 samples"),
         (["bench", "--grid", "equidistribute"], "unknown grid 'equidistribute'"),
