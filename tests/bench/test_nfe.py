@@ -509,12 +509,26 @@ def test_the_model_may_stand_behind_nfe(tmp_path, capsys):
         ({"targets": []}, "nothing to measure"),
         ({"metrics": ["sw3"]}, "did you mean 'sw2'"),
         ({"workers": 0}, "workers must be >= 1"),
+        ({"solvers": []}, "nothing to measure: name a solver or a peer"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "out", **bad)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_with_the_name_of_a_target_is_refused(tmp_path):
+    (tmp_path / "code.py").write_text(
+        "from undiffuse.models.checkpoint import load_default\ndef ring2():\n    return load_default()\n"
+    )
+    with pytest.raises(ValueError, match="a target and the network have one name: ring2, ring2"):
+        run(tmp_path / "out", checkpoint=f"{tmp_path}/code.py:ring2")
+
+
+def test_no_solvers_of_ours_leaves_the_peers(tmp_path):
+    run(tmp_path, solvers=[], peers=["rk4"], nfe=[8], targets=["ring2", "ring2"])
+    assert [r["solver"] for r in store.Store(tmp_path).records.values()] == ["rk4"]
 
 
 def test_an_absent_checkpoint_is_refused(tmp_path):
