@@ -8,11 +8,14 @@ parent as they arrive.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +228,19 @@ _worker: dict[str, Any] = {}
 
 
 def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads: int) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     measures: tuple[Measure, ...] = chosen(metrics)
     _worker.update(problem=spec.build(), reference=reference, measures=measures)
     warm_up(_worker["problem"])
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is killed: nobody else would tell it to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(config: Config, nfe: int, key: str) -> tuple[Record, float]:

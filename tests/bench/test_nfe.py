@@ -156,27 +156,46 @@ def test_the_bar_knows_all_cells_from_the_start_and_ends_full(tmp_path, monkeypa
     assert said[0] == 2 * 2 and sum(s for s in said if s != "+") == said.count("+")
 
 
+def children(pid):
+    """The processes that a process started, where the system says so."""
+    file = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(p) for p in file.read_text().split()] if file.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.slow
-def test_kill_9_and_resume_gives_the_same_file(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_9_and_resume_gives_the_same_file(tmp_path, workers):
     code = (
-        "import torch; torch.set_num_threads(1)\n"
         "from undiffuse.bench import nfe\n"
-        "nfe.run({out!r}, checkpoint='none', targets=['digits64'], peers=[], batch=64,\n"
-        "        solvers=['ddim', 'heun', 'dpmpp-2m'], nfe=[10, 20, 40, 60], progress=False)"
+        "if __name__ == '__main__':\n"
+        "    nfe.run({out!r}, checkpoint='none', targets=['digits64'], peers=[], batch=64,\n"
+        "            solvers=['ddim', 'heun', 'dpmpp-2m'], nfe=[10, 20, 40], progress=False,\n"
+        "            workers={workers})\n"
     )
 
-    def start(out):
-        return subprocess.Popen([sys.executable, "-c", code.format(out=str(out))])
+    def start(out, workers=1):
+        file = tmp_path / f"{workers}.py"
+        file.write_text(code.format(out=str(out), workers=workers))
+        return subprocess.Popen([sys.executable, str(file)])
 
-    killed = start(tmp_path / "killed")
+    killed = start(tmp_path / "killed", workers)
     file = tmp_path / "killed" / "results.jsonl"
     while not (file.exists() and file.read_text().count("\n") >= 5):
         assert killed.poll() is None, "finished before it could be killed"
         time.sleep(0.02)
+    started = children(killed.pid)
+    assert len(started) >= 2 or workers == 1 or not Path("/proc/self").exists()
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     kept = file.read_text().count("\n")
-    cells_in_all = 3 * 4 * len(nfe.GRIDS)
+    cells_in_all = 3 * 3 * len(nfe.GRIDS)
     assert kept < cells_in_all
     assert start(tmp_path / "killed").wait() == 0
     assert start(tmp_path / "whole").wait() == 0
@@ -184,6 +203,7 @@ def test_kill_9_and_resume_gives_the_same_file(tmp_path):
     assert sorted(lines[0]) == sorted(lines[1]) and len(lines[0]) == cells_in_all
     seconds = (tmp_path / "killed" / "timings.jsonl").read_text().splitlines()
     assert len(seconds) <= cells_in_all + 1  # every cell once, and the one in flight perhaps twice
+    assert not any(alive(p) for p in started)  # the workers left with the one that was killed
 
 
 def test_seeds_are_pooled_into_rows_with_narrower_intervals(tmp_path):
