@@ -36,9 +36,9 @@ from .reference import FINER, TOLERANCES, Reference, cached
 from .store import Record, Store, ratio_of
 from .targets import get as get_target
 
-LEVELS = {False: range(3, len(TOLERANCES) - 1), True: range(2)}
-"""Of the reference, by whether the problem is large: there the tightest is minutes of work, and the
-network's own rounding is not far below."""
+LEVELS = {"small": range(3, len(TOLERANCES) - 1), "narrow": range(1, 4), "large": range(2)}
+"""Of the reference: a large problem's tightest is minutes of work, and the rounding of a network in
+float32 is not far below."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def measure(
     ratios = {start for start, _ in spans.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {end for _, end in spans.values()} | {problem.r_min, 0.0}
-    for level in LEVELS[problem.large]:
+    for level in LEVELS["large" if problem.large else "narrow" if problem.narrow else "small"]:
         shown.say(f"{problem.name}: reference solution")
         file = reference_file(store, problem)
         reference = ranks.first(partial(cached, file, problem, ratios, level))

@@ -481,7 +481,7 @@ def test_a_measure_that_does_not_exist_here_says_why(tmp_path, capsys):
 
 def test_a_reference_that_is_too_coarse_is_said_to_be(tmp_path, monkeypatch, capsys):
     """As where a large network's reference may not be refined any further."""
-    monkeypatch.setattr(campaign, "LEVELS", {False: range(1)})
+    monkeypatch.setattr(campaign, "LEVELS", {"small": range(1)})
     found = run(tmp_path, solvers=["ipndm-3"], nfe=[400], grid="log_snr")
     about = found["problems"]["ring2"]
     assert 20 * about["reference_error"] > about["smallest_error"]
