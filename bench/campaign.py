@@ -8,11 +8,14 @@ parent as they arrive.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,9 @@ from .reference import FINER, TOLERANCES, Reference, cached
 from .store import Record, Store, ratio_of
 from .targets import get as get_target
 
-LEVELS = {False: range(3, len(TOLERANCES) - 1), True: range(2)}
-"""Of the reference, by whether the problem is large: there the tightest is minutes of work, and the
-network's own rounding is not far below."""
+LEVELS = {"small": range(3, len(TOLERANCES) - 1), "narrow": range(1, 4), "large": range(2)}
+"""Of the reference: a large problem's tightest is minutes of work, and the rounding of a network in
+float32 is not far below."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def measure(
     ratios = {start for start, _ in spans.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {end for _, end in spans.values()} | {problem.r_min, 0.0}
-    for level in LEVELS[problem.large]:
+    for level in LEVELS["large" if problem.large else "narrow" if problem.narrow else "small"]:
         shown.say(f"{problem.name}: reference solution")
         file = reference_file(store, problem)
         reference = ranks.first(partial(cached, file, problem, ratios, level))
@@ -228,10 +231,19 @@ _worker: dict[str, Any] = {}
 
 
 def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads: int) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     measures: tuple[Measure, ...] = chosen(metrics)
     _worker.update(problem=spec.build(), reference=reference, measures=measures)
     warm_up(_worker["problem"])
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is killed: nobody else would tell it to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(config: Config, nfe: int, key: str) -> tuple[Record, float]:

@@ -7,6 +7,7 @@ are given our grid; torchsde steps uniformly in time, as its users do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,8 @@ class TorchsdePeer:
         steps = (nfe - 1) // each
         if steps < 1:
             raise Unavailable(f"one step and its check of the SDE make {each + 1} calls")
+        if math.isinf(problem.r_max):
+            raise Unavailable("the reverse SDE is singular at pure noise, where the model starts")
         process = problem.process
         first, last = process.t_max, problem.model.t_min
 

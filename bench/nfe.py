@@ -10,8 +10,8 @@ row starts and ends is printed with it.
 
 Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
 stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for
-targets in the plane; -NAME.png of further problems), each also as .svg, and, where plotly is installed, report.html, one
-self-contained page.
+targets in the plane; -NAME.png of further problems), each also as .svg, and, where plotly is
+installed, report.html, one self-contained page.
 """
 
 from __future__ import annotations
@@ -82,15 +82,16 @@ def run(
     checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
     network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
     kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a
-    choice that fits two minutes); a solver by its name, by file.py:name of one's own, or itself. peers: by library or name; None is all that are installed, []
-    none. targets: exact ones by name, [] for none. metrics: names in quality.py; None is
-    trajectories of deterministic solvers and laws of stochastic ones. features: of frechet, kid,
-    precision and recall, "module:function" or a callable; None is the components. seeds: several,
-    each with samples of its own, shown as one (pooling.py); None is [seed]. batch: samples of a
-    seed; None is 256, or 16 for a network of large events. device: of the trained network. final:
-    how our grids end. quick: fewer samples and costs. likelihood: bits/dim of held-out data; None:
-    of a network of small events, it takes minutes for others. workers: processes; the numbers are
-    the same. progress: a bar on standard error.
+    choice that fits two minutes); a solver by its name, by file.py:name of one's own, or itself.
+    peers: by library or name; None is all that are installed, [] none. targets: exact ones by name,
+    [] for none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws
+    of stochastic ones. features: of frechet, kid, precision and recall, a library's or
+    "module:function" or a callable; None is the components. seeds: several, each with samples of its
+    own, shown as one (pooling.py); None is [seed]. batch: samples of a seed; None is 256, or 16 for a
+    network of large events. device: of the trained network. final: how our grids end. quick: fewer
+    samples and costs. likelihood: bits/dim of held-out data; None: of a network of small events, it
+    takes minutes for others. workers: processes; the numbers are the same. progress: a bar on
+    standard error.
 
     Raises ValueError for what does not fit, before any work.
     """
@@ -117,10 +118,15 @@ def run(
     if workers > 1 and callable(features):
         raise ValueError("workers need the features by name: give module:function")
     posed = [spec.build() for spec in specs]
+    called = [p.name for p in posed[: len(posed) // len(every_seed)]]
+    if len(set(called)) < len(called):
+        raise ValueError(f"a target and the network have one name: {', '.join(called)}; rename the file")
     todo = []
     for p in posed:
-        configs = [*(named or ours(default_solvers(p.process), grids, final)), *others]
-        todo.append(_cells(p, configs, costs, measures))
+        own = ours(default_solvers(p.process), grids, final) if named is None else named
+        if not own and not others:
+            raise ValueError("nothing to measure: name a solver or a peer")
+        todo.append(_cells(p, [*own, *others], costs, measures))
 
     began = time.perf_counter()
     writes = ranks.rank() == 0
@@ -188,7 +194,7 @@ def _specs(
 ) -> list[Spec]:
     """The problems to pose: the targets, then the network."""
     small = batch if batch is not None else QUICK_BATCH if quick else BATCH
-    names = ("digits64",) if targets is None else targets
+    names = ("digits64",) if targets is None else tuple(dict.fromkeys(targets))
     specs = [Spec(small, seed, target=t, features=features) for t in names]
     if str(checkpoint) != "none":
         given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint

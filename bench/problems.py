@@ -37,12 +37,15 @@ SMALL_EVENT = 256
 
 class InItsOwnType(torch.nn.Module):
     """A network between wider states on the CPU that computes in the type, and on the device, of its
-    parameters; it is told times in float32 at least, as in sampling."""
+    parameters; in float32 where it is a function. It is told times in float32 at least, as in
+    sampling."""
 
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: Callable[..., Tensor]) -> None:
         super().__init__()
         self.net = net
-        some = next(net.parameters(), torch.zeros(0))
+        some = torch.zeros(0)
+        if isinstance(net, torch.nn.Module):
+            some = next(net.parameters(), some)
         self.dtype, self.device = some.dtype, some.device
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -106,6 +109,12 @@ class Problem:
         return self.start[0].numel() > SMALL_EVENT
 
     @property
+    def narrow(self) -> bool:
+        """Whether its network computes in a type narrower than float64."""
+        net = self.model.net
+        return isinstance(net, InItsOwnType) and net.dtype != torch.float64
+
+    @property
     def r_max(self) -> float:
         """Where all samples start: sigma/alpha at t_max; inf for a flow."""
         return ratio_at(self.process, self.process.t_max)
@@ -148,7 +157,7 @@ class Problem:
         levels = torch.logspace(math.log10(low), math.log10(top), PROBED).tolist()
         with torch.no_grad():
             seen = [data_prediction(self.model, probes, r) for r in levels]
-        if self.large:
+        if self.narrow:
             return _digest(known, *(f"{float(d.square().mean().sqrt()):.3g}" for d in seen))
         return _digest(known, *map(_rounded, seen))
 
@@ -181,21 +190,46 @@ def network(
     """A problem with a trained network: starts are the prior N(0, sigma(t_max)^2), as users start.
 
     data [M, *event]: real data of the network's kind, for the unit of errors and for distances.
-    The states are float64; a network of events up to SMALL_EVENT components runs in float64 too, so
-    that rounding does not hide the solvers' errors, and a larger one in its own type, which is what
-    its users see and no slower than it need be.
+    The states are float64; a network of events up to SMALL_EVENT components, and one that is a
+    function, runs in float64 too, so that rounding does not hide the solvers' errors, if it can; a
+    larger one in its own type, which is what its users see and no slower than it need be.
+
+    Raises ValueError for a network that cannot be called.
     """
     _check(batch)
-    small = data[0].numel() <= SMALL_EVENT
-    if isinstance(model.net, torch.nn.Module):
-        net = copy.deepcopy(model.net).double() if small else model.net
-        model = replace(model, net=InItsOwnType(net))
     shape = (batch, *data.shape[1:])
     z = normal(shape, seed, purpose="initial", dtype=torch.float64)
     alpha, sigma = (float(f(model.process.t_max)) for f in _scales(model.process))
     start = sigma * z / math.hypot(alpha, sigma)
     std = float(data.double().flatten(1).var(0).mean().sqrt())
-    return Problem(name, about, model, start, std, seed, data=data.double())
+    posed = Problem(name, about, model, start, std, seed, data=data.double())
+    return _callable(posed)
+
+
+def _callable(p: Problem) -> Problem:
+    """The problem with its network in the widest type that it takes, found by one call."""
+    net: Any = p.model.net
+    own = InItsOwnType(net)
+    if not isinstance(net, torch.nn.Module):
+        ways = [net, own]
+    elif p.large:
+        ways = [own]
+    else:
+        ways = [InItsOwnType(copy.deepcopy(net).double()), own]
+    for way in ways:
+        tried = replace(p, model=replace(p.model, net=way))
+        try:
+            with torch.no_grad():
+                data_prediction(tried.model, p.start[:2], min(max(1.0, p.r_min), p.r_max))
+        except Exception as error:  # noqa: BLE001 a network of the user's may raise anything
+            failed = error
+            continue
+        narrower = way is own and len(ways) > 1
+        return replace(tried, about=f"{p.about}; called in {own.dtype}") if narrower else tried
+    raise ValueError(
+        f"the network of {p.name} cannot be called with x {own.dtype} of shape "
+        f"{tuple(p.start[:2].shape)} and t of shape (2,): {type(failed).__name__}: {failed}"
+    ) from failed
 
 
 def network_name(checkpoint: str | None) -> str:

@@ -47,7 +47,8 @@ h3 { font-size: 1rem; margin: 1.2rem 0 0; } .bad { color: #a11d2f; }
   .advice td { display: flex; border: 0; padding: .1rem 0; }
   .advice td::before { content: attr(data-label); flex: 0 0 8.2rem; color: #5b6773; }
   .advice tr { border-bottom: 1px solid #b8c1ca; } .scroll img { max-width: none; width: 720px; }
-  .numbers td:nth-child(2), .numbers th:nth-child(2) { position: sticky; left: 0; background: #fff; }
+  .numbers td:nth-child(2), .numbers th:nth-child(2) { position: sticky; left: 0; background: #fff;
+    white-space: normal; min-width: 6.5rem; max-width: 7rem; }
 }
 pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; font-size: .78rem; }
 img { max-width: 100%; height: auto; } details > summary { cursor: pointer; margin: .4rem 0; }

@@ -156,27 +156,46 @@ def test_the_bar_knows_all_cells_from_the_start_and_ends_full(tmp_path, monkeypa
     assert said[0] == 2 * 2 and sum(s for s in said if s != "+") == said.count("+")
 
 
+def children(pid):
+    """The processes that a process started, where the system says so."""
+    file = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(p) for p in file.read_text().split()] if file.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.slow
-def test_kill_9_and_resume_gives_the_same_file(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_9_and_resume_gives_the_same_file(tmp_path, workers):
     code = (
-        "import torch; torch.set_num_threads(1)\n"
         "from undiffuse.bench import nfe\n"
-        "nfe.run({out!r}, checkpoint='none', targets=['digits64'], peers=[], batch=64,\n"
-        "        solvers=['ddim', 'heun', 'dpmpp-2m'], nfe=[10, 20, 40, 60], progress=False)"
+        "if __name__ == '__main__':\n"
+        "    nfe.run({out!r}, checkpoint='none', targets=['digits64'], peers=[], batch=64,\n"
+        "            solvers=['ddim', 'heun', 'dpmpp-2m'], nfe=[10, 20, 40], progress=False,\n"
+        "            workers={workers})\n"
     )
 
-    def start(out):
-        return subprocess.Popen([sys.executable, "-c", code.format(out=str(out))])
+    def start(out, workers=1):
+        file = tmp_path / f"{workers}.py"
+        file.write_text(code.format(out=str(out), workers=workers))
+        return subprocess.Popen([sys.executable, str(file)])
 
-    killed = start(tmp_path / "killed")
+    killed = start(tmp_path / "killed", workers)
     file = tmp_path / "killed" / "results.jsonl"
     while not (file.exists() and file.read_text().count("\n") >= 5):
         assert killed.poll() is None, "finished before it could be killed"
         time.sleep(0.02)
+    started = children(killed.pid)
+    assert len(started) >= 2 or workers == 1 or not Path("/proc/self").exists()
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     kept = file.read_text().count("\n")
-    cells_in_all = 3 * 4 * len(nfe.GRIDS)
+    cells_in_all = 3 * 3 * len(nfe.GRIDS)
     assert kept < cells_in_all
     assert start(tmp_path / "killed").wait() == 0
     assert start(tmp_path / "whole").wait() == 0
@@ -184,6 +203,7 @@ def test_kill_9_and_resume_gives_the_same_file(tmp_path):
     assert sorted(lines[0]) == sorted(lines[1]) and len(lines[0]) == cells_in_all
     seconds = (tmp_path / "killed" / "timings.jsonl").read_text().splitlines()
     assert len(seconds) <= cells_in_all + 1  # every cell once, and the one in flight perhaps twice
+    assert not any(alive(p) for p in started)  # the workers left with the one that was killed
 
 
 def test_seeds_are_pooled_into_rows_with_narrower_intervals(tmp_path):
@@ -461,7 +481,7 @@ def test_a_measure_that_does_not_exist_here_says_why(tmp_path, capsys):
 
 def test_a_reference_that_is_too_coarse_is_said_to_be(tmp_path, monkeypatch, capsys):
     """As where a large network's reference may not be refined any further."""
-    monkeypatch.setattr(campaign, "LEVELS", {False: range(1)})
+    monkeypatch.setattr(campaign, "LEVELS", {"small": range(1)})
     found = run(tmp_path, solvers=["ipndm-3"], nfe=[400], grid="log_snr")
     about = found["problems"]["ring2"]
     assert 20 * about["reference_error"] > about["smallest_error"]
@@ -509,12 +529,26 @@ def test_the_model_may_stand_behind_nfe(tmp_path, capsys):
         ({"targets": []}, "nothing to measure"),
         ({"metrics": ["sw3"]}, "did you mean 'sw2'"),
         ({"workers": 0}, "workers must be >= 1"),
+        ({"solvers": []}, "nothing to measure: name a solver or a peer"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "out", **bad)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_with_the_name_of_a_target_is_refused(tmp_path):
+    (tmp_path / "code.py").write_text(
+        "from undiffuse.models.checkpoint import load_default\ndef ring2():\n    return load_default()\n"
+    )
+    with pytest.raises(ValueError, match="a target and the network have one name: ring2, ring2"):
+        run(tmp_path / "out", checkpoint=f"{tmp_path}/code.py:ring2")
+
+
+def test_no_solvers_of_ours_leaves_the_peers(tmp_path):
+    run(tmp_path, solvers=[], peers=["rk4"], nfe=[8], targets=["ring2", "ring2"])
+    assert [r["solver"] for r in store.Store(tmp_path).records.values()] == ["rk4"]
 
 
 def test_an_absent_checkpoint_is_refused(tmp_path):

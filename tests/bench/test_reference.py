@@ -8,7 +8,7 @@ import torch
 
 from undiffuse.bench import problems, reference
 from undiffuse.bench.targets import Target, get
-from undiffuse.models import EDM, VP, Flow, Gaussian, SubVP
+from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, SubVP
 
 pytest.importorskip("scipy")
 
@@ -134,6 +134,34 @@ def test_a_network_is_known_by_what_it_says_at_any_noise_level_and_by_its_weight
 
     nets = [replace(base, model=replace(base.model, net=Net(v))) for v in (1.0, 1.0, 1.0 + 1e-7)]
     assert nets[0].identity == nets[1].identity != nets[2].identity
+
+
+def test_a_network_is_called_in_the_widest_type_it_takes():
+    """A function around a float32 module, a module that makes float32 on its way, and one that
+    cannot be called at all."""
+    data = torch.randn(20, 3)
+    layer = torch.nn.Linear(3, 3)
+
+    class Narrow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+
+        def forward(self, x, t):
+            return self.layer(x.float())
+
+    def posed(net):
+        return problems.network("n", "a net", Denoiser(net, VP(), predicts="noise"), data, 4)
+
+    for net in (lambda x, t: layer(x), Narrow()):
+        p = posed(net)
+        assert p.about == "a net; called in torch.float32" and p.narrow and p.identity
+        d = problems.data_prediction(p.model, p.start, 1.0)
+        assert d.dtype == torch.float64 and bool(torch.isfinite(d).all())
+    wide = posed(lambda x, t: 2 * x)
+    assert wide.about == "a net" and not wide.narrow
+    with pytest.raises(ValueError, match=r"network of n cannot be called .* shape \(2, 3\)"):
+        posed(torch.nn.Linear(5, 3))
 
 
 def test_too_small_a_batch_is_refused():
