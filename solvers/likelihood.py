@@ -55,19 +55,21 @@ class LogProb:
     """What `log_prob` found; tensors are [B], float64 unless said.
 
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
-    the probes alone; `bits_std_error` in bits/dim. By default one holds 63 to 73 % and two 91 to
-    97 % of the errors, more on colour images (80 and 99 %); with one probe a node two hold 89 % or
-    more, and 'augmented' with one gives a bound. It is 0 where the trace is exact: asked for, or
-    d <= 8, or probes >= d, or the Walsh blocks of all nodes full; path_error and prior_gap are not
-    in it and remain. path_error: estimate of what the path and the nodes on it contribute, nats,
-    nan if torchdiffeq's: seldom below half of it, often several times it. Too small for the sample
-    in a hundred whose path passed over a bend (see its defect), where a trained network's trace is
-    rough below its probes' error, and to a third where 'augmented' runs at 1e-3. defect: what log_prob was corrected by for a path that is not quite the flow, nats
-    (nan if 'augmented'). A correction is as good as the network's score is the gradient of the
-    flow's own density: exact for an exact network, while a large defect of a trained one asks for a
-    smaller rtol or a larger t_min. prior_gap: what log_prob would change by if the prior's mean
-    were the data's, nats. truncation: estimate of log p_0 - log_prob, first order in blur^2, nats
-    (nan if not asked for). blur: sigma/alpha at t_min, the noise that the data carry.
+    the probes alone; `bits_std_error` in bits/dim. By default one holds 62 to 73 % and two 91 to
+    96 % of the errors, more on colour images (80 and 99 %) and less in small events whose blocks are
+    nearly full; with one probe a node two hold 89 % or more, and 'augmented' with one gives a bound.
+    It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the Walsh blocks of
+    all nodes full; path_error and prior_gap are not in it and remain. path_error: estimate of what
+    the path and the nodes on it contribute, nats, nan if torchdiffeq's: seldom below half of it,
+    often several times it. Too small for the sample in a hundred whose path passed over a bend (see
+    its defect), where a trained network's trace is rough below its probes' error, and to a third
+    where 'augmented' runs at 1e-3. defect: what log_prob was corrected by for a path that is not
+    quite the flow, nats (nan if 'augmented'). A correction is as good as the network's score is the
+    gradient of the flow's own density: exact for an exact network, while a large defect of a
+    trained one asks for a smaller rtol or a larger t_min. prior_gap: what log_prob would change by
+    if the prior's mean were the data's, nats. truncation: estimate of log p_0 - log_prob, first
+    order in blur^2, nats (nan if not asked for). blur: sigma/alpha at t_min, the noise that the
+    data carry.
     The cost, int64: nfe: network evaluations, all of them; products: Jacobian products; rejected:
     steps that the path's error control threw away, whose evaluations are in nfe (and products, if
     'augmented'). latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
@@ -131,10 +133,10 @@ def log_prob(
     number a node ('quadrature', 4); target_std_error: instead, the standard error to reach in
     bits/dim with at most max_probes a node ('quadrature'). points: nodes a step; by default as few
     as miss, by an estimate that needs no network call, no more than a share of log p's absolute
-    tolerance, atol d nats or the target if that is less, but 3 where the trace is probed. control: mean and covariance of the data
-    (`Statistics.of(data)`), whose Gaussian's Jacobian is known and need not be probed
-    ('quadrature'; only what is off the diagonal helps: a quarter of the error on 3x16x16 fields,
-    nothing on digits). seed, sample_ids: a sample's probes depend on these
+    tolerance, atol d nats or the target if that is less, but 3 where the trace is probed. control:
+    mean and covariance of the data (`Statistics.of(data)`), whose Gaussian's Jacobian is known and
+    need not be probed ('quadrature'; only what is off the diagonal helps: a quarter of the error on
+    3x16x16 fields, nothing on digits). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
