@@ -51,10 +51,11 @@ def ring(d):
 )
 def test_the_standard_error_covers_where_jacobians_are_of_low_rank(name, d, monkeypatch):
     """Default settings, 300 samples. Against the exact trace on the same nodes 68 and 95 %, to 5
-    points (8 on the ring), but for the 68 % of skewed errors, which a Jacobian of rank one has, (S^2 - 1) of a
-    normal S: more of these lie within one. Against the exact density, quadrature and all (three nodes a step
-    held 75 % of the samples between Gaussians far apart). In 16 components, far apart, blocks are
-    full where it matters: few nodes err, and what is left is what path_error underrates."""
+    points (8 on the ring), but for the 68 % of skewed errors, which a Jacobian of rank one has,
+    (S^2 - 1) of a normal S: more of these lie within one. Against the exact density, quadrature
+    and all (three nodes a step held 75 % of the samples between Gaussians far apart). In 16
+    components, far apart, blocks are full where it matters: few nodes err, and what is left is
+    what path_error underrates."""
     make = {"ring": ring, "far": far_apart, "full": lambda d: mixture((d,))}
     target, process = make[name](d), ud.VP()
     x, model = target.sample(300, seed=3), target.denoiser(process)
