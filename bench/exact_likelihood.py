@@ -34,7 +34,6 @@ OURS: dict[str, Way] = {
     "augmented dopri5 1e-5, 1 probe (classic)": ours(method="augmented"),
     "quadrature, default": ours(),
     "quadrature, 1 probe": ours(probes=1),
-    "quadrature, 4.5 probes": ours(probes=4.5),
     "quadrature, 8 probes": ours(probes=8),
     "quadrature, bosh3 1e-2, 4 probes": ours(solver="bosh3", rtol=1e-2, atol=1e-2),
     "quadrature, target 0.01": ours(target_std_error=0.01),

@@ -40,6 +40,11 @@ METHODS = {"quadrature": ("tsit5", 1e-3, 4.0), "augmented": ("dopri5", 1e-5, 1.0
 LONGEST = 2.0  # in lambda: where the path is straight the trace may still bend, as e^(2 lambda)
 SMALL = 8  # components up to which the exact trace is taken: few terms cannot tell their error
 FINE = 1e-4  # rtol and atol at most by default where the trace is exact and the path the only error
+LAID = {True: (1, 0.1), False: (3, 0.2)}
+"""Of an exact trace or one that is probed: nodes a step at least, and which share of log p's
+absolute tolerance they may miss of it. A trained network's trace can be rough where its path is
+smooth, and does not tell before it is asked: nodes with probes of their own average over it."""
+MOST = 8  # nodes a step
 TRACES = ("hutchinson", "gaussian", "exact")
 KINDS = {"float32": "float", "float64": "double"}  # what log_prob takes, and how to cast to it
 BACKENDS = ("native", "torchdiffeq")
@@ -50,19 +55,21 @@ class LogProb:
     """What `log_prob` found; tensors are [B], float64 unless said.
 
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
-    the probes alone; `bits_std_error` in bits/dim. By default one holds 63 to 73 % and two 91 to
-    97 % of the errors, more on colour images (80 and 99 %); with one probe a node two hold 89 % or
-    more, and 'augmented' with one gives a bound. It is 0 where the trace is exact: asked for, or
-    d <= 8, or probes >= d, or the Walsh blocks of all nodes full; path_error and prior_gap are not
-    in it and remain. path_error: estimate of what the path and the nodes on it contribute, nats,
-    nan if torchdiffeq's: seldom below half of it, often several times it; too small for the sample
-    in a hundred whose path passed over a bend (see its defect), and to a third where 'augmented'
-    runs at 1e-3. defect: what log_prob was corrected by for a path that is not quite the flow, nats
-    (nan if 'augmented'). A correction is as good as the network's score is the gradient of the
-    flow's own density: exact for an exact network, while a large defect of a trained one asks for a
-    smaller rtol or a larger t_min. prior_gap: what log_prob would change by if the prior's mean
-    were the data's, nats. truncation: estimate of log p_0 - log_prob, first order in blur^2, nats
-    (nan if not asked for). blur: sigma/alpha at t_min, the noise that the data carry.
+    the probes alone; `bits_std_error` in bits/dim. By default one holds 62 to 73 % and two 89 to
+    96 % of the errors, more on colour images (80 and 99 %), less in small events whose blocks
+    are nearly full; with one probe a node two hold 89 % or more; 'augmented' with one gives a bound.
+    It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the Walsh blocks of
+    all nodes full; path_error and prior_gap are not in it and remain. path_error: estimate of what
+    the path and the nodes on it contribute, nats, nan if torchdiffeq's: seldom below half of it,
+    often several times it. Too small for the sample in a hundred whose path passed over a bend (see
+    its defect), where a trained network's trace is rough below its probes' error, and to a third
+    where 'augmented' runs at 1e-3. defect: what log_prob was corrected by for a path that is not
+    quite the flow, nats (nan if 'augmented'). A correction is as good as the network's score is the
+    gradient of the flow's own density: exact for an exact network, while a large defect of a
+    trained one asks for a smaller rtol or a larger t_min. prior_gap: what log_prob would change by
+    if the prior's mean were the data's, nats. truncation: estimate of log p_0 - log_prob, first
+    order in blur^2, nats (nan if not asked for). blur: sigma/alpha at t_min, the noise that the
+    data carry.
     The cost, int64: nfe: network evaluations, all of them; products: Jacobian products; rejected:
     steps that the path's error control threw away, whose evaluations are in nfe (and products, if
     'augmented'). latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
@@ -125,11 +132,11 @@ def log_prob(
     whatever was asked: std_error is 0. probes: of each path ('augmented', whole), or the mean
     number a node ('quadrature', 4); target_std_error: instead, the standard error to reach in
     bits/dim with at most max_probes a node ('quadrature'). points: nodes a step; by default as few
-    as may miss, by an estimate before any of them, a tenth of log p's absolute tolerance, which is
-    atol d nats or target_std_error's if that is less. control: mean and covariance of the data
-    (`Statistics.of(data)`), whose Gaussian's Jacobian is known and need not be probed
-    ('quadrature'; only what is off the diagonal helps: a quarter of the error on 3x16x16 fields,
-    nothing on digits). seed, sample_ids: a sample's probes depend on these
+    as miss, by an estimate that needs no network call, no more than a share of log p's absolute
+    tolerance, atol d nats or the target if that is less, but 3 where the trace is probed. control:
+    mean and covariance of the data (`Statistics.of(data)`), whose Gaussian's Jacobian is known and
+    need not be probed ('quadrature'; only what is off the diagonal helps: a quarter of the error on
+    3x16x16 fields, nothing on digits). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
     model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
@@ -213,23 +220,21 @@ def _by_quadrature(
         latent = torch.full_like(x, torch.nan)
         return nan, nan, latent, none, run.rejected, status, nan, nan, nan
     with torch.no_grad():
-        allowed = atol * x[0].numel()
-        if goal is not None:
-            allowed = min(allowed, math.sqrt(goal))
-        nodes, bound = quadrature.lay(flow, path, points, allowed, status == Status.OK)
+        least, share = LAID[trace == "exact"]
+        orders = range(least, MOST + 1) if points is None else range(points, points + 1)
+        allowed = min(atol * x[0].numel(), math.inf if goal is None else math.sqrt(goal))
+        nodes, bound = quadrature.lay(flow, path, orders, share * allowed, status == Status.OK)
         chunk = quadrature.chunk_rows(batch, x[0].numel())
         prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
         if trace == "exact":
             prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
-            variance = nodes.lam.new_zeros(batch)
+            variance, noise = nodes.lam.new_zeros(batch), 0 * nodes.weight
         else:
             goals = None if goal is None else nodes.lam.new_full((batch,), goal)
             variance = quadrature.spend(prober, probes, max_probes, goals)
+            noise = prober.variance() / nodes.weight.square()
         change, defect = quadrature.change(nodes, batch)
-        rate = nodes.energy
-        if trace == "exact":
-            rate = x[0].numel() * (1 - nodes.a) - nodes.b * nodes.form
-        path_error = quadrature.path_error(nodes, path, bound, rate, points)
+        path_error = quadrature.path_error(nodes, path, bound, noise, orders[-1])
         far = torch.tensor([flow.lam_noise], dtype=torch.float64)
         slope = path.slope(far)[:, 0]  # exact at the end of a step: it gives D there for nothing
         n, ratio = float(flow.norm(flow.lam_noise)), math.exp(-flow.lam_noise)

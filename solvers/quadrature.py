@@ -29,21 +29,18 @@ from .probing import Nodes, Prober
 from .scaled_flow import ScaledFlow, column
 from .trace import colours
 
-MOST = 8  # nodes a step at most, unless the caller says how many
-SHARE = 0.1  # of the tolerance of log p: what one step's nodes may miss
-
 
 def lay(
-    flow: ScaledFlow, path: DensePath, points: int | None, tolerance: float, fine: Tensor
+    flow: ScaledFlow, path: DensePath, orders: Sequence[int], miss: float, fine: Tensor
 ) -> tuple[Nodes, Tensor]:
     """Gauss-Legendre nodes on every step of the samples that are fine ([B] mask), and a bound of
     what they miss of each step, nats, [B, steps].
 
-    points: nodes a step, or None for as few as miss no more than SHARE of `tolerance`, nats.
+    orders: how many nodes a step may have, rising; it gets the first that misses no more than
+    `miss` nats of it, or the last.
     """
-    orders = range(1, MOST + 1) if points is None else (points,)
     missed = misses(flow, path, orders)
-    choice = (missed > SHARE * tolerance).long().cumprod(2).sum(2).clamp(max=len(orders) - 1)
+    choice = (missed > miss).long().cumprod(2).sum(2).clamp(max=len(orders) - 1)
     table = torch.full((2, len(orders), orders[-1]), torch.nan, dtype=torch.float64)
     for i, m in enumerate(orders):
         table[:, i, :m] = torch.from_numpy(np.stack(legendre.leggauss(m)))
@@ -105,43 +102,50 @@ def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor]:
     return sums[0], sums[1]
 
 
-def path_error(
-    nodes: Nodes, path: DensePath, bound: Tensor, rate: Tensor, points: int | None
-) -> Tensor:
+def path_error(nodes: Nodes, path: DensePath, bound: Tensor, variance: Tensor, most: int) -> Tensor:
     """Estimate of what the quadrature contributes, nats, [B] >= 0: over the steps, the sum of the
-    larger of `bound` (from `lay`) and of what the nodes beside the step say.
+    largest of `bound` (from `lay`) and of what the nodes beside the step say of two rates.
 
-    Polynomials of degree > 2m through the m nodes of a step and as many beside it integrate the
-    rate over the step otherwise than the m alone, which are right up to 2m - 1: the difference is
-    what these miss, as far as the rate is smooth across steps. rate: d - tr dD/dx^ at the nodes, or
-    |r|^2/s^^2 in its stead where that has a probe's error, [R].
+    Polynomials of degree > 2m through the m nodes of a step and as many beside it integrate a rate
+    over the step otherwise than the m alone, which are right up to 2m - 1: the difference is what
+    these miss, as far as the rate is smooth across steps. The rates are |r|^2/s^^2, which no probe
+    touches, and d - tr dD/dx^ itself, of which counts what is beyond three standard errors of the
+    difference. variance: of the trace's estimate at each node, [R]; most: nodes a step at most.
     """
     place = torch.stack([nodes.sample, nodes.step])
     (sample, step), m = torch.unique_consecutive(place, dim=1, return_counts=True)
     have = torch.bincount(nodes.sample, minlength=len(bound))
-    end, have, beside = have.cumsum(0)[sample], have[sample], m // 2 + 1
+    end, have, beside, last = have.cumsum(0)[sample], have[sample], m // 2 + 1, m.cumsum(0)
     count = (m + 2 * beside).minimum(have)
-    low = (m.cumsum(0) - m - beside).maximum(end - have).minimum(end - count)
-    most = torch.arange(2 * (points or MOST) + 2, device=low.device)  # whatever the batch
-    used = most < count[:, None]
-    pick = (low[:, None] + most).clamp(max=len(nodes.lam) - 1)
+    low = (last - m - beside).maximum(end - have).minimum(end - count)
+    place = torch.arange(2 * most + 2, device=low.device)  # as wide whatever the batch
+    used, pick = place < count[:, None], low[:, None] + place
+    inside = (pick >= (last - m)[:, None]) & (pick < last[:, None])
+    pick = pick.clamp(max=len(nodes.lam) - 1)
     left, right = nodes.lam[low], nodes.lam[low + count - 1]
     middle, half = 0.5 * (left + right)[:, None], 0.5 * (left - right)[:, None].clamp(min=1e-300)
-    z, w = (torch.from_numpy(v).to(low.device) for v in legendre.leggauss(len(most) // 2 + 1))
+    z, w = (torch.from_numpy(v).to(low.device) for v in legendre.leggauss(most + 2))
     start, h = path.start[sample, step][:, None], path.h[sample, step][:, None]
 
     def basis(lam: Tensor) -> Tensor:
         x = ((lam - middle) / half).cpu().numpy()
-        return torch.from_numpy(legendre.legvander(x, len(most) - 1)).to(low.device)
+        return torch.from_numpy(legendre.legvander(x, len(place) - 1)).to(low.device)
 
     over = (w[:, None] * basis(start + h * (0.5 + 0.5 * z))).sum(1)  # of the step, of each P_k
-    goal = torch.where(used, 0.5 * h * over, 0.0)
     system = torch.where(used[:, None] & used[..., None], basis(nodes.lam[pick]).mT,
-                         torch.eye(len(most), dtype=h.dtype, device=h.device))  # fmt: skip
+                         torch.eye(len(place), dtype=h.dtype, device=h.device))  # fmt: skip
+    goal = torch.where(used, 0.5 * h * over, 0.0)
     weight = torch.linalg.solve_ex(system, goal)[0]  # not finite where two nodes are one
-    other = torch.where(used, weight * rate[pick], 0.0).sum(1)
-    own = torch.zeros_like(other).index_add_(0, torch.repeat_interleave(m), nodes.weight * rate)
-    missed = torch.fmax(bound[sample, step], (own - other).abs())
+    more = torch.where(used, weight - inside * nodes.weight[pick], 0.0)
+    more = more * (h.abs() / more.abs().sum(1, keepdim=True)).clamp(max=1)  # no wild extrapolation
+
+    def rest(rate: Tensor) -> Tensor:
+        return (more * rate[pick]).sum(1)
+
+    d = nodes.x_hat[0].numel()
+    noise = 9 * (more.square() * variance[pick]).sum(1)
+    clear = (rest(d * (1 - nodes.a) - nodes.b * nodes.form).square() - noise).clamp(min=0).sqrt()
+    missed = torch.fmax(bound[sample, step], torch.fmax(rest(nodes.energy).abs(), clear))
     return bound.new_zeros(len(bound)).index_add_(0, sample, missed)
 
 

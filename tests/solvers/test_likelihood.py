@@ -109,8 +109,8 @@ def test_digits_at_the_price_of_a_classic_run(digits):
     model = target.denoiser(process)
     r = log_prob(model, x)
     error, _ = in_bits(target, process, x, r)
-    assert error.square().mean().sqrt() < 0.0175  # 0.016 and the sampling error of 300 images
-    assert r.nfe.double().mean() < 112 and r.products.double().mean() < 108
+    assert error.square().mean().sqrt() < 0.0165  # 0.015 and sampling error of 300 images
+    assert r.nfe.double().mean() < 112 and r.products.double().mean() < 114
     classic = log_prob(model, x[:100], method="augmented")
     held, _ = in_bits(target, process, x[:100], classic)
     assert held.square().mean().sqrt() > 0.1 and classic.nfe.double().mean() > 90
