@@ -13,6 +13,7 @@ from ..kernels import normal
 from ..models import Denoiser, GaussianMixture, Process
 from . import trace
 from .encode import check
+from .scaled_flow import ScaledFlow, column
 from .spectral import Statistics
 
 
@@ -118,3 +119,19 @@ def jump_loss(
             v = trace.probes("rademacher", probes, x, seed)
             found = (v * trace.products(out, x, v)).flatten(2).sum(2).mean(0)
     return sigma**2 / alpha * (skip + scale * found.detach() / x[0].numel())
+
+
+def truncated(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
+    """log p_0(x) - log p_blurred(x) = -blur^2/2 (tr grad s + |s|^2) + O(blur^4), [B], one probe.
+
+    By the heat equation d p/d(blur^2) = laplacian(p)/2, with blur^2 s = D - x.
+    """
+    lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
+    leaf = x.detach().clone().requires_grad_()
+    v = trace.probes("rademacher", 1, x, seed, ids, draw0=(1 << 32) - 1)
+    with torch.enable_grad():
+        a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
+        form = (v * trace.products(out, leaf, v)).double().flatten(2).sum(2)[0]
+    r = (column(a - 1, x) * x + column(b, x) * out.detach()).double()
+    laplacian = (a - 1) * x[0].numel() + b * form
+    return -0.5 * (laplacian + r.square().flatten(1).sum(1) / flow.blur**2)

@@ -28,6 +28,7 @@ from . import augmented, quadrature
 from . import trace as traces
 from .adaptive_ode import integrate
 from .encode import check, raise_if_failed
+from .ends import truncated
 from .grids import lookup
 from .pairs import PAIRS
 from .probing import Prober
@@ -185,7 +186,7 @@ def log_prob(
                 flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
             )
         blurred = (
-            _truncation(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
+            truncated(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
         )
     value, error, latent, products, rejected, status, path_error, defect, gap = parts
     value = torch.where(status_failed(status), torch.nan, value)
@@ -270,23 +271,6 @@ def _by_augmented(
     value = prior + run.change
     cost = run.products, run.rejected
     return value, run.std_error, run.latent, *cost, run.status, run.path_error, unknown, unknown
-
-
-def _truncation(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
-    """log p_0(x) - log p_blurred(x) = -blur^2/2 (tr grad s + |s|^2) + O(blur^4), [B], one probe.
-
-    By the heat equation d p/d(blur^2) = laplacian(p)/2, with blur^2 s = D - x.
-    """
-    lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
-    leaf = x.detach().clone().requires_grad_()
-    v = traces.probes("rademacher", 1, x, seed, ids, draw0=(1 << 32) - 1)
-    with torch.enable_grad():
-        a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
-        form = (v * traces.products(out, leaf, v)).double().flatten(2).sum(2)[0]
-    r = ((a - 1).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) * x
-         + b.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) * out.detach()).double()  # fmt: skip
-    trace = (a - 1) * x[0].numel() + b * form
-    return -0.5 * (trace + r.square().flatten(1).sum(1) / flow.blur**2)
 
 
 def _check_options(
