@@ -203,7 +203,8 @@ def _bound(
     )  # fmt: skip
     # twice what the pilot says, since it errs itself; 0 for a datum that failed
     wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
-    options = {**options, "on_failure": "return"}
+    cond = {**model.cond, **(options.get("cond") or {})}  # its own rows follow their samples too
+    options = {**options, "cond": cond, "on_failure": "return"}
     calls = (2 ** wanted.cpu().clamp(16, MOST).log2().ceil()).long()
     value, error = torch.empty(2, len(y), dtype=torch.float64)
     nfe, status = torch.full_like(calls, first.nfe), first.status.cpu()
@@ -227,7 +228,7 @@ def _worse(a: Tensor, b: Tensor) -> Tensor:
 def _rows(options: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
     cond = {
         k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v
-        for k, v in (options.get("cond") or {}).items()
+        for k, v in options["cond"].items()
     }
     return {**options, "cond": cond}
 
