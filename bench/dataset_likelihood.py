@@ -37,7 +37,7 @@ from .items import Items, remark
 from .running import Running
 from .store import Record, Store, write, write_text
 
-FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
+FOREIGN = {"ode": ("time", "steps", "calls", "decoder"), "elbo": ("probes", "rtol", "atol")}
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
@@ -47,8 +47,10 @@ class Settings:
     """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
     a function that returns a hook (package.module:function or file.py:function); None: uniform for
     data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
-    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls: of 'elbo'; None: their defaults.
-    dtype: of states and network, 'float32' or 'float64'.
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls, decoder: of 'elbo'; None: their
+    defaults. conditional: log p(x | label) with the data's own labels, handed to the network as
+    `label`; else no condition is, and a network that takes labels says log p(x) as far as it was
+    trained without. dtype: of states and network, 'float32' or 'float64'.
 
     Raises ValueError for what does not fit.
     """
@@ -64,6 +66,8 @@ class Settings:
     time: str | None = None
     steps: int | None = None
     calls: int | None = None
+    decoder: str | None = None
+    conditional: bool = False
     dtype: str = "float32"
     seed: int = 0
 
@@ -122,6 +126,7 @@ def run(
     denoiser = _prepared(trained.denoiser, device, dtype)
     head = json.dumps([_identity(model, trained), str(levels), vars(how)])
     count = len(items) if limit is None else min(limit, len(items))
+    labels = items.labels()[:count] if how.conditional else None
     with bar(progress) as shown:
         shown.total(count)
         shown.say("reading the data")
@@ -131,8 +136,12 @@ def run(
             own["reference"] = items.law()
     if progress and (note := remark(items, trained, seen)):
         print(note)
+    if progress and labels is None and trained.network[1].get("classes"):
+        print("note: the network takes labels and is given none; --conditional gives the data's own")
 
     keys = [f"{_digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
+    if labels is not None:
+        keys = [f"{key} {label}" for key, label in zip(keys, labels.tolist(), strict=True)]
     store = Store(out, "items.jsonl")
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
@@ -143,6 +152,8 @@ def run(
         for first in range(0, len(todo), batch):
             ids = todo[first : first + batch]
             x = items.placed(items.read(ids, dtype), dtype).to(device or "cpu")
+            if labels is not None:
+                own["cond"] = {"label": labels[ids].to(x.device)}
             found = bits_per_dim(
                 denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids),
                 t_min=denoiser.t_min, **own,  # it was not trained below

@@ -11,8 +11,11 @@ import time
 import pytest
 import torch
 
-from undiffuse.bench import dataset_likelihood, flow_and_bound
+from undiffuse.bench import dataset_likelihood, flow_and_bound, heldout
 from undiffuse.bench.store import Store
+from undiffuse.models.checkpoint import load_default
+from undiffuse.models.data import split_indices
+from undiffuse.models.formats import stream
 
 FAST = {"rtol": 1e-3, "atol": 1e-3, "progress": False}
 
@@ -264,3 +267,62 @@ def test_items_that_fail_are_counted_with_their_reason_and_left_out_of_the_mean(
     assert sorted(r["item"] for r in kept) == [0, 2, 3, 5]
     assert found["bits_per_dim"] == pytest.approx(sum(r["bits_per_dim"] for r in kept) / 4)
     assert "2 items failed, left out: the network returned NaN" in capsys.readouterr().out
+
+
+LABELLED = '''
+import torch
+import undiffuse as ud
+from undiffuse.models.checkpoint import Checkpoint
+
+FLOW = ud.Flow()
+
+
+class Net(torch.nn.Module):
+    """D of N(label, 0.3) for the labels 0 and 1, and of N(0, 1) without one."""
+
+    def forward(self, x, t, label=None):
+        alpha, sigma = (c(t.double())[:, None].to(x) for c in (FLOW.alpha, FLOW.sigma))
+        mean = 0.0 if label is None else label[:, None].to(x)
+        c = 1.0 if label is None else 0.3
+        return mean + c * alpha / (c * alpha**2 + sigma**2) * (x - alpha * mean)
+
+
+def make():
+    return Checkpoint(ud.Denoiser(Net(), FLOW, predicts="data"), (3,), (-4.0, 4.0))
+'''
+
+
+def test_labels_of_the_data_are_conditions(tmp_path, capsys):
+    """log p(x | label) of each item's own label against its closed form; without, log p(x). A label
+    that has changed is another item, and data without labels are refused before any work."""
+    (tmp_path / "model.py").write_text(LABELLED)
+    x, y = torch.linspace(-1, 2, 15).reshape(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    torch.save({"x": x, "y": y}, tmp_path / "xy.pt")
+    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "xy.pt", "batch": 2,
+            "rtol": 1e-5, "atol": 1e-5}  # fmt: skip
+
+    def nats(mean, c):
+        square = (x.double() - mean).square().sum(1) / c
+        return (0.5 * (square + 3 * math.log(2 * math.pi * c)) / (3 * math.log(2))).tolist()
+
+    dataset_likelihood.run(tmp_path / "a", conditional=True, **here)
+    assert list(items(tmp_path / "a").values()) == pytest.approx(nats(y[:, None], 0.3), abs=1e-3)
+    dataset_likelihood.run(tmp_path / "b", **here)
+    assert list(items(tmp_path / "b").values()) == pytest.approx(nats(0.0, 1.0), abs=1e-3)
+    torch.save({"x": x, "y": y.clamp(max=0)}, tmp_path / "xy.pt")
+    dataset_likelihood.run(tmp_path / "a", conditional=True, **here)
+    assert items(tmp_path / "a")[2] == pytest.approx(nats(0.0, 0.3)[2], abs=1e-3)
+    assert len(Store(tmp_path / "a", "items.jsonl").records) == 5 + 3
+    torch.save(x, tmp_path / "xy.pt")
+    with pytest.raises(ValueError, match=r"needs labels; xy.pt has none: hand in a file with both"):
+        dataset_likelihood.run(tmp_path / "no", conditional=True, **here)
+
+
+def test_labels_of_held_out_items_are_their_own():
+    """A part of the data set keeps the labels of its items."""
+    pytest.importorskip("sklearn")
+    trained = load_default()
+    whole, part = stream("digits"), heldout.unseen(trained)
+    index = split_indices(len(whole), **trained.training["split"])[1]
+    assert torch.equal(part.labels(), whole.labels()[index])
+    assert torch.equal(part.read([3, 4]), whole.read(index[3:5].tolist()))
