@@ -87,10 +87,12 @@ def interpolate(
         path = interpolate(model, x[:1], x[1:2], [0, 0.25, 0.5, 0.75, 1])[:, 0]    # from x_0 to x_1
 
     Their latents are joined by `slerp` and decoded. options: as of `encode` (cond, t_min,
-    max_steps). Raises what `encode` raises, ValueError for a and b of different shapes.
+    max_steps). Raises what `encode` raises, ValueError for a and b of different shapes or no weight.
     """
     if a.shape != b.shape:
         raise ValueError(f"b must have a's shape {tuple(a.shape)}; got {tuple(b.shape)}")
+    if len(weights) == 0:
+        raise ValueError("weights must hold at least one number; got none")
     z_a, z_b = (encode(model, v, solver, rtol, atol, **options) for v in (a, b))
     mixed = [slerp(z_a, z_b, float(w)) for w in weights]
     return torch.stack([decode(model, z, solver, rtol, atol, **options) for z in mixed])

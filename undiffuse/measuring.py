@@ -45,7 +45,8 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("--rtol", type=float, default=None, help="of ode: tolerance of the path")
     p.add_argument("--atol", type=float, default=None, help="of ode: absolute tolerance of it")
     p.add_argument("--time", default=None, choices=["discrete", "continuous", "i-mmse"],
-                   help="of elbo: the chain, its limit, or that of a density; default: the network's")  # fmt: skip
+                   help="of elbo: the chain, its limit, or that of a density; default: the network's, or "
+                   "continuous with --method both, since a chain is another model than the flow")  # fmt: skip
     p.add_argument("--steps", type=int, default=None, help="of elbo: calls, or steps of the chain")
     p.add_argument("--calls", type=int, default=None,
                    help="of elbo on a chain: draw so many of its terms; default: all are taken")  # fmt: skip

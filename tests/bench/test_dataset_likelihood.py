@@ -232,6 +232,33 @@ def test_the_flow_and_the_bound_side_by_side(tmp_path, capsys):
     assert "elbo - ode" in capsys.readouterr().out and (tmp_path / "elbo" / "bits.png").exists()
 
 
+CHAIN = '''
+import torch
+import undiffuse as ud
+from undiffuse.models.checkpoint import Checkpoint
+
+LAW = ud.targets.Gaussian(torch.zeros(2), 0.003**2)
+
+
+def make():
+    model = LAW.denoiser(ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)))
+    return Checkpoint(model, (2,), (-0.1, 0.1))
+'''
+
+
+def test_flow_and_bound_are_of_one_model_unless_a_chain_is_asked_for(tmp_path, capsys):
+    """Data narrower than the network's least noise, 0.01: in continuous time the bound of an exact
+    network is log p of the flow, blurred alike, while the chain's decoder, sqrt(beta~_2) = 0.0074
+    wide, is sharper by log2(0.0104/0.0074) bits a component, which the command says."""
+    (tmp_path / "model.py").write_text(CHAIN)
+    torch.save(0.003 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "x.pt")
+    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", "progress": False}
+    gap = flow_and_bound.compare(tmp_path / "a", **here)["gap"]
+    assert abs(gap["bits_per_dim"]) < 0.05 and "either side" not in capsys.readouterr().out
+    gap = flow_and_bound.compare(tmp_path / "b", time="discrete", **here)["gap"]
+    assert -0.6 < gap["bits_per_dim"] < -0.3 and "either side" in capsys.readouterr().out
+
+
 def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_path, capsys):
     """Exact traces leave no error but the noise inside a level, which more repeats lower and probes
     do not: two repeats a millionth of a bit apart by chance would be a wonder."""

@@ -89,6 +89,8 @@ def test_interpolation_of_a_gaussian_is_on_the_sphere_and_ends_in_the_data():
     assert two.log_prob(middle) > two.log_prob(0.55 * a + 0.45 * b) + 10
     with pytest.raises(ValueError, match=r"b must have a's shape \(1, 4\); got \(1, 3\)"):
         interpolate(model, a, b[:, :3])
+    with pytest.raises(ValueError, match="weights must hold at least one number"):
+        interpolate(model, a, b, [])
 
 
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
