@@ -20,11 +20,11 @@ from torch import Tensor
 from ..kernels import normal, uniform
 from ..models import Denoiser
 from ..models.dequantize import CHOICES, Hook, Levels, ask, fill
-from .elbo import elbo, natural_time
+from .elbo import DECODERS, elbo, natural_time
 from .encode import check, raise_if_failed
 from .likelihood import log_prob
 from .quadrature import as_ids
-from .status import Status
+from .status import MEANING, Status
 
 METHODS = ("ode", "elbo")
 APART = -7046029254386353131  # between the seeds of two repeats: an odd number, 2^64/golden ratio
@@ -53,7 +53,11 @@ class Bits:
 
     def __repr__(self) -> str:
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
-        return f"{float(self.bits_per_dim.mean()):.4f} +- {error:.4f} bits/dim, {self.convention}"
+        codes = self.status[self.status != Status.OK].tolist()
+        why = "".join(f"; {codes.count(c)} of {len(self.status)}: {MEANING[Status(c)]}"
+                      for c in sorted(set(codes)))  # fmt: skip
+        mean = float(self.bits_per_dim.mean())
+        return f"{mean:.4f} +- {error:.4f} bits/dim, {self.convention}{why}"
 
 
 def bits_per_dim(
@@ -118,7 +122,8 @@ def bits_per_dim(
     variance = error.square().mean(1)
     if repeats > 1:
         variance = torch.maximum(variance, table.var(1))
-    words = _convention(levels, dequantize, discretised)
+    decoder = str(options.get("decoder", "gaussian")) if discretised else ""
+    words = _convention(levels, dequantize, decoder)
     error = (variance / repeats).sqrt()
     result = Bits(table.mean(1), error, table, nfe, status, offset, words)
     raise_if_failed(status, result, on_failure)
@@ -240,11 +245,12 @@ def _seed(seed: int | Tensor, repeat: int) -> int | Tensor:
     return (seed + repeat * APART + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def _convention(levels: Levels | None, dequantize: str | Hook | None, discretised: bool) -> str:
+def _convention(levels: Levels | None, dequantize: str | Hook | None, decoder: str) -> str:
     if levels is None:
         return "of a density"
-    if discretised:
-        return f"{levels}: discretised decoder in place of the offset"
+    if decoder:
+        name = DECODERS[decoder]
+        return f"{levels}: {name} decoder in place of the offset"
     if dequantize == "none":
         return f"{levels}: density at the levels, no bound"
     return f"{levels}: {'variational' if callable(dequantize) else 'uniform'} dequantisation"

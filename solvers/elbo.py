@@ -42,7 +42,7 @@ from .status import Status
 LOG2 = math.log(2)
 FORMS = ("discrete", "continuous", "i-mmse")
 VARIANCES = ("small", "large", "learned")
-DECODERS = ("gaussian", "vdm")
+DECODERS = {"gaussian": "DDPM's discretised Gaussian", "vdm": "VDM's softmax"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +216,7 @@ def _check_range(x: Tensor, spacing: float, bounds: tuple[float, float]) -> None
 def _convention(decoder: Decoder) -> str:
     if not decoder.spacing:
         return "of a density"
-    name = "DDPM's discretised Gaussian" if decoder.kind == "gaussian" else "VDM's softmax"
-    return f"of levels {decoder.spacing:.6g} apart by {name} decoder, no offset"
+    return f"of levels {decoder.spacing:.6g} apart by {DECODERS[decoder.kind]} decoder, no offset"
 
 
 def _report(terms: Terms, chain: Chain, form: str, convention: str) -> Elbo:

@@ -68,5 +68,6 @@ def test_vdm_s_bits_of_levels():
             by="elbo", decoder="vdm", steps=200, t_min=start, time="continuous",
         )  # fmt: skip
         error = float(found.std_error.square().sum().sqrt()) / 400
+        assert "VDM's softmax" in found.convention and found.offset == 0
         off.append(float((found.bits_per_dim - wanted).mean().abs()) / error)
     assert error < 0.011 and off[0] < 3 and off[1] > 5
