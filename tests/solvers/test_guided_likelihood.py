@@ -120,5 +120,6 @@ def test_a_bound_with_a_target_hands_over_the_model_s_own_rows():
 def test_a_loop_of_the_caller_s_own_needs_no_rows():
     """Its calls hand over no cond: the rows that the guidance was made with are taken."""
     model = guidances(slice(None))["inpaint"]
+    assert "tensor" not in repr(model)  # nor are they printed
     out = model.net(X, torch.full((B,), 0.5, dtype=F64))
     torch.testing.assert_close(out, model(X, 0.5), rtol=0, atol=0)
