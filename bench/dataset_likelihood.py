@@ -207,16 +207,20 @@ def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
 
 def _identity(model: str | Path, trained: Checkpoint) -> str:
     """The checkpoint by its name and content, so that no row of another is taken for its own; of one
-    that is no file the content is the process, what the networks hold, and their code's file."""
+    that is no file the content is the process, what the networks and the conditions hold, and their
+    code's file."""
     content, path = hashlib.sha256(), Path(model)
     if not path.is_file():
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
         content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
         nets: list[Any] = [*leaves(denoiser.net)] or [denoiser.net]
-        for net in [n for n in nets if isinstance(n, torch.nn.Module)]:
-            for tensor in net.state_dict().values():
-                held = tensor.detach().cpu().contiguous().flatten()
+        values = [v for n in nets if isinstance(n, torch.nn.Module) for v in n.state_dict().values()]
+        for value in [*values, *denoiser.cond.values()]:
+            if isinstance(value, torch.Tensor):
+                held = value.detach().cpu().contiguous().flatten()
                 content.update(held.view(torch.uint8).numpy().tobytes())
+            else:
+                content.update(repr(value).encode())
     if path.is_file():
         with path.open("rb") as file:
             while part := file.read(1 << 20):

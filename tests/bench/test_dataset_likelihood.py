@@ -345,6 +345,19 @@ def test_labels_of_the_data_are_conditions(tmp_path, capsys):
         dataset_likelihood.run(tmp_path / "no", conditional=True, **here)
 
 
+def test_rows_of_another_condition_are_not_taken_for_its_own(tmp_path):
+    """A network of code whose condition is read from a file beside it."""
+    own = 'predicts="data", cond={"label": torch.load(__file__ + ".pt")}'
+    (tmp_path / "model.py").write_text(LABELLED.replace('predicts="data"', own))
+    torch.save(torch.linspace(-1, 2, 6).reshape(2, 3), tmp_path / "x.pt")
+    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", **FAST}
+    found = []
+    for label in (0, 1):
+        torch.save(torch.tensor([label]), tmp_path / "model.py.pt")
+        found.append(dataset_likelihood.run(tmp_path / "out", **here)["bits_per_dim"])
+    assert abs(found[0] - found[1]) > 0.1
+
+
 def test_labels_of_held_out_items_are_their_own():
     """A part of the data set keeps the labels of its items."""
     pytest.importorskip("sklearn")
