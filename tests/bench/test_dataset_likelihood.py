@@ -349,7 +349,7 @@ def test_rows_of_another_condition_are_not_taken_for_its_own(tmp_path):
     """A network of code whose condition is read from a file beside it."""
     own = 'predicts="data", cond={"label": torch.load(__file__ + ".pt")}'
     (tmp_path / "model.py").write_text(LABELLED.replace('predicts="data"', own))
-    torch.save(torch.linspace(-1, 2, 6).reshape(2, 3), tmp_path / "x.pt")
+    torch.save(torch.linspace(-1, 1, 6).reshape(2, 3), tmp_path / "x.pt")
     here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", **FAST}
     found = []
     for label in (0, 1):
