@@ -34,7 +34,7 @@ from ..models import Denoiser, TabledVP
 from ..models.variational import VarianceHead
 from .bounds import Chain, Decoder, Terms, continuous, discrete
 from .drift import start_time
-from .encode import check, raise_if_failed
+from .encode import check, naming_dtypes, raise_if_failed
 from .quadrature import as_ids
 from .spectral import Statistics
 from .status import Status
@@ -148,7 +148,7 @@ def elbo(
     law = _law(model, x, reference, least)
     chain = Chain(model, x, cond, seed, as_ids(sample_ids, len(x)), law)
     how = Decoder(decoder, spacing, bounds)
-    with torch.no_grad():
+    with torch.no_grad(), naming_dtypes(model, x):
         if form == "discrete":
             terms = discrete(chain, steps, calls, variance, how)
         else:

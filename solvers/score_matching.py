@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..models import Denoiser
 from . import trace as traces
-from .encode import check
+from .encode import check, naming_dtypes
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def fisher_divergence(
     Raises ValueError for a score of another shape, and times that are not the process's.
     """
     times = _times(model, x, t)
-    with torch.no_grad():
+    with torch.no_grad(), naming_dtypes(model, x):
         known = score(x, times)
         if known.shape != x.shape:
             raise ValueError(
@@ -86,7 +86,7 @@ def implicit_score_matching(
     if sliced and trace == "exact":
         raise ValueError("sliced=True needs trace='hutchinson'")
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), naming_dtypes(model, x):
         s = model.score(leaf, times, **(cond or {}))
         norm = s.detach().double().square().flatten(1).sum(1)
         if trace == "exact":
