@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -168,7 +169,8 @@ def run(
     counted = found.convention if todo else records[0]["convention"]
     summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
     summary |= {"convention": counted, "method": how.method, "dtype": how.dtype}
-    summary |= {"repeats": how.repeats, "head": head}
+    summary |= {"repeats": how.repeats, "head": head, "t_min": denoiser.t_min}
+    summary["blur"] = math.exp(-float(denoiser.process.log_snr(denoiser.t_min)))
     summary["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(_sentence(summary, out))
@@ -302,9 +304,11 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
     missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
     single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
     unseen = " without the spread of the dequantisation, drawn once" if single else ""
+    blur = f"; log p of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
     return (
         f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
         f"{s['items']} items) by {s['method']}, {s['convention']}; std error of an item "
-        f"{s['item_std_error']:.4f}{unseen}, {s['nfe']:.0f} network evaluations{failed}{missed}\n"
+        f"{s['item_std_error']:.4f}{unseen}, {s['nfe']:.0f} network evaluations"
+        f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )

@@ -34,7 +34,11 @@ def test_batch_and_limit_change_no_item_and_nothing_is_repeated(tmp_path, capsys
         assert value == pytest.approx(b[i], abs=5e-3)
     assert few["offset"] == 3.0 and few["lo"] < few["bits_per_dim"] < few["hi"]
     assert few["bits_per_dim"] == pytest.approx(sum(a.values()) / 2)
-    assert "without the spread of the dequantisation, drawn once" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without the spread of the dequantisation, drawn once" in said
+    # VP at 0.001: sqrt(e^b - 1), b = 0.1 t + 19.9/2 t^2
+    assert few["blur"] == pytest.approx(math.sqrt(math.expm1(1e-4 + 9.95e-6)), rel=1e-6)
+    assert "noise of 0.0105, that of t_min=0.001" in said
     assert (tmp_path / "a" / "bits.png").exists()
     assert json.loads((tmp_path / "a" / "summary.json").read_text()) == few
 
