@@ -244,7 +244,8 @@ def _records(
         late = (found.status == Status.OK) & (found.std_error > target * (1 + 1e-9))
     status = torch.where(late, int(Status.TARGET_NOT_MET), found.status)
     rows = zip(
-        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.repeats.tolist(),
+        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.solver_error.tolist(),
+        found.repeats.tolist(),
         found.nfe.tolist(), status.tolist(), late.tolist(), strict=True,
     )  # fmt: skip
     return [
@@ -254,13 +255,14 @@ def _records(
             "item": i,
             "bits_per_dim": bits,
             "std_error": error,
+            "solver_error": solver,
             "repeats": repeats,
             "nfe": n,
             "status": OUTCOMES.get(Status(code), "failed"),
             "why": "the repeats spread by more than the target" if wide else MEANING[Status(code)],
             "convention": found.convention,
         }
-        for i, bits, error, repeats, n, code, wide in rows
+        for i, bits, error, solver, repeats, n, code, wide in rows
     ]
 
 
@@ -273,6 +275,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
         raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
     own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
+    path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64)
     e = metrics.mean_interval(bits, seed=seed)
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
@@ -281,6 +284,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
         "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
         "item_std": float(bits.std()) if len(bits) > 1 else 0.0,
         "item_std_error": float(own.square().mean().sqrt()),
+        "item_solver_error": float(path.square().mean().sqrt()),
         "nfe": sum(r["nfe"] for r in done) / len(done),
         "offset": offset, "spacing": spacing,
     }  # fmt: skip
@@ -304,11 +308,12 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
     missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
     single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
     unseen = " without the spread of the dequantisation, drawn once" if single else ""
+    solver = f" and {s['item_solver_error']:.4f} of the path's solver" * (s["method"] == "ode")
     blur = f"; log p of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
     return (
         f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
         f"{s['items']} items) by {s['method']}, {s['convention']}; std error of an item "
-        f"{s['item_std_error']:.4f}{unseen}, {s['nfe']:.0f} network evaluations"
+        f"{s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network evaluations"
         f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )
