@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from .items import Items, remark
 from .running import Running
 from .store import Record, Store, write, write_text
 
-FOREIGN = {"ode": ("time", "steps", "calls"), "elbo": ("probes", "rtol", "atol")}
+FOREIGN = {"ode": ("time", "steps", "calls", "decoder"), "elbo": ("probes", "rtol", "atol")}
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
@@ -47,8 +48,10 @@ class Settings:
     """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
     a function that returns a hook (package.module:function or file.py:function); None: uniform for
     data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
-    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls: of 'elbo'; None: their defaults.
-    dtype: of states and network, 'float32' or 'float64'.
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls, decoder: of 'elbo'; None: their
+    defaults. conditional: log p(x | label) with the data's own labels, handed to the network as
+    `label`; else no condition is, and a network that takes labels says log p(x) as far as it was
+    trained without. dtype: of states and network, 'float32' or 'float64'.
 
     Raises ValueError for what does not fit.
     """
@@ -64,6 +67,8 @@ class Settings:
     time: str | None = None
     steps: int | None = None
     calls: int | None = None
+    decoder: str | None = None
+    conditional: bool = False
     dtype: str = "float32"
     seed: int = 0
 
@@ -122,6 +127,7 @@ def run(
     denoiser = _prepared(trained.denoiser, device, dtype)
     head = json.dumps([_identity(model, trained), str(levels), vars(how)])
     count = len(items) if limit is None else min(limit, len(items))
+    labels = items.labels()[:count] if how.conditional else None
     with bar(progress) as shown:
         shown.total(count)
         shown.say("reading the data")
@@ -131,8 +137,12 @@ def run(
             own["reference"] = items.law()
     if progress and (note := remark(items, trained, seen)):
         print(note)
+    if progress and labels is None and trained.network[1].get("classes"):
+        print("note: the network takes labels and is given none; --conditional gives the data's own")
 
     keys = [f"{_digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
+    if labels is not None:
+        keys = [f"{key} {label}" for key, label in zip(keys, labels.tolist(), strict=True)]
     store = Store(out, "items.jsonl")
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
@@ -143,6 +153,8 @@ def run(
         for first in range(0, len(todo), batch):
             ids = todo[first : first + batch]
             x = items.placed(items.read(ids, dtype), dtype).to(device or "cpu")
+            if labels is not None:
+                own["cond"] = {"label": labels[ids].to(x.device)}
             found = bits_per_dim(
                 denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids),
                 t_min=denoiser.t_min, **own,  # it was not trained below
@@ -157,7 +169,8 @@ def run(
     counted = found.convention if todo else records[0]["convention"]
     summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
     summary |= {"convention": counted, "method": how.method, "dtype": how.dtype}
-    summary |= {"repeats": how.repeats, "head": head}
+    summary |= {"repeats": how.repeats, "head": head, "t_min": denoiser.t_min}
+    summary["blur"] = math.exp(-float(denoiser.process.log_snr(denoiser.t_min)))
     summary["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(_sentence(summary, out))
@@ -196,16 +209,20 @@ def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
 
 def _identity(model: str | Path, trained: Checkpoint) -> str:
     """The checkpoint by its name and content, so that no row of another is taken for its own; of one
-    that is no file the content is the process, what the networks hold, and their code's file."""
+    that is no file the content is the process, what the networks and the conditions hold, and their
+    code's file."""
     content, path = hashlib.sha256(), Path(model)
     if not path.is_file():
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
         content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
         nets: list[Any] = [*leaves(denoiser.net)] or [denoiser.net]
-        for net in [n for n in nets if isinstance(n, torch.nn.Module)]:
-            for tensor in net.state_dict().values():
-                held = tensor.detach().cpu().contiguous().flatten()
+        values = [v for n in nets if isinstance(n, torch.nn.Module) for v in n.state_dict().values()]
+        for value in [*values, *denoiser.cond.values()]:
+            if isinstance(value, torch.Tensor):
+                held = value.detach().cpu().contiguous().flatten()
                 content.update(held.view(torch.uint8).numpy().tobytes())
+            else:
+                content.update(repr(value).encode())
     if path.is_file():
         with path.open("rb") as file:
             while part := file.read(1 << 20):
@@ -227,7 +244,8 @@ def _records(
         late = (found.status == Status.OK) & (found.std_error > target * (1 + 1e-9))
     status = torch.where(late, int(Status.TARGET_NOT_MET), found.status)
     rows = zip(
-        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.repeats.tolist(),
+        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.solver_error.tolist(),
+        found.repeats.tolist(),
         found.nfe.tolist(), status.tolist(), late.tolist(), strict=True,
     )  # fmt: skip
     return [
@@ -237,13 +255,14 @@ def _records(
             "item": i,
             "bits_per_dim": bits,
             "std_error": error,
+            "solver_error": solver,
             "repeats": repeats,
             "nfe": n,
             "status": OUTCOMES.get(Status(code), "failed"),
             "why": "the repeats spread by more than the target" if wide else MEANING[Status(code)],
             "convention": found.convention,
         }
-        for i, bits, error, repeats, n, code, wide in rows
+        for i, bits, error, solver, repeats, n, code, wide in rows
     ]
 
 
@@ -256,6 +275,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
         raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
     own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
+    path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64)
     e = metrics.mean_interval(bits, seed=seed)
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
@@ -264,6 +284,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
         "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
         "item_std": float(bits.std()) if len(bits) > 1 else 0.0,
         "item_std_error": float(own.square().mean().sqrt()),
+        "item_solver_error": float(path.square().mean().sqrt()),
         "nfe": sum(r["nfe"] for r in done) / len(done),
         "offset": offset, "spacing": spacing,
     }  # fmt: skip
@@ -287,9 +308,12 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
     missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
     single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
     unseen = " without the spread of the dequantisation, drawn once" if single else ""
+    solver = f" and {s['item_solver_error']:.4f} of the path's solver" * (s["method"] == "ode")
+    blur = f"; log p of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
     return (
         f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
         f"{s['items']} items) by {s['method']}, {s['convention']}; std error of an item "
-        f"{s['item_std_error']:.4f}{unseen}, {s['nfe']:.0f} network evaluations{failed}{missed}\n"
+        f"{s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network evaluations"
+        f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )

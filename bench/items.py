@@ -129,6 +129,21 @@ class Items:
             )
         return Seen(marks, min(ends), max(ends))
 
+    def labels(self) -> Tensor:
+        """Int64 [N]. Raises ValueError where the data have none, or not one an item."""
+        found = self.source.labels()
+        if found is None:
+            raise ValueError(
+                f"conditional=True needs labels; {self.source.name} has none: hand in a file with "
+                "both, e.g. an .npz with x and y"
+            )
+        if found.shape != (len(self),) or found.is_floating_point():
+            raise ValueError(
+                f"labels of {self.source.name} must be {len(self)} integers; got {found.dtype} "
+                f"{tuple(found.shape)}"
+            )
+        return found.long()
+
     def law(self) -> Statistics | None:
         """The Gaussian of the data and of the noise inside a level: mean, and full covariance up to
         WIDEST components, else its diagonal; of up to LAW items. None of fewer than two items."""

@@ -46,7 +46,7 @@ class Denoiser:
     steps: int = None  # type: ignore[assignment]  # resolved below
     sigma_data: float = None  # type: ignore[assignment]
     clip: tuple[float, float] | None = None
-    cond: dict[str, Any] = field(default_factory=dict)
+    cond: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.predicts not in READOUTS:

@@ -8,9 +8,10 @@ so bits/dim carry the offset -log2 spacing. q is uniform, log q = 0, or a hook's
 variational); the bound is tight for q proportional to p inside the level. Two conventions are in use:
 
     'ends'   level k at lo + k (hi - lo)/(count - 1): the first and last lie on the range's ends
-             (DDPM, VDM; offset 6.994 for 256 levels on [-1, 1])
-    'bins'   level k fills [lo + k w, lo + (k + 1) w), w = (hi - lo)/count: data and noise fill the
-             range (score_sde; offset 7 for 256 levels on [-1, 1], 8 on [0, 1])
+             (DDPM, Improved DDPM; offset 6.994 for 256 levels on [-1, 1])
+    'bins'   level k fills [lo + k w, lo + (k + 1) w), w = (hi - lo)/count, its middle the datum:
+             data and noise fill the range (score_sde; offset 7 for 256 levels on [-1, 1], 8 on
+             [0, 1]; and VDM, whose decoder takes the offset's place)
 
 A network's own is the one it was trained with.
 """

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .guided import apply_rule, calls_of, column
+from .guided import HELD, apply_rule, calls_of, column, of_model
 from .posterior import inpaint, posterior
 from .process import Process
 from .readout import convert
@@ -57,10 +57,15 @@ def cfg(
             f"interval must be (low, high) in sigma/alpha, 0 <= low < high; got {interval}"
         )
 
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        if not cond:
+    null = {f"uncond {key}": value for key, value in (uncond or {}).items()}
+
+    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], scale: Scale, **null: Any) -> Tensor:
+        named = [key for key in cond if not key.startswith(HELD)]
+        if not named:
             raise ValueError("cfg has no condition to guide towards; pass cond={'label': ...}")
-        other = dict.fromkeys(cond) if uncond is None else {**cond, **uncond}
+        other = {**cond, **{key.removeprefix("uncond "): value for key, value in null.items()}}
+        if uncond is None:
+            other |= dict.fromkeys(named)
         with_c, without = model.raw(x, t, **cond), model.raw(x, t, **other)
         w = _scale_at(scale, t)
         if interval is not None:
@@ -75,7 +80,9 @@ def cfg(
     options = f", interval={interval}" if interval else ""
     options += f", rescale={rescale}" if rescale else ""
     title = f"cfg(scale={_show(scale)}{options}, {_name(model)})"
-    return apply_rule(model, title, rule, calls=2 * calls_of(model.net))
+    return apply_rule(
+        model, title, rule, calls=2 * calls_of(model.net), rows={"scale": scale, **null}
+    )
 
 
 def cfgpp(process: Process, grid: Sequence[float] | Tensor, strength: float) -> Scale:
@@ -109,13 +116,13 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: Scale) -> Denoiser:
     if weak.process != model.process:
         raise ValueError(f"weak must be of {model.process}; it is of {weak.process}")
 
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        worse = weak(x, t, **cond)
-        return worse + column(_scale_at(scale, t), x) * (model(x, t, **cond) - worse)
+    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], scale: Scale) -> Tensor:
+        worse, better = (m(x, t, **of_model(m, cond)) for m in (weak, model))
+        return worse + column(_scale_at(scale, t), x) * (better - worse)
 
     title = f"autoguidance(scale={_show(scale)}, {_name(model)}, {_name(weak)})"
     both = calls_of(model.net) + calls_of(weak.net)
-    return apply_rule(model, title, rule, "data", weak, calls=both)
+    return apply_rule(model, title, rule, "data", weak, calls=both, rows={"scale": scale})
 
 
 def classifier(
@@ -124,7 +131,8 @@ def classifier(
     """s + w grad_x log p(y | x_t) (Dhariwal & Nichol 2021, 14; Song et al. 2021, 14).
 
     log_prob_fn(x, t): log p(y | x_t = x) in nats, [B], of x [B, ...] and float64 times [B],
-        differentiable; constants do not matter. It must have been made for noisy x.
+        differentiable; constants do not matter. It must have been made for noisy x. log_prob and
+        adaptive steps ask about some of the samples at a time: it may not tell them by their place.
     scale: w as in `cfg`; at 1 the law is p(x | y), where the classifier is right.
 
     One gradient of the classifier, none of the network. Raises ValueError for a process that ends
@@ -136,7 +144,7 @@ def classifier(
             f"say nothing of y; {model.process} ends at alpha = 0: use e.g. Flow(t_max=0.999)"
         )
 
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], scale: Scale) -> Tensor:
         keep = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             leaf = x if keep else x.detach().requires_grad_()
@@ -150,7 +158,8 @@ def classifier(
         factor = convert(model.process, t, "score", model.predicts, model.sigma_data).scale
         return model.raw(x, t, **cond) + column(factor * _scale_at(scale, t), x) * gradient
 
-    return apply_rule(model, f"classifier(scale={_show(scale)}, {_name(model)})", rule)
+    title = f"classifier(scale={_show(scale)}, {_name(model)})"
+    return apply_rule(model, title, rule, rows={"scale": scale})
 
 
 def threshold(model: Denoiser, ratio: float = 0.995, limit: float = 1.0) -> Denoiser:

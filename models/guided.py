@@ -8,6 +8,7 @@ solver, grid and likelihood takes it as it took the old one.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from types import CellType, FunctionType
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser
 
-Rule = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
-"""rule(x [B, ...], t float64 [B], cond) -> output of x's shape."""
+Rule = Callable[..., Tensor]
+"""rule(x [B, ...], t float64 [B], cond, **rows) -> output of x's shape; see `apply_rule` for rows."""
+HELD = "held "
+"""How the names begin under which a guided denoiser's `cond` holds its rows."""
+_serial = itertools.count()
 
 
 class Guided(nn.Module):
@@ -87,12 +91,18 @@ def apply_rule(
     predicts: str | None = None,
     *others: Denoiser,
     calls: int | None = None,
+    rows: dict[str, Any] | None = None,
 ) -> Denoiser:
     """`model` with `rule` in the place of its network, its output read as `predicts`.
 
     title: how it prints. others: further denoisers that the rule calls. calls: of networks in one
-    evaluation; None is one evaluation of `model`.
+    evaluation; None is one evaluation of `model`. rows: keyword arguments of the rule. Tensors with
+    a row for each sample are kept in the denoiser's cond too, so that solvers that ask about some
+    of the samples (log_prob, adaptive steps) hand over those samples' rows.
     """
+    rows = rows or {}
+    names = {key: f"{HELD}{next(_serial)} {key}" for key, v in rows.items() if _has_rows(v)}
+    inner = {key: v for m in (*others, model) for key, v in m.cond.items() if key.startswith(HELD)}
     calls = calls_of(model.net) if calls is None else calls
     predicts = predicts or model.predicts
     named = not callable(model.time)
@@ -105,9 +115,23 @@ def apply_rule(
         x = x_in
         if predicts == "edm":
             x = x_in / column(shell.network_scale(t), x_in)
-        return rule(x, t, cond)
+        mine = {key: cond.get(names.get(key, ""), value) for key, value in rows.items()}
+        cond = {k: v for k, v in cond.items() if k in inner or not k.startswith(HELD)}
+        return rule(x, t, cond, **mine)
 
-    return replace(shell, net=Guided(net, title, calls, model, *others))
+    held = {name: rows[key] for key, name in names.items()}
+    return replace(
+        shell, net=Guided(net, title, calls, model, *others), cond={**inner, **model.cond, **held}
+    )
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def of_model(model: Denoiser, cond: dict[str, Any]) -> dict[str, Any]:
+    """What of `cond` is for `model`: the rows that it holds itself, and all that is nobody's rows."""
+    return {k: v for k, v in cond.items() if k in model.cond or not k.startswith(HELD)}
 
 
 def true_time(model: Denoiser, t_in: Tensor) -> Tensor:

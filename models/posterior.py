@@ -47,8 +47,9 @@ def posterior(
     """The denoiser of p(x_0 | y), y = A x_0 + noise * N(0, I); see the module's first lines.
 
     y: [B, ...], or one measurement [1, ...] for the whole batch.
-    operator, adjoint: A and its transpose on batches; without `adjoint`, A is differentiated, which
-        also takes an A that is not linear (linearised at D).
+    operator, adjoint: A and its transpose on batches of any size, the same for every sample;
+        without `adjoint`, A is differentiated, which also takes an A that is not linear (linearised
+        at D).
     noise: standard deviation of the measurement's noise, > 0.
     method: 'mmps', 'pigdm', 'tmpd' or 'dps'. data_variance: c of 'pigdm'.
     iterations: of conjugate gradients; the size of y is exact. 'mmps' takes one more gradient of
@@ -65,7 +66,7 @@ def posterior(
     if iterations < 1:
         raise ValueError(f"iterations must be >= 1; got {iterations}")
 
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], y: Tensor) -> Tensor:
         d, vjp = data_and_vjp(model, x, t, cond)
         tweedie = column(convert(model.process, t, "score", "data").scale, x)  # sigma^2/alpha
         measured, tangent, transpose = _linearised(operator, adjoint, d)
@@ -84,7 +85,7 @@ def posterior(
         return d + tweedie * vjp(transpose(u))
 
     title = f"posterior({method}, noise={noise:g}, iterations={iterations})"
-    return apply_rule(model, title, rule, "data")
+    return apply_rule(model, title, rule, "data", rows={"y": y})
 
 
 def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
@@ -100,19 +101,20 @@ def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
     Raises ValueError where they do not fit each other.
     """
     try:
-        torch.broadcast_shapes(known.shape, mask.shape)  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(known.shape, mask.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(
             f"mask must broadcast against known {tuple(known.shape)}; got {tuple(mask.shape)}"
         ) from None
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("mask must hold 0 (unknown) and 1 (known) only")
+    known, mask = known.expand(shape), mask.expand(shape)
 
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], known: Tensor, mask: Tensor) -> Tensor:
         d = model(x, t, **cond)
         return torch.where(mask.to(x.device).bool(), known.to(d), d)
 
-    return apply_rule(model, "inpaint", rule, "data")
+    return apply_rule(model, "inpaint", rule, "data", rows={"known": known, "mask": mask})
 
 
 def conjugate_gradients(system: Operator, b: Tensor, iterations: int) -> Tensor:

@@ -50,10 +50,15 @@ class Source:
         return x
 
     def subset(self, index: Sequence[int]) -> Source:
-        """The events of these indices alone, without labels."""
+        """The events of these indices alone, with their labels."""
+
+        def labels() -> Tensor | None:
+            found = self.labels()
+            return None if found is None else found[torch.as_tensor(index)]
+
         return Source(
             self.name, (len(index), *self.event_shape), self.levels,
-            lambda a, b: torch.cat([self.fetch(*run) for run in _runs(index[a:b])]),
+            lambda a, b: torch.cat([self.fetch(*run) for run in _runs(index[a:b])]), labels,
         )  # fmt: skip
 
 

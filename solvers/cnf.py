@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models import Denoiser
 from . import trace as traces
-from .encode import check
+from .encode import check, naming_dtypes
 from .quadrature import as_ids
 from .scaled_flow import ScaledFlow, column
 
@@ -77,7 +77,7 @@ def differentiable_log_prob(
             total + h / 6 * (r1 + 2 * r2 + 2 * r3 + r4),
         )
 
-    with torch.enable_grad():
+    with torch.enable_grad(), naming_dtypes(model, x):
         u, total = flow.enter(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         grid = torch.linspace(flow.lam_data, flow.lam_noise, steps + 1, dtype=torch.float64)
         for i in range(steps):

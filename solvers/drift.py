@@ -21,18 +21,23 @@ from ..models import VE, VP, Brownian, Denoiser, Flow, Process, SubVP
 
 CLOSED_FORM = (VP, SubVP, VE, Brownian, Flow)  # processes in closed form down to t = 0
 T_MIN = 1e-5
+SHARPEST = 1e-5  # sigma/alpha: below it float32 hardly tells D from x, nor 1/sigma^2 of it a score
 
 
 def start_time(model: Denoiser, t_min: float | None = None) -> float:
     """Where an integration over data starts: t_min, or by default 1e-5 for processes in closed form
-    down to 0 and networks of continuous time, else the model's own t_min.
+    down to 0 and networks of continuous time (sub-VP, whose noise falls as t: 1e-4, where
+    sigma/alpha is 1e-5), else the model's own t_min.
 
     Raises TypeError for a model that is not a `Denoiser`, ValueError for t_min outside (0, t_max).
     """
     process = _denoiser(model).process
     if t_min is None:
         free = isinstance(process, CLOSED_FORM) and model.time != "index"
-        return min(T_MIN, process.t_min) if free else model.t_min
+        if not free:
+            return model.t_min
+        sharpest = process.inverse_log_snr(torch.tensor(-math.log(SHARPEST), dtype=torch.float64))
+        return min(max(T_MIN, float(sharpest)), process.t_min)
     if not 0 < t_min < process.t_max and t_min != process.t_min:  # a learned schedule starts at 0
         raise ValueError(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
     return float(t_min)

@@ -34,7 +34,7 @@ from ..models import Denoiser, TabledVP
 from ..models.variational import VarianceHead
 from .bounds import Chain, Decoder, Terms, continuous, discrete
 from .drift import start_time
-from .encode import check, raise_if_failed
+from .encode import check, naming_dtypes, raise_if_failed
 from .quadrature import as_ids
 from .spectral import Statistics
 from .status import Status
@@ -42,7 +42,7 @@ from .status import Status
 LOG2 = math.log(2)
 FORMS = ("discrete", "continuous", "i-mmse")
 VARIANCES = ("small", "large", "learned")
-DECODERS = ("gaussian", "vdm")
+DECODERS = {"gaussian": "DDPM's discretised Gaussian", "vdm": "VDM's softmax"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def elbo(
     law = _law(model, x, reference, least)
     chain = Chain(model, x, cond, seed, as_ids(sample_ids, len(x)), law)
     how = Decoder(decoder, spacing, bounds)
-    with torch.no_grad():
+    with torch.no_grad(), naming_dtypes(model, x):
         if form == "discrete":
             terms = discrete(chain, steps, calls, variance, how)
         else:
@@ -216,8 +216,7 @@ def _check_range(x: Tensor, spacing: float, bounds: tuple[float, float]) -> None
 def _convention(decoder: Decoder) -> str:
     if not decoder.spacing:
         return "of a density"
-    name = "DDPM's discretised Gaussian" if decoder.kind == "gaussian" else "VDM's softmax"
-    return f"of levels {decoder.spacing:.6g} apart by {name} decoder, no offset"
+    return f"of levels {decoder.spacing:.6g} apart by {DECODERS[decoder.kind]} decoder, no offset"
 
 
 def _report(terms: Terms, chain: Chain, form: str, convention: str) -> Elbo:

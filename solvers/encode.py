@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import Denoiser
 from .adaptive_ode import integrate
@@ -15,6 +17,8 @@ from .grids import lookup
 from .pairs import PAIRS
 from .scaled_flow import ScaledFlow
 from .status import MEANING, SolverError, Status
+
+KINDS = {"float32": "float", "float64": "double"}  # what x may be, and how to cast to it
 
 
 def encode(
@@ -36,10 +40,11 @@ def encode(
     """
     check(model, x, rtol, atol, "raise")
     flow, name = ScaledFlow(model, len(x), cond, t_min), lookup("solver", solver, PAIRS).name
-    run = integrate(
-        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol, atol=atol,
-        max_steps=max_steps,
-    )  # fmt: skip
+    with naming_dtypes(model, x):
+        run = integrate(
+            flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol,
+            atol=atol, max_steps=max_steps,
+        )  # fmt: skip
     raise_if_failed(run.status, run, "raise")
     with torch.no_grad():
         return flow.latent(run.x)
@@ -62,12 +67,13 @@ def decode(
     """
     check(model, z, rtol, atol, "raise")
     flow, name = ScaledFlow(model, len(z), cond, t_min), lookup("solver", solver, PAIRS).name
-    with torch.no_grad():
-        u = flow.from_latent(z)
-    run = integrate(
-        flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
-        max_steps=max_steps,
-    )  # fmt: skip
+    with naming_dtypes(model, z):
+        with torch.no_grad():
+            u = flow.from_latent(z)
+        run = integrate(
+            flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
+            max_steps=max_steps,
+        )  # fmt: skip
     raise_if_failed(run.status, run, "raise")
     return flow.leave(run.x)
 
@@ -87,10 +93,12 @@ def interpolate(
         path = interpolate(model, x[:1], x[1:2], [0, 0.25, 0.5, 0.75, 1])[:, 0]    # from x_0 to x_1
 
     Their latents are joined by `slerp` and decoded. options: as of `encode` (cond, t_min,
-    max_steps). Raises what `encode` raises, ValueError for a and b of different shapes.
+    max_steps). Raises what `encode` raises, ValueError for a and b of different shapes or no weight.
     """
     if a.shape != b.shape:
         raise ValueError(f"b must have a's shape {tuple(a.shape)}; got {tuple(b.shape)}")
+    if len(weights) == 0:
+        raise ValueError("weights must hold at least one number; got none")
     z_a, z_b = (encode(model, v, solver, rtol, atol, **options) for v in (a, b))
     mixed = [slerp(z_a, z_b, float(w)) for w in weights]
     return torch.stack([decode(model, z, solver, rtol, atol, **options) for z in mixed])
@@ -132,6 +140,29 @@ def check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str)
             raise ValueError(f"{name} must be finite and > 0; got {value}")
     if on_failure not in ("raise", "return"):
         raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
+
+
+@contextmanager
+def naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
+    """Says whose dtypes disagree, as a TypeError, where torch only says that some do.
+
+    Known only at the call: a network may cast its input itself.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        net = model.net
+        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
+        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
+        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+            raise
+        have = " and ".join(sorted(map(str, found)))
+        cast = min(map(str, found)).removeprefix("torch.")
+        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
+        raise TypeError(
+            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
+            f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
+        ) from error
 
 
 def raise_if_failed(status: Tensor, result: Any, on_failure: str) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..models import Denoiser
-from .encode import check
+from .encode import check, naming_dtypes
 from .scaled_flow import ScaledFlow
 
 
@@ -55,7 +55,7 @@ class Reversible:
         """
         check(model, x, 1.0, 1.0, "raise")
         flow = ScaledFlow(model, len(x), cond, t_min)
-        with torch.no_grad():
+        with torch.no_grad(), naming_dtypes(model, x):
             y = z = flow.enter(x)
             for lam, h in self._steps(flow, flow.lam_data, flow.lam_noise):
                 y = self.coupling * y + (1 - self.coupling) * z + _midpoint(flow, z, lam, h)
@@ -81,7 +81,7 @@ class Reversible:
             )
         check(model, latent.flatten(0, 1), 1.0, 1.0, "raise")
         flow = ScaledFlow(model, latent.shape[1], cond, t_min)
-        with torch.no_grad():
+        with torch.no_grad(), naming_dtypes(model, latent):
             y, z = (flow.from_latent(v) for v in latent)
             for lam, h in reversed(self._steps(flow, flow.lam_data, flow.lam_noise)):
                 z = z + _midpoint(flow, y, lam + h, -h)

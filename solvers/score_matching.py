@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..models import Denoiser
 from . import trace as traces
-from .encode import check
+from .encode import check, naming_dtypes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +56,10 @@ def fisher_divergence(
 ) -> ScoreMatch:  # fmt: skip
     """|s(x, t) - score(x, t)|^2/2 of each x_t [B, *event]; t is a float or [B].
 
-    Raises ValueError for a score of another shape.
+    Raises ValueError for a score of another shape, and times that are not the process's.
     """
-    check(model, x, 1.0, 1.0, "raise")
-    with torch.no_grad():
-        times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+    times = _times(model, x, t)
+    with torch.no_grad(), naming_dtypes(model, x):
         known = score(x, times)
         if known.shape != x.shape:
             raise ValueError(
@@ -81,14 +80,13 @@ def implicit_score_matching(
     trace: 'exact' or 'hutchinson' with `probes` Rademacher probes. sliced: (v^T s)^2/2 in place of
     |s|^2/2, the first form of sliced score matching; needs 'hutchinson'. Raises ValueError.
     """
-    check(model, x, 1.0, 1.0, "raise")
+    times = _times(model, x, t)
     if trace not in ("exact", "hutchinson"):
         raise ValueError(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
     if sliced and trace == "exact":
         raise ValueError("sliced=True needs trace='hutchinson'")
-    times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), naming_dtypes(model, x):
         s = model.score(leaf, times, **(cond or {}))
         norm = s.detach().double().square().flatten(1).sum(1)
         if trace == "exact":
@@ -102,3 +100,15 @@ def implicit_score_matching(
     unknown = torch.full_like(values[0], math.nan)
     error = values.std(0) / math.sqrt(probes) if probes > 1 else unknown
     return ScoreMatch(values.mean(0), error)
+
+
+def _times(model: Denoiser, x: Tensor, t: float | Tensor) -> Tensor:
+    """t as float64 [B]; raises TypeError or ValueError for what no score is known of."""
+    check(model, x, 1.0, 1.0, "raise")
+    times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+    if times.shape not in ((), (1,), (len(x),)):
+        raise ValueError(f"t must be a number or [{len(x)}]; got {tuple(times.shape)}")
+    last = model.process.t_max
+    if not bool(((times > 0) & (times <= last)).all()):
+        raise ValueError(f"t must lie in (0, t_max={last:g}]; got {times.flatten().tolist()[:4]}")
+    return times.expand(len(x))

@@ -35,8 +35,8 @@ def _likelihood(commands: Any) -> None:
                    "package.module:function or file.py:function that returns a hook(centres, eps) "
                    "-> (u, log_q); default: uniform for data with levels")  # fmt: skip
     p.add_argument("--convention", default="ends", choices=["ends", "bins"], help="where levels lie: "
-                   "the first and last on the range's ends, or score_sde's, in the middle of bins "
-                   "that fill it (offset 7 for bytes in [-1, 1])")  # fmt: skip
+                   "the first and last on the range's ends, as DDPM's, or, as score_sde's and VDM's, "
+                   "in the middle of bins that fill it (offset 7 for bytes in [-1, 1])")  # fmt: skip
     p.add_argument("--repeats", type=int, default=1, help="draws of noise and probes an item")
     p.add_argument("--target-error", type=float, default=None, metavar="BITS",
                    help="standard error of an item to reach, bits/dim, by probes or draws; what the noise of "
@@ -45,10 +45,15 @@ def _likelihood(commands: Any) -> None:
     p.add_argument("--rtol", type=float, default=None, help="of ode: tolerance of the path")
     p.add_argument("--atol", type=float, default=None, help="of ode: absolute tolerance of it")
     p.add_argument("--time", default=None, choices=["discrete", "continuous", "i-mmse"],
-                   help="of elbo: the chain, its limit, or that of a density; default: the network's")  # fmt: skip
+                   help="of elbo: the chain, its limit, or that of a density; default: the network's, or "
+                   "continuous with --method both, since a chain is another model than the flow")  # fmt: skip
     p.add_argument("--steps", type=int, default=None, help="of elbo: calls, or steps of the chain")
     p.add_argument("--calls", type=int, default=None,
                    help="of elbo on a chain: draw so many of its terms; default: all are taken")  # fmt: skip
+    p.add_argument("--decoder", default=None, choices=["gaussian", "vdm"], help="of elbo with "
+                   "--dequantize none: DDPM's discretised Gaussian (default), or VDM's softmax")  # fmt: skip
+    p.add_argument("--conditional", action="store_true",
+                   help="log p(x | label), with the data's own labels; default: no label is handed over")  # fmt: skip
     p.add_argument("--batch", type=int, default=64, help="items at a time")
     dtype(p, "float32")
     common(p, "out/likelihood")

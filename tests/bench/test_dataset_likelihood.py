@@ -11,8 +11,11 @@ import time
 import pytest
 import torch
 
-from undiffuse.bench import dataset_likelihood, flow_and_bound
+from undiffuse.bench import dataset_likelihood, flow_and_bound, heldout
 from undiffuse.bench.store import Store
+from undiffuse.models.checkpoint import load_default
+from undiffuse.models.data import split_indices
+from undiffuse.models.formats import stream
 
 FAST = {"rtol": 1e-3, "atol": 1e-3, "progress": False}
 
@@ -31,7 +34,11 @@ def test_batch_and_limit_change_no_item_and_nothing_is_repeated(tmp_path, capsys
         assert value == pytest.approx(b[i], abs=5e-3)
     assert few["offset"] == 3.0 and few["lo"] < few["bits_per_dim"] < few["hi"]
     assert few["bits_per_dim"] == pytest.approx(sum(a.values()) / 2)
-    assert "without the spread of the dequantisation, drawn once" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without the spread of the dequantisation, drawn once" in said
+    # VP at 0.001: sqrt(e^b - 1), b = 0.1 t + 19.9/2 t^2
+    assert few["blur"] == pytest.approx(math.sqrt(math.expm1(1e-4 + 9.95e-6)), rel=1e-6)
+    assert "noise of 0.0105, that of t_min=0.001" in said
     assert (tmp_path / "a" / "bits.png").exists()
     assert json.loads((tmp_path / "a" / "summary.json").read_text()) == few
 
@@ -229,6 +236,33 @@ def test_the_flow_and_the_bound_side_by_side(tmp_path, capsys):
     assert "elbo - ode" in capsys.readouterr().out and (tmp_path / "elbo" / "bits.png").exists()
 
 
+CHAIN = '''
+import torch
+import undiffuse as ud
+from undiffuse.models.checkpoint import Checkpoint
+
+LAW = ud.targets.Gaussian(torch.zeros(2), 0.003**2)
+
+
+def make():
+    model = LAW.denoiser(ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)))
+    return Checkpoint(model, (2,), (-0.1, 0.1))
+'''
+
+
+def test_flow_and_bound_are_of_one_model_unless_a_chain_is_asked_for(tmp_path, capsys):
+    """Data narrower than the network's least noise, 0.01: in continuous time the bound of an exact
+    network is log p of the flow, blurred alike, while the chain's decoder, sqrt(beta~_2) = 0.0074
+    wide, is sharper by log2(0.0104/0.0074) bits a component, which the command says."""
+    (tmp_path / "model.py").write_text(CHAIN)
+    torch.save(0.003 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "x.pt")
+    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", "progress": False}
+    gap = flow_and_bound.compare(tmp_path / "a", **here)["gap"]
+    assert abs(gap["bits_per_dim"]) < 0.05 and "either side" not in capsys.readouterr().out
+    gap = flow_and_bound.compare(tmp_path / "b", time="discrete", **here)["gap"]
+    assert -0.6 < gap["bits_per_dim"] < -0.3 and "either side" in capsys.readouterr().out
+
+
 def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_path, capsys):
     """Exact traces leave no error but the noise inside a level, which more repeats lower and probes
     do not: two repeats a millionth of a bit apart by chance would be a wonder."""
@@ -264,3 +298,75 @@ def test_items_that_fail_are_counted_with_their_reason_and_left_out_of_the_mean(
     assert sorted(r["item"] for r in kept) == [0, 2, 3, 5]
     assert found["bits_per_dim"] == pytest.approx(sum(r["bits_per_dim"] for r in kept) / 4)
     assert "2 items failed, left out: the network returned NaN" in capsys.readouterr().out
+
+
+LABELLED = '''
+import torch
+import undiffuse as ud
+from undiffuse.models.checkpoint import Checkpoint
+
+FLOW = ud.Flow()
+
+
+class Net(torch.nn.Module):
+    """D of N(label, 0.3) for the labels 0 and 1, and of N(0, 1) without one."""
+
+    def forward(self, x, t, label=None):
+        alpha, sigma = (c(t.double())[:, None].to(x) for c in (FLOW.alpha, FLOW.sigma))
+        mean = 0.0 if label is None else label[:, None].to(x)
+        c = 1.0 if label is None else 0.3
+        return mean + c * alpha / (c * alpha**2 + sigma**2) * (x - alpha * mean)
+
+
+def make():
+    return Checkpoint(ud.Denoiser(Net(), FLOW, predicts="data"), (3,), (-4.0, 4.0))
+'''
+
+
+def test_labels_of_the_data_are_conditions(tmp_path, capsys):
+    """log p(x | label) of each item's own label against its closed form; without, log p(x). A label
+    that has changed is another item, and data without labels are refused before any work."""
+    (tmp_path / "model.py").write_text(LABELLED)
+    x, y = torch.linspace(-1, 2, 15).reshape(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    torch.save({"x": x, "y": y}, tmp_path / "xy.pt")
+    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "xy.pt", "batch": 2,
+            "rtol": 1e-5, "atol": 1e-5}  # fmt: skip
+
+    def nats(mean, c):
+        square = (x.double() - mean).square().sum(1) / c
+        return (0.5 * (square + 3 * math.log(2 * math.pi * c)) / (3 * math.log(2))).tolist()
+
+    dataset_likelihood.run(tmp_path / "a", conditional=True, **here)
+    assert list(items(tmp_path / "a").values()) == pytest.approx(nats(y[:, None], 0.3), abs=1e-3)
+    dataset_likelihood.run(tmp_path / "b", **here)
+    assert list(items(tmp_path / "b").values()) == pytest.approx(nats(0.0, 1.0), abs=1e-3)
+    torch.save({"x": x, "y": y.clamp(max=0)}, tmp_path / "xy.pt")
+    dataset_likelihood.run(tmp_path / "a", conditional=True, **here)
+    assert items(tmp_path / "a")[2] == pytest.approx(nats(0.0, 0.3)[2], abs=1e-3)
+    assert len(Store(tmp_path / "a", "items.jsonl").records) == 5 + 3
+    torch.save(x, tmp_path / "xy.pt")
+    with pytest.raises(ValueError, match=r"needs labels; xy.pt has none: hand in a file with both"):
+        dataset_likelihood.run(tmp_path / "no", conditional=True, **here)
+
+
+def test_rows_of_another_condition_are_not_taken_for_its_own(tmp_path):
+    """A network of code whose condition is read from a file beside it."""
+    own = 'predicts="data", cond={"label": torch.load(__file__ + ".pt")}'
+    (tmp_path / "model.py").write_text(LABELLED.replace('predicts="data"', own))
+    torch.save(torch.linspace(-1, 1, 6).reshape(2, 3), tmp_path / "x.pt")
+    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", **FAST}
+    found = []
+    for label in (0, 1):
+        torch.save(torch.tensor([label]), tmp_path / "model.py.pt")
+        found.append(dataset_likelihood.run(tmp_path / "out", **here)["bits_per_dim"])
+    assert abs(found[0] - found[1]) > 0.1
+
+
+def test_labels_of_held_out_items_are_their_own():
+    """A part of the data set keeps the labels of its items."""
+    pytest.importorskip("sklearn")
+    trained = load_default()
+    whole, part = stream("digits"), heldout.unseen(trained)
+    index = split_indices(len(whole), **trained.training["split"])[1]
+    assert torch.equal(part.labels(), whole.labels()[index])
+    assert torch.equal(part.read([3, 4]), whole.read(index[3:5].tolist()))

@@ -128,6 +128,8 @@ def test_a_chain_with_a_target_takes_the_terms_it_needs():
     assert met.double().mean() > 0.6 and torch.equal(met, few.status == 0)
     far = bits_per_dim(MODEL, y[:2], steps=400, target_std_error=1e-4, **options)
     assert (far.status == Status.TARGET_NOT_MET).all()
+    missed = len(far.status)
+    assert f"; {missed} of {missed}: target_std_error was not reached" in repr(far)
     assert torch.equal(far.bits_per_dim, whole.bits_per_dim[:2])
 
 

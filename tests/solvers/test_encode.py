@@ -1,13 +1,22 @@
 """Latents: round trips against tolerance, independence of the batch, interpolation, reversibility."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import undiffuse as ud
 from undiffuse.models import PROCESSES
-from undiffuse.solvers import Reversible, decode, encode, interpolate
+from undiffuse.solvers import (
+    Reversible,
+    decode,
+    differentiable_log_prob,
+    encode,
+    fisher_divergence,
+    implicit_score_matching,
+    interpolate,
+)
 from undiffuse.solvers.encode import slerp
 
 
@@ -89,6 +98,8 @@ def test_interpolation_of_a_gaussian_is_on_the_sphere_and_ends_in_the_data():
     assert two.log_prob(middle) > two.log_prob(0.55 * a + 0.45 * b) + 10
     with pytest.raises(ValueError, match=r"b must have a's shape \(1, 4\); got \(1, 3\)"):
         interpolate(model, a, b[:, :3])
+    with pytest.raises(ValueError, match="weights must hold at least one number"):
+        interpolate(model, a, b, [])
 
 
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
@@ -135,3 +146,30 @@ def test_bad_input_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_a_network_of_another_dtype_is_named_whoever_asks():
+    """As log_prob names it: which dtype is whose, and what to cast; a network that fails by itself
+    is not spoken for."""
+    net = torch.nn.Linear(4, 4)
+    model = ud.Denoiser(lambda x, t: net(x), ud.VP(), predicts="noise")
+    named, x = replace(model, net=Layer(net)), torch.ones(2, 4, dtype=torch.float64)
+    for ask in (
+        encode, decode, ud.elbo, ud.log_prob, Reversible(2).encode, differentiable_log_prob,
+        lambda m, x: Reversible(2).decode(m, torch.stack([x, x])),
+        lambda m, x: implicit_score_matching(m, x, 0.5),
+        lambda m, x: fisher_divergence(m, lambda x, t: x, x, 0.5),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"hand in x.float\(\) or cast the network, net.double"):
+            ask(named, x)
+        with pytest.raises(RuntimeError, match="dtype"):
+            ask(model, x)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, t):
+        return self.layer(x)

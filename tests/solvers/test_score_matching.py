@@ -82,3 +82,9 @@ def test_what_does_not_fit_is_refused():
         implicit_score_matching(model, draws(3), T, trace="gaussian")
     with pytest.raises(ValueError, match=r"score must return x's shape \(3, 5\); got \(3,\)"):
         fisher_divergence(model, lambda x, t: x.sum(1), draws(3), T)
+    for value in (implicit_score_matching, lambda *a: fisher_divergence(a[0], None, *a[1:])):
+        for t in (0.0, 5.0, torch.tensor([0.5, 0.5, math.nan])):
+            with pytest.raises(ValueError, match=r"t must lie in \(0, t_max="):
+                value(model, draws(3), t)
+        with pytest.raises(ValueError, match=r"t must be a number or \[3\]; got \(2,\)"):
+            value(model, draws(3), torch.ones(2))
