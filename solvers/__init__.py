@@ -34,7 +34,8 @@ from .langevin import annealed_langevin, predictor_corrector
 from .law import Law, gaussian_law, marginal, response
 from .learned import Learned, read
 from .learned_variance import sample_learned_variance
-from .likelihood import LogProb, log_prob
+from .likelihood import log_prob
+from .logprob import LogProb
 from .pndm import PNDM
 from .registry import SOLVERS, get, names
 from .relay import Relay

@@ -114,7 +114,7 @@ def bits_per_dim(
             found = log_prob(model, y, target_std_error=target_std_error, seed=own, sample_ids=ids,
                              on_failure="return", **options)  # fmt: skip
             parts = found.log_prob, found.bits_std_error, found.nfe, found.status
-            path = torch.hypot(found.path_error, torch.nan_to_num(found.defect)).cpu()
+            path = found.solver_error.cpu()
             solver = torch.maximum(solver, path / (x[0].numel() * math.log(2)))
         else:
             if levels is not None and dequantize == "none":

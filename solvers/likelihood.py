@@ -14,22 +14,21 @@ and `truncation` says what that blur is worth.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..kernels.checks import as_seed, check_batch
 from ..models import Denoiser
 from . import augmented, quadrature
 from . import trace as traces
 from .adaptive_ode import integrate
-from .encode import check, raise_if_failed
+from .encode import check, naming_dtypes, raise_if_failed
 from .ends import truncated
 from .grids import lookup
+from .logprob import LogProb, status_failed
 from .pairs import PAIRS
 from .probing import Prober
 from .scaled_flow import ScaledFlow
@@ -47,54 +46,8 @@ absolute tolerance they may miss of it. A trained network's trace can be rough w
 smooth, and does not tell before it is asked: nodes with probes of their own average over it."""
 MOST = 8  # nodes a step
 TRACES = ("hutchinson", "gaussian", "exact")
-KINDS = {"float32": "float", "float64": "double"}  # what log_prob takes, and how to cast to it
+FINEST = {torch.float32: 1e-6, torch.float64: 1e-10}  # tolerance that a target may ask for
 BACKENDS = ("native", "torchdiffeq")
-
-
-@dataclass(frozen=True, eq=False)
-class LogProb:
-    """What `log_prob` found; tensors are [B], float64 unless said.
-
-    log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
-    the probes alone; `bits_std_error` in bits/dim. By default one holds 62 to 73 % and two 89 to
-    96 % of the errors, more on colour images (80 and 99 %), less in small events whose blocks
-    are nearly full; with one probe a node two hold 89 % or more; 'augmented' with one gives a bound.
-    It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the Walsh blocks of
-    all nodes full; path_error and prior_gap are not in it and remain. path_error: estimate of what
-    the path and the nodes on it contribute, nats, nan if torchdiffeq's: seldom below half of it,
-    often several times it. Too small for the sample in a hundred whose path passed over a bend (see
-    its defect), where a trained network's trace is rough below its probes' error, and to a third
-    where 'augmented' runs at 1e-3. defect: what log_prob was corrected by for a path that is not
-    quite the flow, nats (nan if 'augmented'). A correction is as good as the network's score is the
-    gradient of the flow's own density: exact for an exact network, while a large defect of a
-    trained one asks for a smaller rtol or a larger t_min. prior_gap: what log_prob would change by
-    if the prior's mean were the data's, nats. truncation: estimate of log p_0 - log_prob, first
-    order in blur^2, nats (nan if not asked for). blur: sigma/alpha at t_min, the noise that the
-    data carry.
-    The cost, int64: nfe: network evaluations, all of them; products: Jacobian products; rejected:
-    steps that the path's error control threw away, whose evaluations are in nfe (and products, if
-    'augmented'). latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
-    """
-
-    log_prob: Tensor
-    bits_per_dim: Tensor
-    std_error: Tensor
-    nfe: Tensor
-    products: Tensor
-    rejected: Tensor
-    latent: Tensor
-    status: Tensor
-    path_error: Tensor
-    defect: Tensor
-    prior_gap: Tensor
-    truncation: Tensor
-    t_min: float
-    blur: float
-
-    @property
-    def bits_std_error(self) -> Tensor:
-        """std_error in bits/dim."""
-        return self.std_error / (self.latent[0].numel() * math.log(2))
 
 
 def log_prob(
@@ -117,6 +70,7 @@ def log_prob(
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
     truncation: bool = False,
+    max_rows: int | None = None,
     offset: float = 0.0,
     max_steps: int = 1000,
     on_failure: str = "raise",
@@ -131,8 +85,9 @@ def log_prob(
     trace: 'hutchinson' (Rademacher probes), 'exact' (d products a node), 'gaussian' (augmented
     only). Events of d <= 8 components, and of d <= probes with no target, get the exact trace
     whatever was asked: std_error is 0. probes: of each path ('augmented', whole), or the mean
-    number a node ('quadrature', 4); target_std_error: instead, the standard error to reach in
-    bits/dim with at most max_probes a node ('quadrature'). points: nodes a step; by default as few
+    number a node ('quadrature', 4); target_std_error: instead, what std_error and solver_error each
+    are to reach in bits/dim, with at most max_probes a node ('quadrature'): samples whose path errs
+    more run again at a tenth of the tolerances, unless these are given. points: nodes a step; by default as few
     as miss, by an estimate that needs no network call, no more than a share of log p's absolute
     tolerance, atol d nats or the target if that is less, but 3 where the trace is probed. control:
     mean and covariance of the data (`Statistics.of(data)`), whose Gaussian's Jacobian is known and
@@ -140,13 +95,17 @@ def log_prob(
     3x16x16 fields, nothing on digits). seed, sample_ids: a sample's probes depend on these
     alone. cond: keyword arguments of the network; with guidance the flow is the guided one, and so
     is log p. t_min: where time starts; 1e-5 for processes in closed form down to 0, else the
-    model's own. truncation: estimate what t_min costs (one evaluation and probe more). offset:
+    model's own (sub-VP: 1e-4). truncation: estimate what t_min costs (one evaluation and probe
+    more). max_rows: events given to the network at once at the nodes, by default as many as x has
+    or 2^18 numbers: what memory asks for ('quadrature'). offset:
     added to bits_per_dim: -log2 of the levels' spacing for dequantised data (score_sde's 7 for
     256 levels in [-1, 1], 8 in [0, 1]). backend: 'torchdiffeq' runs 'augmented' through
     torchdiffeq. on_failure: 'raise' a SolverError, or 'return' with status.
 
-    Raises ValueError or TypeError for what does not fit, before any network call; TypeError at the
-    first where the network's parameters and x are of two dtypes.
+    The samples are those of x alone or in any batch, to the bit where the network's are. No
+    gradient flows: see `differentiable_log_prob`. Raises ValueError or TypeError for what does not
+    fit, before any network call; TypeError at the first where the network's parameters and x are of
+    two dtypes; RuntimeError in torch.inference_mode().
     """
     if method is None:
         method = "augmented" if backend == "torchdiffeq" or trace == "gaussian" else "quadrature"
@@ -156,8 +115,11 @@ def log_prob(
         model, x, tolerance if rtol is None else rtol, tolerance if atol is None else atol,
         on_failure,
     )  # fmt: skip
-    _check_options(method, backend, trace, probes, target_std_error, max_probes, points)
+    _check_options(method, backend, trace, probes, target_std_error, max_probes, points, max_rows)
+    check_batch("seed", as_seed(seed, x.device), len(x))
     d = x[0].numel()
+    if control is not None and not isinstance(control, Statistics):
+        raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
     if control is not None and (method != "quadrature" or control.mean.numel() != d):
         raise ValueError(
             f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
@@ -167,20 +129,27 @@ def log_prob(
         trace = "exact"
     if trace == "exact":
         tolerance = min(tolerance, FINE)
+    free = rtol is None and atol is None
     rtol = tolerance if rtol is None else rtol
     atol = tolerance if atol is None else atol
     name = lookup("solver", solver or default_solver, PAIRS).name
     ids = quadrature.as_ids(sample_ids, len(x))
     flow = ScaledFlow(model, len(x), cond, t_min)
-    with _naming_dtypes(model, x):
+    with naming_dtypes(model, x):
         if method == "quadrature":
-            goal = None
-            if target_std_error is not None:
-                goal = (target_std_error * x[0].numel() * math.log(2)) ** 2
-            parts = _by_quadrature(
-                flow, x, name, rtol, atol, trace, probes, max_probes, goal, points, control, seed,
-                ids, max_steps,
-            )  # fmt: skip
+            goal = None if target_std_error is None else (target_std_error * d * math.log(2)) ** 2
+
+            def run(flow: ScaledFlow, rows: Tensor, rtol: float, atol: float) -> Parts:
+                own = seed[rows] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
+                return _by_quadrature(
+                    flow, x[rows], name, rtol, atol, trace, probes, max_probes, goal, points, control,
+                    own, ids.to(x.device)[rows], max_steps, max_rows,
+                )  # fmt: skip
+
+            parts = run(flow, torch.arange(len(x), device=x.device), rtol, atol)
+            if goal is not None:
+                finest = max(FINEST[x.dtype], 1.1e-16) if free else rtol
+                _tighten(run, flow, parts, goal, rtol, atol, finest)
         else:
             parts = _by_augmented(
                 flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
@@ -205,7 +174,7 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 def _by_quadrature(
     flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: float,
     max_probes: float, goal: float | None, points: int | None, control: Statistics | None,
-    seed: int | Tensor, ids: Tensor, max_steps: int,
+    seed: int | Tensor, ids: Tensor, max_steps: int, max_rows: int | None,
 ) -> Parts:  # fmt: skip
     """log p, its standard error, latent, products, rejected, status, path error, defect, gap."""
     run = integrate(
@@ -225,7 +194,7 @@ def _by_quadrature(
         orders = range(least, MOST + 1) if points is None else range(points, points + 1)
         allowed = min(atol * x[0].numel(), math.inf if goal is None else math.sqrt(goal))
         nodes, bound = quadrature.lay(flow, path, orders, share * allowed, status == Status.OK)
-        chunk = quadrature.chunk_rows(batch, x[0].numel())
+        chunk = max_rows or quadrature.chunk_rows(batch, x[0].numel())
         prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
         if trace == "exact":
             prober.visit(torch.arange(len(nodes.sample)), x[0].numel(), exact=True)
@@ -252,6 +221,32 @@ def _by_quadrature(
     return value, error, latent, *cost, status, path_error, defect, gap
 
 
+def _tighten(
+    run: Callable[[ScaledFlow, Tensor, float, float], Parts], flow: ScaledFlow, parts: Parts,
+    goal: float, rtol: float, atol: float, finest: float,
+) -> None:  # fmt: skip
+    """Run the samples whose path errs by more than the goal (a variance) again, in place, at a tenth
+    of the tolerances at a time down to `finest`; whose does so still has not met its target."""
+
+    def missed() -> Tensor:
+        status, path_error, defect = parts[5:8]
+        return ~status_failed(status) & (torch.hypot(path_error, defect).square() > goal)
+
+    stuck = torch.zeros_like(flow.forwards, dtype=torch.bool)  # tighter steps were not to be had
+    while rtol > 1.01 * finest and len(rows := (missed() & ~stuck).nonzero().flatten()):
+        rtol, atol = 0.1 * rtol, 0.1 * atol
+        part = flow.part(rows)
+        again = run(part, rows, rtol, atol)
+        flow.forwards[rows] += part.forwards
+        for i in (3, 4):  # products and rejected add up
+            parts[i][rows] += again[i]
+        worked = ~status_failed(again[5])
+        stuck[rows[~worked]] = True
+        for i in (0, 1, 2, 5, 6, 7, 8):
+            parts[i][rows[worked]] = again[i][worked]
+    parts[5][missed()] = int(Status.TARGET_NOT_MET)
+
+
 def _by_augmented(
     flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: int,
     seed: int | Tensor, ids: Tensor, backend: str, max_steps: int,
@@ -275,8 +270,13 @@ def _by_augmented(
 
 def _check_options(
     method: str, backend: str, trace: str, probes: float, target: float | None, most: float,
-    points: int | None,
+    points: int | None, max_rows: int | None,
 ) -> None:  # fmt: skip
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("torch.inference_mode() forbids the products that log_prob is made of; "
+                           "torch.no_grad() does not")  # fmt: skip
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be >= 1; got {max_rows}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if trace not in TRACES:
@@ -298,31 +298,3 @@ def _check_options(
         raise ValueError("target_std_error needs method='quadrature'")
     elif probes != int(probes):
         raise ValueError(f"probes must be whole with method='augmented'; got {probes}")
-
-
-@contextmanager
-def _naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
-    """Says whose dtypes disagree where torch only says that some do.
-
-    Known only at the call: a network may cast its input itself.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        net = model.net
-        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
-        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
-        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
-            raise
-        have = " and ".join(sorted(map(str, found)))
-        cast = min(map(str, found)).removeprefix("torch.")
-        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
-        raise TypeError(
-            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
-            f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
-        ) from error
-
-
-def status_failed(status: Tensor) -> Tensor:
-    """Samples without a value: those that stopped, not those that missed their target."""
-    return (status != Status.OK) & (status != Status.TARGET_NOT_MET)

@@ -149,6 +149,11 @@ class ScaledFlow:
     def _all(self, x: Tensor) -> Tensor:
         return torch.arange(len(x), device=x.device)
 
+    def part(self, rows: Tensor) -> ScaledFlow:
+        """The flow of these samples alone, with counts of its own."""
+        cond = {key: self._of_rows(value, rows) for key, value in self.cond.items()}
+        return ScaledFlow(self.model, len(rows), cond, self.t_min)
+
     def _of_rows(self, value: Any, rows: Tensor) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == self.batch:
             return value[rows]

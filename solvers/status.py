@@ -28,7 +28,8 @@ MEANING = {
     "the scheme is unstable on this grid; use more steps or another solver",
     Status.STEP_TOO_SMALL: "the step size underflowed: loosen rtol/atol or raise t_min",
     Status.TOO_MANY_STEPS: "max_steps was reached: loosen rtol/atol or raise max_steps",
-    Status.TARGET_NOT_MET: "target_std_error was not reached: raise max_probes or the target",
+    Status.TARGET_NOT_MET: "target_std_error was not reached: raise it or max_probes, or lower "
+    "rtol and atol where it is solver_error that exceeds it",
 }
 
 

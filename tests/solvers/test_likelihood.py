@@ -346,3 +346,51 @@ def test_where_every_sample_fails_the_status_says_why(d, options):
     assert bool(r.log_prob.isnan().all()) and r.nfe.tolist() == [1] * 3  # one call said it
     with pytest.raises(SolverError, match="NaN or Inf for sample 0, 1, 2"):
         log_prob(model, torch.zeros(3, d), **options)
+
+
+def test_what_does_not_fit_is_named_before_any_call():
+    x = torch.zeros(2, 12)
+    model = ud.targets.Gaussian([0.0] * 12, 1.0).denoiser(ud.VP())
+    with pytest.raises(ValueError, match=r"seed must have 1 element or one per sample \[2\]"):
+        log_prob(model, x, seed=torch.tensor([1, 2, 3]))
+    with pytest.raises(TypeError, match="control must be a Statistics; got int"):
+        log_prob(model, x, control=3)
+    with pytest.raises(ValueError, match="max_rows must be >= 1; got 0"):
+        log_prob(model, x, max_rows=0)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        log_prob(model, x)
+
+
+def test_max_rows_bounds_what_the_network_is_given_and_changes_no_bit():
+    sizes = []
+    inner = ud.targets.GaussianMixture([1, 2], torch.randn(2, 12), 0.3).denoiser(ud.VP())
+
+    def net(x, t):
+        sizes.append(len(x))
+        return inner.net(x, t)
+
+    model = ud.Denoiser(net, ud.VP(), predicts=inner.predicts)
+    x = torch.randn(4, 12)
+    whole = log_prob(model, x)
+    assert max(sizes) > 4
+    sizes.clear()
+    few = log_prob(model, x, max_rows=3)
+    assert max(sizes) == 4  # the path's own steps; nodes come three at a time
+    assert torch.equal(few.log_prob, whole.log_prob) and torch.equal(few.products, whole.products)
+    assert "log_prob=tensor" in repr(few) and "latent" not in repr(few)
+
+
+def test_samples_run_again_for_a_target_are_the_same_in_any_batch():
+    g = torch.Generator().manual_seed(0)
+    law = ud.targets.GaussianMixture([1, 1, 1], 3 * torch.randn(3, 12, generator=g), 0.05)
+    model, x = law.denoiser(ud.VP()), law.sample(8, seed=1).float()
+    once = log_prob(model, x, probes=11.0).solver_error  # at the default tolerances
+    options = {"target_std_error": float(once.median()) / (12 * math.log(2)), "max_probes": 16}
+    found = log_prob(model, x, **options)
+    loose = log_prob(model, x, rtol=1e-3, atol=1e-3, on_failure="return", **options)
+    again = (found.nfe > loose.nfe).nonzero().flatten()
+    assert 0 < len(again) < len(x)
+    for i in again[:2].tolist() + [int((found.nfe == loose.nfe).nonzero()[0])]:
+        one = log_prob(model, x[i : i + 1], sample_ids=torch.tensor([i]), **options)
+        for name in ("log_prob", "std_error", "path_error", "nfe", "products", "latent"):
+            assert torch.equal(getattr(one, name)[0], getattr(found, name)[i])

@@ -5,7 +5,7 @@ import torch
 
 import undiffuse as ud
 from undiffuse.models import Levels
-from undiffuse.solvers import bits_per_dim
+from undiffuse.solvers import Status, bits_per_dim
 
 
 def digits():
@@ -32,6 +32,24 @@ def test_solver_error_covers_what_a_trained_network_s_path_adds(options, alone):
     path = ud.log_prob(model, x, t_min=1e-3, **options).path_error / (64 * 0.6931)
     assert (error < 2 * torch.hypot(found.std_error, path)).double().mean() < alone
     assert found.solver_error.max() < 0.1  # bits/dim: no bar for its own sake
+
+
+def test_a_target_is_met_by_the_path_too_or_said_to_be_missed():
+    """Flat patches bend the trained network's path: at the default tolerance it is off by more than
+    the target, which more probes do not mend; tighter steps do, and only where they are needed."""
+    x, model = digits()[25:40], ud.load_default().denoiser
+    exact = {"method": "augmented", "trace": "exact", "rtol": 1e-6, "atol": 1e-6, "t_min": 1e-3}
+    wanted = ud.log_prob(model, x, **exact).bits_per_dim
+    options = {"target_std_error": 0.004, "max_probes": 64, "t_min": 1e-3, "on_failure": "return"}
+    bits = 64 * 0.693147
+    found = ud.log_prob(model, x, **options)
+    assert (found.status == 0).all() and (found.solver_error < 0.004 * bits).all()
+    assert (found.bits_per_dim - wanted).square().mean().sqrt() < 2**0.5 * 0.004
+    held = ud.log_prob(model, x, rtol=1e-3, atol=1e-3, **options)  # the tolerances are kept
+    over = held.solver_error > 0.004 * bits
+    assert 0 < over.sum() < len(x)
+    assert (held.status[over] == int(Status.TARGET_NOT_MET)).all()
+    assert (found.nfe > held.nfe).equal(over) and (found.products > held.products)[over].all()
 
 
 def test_the_solver_s_error_is_no_bound_s_and_falls_with_the_tolerance():
