@@ -39,12 +39,11 @@ class Bits:
     bits_per_dim: mean over the repeats, offset included. std_error: of that mean, from the spread
     of the repeats, and never below what their own probes or draws say; of one repeat, from these
     alone (the noise of the dequantisation is not in it). solver_error: what the path adds, which
-    repeats share and do not show: of `LogProb.path_error` and `.defect` the root of the squares, of
-    the largest repeat; the defect is corrected, but of a trained network an error of its size stays:
-    two of sqrt(std_error^2 + solver_error^2) of the shipped one hold 95 to 98 % of the errors on held
-    out digits and on images unlike them, 83 to 93 % with the exact trace, where without the defect it
-    is 82 to 97 and 2 to 32 %. Too large for an exact network; 0 for the bound. repeats [B, R]: each by itself. nfe: int64
-    [B], network evaluations of all repeats. status: int64 [B], codes of `Status`. offset: in
+    repeats share and do not show, `LogProb.solver_error` of the worst repeat: on held-out digits and
+    on images unlike them two of sqrt(std_error^2 + solver_error^2) hold 95 to 98 % of the errors of
+    the shipped network, 83 to 93 % with the exact trace, where without the defect it is 82 to 97 and
+    2 to 32 %. Too large for an exact network; 0 for the bound. repeats [B, R]: each by itself. nfe:
+    int64 [B], network evaluations of all repeats. status: int64 [B], codes of `Status`. offset: in
     bits/dim; convention: what was counted, in words.
     """
 

@@ -117,6 +117,7 @@ def log_prob(
     )  # fmt: skip
     _check_options(method, backend, trace, probes, target_std_error, max_probes, points, max_rows)
     check_batch("seed", as_seed(seed, x.device), len(x))
+    seed = as_seed(seed, x.device) if isinstance(seed, Tensor) else seed
     d = x[0].numel()
     if control is not None and not isinstance(control, Statistics):
         raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
