@@ -16,9 +16,9 @@ class LogProb:
     """What `log_prob` found; tensors are [B], float64 unless said.
 
     log_prob: nats. bits_per_dim: -log_prob/(d ln 2) + offset. std_error: of log_prob, nats, from
-    the probes alone; `bits_std_error` in bits/dim. By default one holds 62 to 73 % and two 89 to
-    96 % of the errors, more on colour images (80 and 99 %), less in small events whose blocks
-    are nearly full; with one probe a node two hold 89 % or more; 'augmented' with one gives a bound.
+    the probes alone; `bits_std_error` in bits/dim. By default one holds 64 to 77 % and two 92 to
+    98 % of the errors, colour images included, fewer in small events whose blocks are nearly full;
+    with one probe a node two hold 89 % or more; 'augmented' with one gives a bound.
     It is 0 where the trace is exact: asked for, or d <= 8, or probes >= d, or the Walsh blocks of
     all nodes full; path_error and prior_gap are not in it and remain. path_error: estimate of what
     the path and the nodes on it contribute, nats, nan if torchdiffeq's: seldom below half of it,

@@ -141,8 +141,9 @@ class Prober:
         The squared change from a level to the next is what that level removed, V_{K/2} - V_K. How
         the levels share V_1 depends on the colouring and on how far the data correlate, and hardly
         on the node, so all nodes of a sample tell it together (`shares`): one that removed C up to
-        level m has C (c_bits/c_m - 1) left. A node with a single probe is measured against its
-        neighbours, see `lonely`.
+        level m has C (c_bits/c_m - 1) left. As nobody has probed the levels above, that guess is
+        held to what neighbours show of it (`shown`), and at most doubled. A node with a single
+        probe is measured against them alone, see `lonely`.
         """
         nodes = self.nodes
         square = (nodes.weight * nodes.b).square()
@@ -152,7 +153,9 @@ class Prober:
         share = self.shares(gone, level)
         rest = (share[:, -1:] / share - 1)[nodes.sample].gather(1, level[:, None])[:, 0]
         left = torch.where(nodes.size >= 2, gone[:, -1] * rest, square * self.lonely())
-        return 2 * torch.where(nodes.size >= 1 << self.bits, 0.0, left)  # a full block is exact
+        left = torch.where(nodes.size >= 1 << self.bits, 0.0, left)  # a full block is exact
+        shown = self.shown(left / nodes.weight.square())[0].clamp(max=2.0)[nodes.sample]
+        return 2 * torch.where(nodes.size >= 2, shown * left, left)
 
     def shares(self, gone: Tensor, level: Tensor) -> Tensor:
         """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
@@ -186,16 +189,28 @@ class Prober:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
 
         The spread of the a_i (`diagonal`) is that and what the J_ii differ. Which share is noise is
-        told by neighbours, whose probes are their own while J_ii is smooth in lambda: with a^ the
-        cubic through the four nearest nodes, of Lagrange weights l, E|a - a^|^2 is the node's noise
-        and l^2 times that of the four, up to eighth order in their distance. All nodes of a sample
-        tell it together, and three in a row have one spread, their mean: where J is of rank one,
+        `shown` by neighbours, and three in a row have one spread, their mean: where J is of rank one,
         the number that decides a node's error decides its own spread too, and hides it if low.
         """
         nodes = self.nodes
-        level, spread = self.diagonal()
+        spread = self.diagonal()[1]
+        shown, others = self.shown(spread)
+        shared = shown.clamp(max=1.0)[nodes.sample] * (spread + spread[others[:, 1:3]].sum(1)) / 3
+        count = torch.bincount(nodes.sample, minlength=self.flow.batch)[nodes.sample]
+        return torch.where(count < 5, spread, shared) / nodes.b.square().clamp(min=1e-300)
+
+    def shown(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of the noise [R] that the a_i are said to carry is there, as a ratio [B], and the
+        four nearest nodes, [R, 4]. 1 where a sample has fewer than five.
+
+        Neighbours have probes of their own, while J_ii is smooth in lambda: with a^ the cubic
+        through the four nearest nodes, of Lagrange weights l, E|a - a^|^2 is the node's noise and
+        l^2 times that of the four, up to eighth order in their distance. All nodes of a sample tell
+        it together.
+        """
+        nodes, level = self.nodes, self.diagonal()[0]
         count = torch.bincount(nodes.sample, minlength=self.flow.batch)
-        begin = (count.cumsum(0) - count)[nodes.sample]
+        begin, few = (count.cumsum(0) - count)[nodes.sample], count < 5
         count = count[nodes.sample]
         place = torch.arange(len(level), device=level.device) - begin
         window = (place - 2).minimum(count - 5).clamp(min=0)
@@ -211,11 +226,9 @@ class Prober:
         found, expected = torch.zeros(2, self.flow.batch, dtype=x.dtype, device=x.device)
         square = nodes.weight.square()
         found.index_add_(0, nodes.sample, square * dot(level - guess, level - guess))
-        most = spread + (lagrange.square() * spread[others]).sum(1)
+        most = noise + (lagrange.square() * noise[others]).sum(1)
         expected.index_add_(0, nodes.sample, square * most)
-        share = (found / expected.clamp(min=1e-300)).clamp(max=1.0)[nodes.sample]
-        shared = share * (spread + spread[others[:, 1:3]].sum(1)) / 3
-        return torch.where(count < 5, spread, shared) / nodes.b.square().clamp(min=1e-300)
+        return torch.where(few, 1.0, found / expected.clamp(min=1e-300)), others
 
     def diagonal(self) -> tuple[Tensor, Tensor]:
         """a_i, the estimates of the diagonal of dD/dx^ [R, *event], and their spread.
