@@ -76,17 +76,20 @@ def test_the_standard_error_covers_where_jacobians_are_of_low_rank(name, d, monk
     assert held >= (0.65 if full_blocks else 0.88), held
 
 
-def test_colour_images_are_covered_without_much_to_spare():
-    """What levels that no node reached would still remove is told by how fields fall: halving it a
-    level made the errors look 1.7 times what they are."""
+def test_colour_images_are_covered_and_no_more():
+    """What levels that no node reached would still remove is guessed, and held to what neighbouring
+    nodes show: the guess alone made errors look 1.3 times what they are, and 84 % lie within one.
+    300 samples: the share errs by 2.7 points itself."""
     law = targets.images192().law
-    x = law.sample(150, seed=3)
+    x = law.sample(300, seed=3)
     r = log_prob(law.denoiser(ud.VP()), x)
     gap = law.log_prob(r.latent, 1.0, ud.VP()) - ud.VP().prior.log_prob(r.latent)
     error = r.log_prob + gap - at_start(law, ud.VP(), x, r)
     ratio = (r.std_error.square().mean() / error.square().mean()).sqrt()
-    assert 0.9 < ratio < 1.5, float(ratio)
-    assert (error.abs() < 2 * r.std_error).double().mean() >= 0.93
+    assert 0.9 < ratio < 1.15, float(ratio)
+    for k, share in ((1, 0.68), (2, 0.95)):
+        held = float((error.abs() < k * r.std_error).double().mean())
+        assert abs(held - share) <= 0.05, (k, held)
 
 
 def test_the_ring_in_the_plane_has_no_probe_s_error():
