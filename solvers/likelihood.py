@@ -31,7 +31,7 @@ from .grids import lookup
 from .logprob import LogProb, status_failed
 from .pairs import PAIRS
 from .probing import Prober
-from .scaled_flow import ScaledFlow
+from .scaled_flow import ScaledFlow, column
 from .spectral import Statistics
 from .status import Status
 
@@ -158,8 +158,12 @@ def log_prob(
         blurred = (
             truncated(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
         )
-    value, error, latent, products, rejected, status, path_error, defect, gap = parts
-    value = torch.where(status_failed(status), torch.nan, value)
+    products, rejected, status = parts[3:6]
+    failed = status_failed(status)  # of these nothing is known but the cost, whatever the batch
+    value, error, path_error, defect, gap, blurred = (
+        v.masked_fill(failed, torch.nan) for v in (*parts[:2], *parts[6:], blurred)
+    )
+    latent = parts[2].masked_fill(column(failed, parts[2]).bool(), torch.nan)
     bits = -value / (x[0].numel() * math.log(2)) + offset
     result = LogProb(
         value, bits, error, flow.forwards, products, rejected, latent, status, path_error, defect,
@@ -213,6 +217,8 @@ def _by_quadrature(
         data = slope * n + x_hat * (1 - (ratio / n) ** 2)
         latent = flow.latent(run.x, data)
         value = flow.prior(latent) - change
+        odd = (status == Status.OK) & ~torch.isfinite(value)  # at a node, or at the far end
+        status[odd] = int(Status.NETWORK_NOT_FINITE)
         mean = data * float(flow.model.process.alpha(flow.model.process.t_max))
         gap = flow.prior(latent, mean) - flow.prior(latent)
     if goal is not None:
