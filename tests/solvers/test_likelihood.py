@@ -355,8 +355,13 @@ def test_what_does_not_fit_is_named_before_any_call():
         log_prob(model, x, seed=torch.tensor([1, 2, 3]))
     with pytest.raises(TypeError, match="control must be a Statistics; got int"):
         log_prob(model, x, control=3)
-    with pytest.raises(ValueError, match="max_rows must be >= 1; got 0"):
-        log_prob(model, x, max_rows=0)
+    for name, value in itertools.product(("max_rows", "points"), (0, 2.5)):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1; got {value}"):
+            log_prob(model, x, **{name: value})
+    with pytest.raises(ValueError, match="target_solver_error must be > 0 bits/dim; got 0"):
+        log_prob(model, x, target_solver_error=0)
+    with pytest.raises(ValueError, match="target_solver_error needs method='quadrature'"):
+        log_prob(model, x, target_solver_error=0.1, method="augmented")
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
         log_prob(model, x)
 
