@@ -125,13 +125,7 @@ def log_prob(
     check_batch("seed", as_seed(seed, x.device), len(x))
     seed = as_seed(seed, x.device) if isinstance(seed, Tensor) else seed
     d = x[0].numel()
-    if control is not None and not isinstance(control, Statistics):
-        raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
-    if control is not None and (method != "quadrature" or control.mean.numel() != d):
-        raise ValueError(
-            f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
-            f"{control.mean.numel()}"
-        )
+    _check_control(control, method, d)
     if d <= SMALL or (target_std_error is None and probes >= d):
         trace = "exact"
     if trace == "exact":
@@ -317,3 +311,15 @@ def _check_options(
             raise ValueError(f"max_probes must be >= 1; got {most}")
     elif probes != int(probes):
         raise ValueError(f"probes must be whole with method='augmented'; got {probes}")
+
+
+def _check_control(control: Statistics | None, method: str, d: int) -> None:
+    if control is None:
+        return
+    if not isinstance(control, Statistics):
+        raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
+    if method != "quadrature" or control.mean.numel() != d:
+        raise ValueError(
+            f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
+            f"{control.mean.numel()}"
+        )
