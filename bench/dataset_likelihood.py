@@ -310,9 +310,10 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
     unseen = " without the spread of the dequantisation, drawn once" if single else ""
     solver = f" and {s['item_solver_error']:.4f} of the path's solver" * (s["method"] == "ode")
     blur = f"; log p of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
+    spread = f"{s['lo']:.4f} to {s['hi']:.4f}, 95 % over {s['items']} items"
+    spread = spread if s["items"] > 1 else "of one item: no interval"
     return (
-        f"bits/dim {s['bits_per_dim']:.4f} ({s['lo']:.4f} to {s['hi']:.4f}, 95 % over "
-        f"{s['items']} items) by {s['method']}, {s['convention']}; std error of an item "
+        f"bits/dim {s['bits_per_dim']:.4f} ({spread}) by {s['method']}, {s['convention']}; std error of an item "
         f"{s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network evaluations"
         f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"

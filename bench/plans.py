@@ -260,6 +260,8 @@ def largest(solver: Solver, model: Denoiser, grid: str | Grid, final: str, nfe: 
         else:
             high = middle
     if best is None:
+        if low:
+            tableau(low)  # says why it cannot be made
         raise Unavailable(f"one step costs more than {nfe} network evaluations on grid {grid!r}")
     return best
 

@@ -86,7 +86,7 @@ def bits_per_dim(
     density at the levels plus the offset, and no bound, by 'ode', and the bound with a discretised
     decoder by 'elbo'. by: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
     with noise and probes of its own. target_std_error: of the mean, in bits/dim, as far as probes
-    or draws make it (of the bound up to 4096 calls a repeat, or the whole chain); a datum that
+    or draws make it, and of solver_error (of the bound up to 4096 calls a repeat, or the whole chain); a datum that
     misses it has status TARGET_NOT_MET. seed, sample_ids: a datum's draws depend on these alone.
     on_failure: 'raise' a SolverError, or 'return' with status.
 
@@ -101,6 +101,8 @@ def bits_per_dim(
     if target_std_error is not None:
         if not target_std_error > 0:
             raise ValueError(f"target_std_error must be > 0 bits/dim; got {target_std_error}")
+        if by == "ode":  # repeats share it: their mean errs no less
+            options = {"target_solver_error": target_std_error, **options}
         target_std_error = target_std_error * math.sqrt(repeats)
     ids = as_ids(sample_ids, len(x))
     bits, errors = [], []

@@ -31,7 +31,7 @@ from .grids import lookup
 from .logprob import LogProb, status_failed
 from .pairs import PAIRS
 from .probing import Prober
-from .scaled_flow import ScaledFlow
+from .scaled_flow import ScaledFlow, column
 from .spectral import Statistics
 from .status import Status
 
@@ -63,6 +63,7 @@ def log_prob(
     method: str | None = None,
     backend: str = "native",
     target_std_error: float | None = None,
+    target_solver_error: float | None = None,
     max_probes: float = 64,
     points: int | None = None,
     control: Statistics | None = None,
@@ -85,9 +86,10 @@ def log_prob(
     trace: 'hutchinson' (Rademacher probes), 'exact' (d products a node), 'gaussian' (augmented
     only). Events of d <= 8 components, and of d <= probes with no target, get the exact trace
     whatever was asked: std_error is 0. probes: of each path ('augmented', whole), or the mean
-    number a node ('quadrature', 4); target_std_error: instead, what std_error and solver_error each
-    are to reach in bits/dim, with at most max_probes a node ('quadrature'): samples whose path errs
-    more run again at a tenth of the tolerances, unless these are given. points: nodes a step; by default as few
+    number a node ('quadrature', 4); target_std_error: instead, what std_error is to reach in
+    bits/dim, with at most max_probes a node ('quadrature'); target_solver_error: what solver_error
+    is to reach, by default the same: samples whose path errs more run again at a tenth of the
+    tolerances, unless these are given. points: nodes a step; by default as few
     as miss, by an estimate that needs no network call, no more than a share of log p's absolute
     tolerance, atol d nats or the target if that is less, but 3 where the trace is probed. control:
     mean and covariance of the data (`Statistics.of(data)`), whose Gaussian's Jacobian is known and
@@ -115,17 +117,15 @@ def log_prob(
         model, x, tolerance if rtol is None else rtol, tolerance if atol is None else atol,
         on_failure,
     )  # fmt: skip
-    _check_options(method, backend, trace, probes, target_std_error, max_probes, points, max_rows)
+    _check_options(
+        method, backend, trace, probes, max_probes,
+        {"target_std_error": target_std_error, "target_solver_error": target_solver_error},
+        {"points": points, "max_rows": max_rows},
+    )  # fmt: skip
     check_batch("seed", as_seed(seed, x.device), len(x))
     seed = as_seed(seed, x.device) if isinstance(seed, Tensor) else seed
     d = x[0].numel()
-    if control is not None and not isinstance(control, Statistics):
-        raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
-    if control is not None and (method != "quadrature" or control.mean.numel() != d):
-        raise ValueError(
-            f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
-            f"{control.mean.numel()}"
-        )
+    _check_control(control, method, d)
     if d <= SMALL or (target_std_error is None and probes >= d):
         trace = "exact"
     if trace == "exact":
@@ -138,19 +138,24 @@ def log_prob(
     flow = ScaledFlow(model, len(x), cond, t_min)
     with naming_dtypes(model, x):
         if method == "quadrature":
-            goal = None if target_std_error is None else (target_std_error * d * math.log(2)) ** 2
+            if target_solver_error is None:
+                target_solver_error = target_std_error
+            goal, path_goal = (  # variances, nats^2
+                None if v is None else (v * d * math.log(2)) ** 2
+                for v in (target_std_error, target_solver_error)
+            )
 
             def run(flow: ScaledFlow, rows: Tensor, rtol: float, atol: float) -> Parts:
                 own = seed[rows] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
                 return _by_quadrature(
-                    flow, x[rows], name, rtol, atol, trace, probes, max_probes, goal, points, control,
-                    own, ids.to(x.device)[rows], max_steps, max_rows,
+                    flow, x[rows], name, rtol, atol, trace, probes, max_probes, goal, path_goal,
+                    points, control, own, ids.to(x.device)[rows], max_steps, max_rows,
                 )  # fmt: skip
 
             parts = run(flow, torch.arange(len(x), device=x.device), rtol, atol)
-            if goal is not None:
-                finest = max(FINEST[x.dtype], 1.1e-16) if free else rtol
-                _tighten(run, flow, parts, goal, rtol, atol, finest)
+            if path_goal is not None:
+                finest = FINEST[x.dtype] if free else rtol
+                _tighten(run, flow, parts, path_goal, rtol, atol, finest)
         else:
             parts = _by_augmented(
                 flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
@@ -158,8 +163,12 @@ def log_prob(
         blurred = (
             truncated(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
         )
-    value, error, latent, products, rejected, status, path_error, defect, gap = parts
-    value = torch.where(status_failed(status), torch.nan, value)
+    products, rejected, status = parts[3:6]
+    failed = status_failed(status)  # of these nothing is known but the cost, whatever the batch
+    value, error, path_error, defect, gap, blurred = (
+        v.masked_fill(failed, torch.nan) for v in (*parts[:2], *parts[6:], blurred)
+    )
+    latent = parts[2].masked_fill(column(failed, parts[2]).bool(), torch.nan)
     bits = -value / (x[0].numel() * math.log(2)) + offset
     result = LogProb(
         value, bits, error, flow.forwards, products, rejected, latent, status, path_error, defect,
@@ -174,8 +183,9 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 def _by_quadrature(
     flow: ScaledFlow, x: Tensor, solver: str, rtol: float, atol: float, trace: str, probes: float,
-    max_probes: float, goal: float | None, points: int | None, control: Statistics | None,
-    seed: int | Tensor, ids: Tensor, max_steps: int, max_rows: int | None,
+    max_probes: float, goal: float | None, path_goal: float | None, points: int | None,
+    control: Statistics | None, seed: int | Tensor, ids: Tensor, max_steps: int,
+    max_rows: int | None,
 ) -> Parts:  # fmt: skip
     """log p, its standard error, latent, products, rejected, status, path error, defect, gap."""
     run = integrate(
@@ -193,7 +203,7 @@ def _by_quadrature(
     with torch.no_grad():
         least, share = LAID[trace == "exact"]
         orders = range(least, MOST + 1) if points is None else range(points, points + 1)
-        allowed = min(atol * x[0].numel(), math.inf if goal is None else math.sqrt(goal))
+        allowed = min(atol * x[0].numel(), math.inf if path_goal is None else math.sqrt(path_goal))
         nodes, bound = quadrature.lay(flow, path, orders, share * allowed, status == Status.OK)
         chunk = max_rows or quadrature.chunk_rows(batch, x[0].numel())
         prober = Prober(flow, nodes, seed, ids.to(x.device), chunk, control)
@@ -213,6 +223,8 @@ def _by_quadrature(
         data = slope * n + x_hat * (1 - (ratio / n) ** 2)
         latent = flow.latent(run.x, data)
         value = flow.prior(latent) - change
+        odd = (status == Status.OK) & ~torch.isfinite(value)  # at a node, or at the far end
+        status[odd] = int(Status.NETWORK_NOT_FINITE)
         mean = data * float(flow.model.process.alpha(flow.model.process.t_max))
         gap = flow.prior(latent, mean) - flow.prior(latent)
     if goal is not None:
@@ -270,32 +282,44 @@ def _by_augmented(
 
 
 def _check_options(
-    method: str, backend: str, trace: str, probes: float, target: float | None, most: float,
-    points: int | None, max_rows: int | None,
+    method: str, backend: str, trace: str, probes: float, most: float,
+    targets: dict[str, float | None], counts: dict[str, int | None],
 ) -> None:  # fmt: skip
     if torch.is_inference_mode_enabled():
         raise RuntimeError("torch.inference_mode() forbids the products that log_prob is made of; "
                            "torch.no_grad() does not")  # fmt: skip
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be >= 1; got {max_rows}")
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name} must be a whole number >= 1; got {count}")
+    for name, target in targets.items():
+        if target is not None and not target > 0:
+            raise ValueError(f"{name} must be > 0 bits/dim; got {target}")
+        if target is not None and method != "quadrature":
+            raise ValueError(f"{name} needs method='quadrature'")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if trace not in TRACES:
         raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
     if not probes >= 1:
         raise ValueError(f"probes must be >= 1; got {probes}; use trace='exact' for none")
-    if points is not None and points < 1:
-        raise ValueError(f"points must be >= 1; got {points}")
     if method == "quadrature":
         if backend == "torchdiffeq":
             raise ValueError("backend='torchdiffeq' needs method='augmented'")
         if trace == "gaussian":
             raise ValueError("trace='gaussian' needs method='augmented'; Rademacher is better")
-        if target is not None and not target > 0:
-            raise ValueError(f"target_std_error must be > 0 bits/dim; got {target}")
         if not most >= 1:
             raise ValueError(f"max_probes must be >= 1; got {most}")
-    elif target is not None:
-        raise ValueError("target_std_error needs method='quadrature'")
     elif probes != int(probes):
         raise ValueError(f"probes must be whole with method='augmented'; got {probes}")
+
+
+def _check_control(control: Statistics | None, method: str, d: int) -> None:
+    if control is None:
+        return
+    if not isinstance(control, Statistics):
+        raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
+    if method != "quadrature" or control.mean.numel() != d:
+        raise ValueError(
+            f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
+            f"{control.mean.numel()}"
+        )

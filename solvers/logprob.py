@@ -33,7 +33,8 @@ class LogProb:
     data carry.
     The cost, int64: nfe: network evaluations, all of them; products: Jacobian products; rejected:
     steps that the path's error control threw away, whose evaluations are in nfe (and products, if
-    'augmented'). latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine.
+    'augmented'). latent: x at t_max [B, *event]. status: int64 codes of `Status`, 0 = fine; of a sample
+    that failed all else but the cost is nan.
     """
 
     log_prob: Tensor

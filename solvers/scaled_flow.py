@@ -43,6 +43,7 @@ class ScaledFlow:
     ) -> None:
         self.model, self.batch = model, batch
         self.cond = {**model.cond, **(cond or {})}
+        self.own = {k for k, v in self.cond.items() if _per_row(v, batch)}  # rows are samples'
         self.scale = model.sigma_data
         process = model.process
         self.t_min = start_time(model, t_min)
@@ -69,7 +70,7 @@ class ScaledFlow:
         model, t = self.model, self.time(lam)
         alpha = model.process.alpha(t)
         x = column(alpha, x_hat) * x_hat
-        cond = {key: self._of_rows(value, rows) for key, value in self.cond.items()}
+        cond = self._of_rows(rows)
         self.forwards = self.forwards.to(rows.device)
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         if model.clip is None:
@@ -151,13 +152,16 @@ class ScaledFlow:
 
     def part(self, rows: Tensor) -> ScaledFlow:
         """The flow of these samples alone, with counts of its own."""
-        cond = {key: self._of_rows(value, rows) for key, value in self.cond.items()}
-        return ScaledFlow(self.model, len(rows), cond, self.t_min)
+        part = ScaledFlow(self.model, len(rows), self._of_rows(rows), self.t_min)
+        part.own = self.own  # one shared by all samples may happen to be as long as the part
+        return part
 
-    def _of_rows(self, value: Any, rows: Tensor) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == self.batch:
-            return value[rows]
-        return value
+    def _of_rows(self, rows: Tensor) -> dict[str, Any]:
+        return {k: v[rows] if k in self.own else v for k, v in self.cond.items()}
+
+
+def _per_row(value: Any, batch: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
 
 
 def column(c: Tensor, x: Tensor) -> Tensor:

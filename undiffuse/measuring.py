@@ -99,7 +99,8 @@ def _bench(commands: Any) -> None:
                    "default: 5,8,10,15,20,30")  # fmt: skip
     p.add_argument("--grid", type=names, default=None, metavar="A,B",
                    help="uniform, log_snr, karras, laplace, quadratic, trailing, ...; equidistributed: "
-                   "measured by a pilot run; default: log_snr,laplace,quadratic,equidistributed")  # fmt: skip
+                   "measured by a pilot run; default: log_snr,laplace-wide,laplace,"
+                   "quadratic,equidistributed")  # fmt: skip
     p.add_argument("--peers", type=names, default=None, metavar="A,B", help="libraries or rows of "
                    "theirs; '' for none; default: all that are installed")  # fmt: skip
     p.add_argument("--targets", type=names, default=None, metavar="A,B",

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -33,6 +34,8 @@ from undiffuse.bench.plans import Ours, Unavailable
 from undiffuse.bench.targets import get
 from undiffuse.models import VP, Denoiser, Flow, Gaussian, guidance
 from undiffuse.models.checkpoint import Checkpoint, load_default
+from undiffuse.solvers.base import Solver
+from undiffuse.solvers.exponential import DPMSolverPP
 
 pytest.importorskip("scipy")
 
@@ -657,3 +660,18 @@ def test_a_run_of_small_states_uses_one_thread_and_gives_them_back(tmp_path, mon
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     run(tmp_path, nfe=[4])
     assert asked == [1, 2]
+
+
+def test_a_solver_that_no_table_can_be_made_of_is_told_why():
+    @dataclass(frozen=True)
+    class Nowhere(Solver):
+        order: ClassVar[float] = 1.0
+        weak_order: ClassVar[float] = 1.0
+
+        def rows(self, path):
+            made = DPMSolverPP(1).rows(path)
+            return replace(made, data=made.data * math.nan)
+
+    problem = problems.exact(get("ring2"), 4)
+    with pytest.raises(Unavailable, match=r"data\[0,0\] is nan on this grid"):
+        Ours("nowhere", given=Nowhere()).plan(problem, 8)

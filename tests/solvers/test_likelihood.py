@@ -355,8 +355,13 @@ def test_what_does_not_fit_is_named_before_any_call():
         log_prob(model, x, seed=torch.tensor([1, 2, 3]))
     with pytest.raises(TypeError, match="control must be a Statistics; got int"):
         log_prob(model, x, control=3)
-    with pytest.raises(ValueError, match="max_rows must be >= 1; got 0"):
-        log_prob(model, x, max_rows=0)
+    for name, value in itertools.product(("max_rows", "points"), (0, 2.5)):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1; got {value}"):
+            log_prob(model, x, **{name: value})
+    with pytest.raises(ValueError, match="target_solver_error must be > 0 bits/dim; got 0"):
+        log_prob(model, x, target_solver_error=0)
+    with pytest.raises(ValueError, match="target_solver_error needs method='quadrature'"):
+        log_prob(model, x, target_solver_error=0.1, method="augmented")
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
         log_prob(model, x)
 
@@ -394,3 +399,62 @@ def test_samples_run_again_for_a_target_are_the_same_in_any_batch():
         one = log_prob(model, x[i : i + 1], sample_ids=torch.tensor([i]), **options)
         for name in ("log_prob", "std_error", "path_error", "nfe", "products", "latent"):
             assert torch.equal(getattr(one, name)[0], getattr(found, name)[i])
+
+
+@pytest.mark.parametrize("options", [{}, {"target_std_error": 0.01}, {"trace": "exact"}])
+def test_a_network_that_is_not_finite_at_the_nodes_alone_has_failed(options):
+    inner = ud.targets.GaussianMixture([1, 2], torch.randn(2, 12), 0.3).denoiser(ud.VP())
+
+    def net(x, t):  # finite along the path, which asks for no gradient
+        out = inner.net(x, t)
+        return torch.where(x[:, :1] > 5, torch.nan, out) if x.requires_grad else out
+
+    model = ud.Denoiser(net, ud.VP(), predicts=inner.predicts)
+    x = torch.randn(3, 12).clamp(-2, 2)
+    x[1, 0] = 6.0
+    found = log_prob(model, x, on_failure="return", **options)
+    assert found.status.tolist() == [0, int(Status.NETWORK_NOT_FINITE), 0]
+    with pytest.raises(SolverError, match="NaN or Inf for sample 1; 1 of 3"):
+        log_prob(model, x, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"trace": "exact"}, {"method": "augmented"}])
+def test_of_a_failed_sample_nothing_but_the_cost_is_reported_in_any_batch(options):
+    inner = ud.targets.GaussianMixture([1, 2], torch.randn(2, 12), 0.3).denoiser(ud.VP())
+    model = ud.Denoiser(
+        lambda x, t: torch.where(x[:, :1] > 50, torch.nan, inner.net(x, t)), ud.VP(),
+        predicts=inner.predicts,
+    )  # fmt: skip
+    x = torch.randn(3, 12)
+    x[1, 0] = 1000.0
+    options = {**options, "truncation": True, "on_failure": "return"}
+    for found, i in ((log_prob(model, x, **options), 1), (log_prob(model, x[1:2], **options), 0)):
+        values = ("log_prob", "bits_per_dim", "std_error", "path_error", "defect", "prior_gap")
+        for name in (*values, "truncation", "latent", "solver_error", "total_error"):
+            assert bool(getattr(found, name)[i].isnan().all()), name
+        assert found.nfe[i] >= 1 and found.status[i] == int(Status.NETWORK_NOT_FINITE)
+        assert bool(torch.isfinite(found.log_prob).sum() == len(found.log_prob) - 1)
+
+
+def test_a_condition_that_all_samples_share_is_not_split_among_those_run_again():
+    """It has as many rows as samples that are run again, which does not make it theirs."""
+    g = torch.Generator().manual_seed(0)
+    law = ud.targets.GaussianMixture([1, 1, 1], 3 * torch.randn(3, 12, generator=g), 0.05)
+    inner, x = law.denoiser(ud.VP()), law.sample(8, seed=1).float()
+    seen = set()
+
+    def net(x, t, own, shared):
+        seen.add((len(own) == len(x), tuple(shared.tolist())))
+        return inner.net(x, t)
+
+    model = ud.Denoiser(net, ud.VP(), predicts=inner.predicts)
+    once = log_prob(inner, x, probes=11.0).solver_error
+    options = {"target_std_error": float(once.median()) / (12 * math.log(2)), "max_probes": 16}
+    plain = log_prob(inner, x, **options)
+    loose = log_prob(inner, x, rtol=1e-3, atol=1e-3, on_failure="return", **options)
+    again = int((plain.nfe > loose.nfe).sum())
+    assert 0 < again < len(x)
+    shared = torch.arange(again)
+    found = log_prob(model, x, cond={"own": torch.arange(8), "shared": shared}, **options)
+    assert seen == {(True, tuple(shared.tolist()))}
+    assert torch.equal(found.log_prob, plain.log_prob)

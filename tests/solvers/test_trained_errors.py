@@ -59,3 +59,17 @@ def test_the_solver_s_error_is_no_bound_s_and_falls_with_the_tolerance():
     assert not bits_per_dim(model, k, by="elbo", time="continuous", **levels).solver_error.any()
     loose, tight = (bits_per_dim(model, k, rtol=r, atol=r, **levels) for r in (1e-3, 1e-6))
     assert (tight.solver_error < 0.2 * loose.solver_error).all() and loose.solver_error.all()
+
+
+def test_repeats_do_not_loosen_the_path_s_target():
+    """They average over probes, so each may have twice the error of the mean of four; the path's is
+    the same in all, and has no share in that."""
+    pytest.importorskip("sklearn")
+    x, model = ud.models.data.load("digits").split()[1].x[:6], ud.load_default().denoiser
+    options = {"dequantize": "uniform", "t_min": 1e-3, "target_std_error": 0.004}
+    found = bits_per_dim(model, x, Levels(17), repeats=4, **options)
+    assert (found.solver_error <= 0.004).all() and (found.status == 0).all()
+    bits = 64 * 0.693147  # a target of its own needs no other
+    r = ud.log_prob(model, x, trace="exact", t_min=1e-3, target_solver_error=1e-4)
+    once = ud.log_prob(model, x, trace="exact", t_min=1e-3)
+    assert (r.solver_error <= 1e-4 * bits).all() and (once.solver_error > 1e-4 * bits).any()
