@@ -161,8 +161,10 @@ def test_interrupted_with_the_keyboard_it_says_so_and_keeps_what_is_done(here):
         MODEL + "import time\ndef slow(x, t):\n    time.sleep(0.01)\n    return x.tanh()\n"
         "make = lambda: of(slow)\n"
     )
-    command = [sys.executable, "-P", "-m", "undiffuse", "likelihood", "m.py:make", "x.npy",
-               "--batch", "1", "--out", "out"]  # fmt: skip
+    arguments = ["likelihood", "m.py:make", "x.npy", "--batch", "1", "--out", "out"]
+    heard = "import signal, undiffuse.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    # a shell starts what it puts into the background with SIGINT ignored, and so would be the child
+    command = [sys.executable, "-P", "-c", f"{heard}; raise SystemExit(c.main({arguments}))"]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     rows = here / "out" / "items.jsonl"
     for _ in range(2400):
