@@ -39,6 +39,7 @@ from .versions import environment
 
 STEPS = 3000
 NOISE = 0.05  # of the measurements of inpainting and colourisation
+HOW = ("dpmpp-2m", 40, "karras")
 SCALE = 2.0  # of classifier-free guidance
 Row = tuple[str, Tensor]
 
@@ -155,7 +156,7 @@ def draw_classes(path: Path, model: Denoiser, seed: int, device: str | None) -> 
     halves, right = [], {}
     for name, scale in (("plain", 1.0), ("guided", SCALE)):
         x = sample(
-            cfg(model, scale), (len(label), 1, 8, 8), "dpmpp-2m", 40, seed=seed,
+            cfg(model, scale), (len(label), 1, 8, 8), *HOW, seed=seed,
             cond={"label": label.to(device or "cpu")}, device=device,
         ).cpu()  # fmt: skip
         nearest = torch.cdist(x.flatten(1), seen.x.flatten(1)).argmin(1)
@@ -178,9 +179,9 @@ def draw_inpainting(path: Path, model: Denoiser, seed: int) -> dict[str, float]:
     mask = torch.ones(1, 1, 8, 8)
     mask[..., 4:, :] = 0
     exact = posterior(model, truth * mask, lambda x: x * mask, NOISE)
-    drawn = [sample(exact, truth.shape, "dpmpp-2m", 40, seed=seed + k) for k in range(3)]
-    imputed = sample(inpaint(model, truth, mask), truth.shape, "ddpm", 100, seed=seed)
-    free = sample(model, truth.shape, "dpmpp-2m", 40, seed=seed)
+    drawn = [sample(exact, truth.shape, *HOW, seed=seed + k) for k in range(3)]
+    imputed = sample(inpaint(model, truth, mask), truth.shape, "ddpm", 100, "karras", seed=seed)
+    free = sample(model, truth.shape, *HOW, seed=seed)
     rows = [("held out", truth), ("what is known", truth * mask)]
     rows += [(f"posterior, draw {k + 1}", x) for k, x in enumerate(drawn)]
     sample_grid(path, [*rows, ("imputation", imputed)], "Completed from the upper half")
@@ -219,12 +220,12 @@ def draw_colours(
     grey = truth.mean(1, keepdim=True)
     guided = posterior(model, grey.to(device or "cpu"), lambda x: x.mean(1, keepdim=True), NOISE)
     drawn = [
-        sample(guided, truth.shape, "dpmpp-2m", 60, seed=seed + k, device=device).cpu()
+        sample(guided, truth.shape, "dpmpp-2m", 60, "karras", seed=seed + k, device=device).cpu()
         for k in range(3)
     ]
     rows = [("held out", truth), ("its grey", grey.expand(-1, 3, -1, -1))]
     rows += [(f"posterior, draw {k + 1}", x) for k, x in enumerate(drawn)]
-    free = sample(model, truth.shape, "dpmpp-2m", 60, seed=seed, device=device).cpu()
+    free = sample(model, truth.shape, "dpmpp-2m", 60, "karras", seed=seed, device=device).cpu()
     rows.append(("free samples", free))
     sample_grid(path, rows, "Coloured in from the grey, which says nothing of the hue")
     x = torch.cat(drawn)

@@ -204,7 +204,7 @@ def guidance_accuracy(n: int = 4000, seed: int = 0) -> list[Row]:
     rows = []
     for gamma in GAMMAS:
         guided = classifier(law.denoiser(process), log_prob, gamma)
-        rows.append(row(gamma, sample(guided, (n, 2), "dpmpp-2m", 40, seed=seed, dtype=F64)))
+        rows.append(row(gamma, sample(guided, (n, 2), "dpmpp-2m", 40, "karras", seed=seed, dtype=F64)))
     return [*rows, row(None, modes[WANTED].sample(50 * n, seed=seed))]
 
 
