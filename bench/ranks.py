@@ -39,6 +39,8 @@ def together() -> Iterator[None]:
         dist.init_process_group("gloo")
     try:
         yield
+        if mine:
+            dist.barrier()  # nobody leaves while another still listens
     finally:
         if mine:
             dist.destroy_process_group()
