@@ -36,7 +36,8 @@ def start(
 
     N(0, sigma^2) lacks alpha m and alpha^2 C, which no solver makes up for: of DDPM's schedule
     alpha(t_max) is 0.0064, of VE's 1. All three use one normal z a component, the same for
-    (seed, sample id) in every batch, and differ from sigma z by O(alpha).
+    (seed, sample id) in every batch, and differ from sigma z by O(alpha). With a law the rotation
+    into its basis is a matrix product, whose last bits BLAS may round by the size of the batch.
     Raises ValueError for a law of another event size.
     """
     shape = tuple(int(n) for n in shape)

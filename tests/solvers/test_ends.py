@@ -10,6 +10,13 @@ from undiffuse.solvers.law import Law
 LAW = ud.targets.GaussianMixture(
     [1.0, 3.0], [[2.0, -1.0], [-0.5, 0.5]], [[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0.0], [0.0, 0.4]]]
 )
+
+
+def normals(shape, ids=None):
+    """The normals that `start` with seed 2 is made of: our own arithmetic, so bits are promised."""
+    return ud.kernels.normal(shape, 2, ids, purpose="initial")
+
+
 PROCESSES = [ud.VP(beta_max=5.0), ud.VE(sigma_max=3.0), ud.Flow()]
 
 
@@ -25,7 +32,12 @@ def test_by_default_it_is_what_sample_starts_from(process):
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("kind", ["moments", "exact"])
 def test_moments_are_the_marginal_s(process, kind):
-    """40,000 draws: mean and covariance within five standard errors, at two times."""
+    """40,000 draws: mean and covariance within five standard errors, at two times.
+
+    A part of the batch is the same states up to the rounding of the rotation into the law's basis,
+    a matrix product that BLAS may sum in another order for 2 rows than for 40,000: two products
+    and a sum of numbers below 16 in float64 differ by less than 16 * 4 * 2^-53.
+    """
     cov, basis = torch.linalg.eigh(LAW.cov)
     law = Statistics(LAW.mean, cov, basis) if kind == "moments" else LAW
     for t in (None, 0.3):
@@ -35,7 +47,8 @@ def test_moments_are_the_marginal_s(process, kind):
         assert bool(((x.mean(0) - a * LAW.mean).abs() < 5 * (exact.diag() / 4e4).sqrt()).all())
         assert float((torch.cov(x.T) - exact).abs().max()) < 5 * 2 * float(exact.max()) / 200
         part = start(process, (2, 2), law, t=t, seed=2, sample_ids=[17, 5], dtype=torch.float64)
-        assert torch.equal(part, x[[17, 5]])
+        assert torch.equal(normals(part.shape, [17, 5]), normals(x.shape)[[17, 5]])
+        torch.testing.assert_close(part, x[[17, 5]], rtol=0, atol=64 * 2.0**-53)
 
 
 def test_the_exact_marginal_is_no_gaussian():
