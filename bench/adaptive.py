@@ -29,15 +29,15 @@ from torch import Tensor
 
 from ..models import Denoiser, GaussianMixture
 from ..solvers import sample_ode_adaptively
-from . import problems
-from .adaptive_peers import Method, k_diffusion, scipy, torchdiffeq
 from .bar import bar
-from .plans import Unavailable
-from .problems import Problem, from_unit, to_unit
-from .reference import solve
+from .peers.adaptive import Method, k_diffusion, scipy, torchdiffeq
+from .problems import problem as problems
+from .problems.plans import Unavailable
+from .problems.problem import Problem, from_unit, to_unit
+from .problems.reference import solve
+from .problems.targets import Target, ddpm_process
+from .report.table import Table, markdown, short, show
 from .store import write_text
-from .table import Table, markdown, short, show
-from .targets import Target, ddpm_process
 from .versions import environment
 
 OURS = ("bosh3", "dopri5", "dpm-solver-12", "dpm-solver-23", "dpmpp-23")

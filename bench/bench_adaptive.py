@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from undiffuse.bench import adaptive, problems
+from undiffuse.bench import adaptive
 from undiffuse.bench.adaptive import methods
-from undiffuse.bench.plans import Unavailable
-from undiffuse.bench.problems import from_unit
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.plans import Unavailable
+from undiffuse.bench.problems.problem import from_unit
 
 torch.set_num_threads(1)
 METHODS = {f"{m.library} {m.name}": m for m in methods()}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench import step_cost
+from undiffuse.bench.kernels import step_cost
 
 torch.set_num_threads(1)
 LOOPS: dict[str, Any] = {

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from . import metrics
-from .quality import MEASURES
+from .measures import metrics
+from .measures.quality import MEASURES
+from .report.table import Table, interval, short, show
 from .store import Record, parse
-from .table import Table, interval, short, show
 
 WHAT = ("problem", "library", "solver", "grid", "final", "nfe_asked", "seed", "batch")
 """What says that two cells are of the same question."""
@@ -68,7 +68,9 @@ def run(a: str | Path, b: str | Path, *, tolerance: float = 0.25) -> int:
     rows = [[c.what, short(c.before), short(c.after), f"{c.ratio:.2f}", c.verdict] for c in moved]
     columns = ["what", "before", "after", "ratio", "verdict"]
     title = f"{len(moved)} of {len(changes)} numbers changed beyond noise"
-    about = [f"{name}: {', '.join(_made(Path(path)))}" for name, path in (("before", a), ("after", b))]
+    about = [
+        f"{name}: {', '.join(_made(Path(path)))}" for name, path in (("before", a), ("after", b))
+    ]
     worse = sum(c.verdict == "worse" for c in moved)
     tables = [Table(title, columns, rows, [[False] * 5 for _ in rows])] if rows else []
     about += [f"{p}: the two runs are of different networks" for p in _changed(Path(a), Path(b))]
@@ -155,7 +157,9 @@ def _cells(before: dict[Any, Record], after: dict[Any, Record], tolerance: float
             growth.setdefault(who, []).append((float(a["seconds"]), float(b["seconds"])))
     for who, pairs in growth.items():
         ratio = metrics.mean_interval(torch.tensor([math.log(b / a) for a, b in sorted(pairs)]))
-        apart = min(abs(ratio.lo), abs(ratio.hi)) > math.log1p(tolerance) and ratio.lo * ratio.hi > 0
+        apart = (
+            min(abs(ratio.lo), abs(ratio.hi)) > math.log1p(tolerance) and ratio.lo * ratio.hi > 0
+        )
         was, now = (sum(t) / len(pairs) for t in zip(*pairs, strict=True))
         what = f"{who}: seconds, mean of {len(pairs)} cells"
         out.append(Change(what, was, now, _verdict(0.0, ratio.value, apart)))
@@ -169,7 +173,9 @@ def _timings(before: dict[str, Any], after: dict[str, Any], tolerance: float) ->
         a, b = before[name], after[name]
         gap = abs(b["median"] - a["median"])
         apart = gap > tolerance * a["median"] and gap > a["iqr"] + b["iqr"]
-        out.append(Change(name, a["median"], b["median"], _verdict(a["median"], b["median"], apart)))
+        out.append(
+            Change(name, a["median"], b["median"], _verdict(a["median"], b["median"], apart))
+        )
     return out
 
 

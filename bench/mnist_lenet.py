@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .features import Features
 from .mnist_ddpm import folder
+from .problems.features import Features
 
 WEIGHTS = Path("metric_lenet_mnist", "lenet_tanh.pth")
 

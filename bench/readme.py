@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from .report.table import short
 from .store import write_text
-from .table import short
 
 BEGIN = "<!-- results: written by `python -P -m undiffuse.bench.readme` from bench/results -->"
 END = "<!-- end of results -->"

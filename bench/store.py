@@ -71,9 +71,7 @@ def parse(text: str) -> list[Record]:
 
 def lines(records: Iterable[Record]) -> str:
     """JSON lines with sorted keys; numbers that are not finite become null."""
-    return "".join(
-        json.dumps(_plain(r), sort_keys=True, allow_nan=False) + "\n" for r in records
-    )
+    return "".join(json.dumps(_plain(r), sort_keys=True, allow_nan=False) + "\n" for r in records)
 
 
 def records_of(folder: Path) -> list[Record]:

@@ -21,10 +21,12 @@ from torch import Tensor
 from ..kernels import normal
 from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, atomically, load, load_default
-from ..models.data import load as load_data
-from ..models.data import split
-from ..solvers.bits import dequantised
-from ..solvers.fitting import (
+from ..models.data.sets import load as load_data
+from ..models.data.sets import split
+from ..solvers.families.tuned import Learned
+from ..solvers.likelihood.bits import dequantised
+from ..solvers.sampling.plan import dtype_of
+from ..solvers.sampling.tuning import (
     Fit,
     FitError,
     best_initial,
@@ -33,12 +35,10 @@ from ..solvers.fitting import (
     references,
     seen,
 )
-from ..solvers.learned import Learned
-from ..solvers.plan import dtype_of
-from ..solvers.spectral import KINDS, Statistics
-from . import problems
-from .problems import SMALL_EVENT, network_name
-from .targets import get as get_target
+from ..solvers.tables.spectral import KINDS, Statistics
+from .problems import problem as problems
+from .problems.problem import SMALL_EVENT, network_name
+from .problems.targets import get as get_target
 
 APART = 2**40
 """Added to the seed of a target's starts: `bench --seeds 0,1,2` must not meet those of the fit."""
@@ -201,7 +201,9 @@ def known_statistics(
             known = ", ".join(("none", *KINDS))
             raise ValueError(f"statistics must be {known} or a file of them; got {name!r}")
         if len(found[name].mean) != d:
-            raise ValueError(f"statistics {name!r} are of {len(found[name].mean)} components, not {d}")
+            raise ValueError(
+                f"statistics {name!r} are of {len(found[name].mean)} components, not {d}"
+            )
     return found
 
 

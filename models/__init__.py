@@ -12,7 +12,7 @@ from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
 from .dequantize import Levels
 from .ito import ItoSDE
-from .learned import LearnedVP, MonotoneOmega
+from .learned_schedule import LearnedVP, MonotoneOmega
 from .losses import LOSSES, Objective
 from .networks import MLP, NETWORKS, UNet
 from .processes import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser
-from .guided import apply_rule, calls_of, column
+from .guidance.rule import apply_rule, calls_of, column
 from .process import Process
 from .processes import EDM, VE, Flow
 from .variational import VarianceHead
@@ -155,7 +155,9 @@ def retime(model: Denoiser, process: Process) -> Denoiser:
         return inner(column(ratio, x) * x, ours, **cond)
 
     shell = replace(model, process=process, time="continuous", cond={})
-    return replace(apply_rule(shell, "retime", rule, "data", model, calls=calls_of(model.net)), cond=model.cond)
+    return replace(
+        apply_rule(shell, "retime", rule, "data", model, calls=calls_of(model.net)), cond=model.cond
+    )
 
 
 class KDiffusionModel(nn.Module):

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .denoiser import Denoiser
-from .learned import LearnedVP, MonotoneOmega
+from .learned_schedule import LearnedVP, MonotoneOmega
 from .networks import build
 from .processes import PROCESSES, Brownian, Process, TabledVP
 
@@ -102,7 +102,9 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     if path.suffix == ".py":
-        raise ValueError(f"{path} is code: name its function that makes a Checkpoint, {path}:function")
+        raise ValueError(
+            f"{path} is code: name its function that makes a Checkpoint, {path}:function"
+        )
     header, state = _read(path)
     try:
         network = (header["network"]["name"], dict(header["network"]["config"]))
@@ -188,7 +190,10 @@ def process_to_dict(process: Process) -> dict[str, Any]:
         args = {"sigma": process.scale, "t_min": process.t_min, "t_max": process.t_max}
         return {"name": "brownian", "args": args}
     if isinstance(process, LearnedVP) and isinstance(process.omega, MonotoneOmega):
-        return {"name": "learned", "args": {k: v.tolist() for k, v in process.omega.state_dict().items()}}
+        return {
+            "name": "learned",
+            "args": {k: v.tolist() for k, v in process.omega.state_dict().items()},
+        }
     for name, kind in PROCESSES.items():
         if type(process) is kind:
             args = dataclasses.asdict(process)  # type: ignore[call-overload]

@@ -50,7 +50,9 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         if self.predicts not in READOUTS:
-            raise ValueError(f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}")
+            raise ValueError(
+                f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}"
+            )
         if self.time is None:
             default = "edm" if self.predicts == "edm" else "continuous"
             object.__setattr__(self, "time", default)

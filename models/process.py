@@ -50,9 +50,8 @@ class Prior:
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; 0, std^2 I) in nats, [B, ...] -> float64 [B]."""
         x = x.double().flatten(1)
-        return (
-            -0.5 * (x / self.std).square().sum(1)
-            - x.shape[1] * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        return -0.5 * (x / self.std).square().sum(1) - x.shape[1] * (
+            math.log(self.std) + 0.5 * math.log(2 * math.pi)
         )
 
 

@@ -165,7 +165,10 @@ class Brownian(_VarianceExploding):
 
 def _learned(**state: list[float]) -> Process:
     """A `LearnedVP` of a `MonotoneOmega`: as it starts, or with the given parameters."""
-    from .learned import LearnedVP, MonotoneOmega  # which need denoisers, which need processes
+    from .learned_schedule import (  # which need denoisers, which need processes
+        LearnedVP,
+        MonotoneOmega,
+    )
 
     omega = MonotoneOmega()
     if state:

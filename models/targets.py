@@ -74,7 +74,9 @@ class GaussianMixture:
         ]
         return (self.means[k] + torch.cat(turned)).reshape(n, *self.event_shape)
 
-    def log_prob(self, x: Tensor, t: float | Tensor = 0.0, process: Process | None = None) -> Tensor:
+    def log_prob(
+        self, x: Tensor, t: float | Tensor = 0.0, process: Process | None = None
+    ) -> Tensor:
         """log p_t(x) in nats, x [B, *event], t float or [B]; t = 0 needs no process. [B]."""
         alpha, sigma = self._scales(x, t, process)
         return self._evaluate(x, alpha, sigma)[0].logsumexp(-1).to(_at_least_f32(x.dtype))
@@ -95,11 +97,11 @@ class GaussianMixture:
 
     def denoiser(self, process: Process) -> Denoiser:
         """The exact network for `process`: it predicts data, at any t, and is differentiable."""
-        return Denoiser(
-            lambda x, t: self.data_prediction(x, t, process), process, predicts="data"
-        )
+        return Denoiser(lambda x, t: self.data_prediction(x, t, process), process, predicts="data")
 
-    def _scales(self, x: Tensor, t: float | Tensor, process: Process | None) -> tuple[Tensor, Tensor]:
+    def _scales(
+        self, x: Tensor, t: float | Tensor, process: Process | None
+    ) -> tuple[Tensor, Tensor]:
         if tuple(x.shape[1:]) != tuple(self.event_shape):
             raise ValueError(
                 f"x must be [B, {', '.join(map(str, self.event_shape))}]; got {tuple(x.shape)}"

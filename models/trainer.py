@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Checkpoint, atomically, process_to_dict
-from .data import Data
+from .data.formats import UNREADABLE
+from .data.sets import Data
 from .denoiser import Denoiser
 from .dequantize import fill
-from .formats import UNREADABLE
-from .learned import LearnedVP
+from .learned_schedule import LearnedVP
 from .monitor import Report, plot
 from .networks import network_for
 from .processes import Process
@@ -126,9 +126,7 @@ class Trainer:
             sigma_data = round(float(train.x.double().square().mean().sqrt()), 4)
         self.start = process_to_dict(process)  # before a schedule is learned
         self.net, process = _trained(net, process, device)
-        self.denoiser = Denoiser(
-            net, process, predicts=predicts, time=time, sigma_data=sigma_data
-        )
+        self.denoiser = Denoiser(net, process, predicts=predicts, time=time, sigma_data=sigma_data)
         self.average = AveragedModel(self.net, multi_avg_fn=self._average)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -283,7 +281,9 @@ class Trainer:
             state = torch.load(path, weights_only=True, map_location="cpu")
             theirs = json.loads(state["description"])
         except UNREADABLE as e:
-            raise ValueError(f"{path} cannot be resumed from ({e}); pass resume=False, or --restart") from None
+            raise ValueError(
+                f"{path} cannot be resumed from ({e}); pass resume=False, or --restart"
+            ) from None
         ours = json.loads(json.dumps(self._description()))
         for key in ours:
             if ours[key] != theirs.get(key):
@@ -298,9 +298,7 @@ class Trainer:
         self.step, self.history = state["step"], state["history"]
 
 
-def _trained(
-    net: nn.Module, process: Process, device: torch.device
-) -> tuple[nn.Module, Process]:
+def _trained(net: nn.Module, process: Process, device: torch.device) -> tuple[nn.Module, Process]:
     """(what has parameters, process): the network, or a list of it and a copy of the schedule."""
     net.to(device)
     if not (isinstance(process, LearnedVP) and isinstance(process.omega, nn.Module)):

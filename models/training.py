@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Data, load
+from .data.sets import Data, load
 from .denoiser import Denoiser
-from .learned import LearnedSchedule, LearnedVP
+from .learned_schedule import LearnedSchedule, LearnedVP
 from .losses import LOSSES
 from .monitor import reporter
 from .processes import PROCESSES, VP, Process

@@ -14,7 +14,7 @@ from torch import Tensor
 from .process import Process, Time, f64, increasing, positive
 
 if TYPE_CHECKING:
-    from .learned import LearnedVP
+    from .learned_schedule import LearnedVP
 
 
 class _VariancePreserving(Process):
@@ -116,7 +116,7 @@ class VP(_LinearBeta):
     @staticmethod
     def learned(omega: Callable[[Tensor], Tensor]) -> LearnedVP:
         """SNR(t) = exp(-omega(t)), omega rising on [0, 1]: `MonotoneOmega()`; see learned.py."""
-        from .learned import LearnedVP
+        from .learned_schedule import LearnedVP
 
         return LearnedVP(omega)
 

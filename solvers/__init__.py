@@ -1,21 +1,40 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
-from .adams import IPNDM, Adams
-from .adaptive_flow import sample_ode_adaptively
-from .adaptive_ode import Controller, OdeSolution, integrate
-from .adaptive_sde import AdaptiveResult, sample_sde_adaptively
-from .base import Path, Solver
-from .bits import Bits, bits_per_dim
-from .cnf import differentiable_log_prob
+from .adaptive.exponential_pair import ExponentialPair
+from .adaptive.ode import Controller, OdeSolution, integrate
+from .adaptive.sample import sample_ode_adaptively
+from .adaptive.sde import AdaptiveResult, sample_sde_adaptively
 from .drift import ReverseSDE, probability_flow, reverse_sde
-from .elbo import Elbo, elbo
-from .encode import decode, encode, interpolate
-from .ends import jump_loss, start
-from .equidistributed import Equidistributed, equidistributed
-from .exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
-from .exponential_pair import ExponentialPair
-from .fitting import FitError, fit, references
-from .grids import (
+from .families.adams import IPNDM, Adams
+from .families.composed import Inversion, SparedStart, analytical_first_step
+from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
+from .families.heun import Heun
+from .families.pndm import PNDM
+from .families.registry import SOLVERS, get, names
+from .families.relay import Relay
+from .families.restart import Consistency, Restart
+from .families.runge_kutta import DPM2, Butcher, RungeKutta
+from .families.sa_solver import ERSDE, SASolver
+from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
+from .families.stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
+from .families.tuned import Learned, read
+from .families.unipc import UniPC
+from .likelihood.bits import Bits, bits_per_dim
+from .likelihood.differentiable import differentiable_log_prob
+from .likelihood.elbo import Elbo, elbo
+from .likelihood.encode import decode, encode, interpolate
+from .likelihood.log_prob import log_prob
+from .likelihood.result import LogProb
+from .likelihood.reversible import Reversible
+from .likelihood.score_values import ScoreMatch, fisher_divergence, implicit_score_matching
+from .outcome import SolverError, Status
+from .sampling.langevin import annealed_langevin, predictor_corrector
+from .sampling.learned_variance import sample_learned_variance
+from .sampling.pilot_grid import Equidistributed, equidistributed
+from .sampling.sampler import Result, Sampler, State, StepInfo, sample
+from .sampling.start import jump_loss, start
+from .sampling.tuning import FitError, fit, references
+from .tables.grids import (
     GRIDS,
     Beta,
     Cosine,
@@ -29,29 +48,10 @@ from .grids import (
     Uniform,
     times,
 )
-from .heun import Heun
-from .langevin import annealed_langevin, predictor_corrector
-from .law import Law, gaussian_law, marginal, response
-from .learned import Learned, read
-from .learned_variance import sample_learned_variance
-from .likelihood import log_prob
-from .logprob import LogProb
-from .pndm import PNDM
-from .registry import SOLVERS, get, names
-from .relay import Relay
-from .restart import Consistency, Restart
-from .reversible import Reversible
-from .runge_kutta import DPM2, Butcher, RungeKutta
-from .sa_solver import ERSDE, SASolver
-from .sampler import Result, Sampler, State, StepInfo, sample
-from .score_matching import ScoreMatch, fisher_divergence, implicit_score_matching
-from .singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
-from .spectral import GaussianPreconditioned, SpectralTable, Statistics
-from .status import SolverError, Status
-from .stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
-from .tableau import Tableau
-from .transforms import Inversion, SparedStart, analytical_first_step
-from .unipc import UniPC
+from .tables.law import Law, gaussian_law, marginal, response
+from .tables.solver import Path, Solver
+from .tables.spectral import GaussianPreconditioned, SpectralTable, Statistics
+from .tables.tableau import Tableau
 
 __all__ = [
     "DDIM",

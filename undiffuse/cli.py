@@ -50,8 +50,8 @@ def _expected(error: Exception) -> str | None:
     import torch
 
     from .models.trainer import TrainingError
-    from .solvers.fitting import FitError
-    from .solvers.status import SolverError
+    from .solvers.outcome import SolverError
+    from .solvers.sampling.tuning import FitError
 
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -59,7 +59,9 @@ def _expected(error: Exception) -> str | None:
         return None if (error.name or "").startswith("undiffuse") else str(error)
     if isinstance(error, OSError | SolverError | TrainingError | FitError):
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
+        error
+    ):
         return f"out of memory, a smaller --batch needs less: {error}"
     ours = isinstance(error, ValueError | TypeError | ImportError) and _refused(error)
     return str(error) if ours else None
@@ -70,7 +72,9 @@ def _refused(error: Exception) -> bool:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if last is None or not last.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+    if last is None or not last.tb_frame.f_globals.get("__name__", "").startswith(
+        f"{__package__}."
+    ):
         return False
     return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
@@ -156,7 +160,7 @@ def _run_sample(args: argparse.Namespace) -> None:
 
 def _picture(path: Path, x: Any, loaded: Any, title: str) -> None:
     """The first 64 samples as rows of eight, where they are pictures."""
-    from .bench.figures import is_picture, sample_grid
+    from .bench.report.figures import is_picture, sample_grid
 
     if not is_picture(loaded.event_shape):
         return
@@ -232,7 +236,7 @@ def _solvers(commands: Any) -> None:
 def _run_solvers(args: argparse.Namespace) -> None:
     from .models import PROCESSES
     from .solvers import get, names, times
-    from .solvers.grids import lookup
+    from .solvers.tables.grids import lookup
 
     process = lookup("process", args.process, PROCESSES)()
     if args.name:

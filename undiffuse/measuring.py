@@ -60,8 +60,8 @@ def _likelihood(commands: Any) -> None:
 
 
 def _run_likelihood(args: argparse.Namespace) -> None:
-    from .bench.dataset_likelihood import run
-    from .bench.flow_and_bound import compare
+    from .bench.likelihood.dataset import run
+    from .bench.likelihood.flow_and_bound import compare
 
     if args.method == "both":
         compare(**without(args, "method"))
@@ -140,11 +140,11 @@ def _run_bench(args: argparse.Namespace) -> int | None:
 
         return run_compare(*args.runs)
     elif args.what == "merge":
-        from .bench.pooling import merge
+        from .bench.nfe.pooling import merge
 
         merge(args.runs, args.out)
     elif args.what == "orders":
-        from .bench.orders import run as run_orders
+        from .bench.orders.run import run as run_orders
 
         run_orders(args.out, solvers=args.solvers)
     elif args.what == "adaptive":
@@ -152,21 +152,21 @@ def _run_bench(args: argparse.Namespace) -> int | None:
 
         run_adaptive(args.out, batch=args.batch, seed=args.seed, quick=args.quick)
     elif args.what == "likelihood":
-        from .bench.exact_likelihood import run as run_likelihood
+        from .bench.likelihood.exact import run as run_likelihood
 
         run_likelihood(
             args.out, batch=args.batch, seed=args.seed, device=args.device, quick=args.quick
         )
     elif args.what == "kernels":
-        from .bench.kernels import run as run_kernels
+        from .bench.kernels.run import run as run_kernels
 
         run_kernels(args.out, args.device)
     elif args.what == "models":
-        from .bench.gallery import run as run_models
+        from .bench.models.gallery import run as run_models
 
         run_models(args.out / "models", seed=args.seed, device=args.device, quick=args.quick)
     else:
-        from .bench.nfe import run
+        from .bench.nfe.run import run
 
         if args.runs and args.checkpoint is not None:
             raise ValueError(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")

@@ -1,6 +1,7 @@
 """Small runs of `bench nfe` for the tests beside this."""
 
-from undiffuse.bench import cells, nfe
+from undiffuse.bench.nfe import cells
+from undiffuse.bench.nfe import run as nfe
 
 SMALL = {"checkpoint": "none", "targets": ["ring2"], "peers": [], "batch": 8, "progress": False}
 

@@ -38,7 +38,10 @@ def test_a_coupled_batch_has_one_count_and_other_results(record):
 
 
 def test_the_same_pair_in_the_same_coordinates_pays_for_the_hardest_sample(record):
-    mine, coupled = rows(record, "undiffuse", "bosh3"), rows(record, "torchdiffeq", "bosh3 in lambda")
+    mine, coupled = (
+        rows(record, "undiffuse", "bosh3"),
+        rows(record, "torchdiffeq", "bosh3 in lambda"),
+    )
     for r, other in zip(mine, coupled, strict=True):
         assert r["tolerance"] == other["tolerance"] and r["calls"] < other["calls"]
 

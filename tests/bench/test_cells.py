@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from undiffuse.bench import (
-    cells,
-    memory,
-    plans,
-    problems,
-    reference,
-)
-from undiffuse.bench.plans import Ours, Unavailable
-from undiffuse.bench.targets import get
-from undiffuse.models import Denoiser, guidance
+from undiffuse.bench.nfe import cells
+from undiffuse.bench.problems import memory, plans, reference
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.plans import Ours, Unavailable
+from undiffuse.bench.problems.targets import get
+from undiffuse.models import Denoiser
+from undiffuse.models.guidance import combine as guidance
 
 pytest.importorskip("scipy")
 

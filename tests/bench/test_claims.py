@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from undiffuse.bench import claims
+from undiffuse.bench.measures import claims
 from undiffuse.models import EDM, VP, Gaussian
 from undiffuse.solvers import DPMSolverPP, Solver, get, names, sample, times
 
@@ -68,8 +68,8 @@ def test_the_untampered_table_passes():
 
 
 def test_a_sum_of_errors_is_summarised(tmp_path, monkeypatch):
-    from undiffuse.bench import nfe
-    from undiffuse.solvers import registry
+    from undiffuse.bench.nfe import run as nfe
+    from undiffuse.solvers.families import registry
 
     pytest.importorskip("scipy")
     monkeypatch.setitem(registry.SOLVERS, "broken-2m", Tampered(wrong_sign))

@@ -11,11 +11,12 @@ import time
 import pytest
 import torch
 
-from undiffuse.bench import dataset_likelihood, flow_and_bound, heldout
+from undiffuse.bench.likelihood import dataset as dataset_likelihood
+from undiffuse.bench.likelihood import flow_and_bound, heldout
 from undiffuse.bench.store import Store
 from undiffuse.models.checkpoint import load_default
-from undiffuse.models.data import split_indices
-from undiffuse.models.formats import stream
+from undiffuse.models.data.formats import stream
+from undiffuse.models.data.sets import split_indices
 
 FAST = {"rtol": 1e-3, "atol": 1e-3, "progress": False}
 
@@ -81,7 +82,9 @@ def test_items_of_another_shape_are_refused(tmp_path):
 
 def test_data_outside_the_range_of_the_levels_are_refused(tmp_path):
     torch.save(torch.full((3, 1, 8, 8), 16.0), tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"range -1 to 1; x.pt, items 0 to 2 hold 16 to 16: bring them"):
+    with pytest.raises(
+        ValueError, match=r"range -1 to 1; x.pt, items 0 to 2 hold 16 to 16: bring them"
+    ):
         dataset_likelihood.run(tmp_path / "out", data=tmp_path / "x.pt")
     torch.save(torch.full((3, 1, 8, 8), 0.3), tmp_path / "x.pt")
     with pytest.raises(ValueError, match="on the levels, 0.125 apart"):
@@ -236,7 +239,7 @@ def test_the_flow_and_the_bound_side_by_side(tmp_path, capsys):
     assert "elbo - ode" in capsys.readouterr().out and (tmp_path / "elbo" / "bits.png").exists()
 
 
-CHAIN = '''
+CHAIN = """
 import torch
 import undiffuse as ud
 from undiffuse.models.checkpoint import Checkpoint
@@ -247,7 +250,7 @@ LAW = ud.targets.Gaussian(torch.zeros(2), 0.003**2)
 def make():
     model = LAW.denoiser(ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)))
     return Checkpoint(model, (2,), (-0.1, 0.1))
-'''
+"""
 
 
 def test_flow_and_bound_are_of_one_model_unless_a_chain_is_asked_for(tmp_path, capsys):
@@ -255,7 +258,9 @@ def test_flow_and_bound_are_of_one_model_unless_a_chain_is_asked_for(tmp_path, c
     network is log p of the flow, blurred alike, while the chain's decoder, sqrt(beta~_2) = 0.0074
     wide, is sharper by log2(0.0104/0.0074) bits a component, which the command says."""
     (tmp_path / "model.py").write_text(CHAIN)
-    torch.save(0.003 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "x.pt")
+    torch.save(
+        0.003 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "x.pt"
+    )
     here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", "progress": False}
     gap = flow_and_bound.compare(tmp_path / "a", **here)["gap"]
     assert abs(gap["bits_per_dim"]) < 0.05 and "either side" not in capsys.readouterr().out
@@ -283,7 +288,9 @@ def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_p
 def test_items_that_fail_are_counted_with_their_reason_and_left_out_of_the_mean(tmp_path, capsys):
     """A network that knows no bright picture: the mean is that of the others, and it is said."""
     (tmp_path / "model.py").write_text(
-        MODEL.replace("    return x.tanh()", "    return torch.where(BRIGHT(x), torch.nan, x.tanh())")
+        MODEL.replace(
+            "    return x.tanh()", "    return torch.where(BRIGHT(x), torch.nan, x.tanh())"
+        )
         + "\n\ndef BRIGHT(x):\n    return x.flatten(1).amin(1)[:, None, None, None] > 0.6\n"
     )
     (tmp_path / "fast").touch()
@@ -294,7 +301,9 @@ def test_items_that_fail_are_counted_with_their_reason_and_left_out_of_the_mean(
         tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "x.pt", **FAST
     )
     assert found["failures"] == {"the network returned NaN or Inf": 2} and found["items"] == 4
-    kept = [r for r in Store(tmp_path / "out", "items.jsonl").records.values() if r["status"] == "ok"]
+    kept = [
+        r for r in Store(tmp_path / "out", "items.jsonl").records.values() if r["status"] == "ok"
+    ]
     assert sorted(r["item"] for r in kept) == [0, 2, 3, 5]
     assert found["bits_per_dim"] == pytest.approx(sum(r["bits_per_dim"] for r in kept) / 4)
     assert "2 items failed, left out: the network returned NaN" in capsys.readouterr().out

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from undiffuse.bench import exact_likelihood, likelihood_peers, real_likelihood
 from undiffuse.bench.bar import Bar
+from undiffuse.bench.likelihood import exact as exact_likelihood
+from undiffuse.bench.likelihood import real as real_likelihood
+from undiffuse.bench.peers import likelihood as likelihood_peers
 from undiffuse.models import VP, Denoiser, GaussianMixture
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from undiffuse.bench import features, inception, mnist_lenet, nfe, store
-from undiffuse.models import data
+from undiffuse.bench import mnist_lenet, store
+from undiffuse.bench.nfe import run as nfe
+from undiffuse.bench.problems import features, inception
+from undiffuse.models.data import sets as data
 
 DATA = Path(os.environ.get("UNDIFFUSE_DATA", "../shared/data"))
 needs_data = pytest.mark.skipif(
@@ -117,7 +119,9 @@ def test_features_come_from_a_file_and_reach_the_numbers(tmp_path):
     # without trajectories the advice goes by the first measure
     assert mine["judged_by"] == "frechet"
     assert mine["best"]["ring2"]["6"][0]["frechet"] == kept[1]["frechet"]
-    assert "Frechet distance of the features" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Frechet distance of the features" in (tmp_path / "run" / "report.html").read_text(
+        "utf-8"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from undiffuse.bench import gallery, model_checks
+from undiffuse.bench.models import gallery, model_checks
 from undiffuse.models import LOSSES
 
 pytestmark = pytest.mark.slow
@@ -101,9 +101,7 @@ def test_reversed_diffusions_have_their_laws_and_div_a_matters(done):
     rows = done[1]["ito"]
     assert len(rows) == 14
     wrong = [r["quantity"] for r in rows if r["off"] > r["bound"]]
-    assert wrong == [
-        "geometric Brownian motion reversed without div a, mean of log X_2 at t = 0"
-    ]
+    assert wrong == ["geometric Brownian motion reversed without div a, mean of log X_2 at t = 0"]
 
 
 def test_pictures_carry_numbers(done):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.bench import dataset_likelihood, heldout, items
-from undiffuse.models import VP, Checkpoint, Denoiser, Levels, data
+from undiffuse.bench.likelihood import dataset as dataset_likelihood
+from undiffuse.bench.likelihood import heldout, items
+from undiffuse.models import VP, Checkpoint, Denoiser, Levels
 from undiffuse.models.checkpoint import load, load_default
+from undiffuse.models.data import sets as data
 from undiffuse.solvers import bits_per_dim, log_prob
-from undiffuse.solvers.spectral import Statistics
+from undiffuse.solvers.tables.spectral import Statistics
 
 SHAPE = (1, 2, 2)
 MODEL = """

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from undiffuse import kernels as K
-from undiffuse.bench import kernels, machine_code, step_cost
-from undiffuse.bench.kernel_cases import gate
+from undiffuse.bench.kernels import machine_code, step_cost
+from undiffuse.bench.kernels import run as kernels
+from undiffuse.bench.kernels.cases import gate
 from undiffuse.kernels.budget import INSTRUCTIONS
 
 CPU = torch.device("cpu")
@@ -74,4 +75,6 @@ def test_the_table_of_machine_code_shows_each_case_beside_its_budget():
         case: {"per_element": 1.5, "registers": 40, "local": 0} for case in list(INSTRUCTIONS)[:2]
     }
     lines = machine_code.table(found)
-    assert lines[2] == f"| {next(iter(found))} | 1.5 | {next(iter(INSTRUCTIONS.values()))} | 40 | 0 |"
+    assert (
+        lines[2] == f"| {next(iter(found))} | 1.5 | {next(iter(INSTRUCTIONS.values()))} | 40 | 0 |"
+    )

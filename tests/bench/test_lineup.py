@@ -10,24 +10,20 @@ from typing import ClassVar
 import pytest
 import torch
 
-from undiffuse.bench import (
-    campaign,
-    cells,
-    lineup,
-    nfe,
-    plans,
-    problems,
-    quality,
-    store,
-)
-from undiffuse.bench.plans import Ours, Unavailable
-from undiffuse.bench.targets import get
+from undiffuse.bench import store
+from undiffuse.bench.measures import quality
+from undiffuse.bench.nfe import campaign, cells, lineup
+from undiffuse.bench.nfe import run as nfe
+from undiffuse.bench.problems import plans
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.plans import Ours, Unavailable
+from undiffuse.bench.problems.targets import get
 from undiffuse.models import VP, Gaussian
 from undiffuse.models.checkpoint import Checkpoint
-from undiffuse.solvers.base import Solver
-from undiffuse.solvers.exponential import DPMSolverPP
+from undiffuse.solvers.families.exponential import DPMSolverPP
+from undiffuse.solvers.tables.solver import Solver
 
-from .runs import run  # noqa: TID251  ruff takes tests/bench so
+from .runs import run
 
 pytest.importorskip("scipy")
 
@@ -185,7 +181,9 @@ def test_a_measure_that_does_not_exist_here_says_why(tmp_path, capsys):
     found = run(tmp_path, targets=["digits64"], metrics=["kl", "sw2"], solvers=["ddim"], nfe=[4],
                 grid="log_snr")  # fmt: skip
     (line,) = found["notes"]
-    assert line.startswith("digits64: no kl of some runs: nearest neighbours estimate no density in 64")
+    assert line.startswith(
+        "digits64: no kl of some runs: nearest neighbours estimate no density in 64"
+    )
     assert "no kl of some runs" in " ".join(capsys.readouterr().out.split())
 
 
@@ -200,8 +198,8 @@ def test_a_reference_that_is_too_coarse_is_said_to_be(tmp_path, monkeypatch, cap
 
 
 def test_the_help_names_what_there_is(capsys):
-    from undiffuse.bench.inception import NAMED
-    from undiffuse.bench.targets import TARGETS
+    from undiffuse.bench.problems.inception import NAMED
+    from undiffuse.bench.problems.targets import TARGETS
     from undiffuse.cli import main
 
     with pytest.raises(SystemExit):
@@ -219,8 +217,6 @@ def test_the_model_may_stand_behind_nfe(tmp_path, capsys):
     assert "nfe takes at most one model" in capsys.readouterr().err
     assert main(["bench", "nfe", "a", "--checkpoint", "b"]) == 2
     assert "two models: a and --checkpoint b" in capsys.readouterr().err
-
-
 
 
 def test_a_solver_that_no_table_can_be_made_of_is_told_why():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from undiffuse.bench import metrics
-from undiffuse.bench.metrics import Estimate
+from undiffuse.bench.measures import metrics
+from undiffuse.bench.measures.metrics import Estimate
 
 
 def normals(n, d, seed, shift=0.0, scale=1.0):

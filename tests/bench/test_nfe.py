@@ -9,23 +9,20 @@ import pytest
 import torch
 
 from undiffuse.bench import bar as nfe_bar
-from undiffuse.bench import (
-    campaign,
-    cells,
-    exact,
-    nfe,
-    peers,
-    plans,
-    problems,
-    quality,
-    store,
-)
-from undiffuse.bench.plans import Ours
-from undiffuse.bench.targets import get
-from undiffuse.models import Denoiser, Flow, guidance
+from undiffuse.bench import store
+from undiffuse.bench.measures import quality
+from undiffuse.bench.nfe import campaign, cells
+from undiffuse.bench.nfe import run as nfe
+from undiffuse.bench.peers import samplers as peers
+from undiffuse.bench.problems import exact, plans
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.plans import Ours
+from undiffuse.bench.problems.targets import get
+from undiffuse.models import Denoiser, Flow
 from undiffuse.models.checkpoint import Checkpoint, load_default
+from undiffuse.models.guidance import combine as guidance
 
-from .runs import computed, run  # noqa: TID251  ruff takes tests/bench so
+from .runs import computed, run
 
 pytest.importorskip("scipy")
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from undiffuse.bench import orders
+from undiffuse.bench.orders import run as orders
 from undiffuse.solvers import DDIM, SOLVERS
 
 

@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from undiffuse.bench import adaptive_peers, generic_peers, k_diffusion, peers, problems, reference
-from undiffuse.bench.cells import integrate
-from undiffuse.bench.peers import DiffusersPeer, KDiffusionPeer
-from undiffuse.bench.plans import Ours, Unavailable
-from undiffuse.bench.problems import from_unit, time_at, to_unit
-from undiffuse.bench.targets import get
+from undiffuse.bench.nfe.cells import integrate
+from undiffuse.bench.peers import adaptive as adaptive_peers
+from undiffuse.bench.peers import generic as generic_peers
+from undiffuse.bench.peers import k_diffusion
+from undiffuse.bench.peers import samplers as peers
+from undiffuse.bench.peers.samplers import DiffusersPeer, KDiffusionPeer
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems import reference
+from undiffuse.bench.problems.plans import Ours, Unavailable
+from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
+from undiffuse.bench.problems.targets import get
 from undiffuse.solvers import DDIM, DPMSolverPP, Heun, sample
 
 RING = problems.exact(get("ring2"), 16, seed=2)
@@ -50,7 +55,9 @@ def test_our_multistep_equals_diffusers_on_its_grid(options, solver):
     made = peer._scheduled(RING.process, 12)
     theirs = plan.run(RING.model, RING.start, 0)
     torch.testing.assert_close(theirs, ours_on(solver, made.sigmas.tolist()), rtol=0, atol=3e-5)
-    assert plan.calls == 12 and plan.end == 0.0 and plan.start == pytest.approx(RING.r_max, rel=1e-4)
+    assert (
+        plan.calls == 12 and plan.end == 0.0 and plan.start == pytest.approx(RING.r_max, rel=1e-4)
+    )
 
 
 def test_our_ddim_equals_diffusers_ddim():

@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from undiffuse.bench import cells, figures, pictures, problems, trajectories
-from undiffuse.bench.cells import Cell
-from undiffuse.bench.plans import Ours, planned
-from undiffuse.bench.quality import DEFAULT
-from undiffuse.bench.reference import solve
-from undiffuse.bench.targets import get
+from undiffuse.bench.measures.quality import DEFAULT
+from undiffuse.bench.nfe import cells, pictures, trajectories
+from undiffuse.bench.nfe.cells import Cell
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.plans import Ours, planned
+from undiffuse.bench.problems.reference import solve
+from undiffuse.bench.problems.targets import get
+from undiffuse.bench.report import figures
 
 pytest.importorskip("scipy")
 RING = problems.exact(get("ring2"), 6)

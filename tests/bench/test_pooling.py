@@ -4,12 +4,10 @@ import math
 
 import pytest
 
-from undiffuse.bench import (
-    pooling,
-    store,
-)
+from undiffuse.bench import store
+from undiffuse.bench.nfe import pooling
 
-from .runs import computed, run  # noqa: TID251  ruff takes tests/bench so
+from .runs import computed, run
 
 pytest.importorskip("scipy")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from undiffuse.bench import posterior_checks as checks
+from undiffuse.bench.models import posterior_checks as checks
 from undiffuse.models import GaussianMixture
-from undiffuse.models.guidance import classifier
+from undiffuse.models.guidance.combine import classifier
 
 F64 = torch.float64
 
@@ -42,7 +42,9 @@ def test_the_exact_laws_are_the_posterior(make):
     guided = classifier(problem.prior.denoiser(checks.PROCESS), problem.log_evidence)
     x = torch.randn(7, whole.means.shape[1], dtype=F64, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.02, 1.0, 7, dtype=F64)
-    torch.testing.assert_close(guided(x, t), whole.denoiser(checks.PROCESS)(x, t), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        guided(x, t), whole.denoiser(checks.PROCESS)(x, t), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_responsibilities_average_to_the_weights():

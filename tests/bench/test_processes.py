@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from undiffuse.bench import nfe
+from undiffuse.bench.nfe import run as nfe
 
-from .runs import run  # noqa: TID251  ruff takes tests/bench so
+from .runs import run
 
 pytest.importorskip("scipy")
 

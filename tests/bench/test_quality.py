@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from undiffuse.bench import claims, exact, metrics, problems, quality
-from undiffuse.bench.exact import Inapplicable
-from undiffuse.bench.plans import Ours
-from undiffuse.bench.quality import MEASURES, Run
-from undiffuse.bench.reference import Reference
-from undiffuse.bench.targets import TARGETS, Target, get
+from undiffuse.bench.measures import claims, metrics, quality
+from undiffuse.bench.measures.quality import MEASURES, Run
+from undiffuse.bench.problems import exact
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.exact import Inapplicable
+from undiffuse.bench.problems.plans import Ours
+from undiffuse.bench.problems.reference import Reference
+from undiffuse.bench.problems.targets import TARGETS, Target, get
 from undiffuse.models import GaussianMixture
 
 pytest.importorskip("scipy")
@@ -111,7 +113,9 @@ def test_the_exact_weak_error_falls_at_the_declared_order_and_knows_its_limits()
 
     def value(n):
         plan = Ours("dpmpp-2m").plan(problem, n)
-        return MEASURES["weak_error"].evaluate(Run(problem, problem.start, plan.end, None, plan.tableau))
+        return MEASURES["weak_error"].evaluate(
+            Run(problem, problem.start, plan.end, None, plan.tableau)
+        )
 
     assert math.log2(value(80).value / value(160).value) == pytest.approx(2, abs=0.25)
     with pytest.raises(Inapplicable, match="not one Gaussian"):

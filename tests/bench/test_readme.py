@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from undiffuse.bench import readme
-from undiffuse.bench.summary import front
+from undiffuse.bench.nfe.summary import front
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("bench", "results")

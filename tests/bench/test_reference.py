@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from undiffuse.bench import problems, reference
-from undiffuse.bench.targets import Target, get
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems import reference
+from undiffuse.bench.problems.targets import Target, get
 from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, SubVP
 
 pytest.importorskip("scipy")

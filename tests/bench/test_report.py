@@ -6,8 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from undiffuse.bench import figures, nfe, quality, report_curves
-from undiffuse.bench.report_words import MEANING
+from undiffuse.bench.measures import quality
+from undiffuse.bench.nfe import run as nfe
+from undiffuse.bench.report import curves as report_curves
+from undiffuse.bench.report import figures
+from undiffuse.bench.report.words import MEANING
 
 pytest.importorskip("scipy")
 
@@ -148,7 +151,7 @@ def test_one_that_blew_up_does_not_flatten_the_others():
 def test_without_plotly_the_message_names_the_extra(page, monkeypatch):
     import sys
 
-    from undiffuse.bench.report import write_report
+    from undiffuse.bench.report.page import write_report
 
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'undiffuse[bench]'")):

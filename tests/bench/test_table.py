@@ -1,12 +1,9 @@
 """Tables rank only what does not overlap, as text and Markdown."""
 
-
 import pytest
 
-from undiffuse.bench import (
-    quality,
-    table,
-)
+from undiffuse.bench.measures import quality
+from undiffuse.bench.report import table
 
 pytest.importorskip("scipy")
 
@@ -77,7 +74,10 @@ def test_tables_as_text_and_markdown():
     assert lines[1].split()[:3] == ["library", "solver", "grid"] and "0.13*" in lines[3]
     marked = table.markdown(t).splitlines()
     assert marked[3] == "|---|---|---|---|---|---|---|"
-    assert marked[5] == "| undiffuse | close | g | 157 > 0.01 | - | **0.13** (0.11 to 0.15) | 0.013 (0.012 to 0.014) |"
+    assert (
+        marked[5]
+        == "| undiffuse | close | g | 157 > 0.01 | - | **0.13** (0.11 to 0.15) | 0.013 (0.012 to 0.014) |"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench import lineup, nfe, plans, problems, tuning
-from undiffuse.bench.targets import get
+from undiffuse.bench import tuning
+from undiffuse.bench.nfe import lineup
+from undiffuse.bench.nfe import run as nfe
+from undiffuse.bench.problems import plans
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.targets import get
 from undiffuse.solvers import FitError, Tableau, read
 
 QUIET = {"progress": False, "starts": 64, "iterations": 60}
@@ -94,7 +98,7 @@ def test_the_choice_is_the_least_of_those_it_looks_at():
         y = ud.sample(model, x.shape, t.tableau(model.process), x_init=x, dtype=torch.float64)
         return float((y - goal).square().mean(1).sqrt().mean())
 
-    from undiffuse.solvers.fitting import SPACINGS, Choice, initial
+    from undiffuse.solvers.sampling.tuning import SPACINGS, Choice, initial
 
     others = [
         initial(model.process, 1.0, model.t_min, 5, stats[choice.statistics],

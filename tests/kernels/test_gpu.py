@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from undiffuse import kernels as K
-from undiffuse.bench.kernel_cases import gate
+from undiffuse.bench.kernels.cases import gate
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from undiffuse.bench import machine_code
+from undiffuse.bench.kernels import machine_code
 from undiffuse.kernels.budget import INSTRUCTIONS, REGISTERS, WIDE_REGISTERS
 
 # by metadata: this process may only import triton under its interpreter

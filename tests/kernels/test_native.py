@@ -17,7 +17,7 @@ from undiffuse.kernels import (
     warm_up,
 )
 
-from .test_linear import operands, step  # noqa: TID251  (tests.kernels is meant)
+from .test_linear import operands, step
 
 
 @pytest.fixture

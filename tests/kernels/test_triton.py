@@ -20,7 +20,7 @@ from undiffuse.kernels import (
     using,
 )
 
-from .test_linear import operands, step  # noqa: TID251  (tests.kernels is meant)
+from .test_linear import operands, step
 
 interpreter_only = pytest.mark.skipif(
     torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU"

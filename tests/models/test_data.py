@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.models import data
-from undiffuse.models.data import Data, load, split, split_indices
+from undiffuse.models.data import sets as data
+from undiffuse.models.data.sets import Data, load, split, split_indices
 
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 FLOATS = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 2, 3))).float()

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import GaussianMixture, Objective, guidance, load_default, train
-from undiffuse.models.data import load
+from undiffuse.models import GaussianMixture, Objective, load_default, train
+from undiffuse.models.data.sets import load
+from undiffuse.models.guidance import combine as guidance
 
 pytest.importorskip("sklearn")
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import EDM, READOUTS, VE, VP, Denoiser, Flow, GaussianMixture, guidance
-from undiffuse.models.guided import true_time
+from undiffuse.models import EDM, READOUTS, VE, VP, Denoiser, Flow, GaussianMixture
+from undiffuse.models.guidance import combine as guidance
+from undiffuse.models.guidance.rule import true_time
 from undiffuse.models.readout import TIME_CONVENTIONS, convert
 
 F64 = torch.float64
@@ -248,7 +249,10 @@ def test_a_sample_counts_the_calls_that_guidance_makes():
 def test_a_copy_of_a_guided_model_calls_its_own_networks():
     net = torch.nn.Linear(2, 2)
     inner = Denoiser(lambda x, t, label=None: net(x), PROCESS, predicts="data")
-    assert copy.deepcopy(guidance.threshold(inner).net)(torch.ones(1, 2), torch.ones(1)).shape == (1, 2)
+    assert copy.deepcopy(guidance.threshold(inner).net)(torch.ones(1, 2), torch.ones(1)).shape == (
+        1,
+        2,
+    )
     model = Denoiser(Plain(net), PROCESS, predicts="data", cond={"label": 1})
     guided = guidance.cfg(guidance.threshold(model, limit=9.0), 2.0)
     twin = replace(guided, net=copy.deepcopy(guided.net).double())
@@ -307,7 +311,9 @@ def test_bad_values_are_refused(call, message):
 
 def test_a_process_that_ends_without_signal_is_refused_by_name():
     model = GaussianMixture([1.0], [[0.0]], 1.0).denoiser(Flow())
-    with pytest.raises(ValueError, match=r"classifier guidance needs alpha > 0 .* Flow\(t_max=0.999\)"):
+    with pytest.raises(
+        ValueError, match=r"classifier guidance needs alpha > 0 .* Flow\(t_max=0.999\)"
+    ):
         guidance.classifier(model, lambda x, t: x[:, 0])
     near = GaussianMixture([1.0], [[0.0]], 1.0).denoiser(Flow(t_max=0.999))
     assert guidance.classifier(near, lambda x, t: x[:, 0]).process == near.process

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import undiffuse as ud
-from undiffuse.models import data
+from undiffuse.models.data import sets as data
 
 DATA = Path(os.environ.get("UNDIFFUSE_DATA", Path(__file__).parents[2] / "../shared/data"))
 WEIGHTS = DATA / "ddpm_mnist_unet" / "ddpm_mnist.pt"

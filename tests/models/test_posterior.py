@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, guidance
-from undiffuse.models.posterior import conjugate_gradients
+from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian
+from undiffuse.models.guidance import combine as guidance
+from undiffuse.models.guidance.posterior import conjugate_gradients
 
 F64 = torch.float64
 D, NOISE = 5, 0.3

@@ -51,7 +51,9 @@ def test_drift_and_diffusion_are_the_derivatives_of_alpha_and_sigma(process):
 def test_log_snr_and_its_inverse(process):
     t = inner_times(process)
     lam = process.log_snr(t)
-    torch.testing.assert_close(lam, (process.alpha(t) / process.sigma(t)).log(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        lam, (process.alpha(t) / process.sigma(t)).log(), rtol=1e-9, atol=1e-9
+    )
     torch.testing.assert_close(process.inverse_log_snr(lam), t, rtol=1e-10, atol=1e-13)
     assert bool((lam[1:] < lam[:-1]).all())
     assert lam.dtype == torch.float64

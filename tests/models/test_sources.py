@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.models import formats
-from undiffuse.models.data import load
-from undiffuse.models.formats import stream
+from undiffuse.models.data import formats
+from undiffuse.models.data.formats import stream
+from undiffuse.models.data.sets import load
 
 BYTES = np.random.default_rng(0).integers(0, 256, (11, 4, 3), dtype=np.uint8)
 FLOATS = np.random.default_rng(1).normal(size=(11, 2, 3))
@@ -205,7 +205,7 @@ def test_what_would_be_cut_or_rescaled_is_refused_by_name(tmp_path, name, words)
 
 
 def test_a_folder_is_listed_and_its_pixels_are_read_a_batch_at_a_time(tmp_path, monkeypatch):
-    from undiffuse.models import pictures
+    from undiffuse.models.data import pictures
 
     image = pytest.importorskip("PIL.Image")
     (tmp_path / "b").mkdir()

@@ -67,14 +67,14 @@ def test_samples_have_the_mixture_s_moments_and_do_not_depend_on_anything_but_th
 
 
 def test_variances_may_be_full_diagonal_or_scalar_and_events_of_any_shape():
-    full = ud.targets.GaussianMixture([1, 1], MEANS[:2], torch.eye(2).double().expand(2, 2, 2) * 0.3)
+    full = ud.targets.GaussianMixture(
+        [1, 1], MEANS[:2], torch.eye(2).double().expand(2, 2, 2) * 0.3
+    )
     for covs in (0.3, [0.3, 0.3], [[0.3, 0.3], [0.3, 0.3]]):
         x = torch.randn(4, 2, dtype=torch.float64)
         other = ud.targets.GaussianMixture([1, 1], MEANS[:2], covs)
         torch.testing.assert_close(full.log_prob(x), other.log_prob(x))
-        torch.testing.assert_close(
-            full.denoiser(ud.VP())(x, 0.5), other.denoiser(ud.VP())(x, 0.5)
-        )
+        torch.testing.assert_close(full.denoiser(ud.VP())(x, 0.5), other.denoiser(ud.VP())(x, 0.5))
     image = ud.targets.Gaussian(torch.zeros(1, 4, 4), 1.0)
     assert image.sample(3).shape == (3, 1, 4, 4)
     assert image.denoiser(ud.EDM())(image.sample(3).float(), 0.5).shape == (3, 1, 4, 4)

@@ -13,8 +13,13 @@ import pytest
 import torch
 
 from undiffuse.models import VP, Flow, Gaussian, Objective, TrainingError, load_checkpoint, train
-from undiffuse.models.data import Data, load, split_indices
-from undiffuse.models.learned import ContinuousVLB, LearnedSchedule, LearnedVP, MonotoneOmega
+from undiffuse.models.data.sets import Data, load, split_indices
+from undiffuse.models.learned_schedule import (
+    ContinuousVLB,
+    LearnedSchedule,
+    LearnedVP,
+    MonotoneOmega,
+)
 from undiffuse.models.variational import Hybrid, data_and_variance
 
 TINY = {"network_config": {"width": 16, "depth": 1}, "batch": 32, "warmup": 5, "every": 20}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.bench import dataset_likelihood
+from undiffuse.bench.likelihood import dataset as dataset_likelihood
 from undiffuse.cli import main
 
 MODEL = """

@@ -67,7 +67,9 @@ def run(*code: str, cwd=ROOT) -> subprocess.CompletedProcess:
 
 
 def test_importing_the_package_imports_neither_triton_nor_the_optional_libraries():
-    heavy = "{'triton', 'diffusers', 'matplotlib', 'sklearn', 'scipy', 'rich', 'torchsde', 'plotly'}"
+    heavy = (
+        "{'triton', 'diffusers', 'matplotlib', 'sklearn', 'scipy', 'rich', 'torchsde', 'plotly'}"
+    )
     # torch may import some of these itself: only what our import adds counts
     code = (
         "import sys, torch; before = set(sys.modules); import undiffuse; "

@@ -1,6 +1,6 @@
 """Exact targets, slopes and the plain evaluation of a table, as `bench.convergence` has them."""
 
-from undiffuse.bench.convergence import (
+from undiffuse.bench.orders.convergence import (
     LAM0,
     LAM1,
     MEAN,

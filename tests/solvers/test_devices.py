@@ -6,7 +6,8 @@ import torch
 
 import undiffuse as ud
 from undiffuse import solvers
-from undiffuse.models import EDM, VE, VP, Flow, GaussianMixture, Levels, SubVP, guidance
+from undiffuse.models import EDM, VE, VP, Flow, GaussianMixture, Levels, SubVP
+from undiffuse.models.guidance import combine as guidance
 from undiffuse.solvers import Statistics
 
 pytestmark = [
@@ -110,7 +111,9 @@ def test_likelihood(process, method, trace):
         assert {v.device.type for v in values} == {device}
         return found.log_prob, found.std_error, found.latent
 
-    alike(run, atol=1e-2)  # steps may differ by the last bits of the network, which tolerances allow
+    alike(
+        run, atol=1e-2
+    )  # steps may differ by the last bits of the network, which tolerances allow
 
 
 def test_target_error_control_variate_and_torchdiffeq():

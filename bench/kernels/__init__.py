@@ -1,0 +1,1 @@
+"""`undiffuse bench kernels`: the fused steps against memory, PyTorch and the peers."""

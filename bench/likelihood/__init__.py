@@ -1,0 +1,1 @@
+"""`undiffuse bench likelihood`: densities against exact ones and against the peers' way."""

@@ -1,0 +1,325 @@
+"""Bits/dim of a data set under a network, item by item, with error bars.
+
+Data with levels are dequantised, and bits/dim carry the offset of their spacing: models/dequantize.py
+has the conventions, solvers/bits.py what is averaged. Each item's noise and probes depend on the
+seed and its index alone, so neither --batch nor --limit changes a number.
+
+The data are gone through twice, a few items at a time, whatever their number: once to see that all
+of them fit, and what an earlier run has done, and once for what is left to do; for the bound up to
+16,384 of them once more, for its control variate.
+
+Written under `out`: items.jsonl (a line an item, on the disk before the next batch begins; a run
+that was killed goes on where it stopped), summary.json, bits.png.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...models import Denoiser
+from ...models.checkpoint import Checkpoint, from_code, load
+from ...models.dequantize import Hook, Levels
+from ...models.guidance.rule import leaves
+from ...solvers.likelihood.bits import METHODS, Bits, bits_per_dim
+from ...solvers.outcome import MEANING, SolverError, Status
+from ..bar import bar
+from ..measures import metrics
+from ..report import figures
+from ..store import Record, Store, write, write_text
+from .items import Items, remark
+from .running import Running
+
+FOREIGN = {"ode": ("time", "steps", "calls", "decoder"), "elbo": ("probes", "rtol", "atol")}
+TYPES = {"float32": torch.float32, "float64": torch.float64}
+OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
+    a function that returns a hook (package.module:function or file.py:function); None: uniform for
+    data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls, decoder: of 'elbo'; None: their
+    defaults. conditional: log p(x | label) with the data's own labels, handed to the network as
+    `label`; else no condition is, and a network that takes labels says log p(x) as far as it was
+    trained without. dtype: of states and network, 'float32' or 'float64'.
+
+    Raises ValueError for what does not fit.
+    """
+
+    method: str = "ode"
+    dequantize: str | None = None
+    convention: str = "ends"
+    repeats: int = 1
+    target_error: float | None = None
+    probes: int | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    time: str | None = None
+    steps: int | None = None
+    calls: int | None = None
+    decoder: str | None = None
+    conditional: bool = False
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.dtype not in TYPES:
+            raise ValueError(f"dtype must be one of {', '.join(TYPES)}; got {self.dtype!r}")
+        for name in FOREIGN[self.method]:
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
+        for name in ("repeats", "probes", "steps", "calls"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1; got {value}")
+        for name in ("target_error", "rtol", "atol"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be > 0; got {value}")
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `bits_per_dim`."""
+        names = FOREIGN["elbo" if self.method == "ode" else "ode"]
+        own = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+        return {
+            "by": self.method, "repeats": self.repeats, "seed": self.seed,
+            "target_std_error": self.target_error, "on_failure": "return", **own,
+        }  # fmt: skip
+
+
+def run(
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    batch: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure, print and write; returns the summary that summary.json holds.
+
+    model: a checkpoint; None is the network that ships. data: what `formats.stream` takes; None
+    is the part of the checkpoint's own data that its training never saw. limit: the first so many
+    items. batch: items at a time. settings: see `Settings`.
+
+    Raises ValueError for what does not fit, before any work.
+    """
+    out, how = Path(out), Settings(**settings)
+    for name, value in (("limit", limit), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1; got {value}")
+    model = "digits" if model is None else model
+    trained = load(model, device)
+    items = Items.of(trained, data, how.convention, how.dequantize is not None)
+    levels, dtype, fill = items.levels, TYPES[how.dtype], _dequantisation(how, items.levels)
+    denoiser = _prepared(trained.denoiser, device, dtype)
+    head = json.dumps([_identity(model, trained), str(levels), vars(how)])
+    count = len(items) if limit is None else min(limit, len(items))
+    labels = items.labels()[:count] if how.conditional else None
+    with bar(progress) as shown:
+        shown.total(count)
+        shown.say("reading the data")
+        seen = items.look(count, dtype, shown.advance)
+        own = how.options()
+        if how.method == "elbo":  # the law of all items: --limit changes no number
+            own["reference"] = items.law()
+    if progress and (note := remark(items, trained, seen)):
+        print(note)
+    if progress and labels is None and trained.network[1].get("classes"):
+        print(
+            "note: the network takes labels and is given none; --conditional gives the data's own"
+        )
+
+    keys = [f"{_digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
+    if labels is not None:
+        keys = [f"{key} {label}" for key, label in zip(keys, labels.tolist(), strict=True)]
+    store = Store(out, "items.jsonl")
+    todo = [i for i, key in enumerate(keys) if key not in store]
+    began = time.perf_counter()
+    told = Running([store[key] for key in keys if key in store], count, progress)
+    with bar(progress) as shown:
+        shown.total(len(todo))
+        shown.say("log p")
+        for first in range(0, len(todo), batch):
+            ids = todo[first : first + batch]
+            x = items.placed(items.read(ids, dtype), dtype).to(device or "cpu")
+            if labels is not None:
+                own["cond"] = {"label": labels[ids].to(x.device)}
+            found = bits_per_dim(
+                denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids),
+                t_min=denoiser.t_min, **own,  # it was not trained below
+            )  # fmt: skip
+            for record in _records(ids, keys, head, found, how.target_error):
+                store.append(record)
+                shown.advance()
+                told.add(record)
+            shown.say(told.sentence())
+    records = [store[key] for key in keys]
+    offset = 0.0 if levels is None else levels.offset
+    counted = found.convention if todo else records[0]["convention"]
+    summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
+    summary |= {"convention": counted, "method": how.method, "dtype": how.dtype}
+    summary |= {"repeats": how.repeats, "head": head, "t_min": denoiser.t_min}
+    summary["blur"] = math.exp(-float(denoiser.process.log_snr(denoiser.t_min)))
+    summary["seconds"] = round(time.perf_counter() - began, 1)
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    print(_sentence(summary, out))
+    try:
+        _histogram(
+            out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] != "failed"]
+        )
+    except ImportError as error:
+        print(f"no bits.png: {error}")
+    return summary
+
+
+def _prepared(model: Denoiser, device: torch.device | str | None, dtype: torch.dtype) -> Denoiser:
+    """The denoiser with a network on the device and of the type."""
+    if not isinstance(model.net, torch.nn.Module):
+        return model
+    return replace(model, net=copy.deepcopy(model.net).to(device=device, dtype=dtype))
+
+
+def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
+    """The choice as `bits_per_dim` takes it."""
+    name = how.dequantize
+    if name is None:
+        return None if levels is None else "uniform"
+    if name in ("uniform", "none"):
+        return name
+    hook = from_code(name)
+    if not callable(hook):
+        raise TypeError(
+            f"dequantize must be uniform, none, or package.module:function or file.py:function "
+            f"that returns a hook(centres, eps) -> (u, log_q); got {name!r}"
+        )
+    made: Hook = hook
+    return made
+
+
+def _identity(model: str | Path, trained: Checkpoint) -> str:
+    """The checkpoint by its name and content, so that no row of another is taken for its own; of one
+    that is no file the content is the process, what the networks and the conditions hold, and their
+    code's file."""
+    content, path = hashlib.sha256(), Path(model)
+    if not path.is_file():
+        path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
+        content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
+        nets: list[Any] = [*leaves(denoiser.net)] or [denoiser.net]
+        values = [
+            v for n in nets if isinstance(n, torch.nn.Module) for v in n.state_dict().values()
+        ]
+        for value in [*values, *denoiser.cond.values()]:
+            if isinstance(value, torch.Tensor):
+                held = value.detach().cpu().contiguous().flatten()
+                content.update(held.view(torch.uint8).numpy().tobytes())
+            else:
+                content.update(repr(value).encode())
+    if path.is_file():
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                content.update(part)
+    return f"{model} {content.hexdigest()[:12]}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _records(
+    ids: list[int], keys: list[str], head: str, found: Bits, target: float | None
+) -> list[Record]:
+    """A row an item. A target is missed also where the noise of the dequantisation, which is not in
+    the status, spreads the repeats by more."""
+    late = torch.zeros(len(ids), dtype=torch.bool)
+    if target is not None:
+        late = (found.status == Status.OK) & (found.std_error > target * (1 + 1e-9))
+    status = torch.where(late, int(Status.TARGET_NOT_MET), found.status)
+    rows = zip(
+        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.solver_error.tolist(),
+        found.repeats.tolist(),
+        found.nfe.tolist(), status.tolist(), late.tolist(), strict=True,
+    )  # fmt: skip
+    return [
+        {
+            "key": keys[i],
+            "head": head,
+            "item": i,
+            "bits_per_dim": bits,
+            "std_error": error,
+            "solver_error": solver,
+            "repeats": repeats,
+            "nfe": n,
+            "status": OUTCOMES.get(Status(code), "failed"),
+            "why": "the repeats spread by more than the target" if wide else MEANING[Status(code)],
+            "convention": found.convention,
+        }
+        for i, bits, error, solver, repeats, n, code, wide in rows
+    ]
+
+
+def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
+    done = [r for r in records if r["status"] != "failed"]
+    if not done:
+        code = {meaning: code for code, meaning in MEANING.items()}
+        status = torch.tensor([int(code[r["why"]]) for r in records])
+        why, _ = Counter(r["why"] for r in records).most_common(1)[0]
+        raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)
+    bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
+    own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
+    path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64)
+    e = metrics.mean_interval(bits, seed=seed)
+    return {
+        "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
+        "failed": len(records) - len(done),
+        "failures": dict(Counter(r["why"] for r in records if r["status"] == "failed")),
+        "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
+        "item_std": float(bits.std()) if len(bits) > 1 else 0.0,
+        "item_std_error": float(own.square().mean().sqrt()),
+        "item_solver_error": float(path.square().mean().sqrt()),
+        "nfe": sum(r["nfe"] for r in done) / len(done),
+        "offset": offset, "spacing": spacing,
+    }  # fmt: skip
+
+
+def _histogram(path: Path, bits: list[float]) -> None:
+    """How bits/dim is spread over the items."""
+    plt = figures.pyplot()
+    fig, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    ax.hist(bits, bins=min(40, max(5, len(bits) // 8)), color=figures.OURS[0])
+    ax.axvline(sum(bits) / len(bits), color="#444", lw=1)
+    ax.set_xlabel("bits/dim (line: mean)")
+    ax.set_ylabel("items")
+    ax.spines[["top", "right"]].set_visible(False)
+    write(path, lambda part: fig.savefig(part, dpi=120))
+    plt.close(fig)
+
+
+def _sentence(s: dict[str, Any], out: Path) -> str:
+    failed = "".join(f"; {n} items failed, left out: {why}" for why, n in s["failures"].items())
+    missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
+    single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
+    unseen = " without the spread of the dequantisation, drawn once" if single else ""
+    solver = f" and {s['item_solver_error']:.4f} of the path's solver" * (s["method"] == "ode")
+    blur = f"; log p of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
+    spread = f"{s['lo']:.4f} to {s['hi']:.4f}, 95 % over {s['items']} items"
+    spread = spread if s["items"] > 1 else "of one item: no interval"
+    return (
+        f"bits/dim {s['bits_per_dim']:.4f} ({spread}) by {s['method']}, {s['convention']}; std error of an item "
+        f"{s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network evaluations"
+        f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
+        f"{s['seconds']} s; written to {out}"
+    )

@@ -1,0 +1,191 @@
+"""The items of a data set as a network is asked about them, read a few at a time.
+
+Bytes are integers on levels; floats are a density's, unless a dequantisation is chosen, which says
+that they lie on the levels that the network was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...models.bases import Columns
+from ...models.checkpoint import Checkpoint
+from ...models.data.formats import stream
+from ...models.data.sources import Source
+from ...models.dequantize import CHOICES, Levels
+from ...solvers.tables.spectral import Statistics
+from . import heldout
+
+LOOK = 32  # items that are held at a time while they are only looked at
+WIDEST = 1024  # components up to which a full covariance is taken
+LAW = 16384  # items of which it is taken, evenly spread
+
+
+class Seen(NamedTuple):
+    """A mark of the content of each item, and the least and the largest of their numbers."""
+
+    marks: list[str]
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Items of `source` in a network's range. levels: where they lie, by a convention; None: floats.
+    own: half the distance of the levels that the network was trained on, by which floats may exceed
+    its range; None: of a network of continuous data, any may come."""
+
+    source: Source
+    range: tuple[float, float]
+    levels: Levels | None
+    own: float | None
+
+    @classmethod
+    def of(
+        cls, trained: Checkpoint, data: str | Path | None, convention: str, on_levels: bool
+    ) -> Items:
+        """Of the data set that `stream` takes; None: what the network's training held out.
+
+        on_levels: floats are on the levels that the network was trained on, if it was on any.
+        Raises ValueError for another event shape, and levels under a network of continuous data.
+        """
+        source = heldout.unseen(trained) if data is None else stream(data)
+        if source.event_shape != trained.event_shape:
+            same = math.prod(source.event_shape) == math.prod(trained.event_shape)
+            raise ValueError(
+                f"data must hold items of shape {trained.event_shape}, which the network was "
+                f"trained on; {source.name} holds {source.event_shape}{': reshape it' * same}"
+            )
+        if source.levels and not trained.spacing:
+            raise ValueError(
+                f"the network was trained on continuous data, in which the {source.levels} levels of "
+                f"{source.name} have no place: hand in floats as it was trained on"
+            )
+        count = source.levels or (_count(trained) if on_levels else 0)
+        levels = Levels(count, trained.data_range, convention) if count else None
+        return cls(source, trained.data_range, levels, 0.5 * trained.spacing or None)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Items [n, *event]: the integers of the levels, or floats in dtype.
+
+        Raises ValueError for what lies outside the range or between two levels.
+        """
+        x = self.source.read(index)
+        where = f"{self.source.name}, items {index[0]} to {index[-1]}"
+        if not x.is_floating_point():
+            return x
+        lo, hi = self.range
+        if self.levels is not None:
+            ends = Levels(self.levels.count, self.range)
+            try:
+                place = (ends.centres(x.double()) - lo) / ends.spacing
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            return place.round().to(torch.uint8 if ends.count <= 256 else torch.int32)
+        if self.own is not None:
+            least, most = float(x.min()), float(x.max())
+            if least < lo - 1.01 * self.own or most > hi + 1.01 * self.own:
+                raise ValueError(
+                    f"data must lie in the network's range {lo:g} to {hi:g}; {where} hold "
+                    f"{least:g} to {most:g}: bring them there, or hand in bytes"
+                )
+        return x.to(dtype)
+
+    def placed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `read` gave as floats in the network's range."""
+        return x if self.levels is None else self.levels.centres(x, dtype)
+
+    def look(self, count: int, dtype: torch.dtype, advance: Callable[[], None]) -> Seen:
+        """All of the first items, a few at a time; advance() is called after each of them.
+
+        Raises what `read` raises, and ValueError for floats that lie on the levels that the network
+        was trained on, where no dequantisation was chosen.
+        """
+        marks, ends, discrete = [], [], self.levels is None and self.own is not None
+        for first in range(0, count, LOOK):
+            some = self.read(range(first, min(first + LOOK, count)), dtype)
+            ends += [float(some.min()), float(some.max())]
+            if discrete and self.own is not None:
+                place = (some.double() - self.range[0]) / (2 * self.own)
+                discrete = bool(((place - place.round()).abs() < 1e-4).all())
+            for x in some:
+                marks.append(hashlib.sha256(x.numpy().tobytes()).hexdigest()[:12])
+                advance()
+        if discrete:
+            raise ValueError(
+                f"all of {self.source.name} lies on the levels that the network was trained on, where "
+                f"a density says nothing: choose dequantize={CHOICES}"
+            )
+        return Seen(marks, min(ends), max(ends))
+
+    def labels(self) -> Tensor:
+        """Int64 [N]. Raises ValueError where the data have none, or not one an item."""
+        found = self.source.labels()
+        if found is None:
+            raise ValueError(
+                f"conditional=True needs labels; {self.source.name} has none: hand in a file with "
+                "both, e.g. an .npz with x and y"
+            )
+        if found.shape != (len(self),) or found.is_floating_point():
+            raise ValueError(
+                f"labels of {self.source.name} must be {len(self)} integers; got {found.dtype} "
+                f"{tuple(found.shape)}"
+            )
+        return found.long()
+
+    def law(self) -> Statistics | None:
+        """The Gaussian of the data and of the noise inside a level: mean, and full covariance up to
+        WIDEST components, else its diagonal; of up to LAW items. None of fewer than two items."""
+        n, d = min(LAW, len(self)), self.source.read([0]).numel()
+        if n < 2:
+            return None
+        index = [i * len(self) // n for i in range(n)]
+        shift = self._flat(index[:LOOK]).mean(0)
+        one = torch.zeros(d, dtype=torch.float64)
+        two = torch.zeros(d, d, dtype=torch.float64) if d <= WIDEST else torch.zeros_like(one)
+        for first in range(0, n, LOOK):
+            x = self._flat(index[first : first + LOOK]) - shift
+            one += x.sum(0)
+            two += x.T @ x if two.ndim == 2 else x.square().sum(0)
+        mean = one / n
+        width = 0.0 if self.levels is None else self.levels.spacing**2 / 12
+        if two.ndim == 1:
+            spread = (two / n - mean.square()).clamp(min=0.0)
+            return Statistics(shift + mean, spread + width)
+        values, vectors = torch.linalg.eigh(two / n - torch.outer(mean, mean))
+        return Statistics(shift + mean, values.clamp(min=0.0) + width, Columns(vectors))
+
+    def _flat(self, index: Sequence[int]) -> Tensor:
+        x = self.read(index, torch.float64)
+        return self.placed(x, torch.float64).flatten(1)
+
+
+def remark(items: Items, trained: Checkpoint, seen: Seen) -> str | None:
+    """A sentence where data may not be what the network was trained on: other levels, or floats."""
+    (lo, hi), span = trained.data_range, f"{seen.least:g} to {seen.most:g}"
+    if items.levels is None:
+        return f"note: floats from {span}, as they are; the network's data had {lo:g} to {hi:g}"
+    own, given = _count(trained), items.levels.count
+    if given == own:
+        return None
+    return (
+        f"note: {items.source.name} is taken as {given} levels, of which {span} occur, and bits/dim "
+        f"are of these; the network was trained on {own}"
+    )
+
+
+def _count(trained: Checkpoint) -> int:
+    """How many levels the network's data had, 0: they were continuous."""
+    lo, hi = trained.data_range
+    return round((hi - lo) / trained.spacing) + 1 if trained.spacing else 0

@@ -1,0 +1,1 @@
+"""`undiffuse bench models`: what models/ claims, on laws that are known."""

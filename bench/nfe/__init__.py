@@ -1,0 +1,1 @@
+"""`undiffuse bench nfe`: calls of the network against the quality of what they make."""

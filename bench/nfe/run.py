@@ -1,0 +1,218 @@
+"""NFE against quality: which solver, on which grid, with how many network calls.
+
+The main job measures, for every solver, grid and number of network evaluations (NFE), the error to
+the exact trajectory of deterministic solvers, and the law of the samples of stochastic ones (all
+measures: quality.py). It does so on targets whose score is exact (digits64: the error is the
+solver's alone) and on a trained network (the one that ships, or `checkpoint`: error to its own fine
+solution), with the peers that are installed in the same run and from the same noise. The network's
+calls are counted; a solver that makes more or fewer than it declares is a failed row. Where each
+row starts and ends is printed with it.
+
+Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
+stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for
+targets in the plane; -NAME.png of further problems), each also as .svg, and, where plotly is
+installed, report.html, one self-contained page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...models.checkpoint import Checkpoint
+from ...solvers import Solver
+from ..bar import bar
+from ..likelihood import heldout
+from ..measures.quality import Measure
+from ..measures.quality import chosen as chosen_measures
+from ..peers.samplers import chosen as chosen_peers
+from ..problems.features import Features
+from ..problems.plans import Config
+from ..problems.problem import SMALL_EVENT, Problem
+from ..problems.reference import Reference
+from ..report import table
+from ..store import Store, write_text
+from . import campaign, ranks, summary
+from .campaign import Spec
+from .cells import Cell
+from .lineup import default_solvers, ours
+from .pooling import pooled
+
+NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
+BATCH, QUICK_BATCH = 256, 64
+LARGE_BATCH, QUICK_LARGE_BATCH = 16, 8
+"""Samples of a network whose events have more than SMALL_EVENT components."""
+GRIDS = ("log_snr", "laplace-wide", "laplace", "quadratic", "equidistributed")
+SMALL = 2**16
+"""Components of a batch up to which one thread is faster than two."""
+
+
+def run(
+    out: str | Path,
+    *,
+    checkpoint: str | Path | Checkpoint | None = None,
+    data: torch.Tensor | str | None = None,
+    solvers: Sequence[str | Solver] | None = None,
+    nfe: Sequence[int] | None = None,
+    grid: str | Sequence[str] | None = None,
+    peers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    features: str | Features | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    batch: int | None = None,
+    device: torch.device | str | None = None,
+    final: str = "t_min",
+    quick: bool = False,
+    likelihood: bool | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure, print and write; returns the summary that summary.json holds ({} in the processes of
+    torchrun but the first).
+
+    checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
+    network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
+    kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a
+    choice that fits two minutes); a solver by its name, by file.py:name of one's own, or itself.
+    peers: by library or name; None is all that are installed, [] none. targets: exact ones by name,
+    [] for none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws
+    of stochastic ones. features: of frechet, kid, precision and recall, a library's or
+    "module:function" or a callable; None is the components. seeds: several, each with samples of its
+    own, shown as one (pooling.py); None is [seed]. batch: samples of a seed; None is 256, or 16 for a
+    network of large events. device: of the trained network. final: how our grids end. quick: fewer
+    samples and costs. likelihood: bits/dim of held-out data; None: of a network of small events, it
+    takes minutes for others. workers: processes; the numbers are the same. progress: a bar on
+    standard error.
+
+    Raises ValueError for what does not fit, before any work.
+    """
+    out = Path(out)
+    costs = _costs(nfe, quick)
+    if workers < 1:
+        raise ValueError(f"workers must be >= 1; got {workers}")
+    grids = [grid] if isinstance(grid, str) else list(grid or GRIDS)
+    others = chosen_peers(None if peers is None else list(peers))
+    measures = chosen_measures(metrics)
+    named = None if solvers is None else ours(list(solvers), grids, final)
+    every_seed = list(dict.fromkeys(seeds if seeds is not None else [seed]))
+    if not every_seed:
+        raise ValueError("seeds must name at least one; got none")
+    specs = [
+        s
+        for n in every_seed
+        for s in _specs(checkpoint, data, targets, batch, n, device, features, quick)
+    ]
+    if workers > 1 and ranks.size() > 1:
+        raise ValueError(f"torchrun started {ranks.size()} processes; workers must then be 1")
+    if workers > 1 and isinstance(checkpoint, Checkpoint):
+        raise ValueError("workers need a checkpoint's file: save it and give its path")
+    if workers > 1 and callable(features):
+        raise ValueError("workers need the features by name: give module:function")
+    posed = [spec.build() for spec in specs]
+    called = [p.name for p in posed[: len(posed) // len(every_seed)]]
+    if len(set(called)) < len(called):
+        raise ValueError(
+            f"a target and the network have one name: {', '.join(called)}; rename the file"
+        )
+    todo = []
+    for p in posed:
+        own = ours(default_solvers(p.process), grids, final) if named is None else named
+        if not own and not others:
+            raise ValueError("nothing to measure: name a solver or a peer")
+        todo.append(_cells(p, [*own, *others], costs, measures))
+
+    began = time.perf_counter()
+    writes = ranks.rank() == 0
+    references: dict[str, Reference] = {}
+    worst: dict[str, float] = {}
+    names = None if metrics is None else list(metrics)
+    with bar(progress and writes) as shown, _threads(posed), ranks.together():
+        store = ranks.first(partial(Store, out, writes=writes))
+        shown.total(sum(c.key not in store for mine in todo for c in mine))
+        for spec, problem, mine in zip(specs, posed, todo, strict=True):
+            found = campaign.measure(spec, mine, store, shown, workers, names)
+            references.setdefault(problem.name, found)
+            worst[problem.name] = max(worst.get(problem.name, 0.0), found.error)
+        if not writes:
+            return {}
+        records = pooled([store[c.key] for mine in todo for c in mine])
+        posed = posed[: len(references)]  # of the first seed: pictures and floors
+        every = [c for mine in todo[: len(posed)] for c in mine]
+        shown.say("summary")
+        result = summary.summarise(posed, every, records, references, measures)
+        for name, about in result["problems"].items():
+            about |= {"seeds": every_seed, "reference_error": worst[name]}
+        if likelihood is None:
+            likelihood = not posed[-1].large
+        if likelihood and specs[-1].target is None:
+            shown.say("bits/dim of held-out data")
+            trained, held = specs[-1].trained(), specs[-1].held()
+            result["likelihood"] = heldout.bits_per_dim(trained, held, 8 if quick else 32)
+        tables = summary.write_all(out, posed, every, records, references, measures, result)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    write_text(out / "summary.json", json.dumps(result, indent=1) + "\n")
+    table.show(tables, summary.closing(out, result))
+    return result
+
+
+@contextmanager
+def _threads(posed: Sequence[Problem]) -> Iterator[None]:
+    """One thread where all states are small: more only wait for one another there, and on a busy
+    machine they wait long. The numbers then do not depend on the number of cores either."""
+    before = torch.get_num_threads()
+    if all(p.start.numel() <= SMALL for p in posed):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _costs(nfe: Sequence[int] | None, quick: bool) -> list[int]:
+    costs = sorted(set(nfe if nfe is not None else QUICK_NFE if quick else NFE))
+    if not costs or any(n != int(n) or n < 1 for n in costs):
+        raise ValueError(f"nfe must be whole numbers of network calls >= 1; got {nfe}")
+    return costs
+
+
+def _specs(
+    checkpoint: str | Path | Checkpoint | None,
+    data: torch.Tensor | str | None,
+    targets: Sequence[str] | None,
+    batch: int | None,
+    seed: int,
+    device: torch.device | str | None,
+    features: str | Features | None,
+    quick: bool,
+) -> list[Spec]:
+    """The problems to pose: the targets, then the network."""
+    small = batch if batch is not None else QUICK_BATCH if quick else BATCH
+    names = ("digits64",) if targets is None else tuple(dict.fromkeys(targets))
+    specs = [Spec(small, seed, target=t, features=features) for t in names]
+    if str(checkpoint) != "none":
+        given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+        on = ranks.device(None if device is None else str(device))
+        spec = Spec(small, seed, None, given, on, data, features)
+        if batch is None and math.prod(spec.trained().event_shape) > SMALL_EVENT:
+            spec = replace(spec, batch=QUICK_LARGE_BATCH if quick else LARGE_BATCH)
+        specs.append(spec)
+    if not specs:
+        raise ValueError("nothing to measure: name a target or a checkpoint")
+    return specs
+
+
+def _cells(
+    problem: Problem, configs: list[Config], costs: list[int], measures: tuple[Measure, ...]
+) -> list[Cell]:
+    return [Cell(problem, c, n, measures) for c in configs for n in costs]

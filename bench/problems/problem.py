@@ -1,0 +1,311 @@
+"""What is integrated in a benchmark, in coordinates that every library shares.
+
+VP, VE, EDM and flow models integrate one and the same ODE: only the scale of the state and the
+clock differ. A node is therefore named by its noise-to-signal ratio r = sigma/alpha, and a state
+is kept as w = x / sqrt(alpha^2 + sigma^2), which is finite at both ends and of order one. Starts
+and ends of different libraries can then be compared, and printed, as two numbers.
+
+All runs of a problem start from the same noise: w_b at the ratio r_max for sample b.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import normal
+from ...models import Denoiser, GaussianMixture, Process
+from ...models.guidance.rule import calls_of, leaves
+from .targets import Target
+
+ZERO_RATIO = 1e-5
+"""Stands for sigma = 0 in the reference of an exact target: x there is x(0) to 1e-8."""
+
+
+SMALL_EVENT = 256
+"""Components of an event up to which a network is run in float64 and on hundreds of samples."""
+
+
+class InItsOwnType(torch.nn.Module):
+    """A network between wider states on the CPU that computes in the type, and on the device, of its
+    parameters; in float32 where it is a function. It is told times in float32 at least, as in
+    sampling."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        some = torch.zeros(0)
+        if isinstance(net, torch.nn.Module):
+            some = next(net.parameters(), some)
+        self.dtype, self.device = some.dtype, some.device
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        told = t.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        out: Tensor = self.net(x.to(self.device, self.dtype), told, **cond)
+        return out.to(x)
+
+
+class Counter:
+    """A network that counts its calls and lets them through unchanged.
+
+    Guidance counts as the calls that it makes: by hooks where the networks under it are modules,
+    else as it declares.
+    """
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        self.net = net
+        self.calls = 0
+        self._under = leaves(net)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        hooks = [m.register_forward_hook(self._count) for m in self._under]
+        try:
+            return self.net(*args, **kwargs)
+        finally:
+            self.calls += 0 if hooks else calls_of(self.net)
+            for hook in hooks:
+                hook.remove()
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model with the starts of its samples.
+
+    start: [B, *event] float64, the states w at the ratio r_max. law: the exact data distribution
+    where it is known. data: [M, *event] real data where the model was trained on some.
+    std: root mean variance of a data component, the unit of errors. seed: of the starts.
+    features: what distances of features compare; None: the components (see features.py).
+    """
+
+    name: str
+    about: str
+    model: Denoiser
+    start: Tensor
+    std: float
+    seed: int
+    law: GaussianMixture | None = None
+    data: Tensor | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def process(self) -> Process:
+        return self.model.process
+
+    @property
+    def large(self) -> bool:
+        """Whether its events have more components than SMALL_EVENT."""
+        return self.start[0].numel() > SMALL_EVENT
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its network computes in a type narrower than float64."""
+        net = self.model.net
+        return isinstance(net, InItsOwnType) and net.dtype != torch.float64
+
+    @property
+    def r_max(self) -> float:
+        """Where all samples start: sigma/alpha at t_max; inf for a flow."""
+        return ratio_at(self.process, self.process.t_max)
+
+    @property
+    def r_min(self) -> float:
+        """Where the model's own range of times ends."""
+        return ratio_at(self.process, self.model.t_min)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 digits of a hash of what the numbers depend on: starts, network, process, data,
+        features."""
+        seen = [self.flow]
+        if self.features is not None:
+            probes = torch.cat([self.start[:4], _probes(self.start)]).float()
+            seen += [f"{v:.3g}" for v in self.features(probes).double().square().mean(1).sqrt()]
+        return _digest(*seen, None if self.data is None else _rounded(self.data))
+
+    @cached_property
+    def flow(self) -> str:
+        """The same of what its trajectories depend on: starts, network, process."""
+        return _digest(self.identity, _rounded(self.start))
+
+    @cached_property
+    def identity(self) -> str:
+        """The same of network and process alone, whatever the seed.
+
+        By its weights and by its data predictions at `PROBED` noise levels: each to 1e-6 in
+        float64; of a network in a narrower type, which rounds differently with the number of
+        threads, the root mean square to three digits.
+        """
+        known = repr((self.process, self.model.predicts, self.model.time))
+        under: list[Any] = leaves(self.model.net) or [self.model.net]
+        for module in under:
+            if isinstance(module, torch.nn.Module):
+                known += _digest(*(v for _, v in sorted(module.state_dict().items())))
+        probes = _probes(self.start)
+        low, top = max(self.r_min, ZERO_RATIO), min(self.r_max, 1e3)
+        levels = torch.logspace(math.log10(low), math.log10(top), PROBED).tolist()
+        with torch.no_grad():
+            seen = [data_prediction(self.model, probes, r) for r in levels]
+        if self.narrow:
+            return _digest(known, *(f"{float(d.square().mean().sqrt()):.3g}" for d in seen))
+        return _digest(known, *map(_rounded, seen))
+
+    def counted(self) -> tuple[Denoiser, Counter]:
+        """The model with a network that counts its calls, and the counter."""
+        counter = Counter(self.model.net)
+        return replace(self.model, net=counter), counter
+
+
+def exact(target: Target, batch: int, seed: int = 0) -> Problem:
+    """A problem whose starts are exact draws of p_{t_max}: x_0 of the law, noised.
+
+    So no error of a mismatched prior is in what is measured. Raises ValueError for batch < 2.
+    """
+    _check(batch)
+    shape = (batch, *target.law.event_shape)
+    x0 = target.law.sample(batch, seed=seed)
+    z = normal(shape, seed, purpose="user", dtype=torch.float64)
+    alpha, sigma = (float(f(target.process.t_max)) for f in _scales(target.process))
+    start = (alpha * x0 + sigma * z) / math.hypot(alpha, sigma)
+    model = target.law.denoiser(target.process)
+    return Problem(
+        target.name, target.about, model, start, target.std, seed, target.law
+    )  # fmt: skip
+
+
+def network(
+    name: str, about: str, model: Denoiser, data: Tensor, batch: int, seed: int = 0
+) -> Problem:
+    """A problem with a trained network: starts are the prior N(0, sigma(t_max)^2), as users start.
+
+    data [M, *event]: real data of the network's kind, for the unit of errors and for distances.
+    The states are float64; a network of events up to SMALL_EVENT components, and one that is a
+    function, runs in float64 too, so that rounding does not hide the solvers' errors, if it can; a
+    larger one in its own type, which is what its users see and no slower than it need be.
+
+    Raises ValueError for a network that cannot be called.
+    """
+    _check(batch)
+    shape = (batch, *data.shape[1:])
+    z = normal(shape, seed, purpose="initial", dtype=torch.float64)
+    alpha, sigma = (float(f(model.process.t_max)) for f in _scales(model.process))
+    start = sigma * z / math.hypot(alpha, sigma)
+    std = float(data.double().flatten(1).var(0).mean().sqrt())
+    posed = Problem(name, about, model, start, std, seed, data=data.double())
+    return _callable(posed)
+
+
+def _callable(p: Problem) -> Problem:
+    """The problem with its network in the widest type that it takes, found by one call."""
+    net: Any = p.model.net
+    own = InItsOwnType(net)
+    if not isinstance(net, torch.nn.Module):
+        ways = [net, own]
+    elif p.large:
+        ways = [own]
+    else:
+        ways = [InItsOwnType(copy.deepcopy(net).double()), own]
+    for way in ways:
+        tried = replace(p, model=replace(p.model, net=way))
+        try:
+            with torch.no_grad():
+                data_prediction(tried.model, p.start[:2], min(max(1.0, p.r_min), p.r_max))
+        except Exception as error:  # noqa: BLE001 a network of the user's may raise anything
+            failed = error
+            continue
+        narrower = way is own and len(ways) > 1
+        return replace(tried, about=f"{p.about}; called in {own.dtype}") if narrower else tried
+    raise ValueError(
+        f"the network of {p.name} cannot be called with x {own.dtype} of shape "
+        f"{tuple(p.start[:2].shape)} and t of shape (2,): {type(failed).__name__}: {failed}"
+    ) from failed
+
+
+def network_name(checkpoint: str | None) -> str:
+    """What a trained network's problem is called: after its file or function."""
+    return "digits network" if checkpoint is None else Path(checkpoint.rpartition(":")[2]).stem
+
+
+PROBED = 5
+"""Noise levels at which a network is asked who it is."""
+
+
+def _probes(start: Tensor) -> Tensor:
+    """Two states w of no seed, of the shape of the problem's."""
+    shape = (2, *start.shape[1:])
+    return normal(shape, seed=0, sample_ids=range(2**32, 2**32 + 2), dtype=torch.float64)
+
+
+def _digest(*parts: Tensor | str | None) -> str:
+    """16 digits of a hash of texts and of the bytes of tensors."""
+    h = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            h.update(
+                part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            )
+        elif part is not None:
+            h.update(part.encode())
+    return h.hexdigest()[:16]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """x to 1e-6, as integers."""
+    return (x.double() * 1e6).round().long()
+
+
+def ratio_at(process: Process, t: float | Tensor) -> float:
+    """sigma/alpha at t: 0 at a clean end, inf at pure noise."""
+    return math.exp(-float(process.log_snr(t)))
+
+
+def time_at(process: Process, ratio: float) -> float:
+    """The t at which sigma/alpha = ratio, kept inside [.., t_max]."""
+    if math.isinf(ratio):
+        return process.t_max
+    lam = torch.tensor(-math.log(ratio), dtype=torch.float64)
+    return min(float(process.inverse_log_snr(lam)), process.t_max)
+
+
+def data_prediction(model: Denoiser, w: Tensor, ratio: float) -> Tensor:
+    """D of the state w [B, *event] at sigma/alpha = ratio > 0."""
+    t = time_at(model.process, ratio)
+    alpha, sigma = (float(f(t)) for f in _scales(model.process))
+    return model(w * math.hypot(alpha, sigma), t)
+
+
+def to_unit(process: Process, x: Tensor, t: float) -> Tensor:
+    """x at time t -> w."""
+    alpha, sigma = (float(f(t)) for f in _scales(process))
+    return x / math.hypot(alpha, sigma)
+
+
+def from_unit(process: Process, w: Tensor, t: float) -> Tensor:
+    """w -> x at time t."""
+    alpha, sigma = (float(f(t)) for f in _scales(process))
+    return w * math.hypot(alpha, sigma)
+
+
+def signal(w: Tensor, ratio: float) -> Tensor:
+    """w -> x/alpha, the noised data on the data's own scale: w sqrt(1 + ratio^2)."""
+    return w * math.hypot(1.0, ratio)
+
+
+def _scales(process: Process) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    return process.alpha, process.sigma
+
+
+def _check(batch: int) -> None:
+    if batch < 2:
+        raise ValueError(f"batch must be at least 2 samples, for intervals; got {batch}")

@@ -1,0 +1,6 @@
+"""Guidance: functions Denoiser -> Denoiser, so that every solver takes the result."""
+
+from .combine import autoguidance, cfg, cfgpp, classifier, threshold
+from .posterior import inpaint, posterior
+
+__all__ = ["autoguidance", "cfg", "cfgpp", "classifier", "inpaint", "posterior", "threshold"]

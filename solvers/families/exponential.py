@@ -1,0 +1,165 @@
+"""Exponential integrators in the data prediction: the linear part of each step is exact.
+
+In lambda the probability flow is d(x/sigma)/dlambda = e^lambda D, so over a step h from s to t
+
+    x_t = (sigma_t/sigma_s) x_s + alpha_t int_0^h e^{-(h-u)} D du,
+
+and a method is a rule for D inside the integral (Lu et al. 2022b, DPM-Solver++).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..tables.solver import Path, Solver
+from ..tables.tableau import Tableau, from_rows
+from .multistep_engine import body, constant_noise, multistep, no_noise, weights
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """DDIM, first order (Song, Meng & Ermon 2021, 12); eta = 0 is Euler in sigma/alpha.
+
+        x_t = alpha_t D + sqrt(sigma_t^2 - s^2) eps + s z,   s = eta sigma_t sqrt(1 - e^{-2h})
+
+    eta in [0, 1] dials the noise: 0 is the probability flow, 1 the ancestral sampler of DDPM,
+    for every process. Raises ValueError for eta outside [0, 1].
+    """
+
+    eta: float = 0.0
+
+    order: ClassVar[float] = 1.0
+    weak_order: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1]; got {self.eta}")
+
+    def rows(self, path: Path) -> Tableau:
+        alpha, sigma, h = path.alpha[1:], path.sigma[1:], path.h
+        log_kept = 0.5 * torch.log1p(self.eta**2 * torch.expm1(-2 * h))
+        kept = torch.exp(log_kept)  # share of sigma_t that still comes from eps
+        noise = self.eta * sigma * torch.sqrt(-torch.expm1(-2 * h).clamp(max=0.0))
+        return from_rows(
+            f"ddim(eta={self.eta:g})" if self.eta else "ddim",
+            path.t,
+            path.t[:-1],
+            state=[kept * sigma / path.sigma[:-1]],
+            data=[-alpha * torch.expm1(log_kept - h)],
+            noise=[noise],
+            order=self.order,
+            weak_order=self.weak_order,
+        )
+
+
+@dataclass(frozen=True)
+class DPMSolverPP(Solver):
+    """DPM-Solver++, multistep (Lu et al. 2022b, algorithm 2), and its SDE (eta = 1).
+
+        x_t = (sigma_t/sigma_s) e^{-eta h} x_s + alpha_t (1 - e^{-(1+eta) h}) D~
+              + sigma_t sqrt(1 - e^{-2 eta h}) z
+        D~  = D_i + (D_i - D_{i-1}) / (2r),   r = h_{i-1}/h_i        (order 2)
+
+    order: 1 (DDIM for eta = 0), 2, or 3, which integrates the parabola through three predictions
+    exactly; the published third-order formula is `DPMSolverPP3Compat`, of order 2. The first
+    steps use what history there is. With noise the law is of order 2 at most, since D along a
+    noisy path is not smooth. eta >= 0: 0 the probability flow, 1 the reverse SDE.
+    Raises ValueError for another order or eta.
+    """
+
+    order: int = 2
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order must be 1, 2 or 3; got {self.order}")
+        check_eta(self.eta)
+
+    @property
+    def weak_order(self) -> float:
+        return float(min(self.order, 2) if self.eta else self.order)
+
+    def rows(self, path: Path) -> Tableau:
+        inner = body(path)
+        tau = torch.full_like(inner.h, self.eta**0.5)
+        decay = constant_noise(tau) if self.eta else no_noise
+        rule = weights(inner, 3 if self.order == 3 else 1, decay=decay)
+        if self.order == 2 and len(inner.h):
+            lean = torch.zeros_like(inner.h)  # 1/(2r): how far D~ leans along D_i - D_{i-1}
+            lean[1:] = 0.5 * inner.h[1:] / inner.h[:-1]
+            rule = rule._replace(points=rule.points * torch.stack([1 + lean, -lean], 1))
+        return multistep(
+            f"dpmpp-{self.order}m" + ("-sde" if self.eta else ""), path, "data", rule,
+            order=1.0 if self.eta else float(self.order), weak_order=self.weak_order,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DPMSolverPP3Compat(Solver):
+    """The multistep third-order DPM-Solver++ as published code has it, which is of order 2.
+
+        x_t = carry x_s + alpha_t (-phi_1 D_i + phi_2 D' - phi_3 D''),   H = (1 + eta) h
+        phi_1 = e^{-H} - 1,  phi_2 = phi_1/H + 1,  phi_3 = phi_2/H - 1/2
+
+    D'' stands for half of h^2 times the second derivative (a divided difference), where phi_3
+    calls for the whole; hence the order. At few steps on a Karras grid it is often the more
+    accurate of the two, and published FIDs were computed with it (Lu et al. 2022b, appendix B).
+    Raises ValueError for eta < 0.
+    """
+
+    eta: float = 0.0
+
+    order: ClassVar[float] = 2.0
+    weak_order: ClassVar[float] = 2.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    def rows(self, path: Path) -> Tableau:
+        inner = body(path)
+        two = DPMSolverPP(2, self.eta).rows(inner) if len(inner.h) else None
+        tau = torch.full_like(inner.h, self.eta**0.5)
+        rule = weights(inner, 3, decay=constant_noise(tau) if self.eta else no_noise)
+        if two is not None:
+            rule.points[:, :2] = torch.nn.functional.pad(two.data, (0, 1))[:, :2]
+            rule.points[:, 2:] = 0.0
+        start = 2 if bool(torch.isfinite(inner.lam[0])) else 3
+        h = inner.h[start:]
+        if len(h):
+            r0, r1 = inner.h[start - 1 : -1] / h, inner.h[start - 2 : -2] / h
+            big = (1 + self.eta) * h
+            phi1 = torch.expm1(-big)
+            phi2 = phi1 / big + 1
+            phi3 = phi2 / big - 0.5
+            d1, d2 = 1 / r0, 1 / r1  # weights of the two differences
+            bend = phi2 * r0 / (r0 + r1) - phi3 / (r0 + r1)
+            now, before = d1 * (phi2 + bend), d2 * bend
+            columns = torch.stack([-phi1 + now, -now - before, before], 1)
+            rule.points[start:] = inner.alpha[start + 1 :, None] * columns
+        return multistep(
+            "dpmpp-3m-compat" + ("-sde" if self.eta else ""), path, "data", rule,
+            order=1.0 if self.eta else 2.0, weak_order=self.weak_order,
+        )  # fmt: skip
+
+
+def check_eta(eta: float) -> None:
+    """Raises ValueError unless eta >= 0."""
+    if not eta >= 0:
+        raise ValueError(f"eta must be >= 0; got {eta}")
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": DDIM(),
+    "euler": DDIM(),
+    "euler-ancestral": DDIM(eta=1.0),
+    "dpmpp-1m": DPMSolverPP(1),
+    "dpmpp-2m": DPMSolverPP(2),
+    "dpmpp-3m": DPMSolverPP(3),
+    "dpmpp-3m-compat": DPMSolverPP3Compat(),
+    "dpmpp-2m-sde": DPMSolverPP(2, eta=1.0),
+    "dpmpp-3m-sde": DPMSolverPP(3, eta=1.0),
+    "dpmpp-3m-sde-compat": DPMSolverPP3Compat(eta=1.0),
+}

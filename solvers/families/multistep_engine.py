@@ -1,0 +1,229 @@
+"""The engine of every linear multistep family: what is interpolated, in which variable, how far back.
+
+A step from s to t is exact but for one integral over lambda,
+
+    x_t = a x_s + int_s^t m(lambda) P(lambda) dlambda + c z,
+
+where P is the form of the prediction that is interpolated, and a and m follow from it:
+
+    'data'      P = D                     a = alpha_t/alpha_s e^{-A},  m = alpha_t A' e^{-(A_t - A)}
+    'noise'     P = (x - alpha D)/sigma   a = alpha_t/alpha_s,         m = -alpha_t e^{-lambda}
+    'velocity'  P = noise - D             a = c_t/c_s,                 m = -c_t r (1 - r)
+
+with c = alpha + sigma and r = sigma/c. A = int (1 + tau^2) dlambda counts decay from the step's
+start: tau = 0 is the probability flow, tau = 1 the reverse SDE (only 'data' takes noise, and
+c^2 = sigma_t^2 (1 - e^{-2 int tau^2})). A family says in which clock P is a polynomial, through
+how many points, and whether the step is corrected once D at its end is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..tables.solver import Path
+from ..tables.tableau import Tableau
+
+FORMS = ("data", "noise", "velocity")
+
+CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+    "lambda": lambda path, lam: lam,
+    "sigma": lambda path, lam: torch.exp(-lam),
+    "flow": lambda path, lam: torch.sigmoid(-lam),
+    "t": lambda path, lam: path.process.inverse_log_snr(lam),
+}
+"""Variables in which a prediction can be a polynomial, as functions of lambda."""
+
+Decay = Callable[[Path, Tensor], tuple[Tensor, Tensor]]
+
+
+def no_noise(path: Path, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability flow: A = lambda - lambda_s, A' = 1; lam [n, G] in steps 0..n-1."""
+    return lam - path.lam[:-1, None], torch.ones_like(lam)
+
+
+def constant_noise(tau: Tensor) -> Decay:
+    """tau constant over each step, [n]."""
+
+    def decay(path: Path, lam: Tensor) -> tuple[Tensor, Tensor]:
+        rate = 1 + tau.square()[:, None]
+        return rate * (lam - path.lam[:-1, None]), rate.expand_as(lam)
+
+    return decay
+
+
+@lru_cache(maxsize=8)
+def gauss(count: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(count)
+    return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * w)
+
+
+def lagrange(x: Tensor, nodes: Tensor, used: Tensor) -> Tensor:
+    """The basis polynomials through nodes [n, H] where used [n, H], at x [n, G]: [n, G, H]."""
+    n, count = nodes.shape
+    basis = x.new_ones(n, x.shape[1], count) * used[:, None, :]
+    for h in range(count):
+        for k in range(count):
+            if k != h:
+                both = used[:, h] & used[:, k]
+                gap = torch.where(both, nodes[:, h] - nodes[:, k], 1.0)
+                factor = (x - nodes[:, k, None]) / gap[:, None]
+                basis[:, :, h] *= torch.where(both[:, None], factor, 1.0)
+    return basis
+
+
+class Weights(NamedTuple):
+    """One step's rule over n steps: x_t = carry x_s + sum_h points[:, h] P_{i-h} + noise z.
+
+    With `ahead`, points[:, 0] belongs to P at the step's end and the others follow.
+    """
+
+    carry: Tensor
+    points: Tensor
+    noise: Tensor
+
+
+def weights(
+    path: Path,
+    points: int,
+    form: str = "data",
+    clock: str = "lambda",
+    *,
+    ahead: bool = False,
+    decay: Decay = no_noise,
+) -> Weights:
+    """Integrate the polynomial through the last `points` predictions exactly over every step.
+
+    Fewer points are used where there are fewer, or where lambda is infinite. path: finite lambda
+    (but for the first node). ahead: also through the prediction at the step's end.
+    """
+    n = len(path.t) - 1
+    infinite = not bool(torch.isfinite(path.lam[0]))
+    ticks = CLOCKS[clock](path, path.lam)
+    usable = torch.isfinite(ticks if form == "velocity" else path.lam)
+    if infinite:  # any finite stand-in: `multistep` writes that step itself
+        lam = torch.cat([path.lam[1:2] - 1, path.lam[1:]])
+        path = Path(path.process, path.t, path.alpha, path.sigma, lam)
+    back = torch.arange(n)[:, None] - torch.arange(points)
+    used = (back >= 0) & usable[back.clamp(min=0)]
+    used[:1, :1] = True
+    nodes = torch.where(usable, ticks, 0.0)[back.clamp(min=0)]
+    if ahead:
+        nodes = torch.cat([ticks[1:, None], nodes], 1)
+        used = torch.nn.functional.pad(used, (1, 0), value=True)
+
+    u, w = gauss(16)
+    alpha, sigma, c = path.alpha[1:], path.sigma[1:], path.alpha + path.sigma
+    noise = torch.zeros_like(alpha)
+    if form == "velocity":
+        r = path.sigma / c
+        inside = -torch.logit(r[:-1, None] + (r[1:] - r[:-1])[:, None] * u)
+        measure, carry = (c[1:] * (r[1:] - r[:-1]))[:, None].expand_as(inside), c[1:] / c[:-1]
+    else:
+        h = path.h[:, None]
+        inside = path.lam[:-1, None] + h * u  # [n, G]
+        if form == "noise":
+            measure, carry = -alpha[:, None] * torch.exp(-inside) * h, alpha / path.alpha[:-1]
+        else:
+            (gone, rate), (total, _) = decay(path, inside), decay(path, path.lam[1:, None])
+            measure = alpha[:, None] * rate * torch.exp(gone - total) * h
+            extra = (total - h)[:, 0].clamp(min=0.0)  # int tau^2
+            carry = sigma / path.sigma[:-1] * torch.exp(-extra)
+            noise = sigma * torch.sqrt(-torch.expm1(-2 * extra))
+    basis = lagrange(CLOCKS[clock](path, inside), nodes, used)
+    return Weights(carry, torch.einsum("g,ng,ngh->nh", w, measure, basis), noise)
+
+
+def readout(path: Path, form: str) -> tuple[Tensor, Tensor]:
+    """(p, q) with P = p x + q D at every node."""
+    if form == "data":
+        return torch.zeros_like(path.alpha), torch.ones_like(path.alpha)
+    p = 1 / path.sigma
+    return p, -(path.alpha if form == "noise" else path.alpha + path.sigma) * p
+
+
+def body(path: Path) -> Path:
+    """The path without a last node at sigma = 0: what is left for the family to step through."""
+    if not path.ends_clean:
+        return path
+    return Path(path.process, path.t[:-1], path.alpha[:-1], path.sigma[:-1], path.lam[:-1])
+
+
+def multistep(
+    name: str,
+    path: Path,
+    form: str,
+    predict: Weights,
+    correct: Weights | None = None,
+    *,
+    order: float,
+    weak_order: float,
+) -> Tableau:
+    """The table of a rule over `body(path)`, with its corrector and a last denoising jump.
+
+    The corrector redoes a step with D at its end in hand. Both start from the same base with the
+    same normal, so the corrected state differs from the predicted one, where the network was
+    called, by a combination of predictions alone: that is added to the next row.
+    """
+    inner = body(path)
+    n, held = len(inner.t) - 1, predict.points.shape[1]
+    points = predict.points
+    from_noise = n > 0 and form != "velocity" and not bool(torch.isfinite(inner.lam[0]))
+    if correct is not None and n > 1:
+        change = torch.nn.functional.pad(
+            correct.points, (0, max(0, held + 1 - correct.points.shape[1]))
+        )
+        change[:, 1 : 1 + held] -= predict.points
+        if from_noise:
+            change[0] = 0.0
+        points = torch.nn.functional.pad(points, (0, change.shape[1] - held))
+        points[1:] += predict.carry[1:, None] * change[:-1]
+    p, q = readout(inner, form)
+    back = (torch.arange(n)[:, None] - torch.arange(points.shape[1])).clamp(min=0)
+    state, data = points * p[back], points * q[back]
+    state[:, 0] += predict.carry
+    noise = predict.noise[:, None].clone()
+    if from_noise:  # every form's first step is DDIM's
+        drawn = bool(noise[0] != 0)
+        state[0], data[0], noise[0] = 0.0, 0.0, inner.sigma[1] * drawn
+        state[0, 0], data[0, 0] = 0.0 if drawn else inner.sigma[1] / inner.sigma[0], inner.alpha[1]
+    return finish(name, path, inner.t[:-1], state, data, noise, order=order, weak_order=weak_order)
+
+
+def finish(
+    name: str,
+    path: Path,
+    times: Tensor,
+    state: Tensor,
+    data: Tensor,
+    noise: Tensor,
+    draws: Tensor | None = None,
+    *,
+    entry: tuple[float, float] = (1.0, 0.0),
+    order: float,
+    weak_order: float,
+) -> Tableau:
+    """Append the row x = D where the path ends at sigma = 0, and number fresh normals from 1."""
+    if path.ends_clean:
+        times = torch.cat([times, path.t[-2:-1]])
+
+        def jump(matrix: Tensor, first: float, columns: int) -> Tensor:
+            row = matrix.new_zeros(1, max(columns, matrix.shape[1]))
+            row[:, :1] = first
+            pad = row.shape[1] - matrix.shape[1]
+            return torch.cat([torch.nn.functional.pad(matrix, (0, pad)), row])
+
+        state, data, noise = jump(state, 0.0, 1), jump(data, 1.0, 1), jump(noise, 0.0, 0)
+        if draws is not None:
+            draws = jump(draws, 0.0, 0)
+    if draws is None:
+        draws = 1 + torch.arange(noise.numel()).reshape(noise.shape)
+    return Tableau(
+        times, state, data, noise, draws, path.t, entry, name, order, weak_order
+    ).trimmed()

@@ -1,0 +1,171 @@
+"""The classic likelihood: x and the integral of the divergence in one ODE, probes held along it.
+
+    native       u(lambda) of scaled_flow.py by adaptive_ode, each sample at its own steps
+    torchdiffeq  x(t) with the whole batch in one error norm, as other code has it: an oracle
+
+A probe v held along the path gives v^T M v with M = int J dlambda, of variance 2 |offdiag M|_F^2
+for Rademacher signs. All its terms c_i = v_i (M^T v)_i = M_ii + n_i are integrated, as many numbers
+as x has for each probe, since E sum n_i^2 = |offdiag M|_F^2 tells the error (see `_spread`):
+
+    K >= 2    sum_i of the variance of c_i over the probes, without bias
+    K = 1     (|c|^2 - (sum c)^2/d) / (1 - 2/d), from above by how unequal the M_ii are
+
+(M is symmetric for an exact score; the n_i of another give its error from above.) With one probe
+and an M of low rank c is small where the error is large, so that two standard errors hold less than
+95 %. For Gaussian probes the diagonal counts too: K >= 2 takes the spread of the K estimates.
+
+A step that errs by e_u in u and e_L in L = int d - tr dD/dx^ moves log p by s . e_u - e_L, with the
+score s of u: `path_error` is the sum of |s . e_u - e_L| over the steps, with the pair's own error
+estimates in place of e_u and e_L.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...models import jacobian as traces
+from ...models.readout import convert
+from ..adaptive.ode import integrate, rms
+from ..flow import ScaledFlow, column
+from ..outcome import Status
+
+
+class Augmented(NamedTuple):
+    """latent: x at t_max. change: log p(x) - log prior(latent), [B] float64. std_error: [B].
+    path_error: estimate of the solver's own error of log p, nats [B], nan if torchdiffeq's."""
+
+    latent: Tensor
+    change: Tensor
+    std_error: Tensor
+    path_error: Tensor
+    forwards: Tensor
+    products: Tensor
+    rejected: Tensor
+    status: Tensor
+
+
+def native(
+    flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float,
+    max_steps: int, gaussian: bool = False,
+) -> Augmented:  # fmt: skip
+    """By `adaptive_ode` in lambda. v: probes [K, *x.shape], or None for exact traces.
+
+    gaussian: v are normal, not Rademacher. rtol, atol hold for u; log p has the absolute tolerance
+    atol * d in nats.
+    """
+    batch, d = len(x), x[0].numel()
+    count, parts = (1, 1) if v is None else (len(v), d)  # each probe keeps its components
+    width = count * parts
+
+    def rhs(lam: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        u = y[:, :d].reshape(-1, *x.shape[1:])
+        x_hat = (column(flow.norm(lam), u) * u).detach().requires_grad_()
+        with torch.enable_grad():
+            a, b, out = flow.readout(x_hat, lam, rows)
+            if v is None:
+                terms = traces.exact(out, x_hat)[:, None]
+            else:
+                mine = v[:, rows]
+                terms = (mine * traces.products(out, x_hat, mine)).flatten(2)
+                terms = terms.movedim(0, 1).flatten(1)
+        held, free = x_hat.detach(), out.detach()
+        residual = column(a - 1, held) * held + column(b, held) * free
+        du = flow.velocity(held, lam, residual).flatten(1)
+        # sums to d - tr dD/dx^ over the parts of a probe
+        rate = column((1 - a) * (d / parts), terms) - column(b, terms) * terms
+        return torch.cat([du, rate], 1)
+
+    def norm(e: Tensor) -> Tensor:
+        form = e[:, d:].double().reshape(-1, count, parts).sum(2)
+        return torch.maximum(rms(e[:, :d]), form.abs().amax(1) / (atol * d))
+
+    def audit(lam: Tensor, y: Tensor, slope: Tensor, e: Tensor) -> Tensor:
+        grad = flow.score(lam, y[:, :d], slope[:, :d])
+        return ((grad * e[:, :d]).sum(1) - e[:, d:].double().sum(1) / count).abs()
+
+    y0 = torch.cat([flow.enter(x).flatten(1), x.new_zeros(batch, width)], 1)
+    relative, absolute = torch.zeros(2, d + width, dtype=x.dtype, device=x.device)
+    relative[:d], absolute[:d], absolute[d:] = rtol, atol, 1.0
+    s = integrate(
+        rhs, y0, flow.lam_data, flow.lam_noise, method=method, rtol=relative, atol=absolute,
+        norm=norm, max_steps=max_steps, audit=audit,
+    )  # fmt: skip
+    z = flow.latent(s.x[:, :d].reshape(x.shape))
+    sums = -s.x[:, d:].double().reshape(batch, count, parts).movedim(1, 0)
+    forms, error = _spread(sums, v, gaussian)
+    products = s.nfe * (d if v is None else count)
+    return Augmented(z, forms, error, s.audited, flow.forwards, products, s.rejected, s.status)
+
+
+def by_torchdiffeq(
+    flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float,
+    gaussian: bool = False,
+) -> Augmented:  # fmt: skip
+    """By torchdiffeq in t: one step size and one error norm for the whole batch."""
+    from torchdiffeq import odeint
+
+    model, process = flow.model, flow.model.process
+    batch, d = len(x), x[0].numel()
+    alpha = float(process.alpha(flow.t_min))
+    calls = refused = 0
+
+    def velocity(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = t.double().clamp(flow.t_min, process.t_max)  # torchdiffeq steps past the end
+        if model.clip is None:
+            return *model.coefficients("flow", t), model.raw(x, t, **flow.cond)
+        return *convert(process, t, "data", "flow", model.sigma_data), model(x, t, **flow.cond)
+
+    def rhs(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        x = state[0].detach().requires_grad_()
+        with torch.enable_grad():
+            skip, scale, out = velocity(t, x)
+            if v is None:
+                terms = traces.exact(out, x)[None, :, None] + 0 * state[1]
+            else:
+                terms = (v * traces.products(out, x, v)).flatten(2)
+        held = x.detach()
+        dx = skip.to(x.dtype) * held + scale.to(x.dtype) * out.detach()
+        share = d if v is None else 1.0
+        return dx, skip.to(x.dtype) * share + scale.to(x.dtype) * terms
+
+    def refuse(*_: object) -> None:
+        nonlocal refused
+        refused += 1
+
+    rhs.callback_reject_step = refuse  # type: ignore[attr-defined]
+    width = (1, batch, 1) if v is None else (len(v), batch, d)
+    span = torch.tensor([flow.t_min, process.t_max], dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        xs, sums = odeint(
+            rhs, (alpha * x, x.new_zeros(width)), span, rtol=rtol, atol=atol, method=method
+        )
+    forms, error = _spread(sums[-1].double(), v, gaussian)
+    fine = torch.isfinite(xs[-1]).flatten(1).all(1) & torch.isfinite(forms)
+    status = torch.where(fine, int(Status.OK), int(Status.NETWORK_NOT_FINITE))
+    forwards, rejected = (torch.full_like(status, n) for n in (calls, refused))
+    # log density of x^ = x/alpha, as everywhere; the prior's share is that of x
+    change = forms + d * math.log(alpha)
+    count = d if v is None else len(v)
+    cost = forwards, forwards * count, rejected
+    return Augmented(xs[-1], change, error, torch.full_like(error, torch.nan), *cost, status)
+
+
+def _spread(sums: Tensor, v: Tensor | None, gaussian: bool) -> tuple[Tensor, Tensor]:
+    """Mean over probes of the estimates, and its standard error, from c [K, B, d] ([1, B, 1] for
+    exact traces). One Gaussian probe: from above, by up to 1.7. K = 1 needs d > 2."""
+    forms = sums.sum(-1)
+    if v is None:
+        return forms[0], torch.zeros_like(forms[0])
+    count, d = len(v), sums.shape[-1]
+    if count == 1:
+        excess = sums[0].square().sum(-1) - forms[0].square() / d
+        return forms[0], (2 * excess.clamp(min=0) / (1 - 2 / d)).sqrt()
+    if gaussian:
+        return forms.mean(0), forms.std(0) / math.sqrt(count)
+    return forms.mean(0), (2 * sums.var(0).sum(-1) / count).sqrt()

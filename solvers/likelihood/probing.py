@@ -1,0 +1,315 @@
+"""Probes at the nodes of a quadrature: where the network is asked, how often, and what is left.
+
+A node's trace is estimated with a Walsh block of K = 1, 2, 4, ... probes (see trace.py), which may
+grow later: row k of the block is a function of (seed, sample id, node, k) alone. The change of the
+estimates a_i from one level to the next is what colouring removed, without the diagonal of J in it,
+so it tells the variance without bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels import rademacher
+from ...models import jacobian as traces
+from ..flow import ScaledFlow, column
+from ..tables.spectral import Statistics
+
+DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
+
+
+@dataclass(eq=False)
+class Nodes:
+    """All nodes of all samples in one list of R rows.
+
+    sample, step, index: int64 [R], whose, on which step and which; lam, weight: float64 [R]; x_hat
+    [R, *event]. In order of samples, then of the path.
+    a, b: D = a x^ + b out. defect: s . (du/dlambda - v), float64. size: probes so far, K.
+    total [R, *event]: K times the a_i of trace.py, for out less the control. gains: float64 [R, bits + 1], the
+    squared change of a_i on the way to 2^m probes (0 for m = 0).
+    """
+
+    sample: Tensor
+    step: Tensor
+    index: Tensor
+    lam: Tensor
+    weight: Tensor
+    x_hat: Tensor
+    slope: Tensor
+    a: Tensor
+    b: Tensor
+    defect: Tensor
+    energy: Tensor
+    size: Tensor
+    form: Tensor
+    total: Tensor
+    gains: Tensor
+
+
+class Prober:
+    """Evaluates the network at nodes and lets probes accumulate there.
+
+    control: a Gaussian whose posterior's Jacobian P is taken off dD/dx^ before it is probed and
+    whose trace is added again: probes then see only in what the data are not that Gaussian.
+    """
+
+    def __init__(
+        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int,
+        control: Statistics | None = None,
+    ) -> None:  # fmt: skip
+        self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
+        self.seed, self.control = seed, control
+        self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))
+        self.products = torch.zeros(flow.batch, dtype=torch.int64, device=nodes.sample.device)
+
+    def visit(self, rows: Tensor, size: int, exact: bool = False) -> None:
+        """Bring the nodes `rows`, all of one size, to `size` probes; or take the exact trace."""
+        for part in torch.split(rows, self.chunk):
+            nodes, before = self.nodes, int(self.nodes.size[part[0]])
+            x = nodes.x_hat[part].detach().requires_grad_()
+            with torch.enable_grad():
+                a, b, out = self.flow.readout(x, nodes.lam[part], nodes.sample[part])
+            if before == 0:
+                self.drift(part, a, b, x.detach(), out.detach())
+            if exact:
+                nodes.form[part] = traces.exact(out, x).double()
+                count = x[0].numel()
+            else:
+                self.extend(part, out, x, before, size)
+                count = size - before
+            nodes.size[part] = size
+            here = nodes.sample[part]
+            self.products.index_add_(0, here, torch.full_like(here, count))
+
+    def drift(self, part: Tensor, a: Tensor, b: Tensor, x_hat: Tensor, out: Tensor) -> None:
+        """Keep what does not depend on probes: the read-out, the defect, and |r|^2/s^^2."""
+        nodes, flow, lam = self.nodes, self.flow, self.nodes.lam[part]
+        residual = column(a - 1, x_hat) * x_hat + column(b, x_hat) * out
+        gap = nodes.slope[part] - flow.velocity(x_hat, lam, residual)
+        inverse = torch.exp(2 * lam)
+        nodes.a[part], nodes.b[part] = a, b
+        nodes.defect[part] = flow.norm(lam) * inverse * dot(residual, gap)
+        nodes.energy[part] = inverse * dot(residual, residual)
+
+    def extend(self, part: Tensor, out: Tensor, x: Tensor, before: int, size: int) -> None:
+        """Probes before ... size - 1 of each node's Walsh block."""
+        nodes = self.nodes
+        signs = self.signs(part, x)
+        total = nodes.total[part]
+        last = total / max(before, 1)
+        gains = nodes.gains[part]
+        for k in range(before, size):
+            v = signs * traces.walsh(k, self.labels).to(x).reshape(x.shape[1:])
+            keep = k + 1 < size
+            w, known = self.less_known(part, v, traces.products(out, x, v[None], keep=keep)[0])
+            total = total + v * w
+            if (k + 1) & k == 0:  # a level of the block is full
+                level = total / (k + 1)
+                spread = level - last
+                if k:
+                    gains[:, k.bit_length()] = dot(spread, spread)
+                last = level
+        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last) + known
+
+    def less_known(self, part: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, float | Tensor]:
+        """(w - P v/b, tr P/b) for the control, (w, 0) without."""
+        if self.control is None:
+            return w, 0.0
+        b = self.nodes.b[part]
+        p, trace = self.control.posterior(v.flatten(1), torch.exp(-2 * self.nodes.lam[part]))
+        return w - p.reshape(w.shape) / column(b, w), trace / b
+
+    def signs(self, part: Tensor, x: Tensor) -> Tensor:
+        """eps of each node: drawn from the counter (sample id, node index)."""
+        nodes, eps = self.nodes, torch.empty_like(x)
+        seed = self.seed
+        for j in sorted(set(nodes.index[part].tolist())):
+            here = (nodes.index[part] == j).nonzero().flatten()
+            sample = nodes.sample[part][here]
+            own = seed[sample] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
+            eps[here] = rademacher(
+                (len(here), *x.shape[1:]), own, self.ids[sample], j, 0, x.dtype, x.device
+            )
+        return eps
+
+    def variance(self) -> Tensor:
+        """What is left at each node, weight^2 b^2 2 sum of off-diagonal J_ij^2, float64 [R].
+
+        The squared change from a level to the next is what that level removed, V_{K/2} - V_K. How
+        the levels share V_1 depends on the colouring and on how far the data correlate, and hardly
+        on the node, so all nodes of a sample tell it together (`shares`): one that removed C up to
+        level m has C (c_bits/c_m - 1) left. As nobody has probed the levels above, that guess is
+        held to what neighbours show of it (`shown`), and at most doubled. A node with a single
+        probe is measured against them alone, see `lonely`.
+        """
+        nodes = self.nodes
+        square = (nodes.weight * nodes.b).square()
+        steps = torch.arange(1, self.bits + 1, device=nodes.size.device)
+        level = (nodes.size[:, None] >= 1 << steps).sum(1)  # a device's log2(8) may be below 3
+        gone = (square[:, None] * nodes.gains).cumsum(1)  # column m: by levels 1 ... m
+        share = self.shares(gone, level)
+        rest = (share[:, -1:] / share - 1)[nodes.sample].gather(1, level[:, None])[:, 0]
+        left = torch.where(nodes.size >= 2, gone[:, -1] * rest, square * self.lonely())
+        left = torch.where(nodes.size >= 1 << self.bits, 0.0, left)  # a full block is exact
+        shown = self.shown(left / nodes.weight.square())[0].clamp(max=2.0)[nodes.sample]
+        return 2 * torch.where(nodes.size >= 2, shown * left, left)
+
+    def shares(self, gone: Tensor, level: Tensor) -> Tensor:
+        """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
+
+        The chain ladder (Mack 1993): c_m/c_{m-1} is the ratio of sums over the nodes that reached
+        level m, and over half an average one more, for which it is that of `traces.removed`, in the
+        row that comes nearest to c_{m-1} (with a control in the first: what it leaves may correlate
+        however far).
+        """
+        zero = torch.zeros(self.flow.batch, dtype=torch.float64, device=gone.device)
+        model = traces.removed(tuple(self.nodes.x_hat.shape[1:])).to(gone.device)
+        model = model if self.control is None else model[:1]
+        total = zero + 1
+        found = [total, total]
+        for m in range(2, self.bits + 1):
+
+            def add(v: Tensor, least: int) -> Tensor:
+                return zero.index_add(0, self.nodes.sample, torch.where(level >= least, v, 0.0))
+
+            here = gone[:, m - 1]
+            prior = 0.5 * add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
+            before = add(here, m) + prior
+            like = (model[:, m - 1] - total[:, None]).abs().argmin(1)
+            guess = model[like, m] / model[like, m - 1] - 1
+            ratio = (add(gone[:, m] - here, m) + prior * guess) / before
+            total = total * (1 + torch.where(before > 0, ratio, guess))
+            found.append(total)
+        return torch.stack(found, 1)
+
+    def lonely(self) -> Tensor:
+        """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
+
+        The spread of the a_i (`diagonal`) is that and what the J_ii differ. Which share is noise is
+        `shown` by neighbours, and three in a row have one spread, their mean: where J is of rank one,
+        the number that decides a node's error decides its own spread too, and hides it if low.
+        """
+        nodes = self.nodes
+        spread = self.diagonal()[1]
+        shown, others = self.shown(spread)
+        shared = shown.clamp(max=1.0)[nodes.sample] * (spread + spread[others[:, 1:3]].sum(1)) / 3
+        count = torch.bincount(nodes.sample, minlength=self.flow.batch)[nodes.sample]
+        return torch.where(count < 5, spread, shared) / nodes.b.square().clamp(min=1e-300)
+
+    def shown(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of the noise [R] that the a_i are said to carry is there, as a ratio [B], and the
+        four nearest nodes, [R, 4]. 1 where a sample has fewer than five.
+
+        Neighbours have probes of their own, while J_ii is smooth in lambda: with a^ the cubic
+        through the four nearest nodes, of Lagrange weights l, E|a - a^|^2 is the node's noise and
+        l^2 times that of the four, up to eighth order in their distance. All nodes of a sample tell
+        it together.
+        """
+        nodes, level = self.nodes, self.diagonal()[0]
+        count = torch.bincount(nodes.sample, minlength=self.flow.batch)
+        begin, few = (count.cumsum(0) - count)[nodes.sample], count < 5
+        count = count[nodes.sample]
+        place = torch.arange(len(level), device=level.device) - begin
+        window = (place - 2).minimum(count - 5).clamp(min=0)
+        others = window[:, None] + torch.arange(4, device=level.device)
+        others = others + (others >= place[:, None])  # five in a row, without the node itself
+        others = begin[:, None] + others.minimum(count[:, None] - 1)
+        x, xs = nodes.lam, nodes.lam[others]
+        gap = xs[:, :, None] - xs[:, None, :] + torch.eye(4, dtype=x.dtype, device=x.device)
+        top = x[:, None, None] - xs[:, None, :].expand(-1, 4, -1)
+        ratio = torch.where(torch.eye(4, dtype=torch.bool, device=x.device), 1.0, top / gap)
+        lagrange = ratio.prod(2)
+        guess = sum(column(lagrange[:, m], level) * level[others[:, m]] for m in range(4))
+        found, expected = torch.zeros(2, self.flow.batch, dtype=x.dtype, device=x.device)
+        square = nodes.weight.square()
+        found.index_add_(0, nodes.sample, square * dot(level - guess, level - guess))
+        most = noise + (lagrange.square() * noise[others]).sum(1)
+        expected.index_add_(0, nodes.sample, square * most)
+        return torch.where(few, 1.0, found / expected.clamp(min=1e-300)), others
+
+    def diagonal(self) -> tuple[Tensor, Tensor]:
+        """a_i, the estimates of the diagonal of dD/dx^ [R, *event], and their spread.
+
+        The spread of one probe about the mean, sum a_i^2 - (sum a_i)^2/d, is sum n_i^2 (1 - 2/d)
+        in expectation where the diagonal is constant, since the mean has n in it too, and more
+        where it is not; divided by 1 - 2/d it is sum n_i^2 from above. d >= 3.
+        """
+        nodes = self.nodes
+        level = nodes.total / column(nodes.size.clamp(min=1).double(), nodes.total)
+        level = column(nodes.b, level) * level + column(nodes.a, level)
+        d = level[0].numel()
+        spread = dot(level, level) - dot(level).square() / d
+        return level, spread.clamp(min=0) / (1 - 2 / max(d, 3))
+
+    def worth(self) -> Tensor:
+        """What `plan` takes for the variance of one probe at each node, [R].
+
+        The average over a node's neighbours, so that a node's own luck does not decide how many
+        probes it gets: with its own, log p is biased by half a standard error.
+        """
+        nodes = self.nodes
+        square = nodes.weight.square()
+        level, spread = self.diagonal()
+        own = torch.where(nodes.size >= 2, self.variance() / square, 2 * spread)
+        own = own * nodes.size.double().pow(DECAY)
+        first, last = nodes.sample != nodes.sample.roll(1), nodes.sample != nodes.sample.roll(-1)
+        first[0], last[-1] = True, True
+        before = torch.where(first, own.roll(-1), own.roll(1))
+        after = torch.where(last, own.roll(1), own.roll(-1))
+        mean = torch.where(first & last, own, 0.5 * (before + after))
+        across = level.roll(1, 0) - level.roll(-1, 0)  # 1/2 E|across|^2: the mean of their two
+        alone = (nodes.size.roll(1) == 1) & (nodes.size.roll(-1) == 1) & ~first & ~last
+        return square * torch.where(alone, mean.minimum(dot(across, across)), mean)
+
+    def plan(self, budget: Tensor, goal: Tensor | None) -> Tensor:
+        """New sizes [R], powers of 2, that minimise the predicted variance within the budget [B].
+
+        goal: variance [B] at which to stop spending. The optimum of sum V_j K_j^-DECAY is
+        K_j ~ V_j^(1/(1 + DECAY)); the common factor is found by bisection for each sample.
+        """
+        nodes, flow = self.nodes, self.flow
+        unit = self.worth()
+        wish = unit.clamp(min=1e-300).log2() / (1 + DECAY)
+        best = nodes.size.clone()
+        low = torch.full((flow.batch,), -40.0, dtype=torch.float64, device=wish.device)
+        high = torch.full_like(low, 400.0)
+
+        def sizes(level: Tensor) -> Tensor:
+            power = (wish + level[nodes.sample]).round().clamp(0, self.bits)
+            return torch.maximum(1 << power.long(), nodes.size)
+
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            size = sizes(middle)
+            spent = torch.zeros_like(low).index_add_(0, nodes.sample, size.double())
+            within = spent <= budget
+            if goal is not None:
+                left = torch.zeros_like(low).index_add_(
+                    0, nodes.sample, unit * size.double().pow(-DECAY)
+                )
+                within &= left >= goal  # not there yet: go on
+            low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+        # with a goal, the first level that meets it if the budget allows; else the last within
+        size = sizes(high)
+        spent = torch.zeros_like(low).index_add_(0, nodes.sample, size.double())
+        affordable = (spent <= budget)[nodes.sample]
+        return torch.maximum(best, torch.where(affordable, size, sizes(low)))
+
+    def grow(self, size: Tensor) -> bool:
+        """Bring every node to its new size; False if none changed."""
+        had = self.nodes.size.clone()  # a node that grows must not be met again at its new size
+        more = size > had
+        for before in sorted(set(had[more].tolist())):
+            for after in sorted(set(size[more & (had == before)].tolist())):
+                chosen = more & (had == before) & (size == after)
+                self.visit(chosen.nonzero().flatten(), int(after))
+        return bool(more.any())
+
+
+def dot(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Sum over the event of x y (or of x), float64 [n]."""
+    x = x.double()
+    return (x if y is None else x * y.double()).flatten(1).sum(1)

@@ -1,0 +1,114 @@
+"""Score-matching values of a network at one time: what it would be told if it were trained there.
+
+    explicit   F = E |s - s*|^2 / 2, the Fisher divergence to a known score s*
+    implicit   J = E [tr grad s + |s|^2 / 2]                        (Hyvarinen 2005), F = J + const
+    sliced     E_v E [v^T grad s v + (v^T s)^2 / 2]                 (Song et al. 2019)
+
+The constant is E |s*|^2/2 of the data, so J compares networks where s* is not known. The sliced
+form's second term may be taken over v exactly (|s|^2/2), which is its variance-reduced version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models import Denoiser
+from ...models import jacobian as traces
+from .encode import check, naming_dtypes
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMatch:
+    """Values of one form at x_t [B, *event]; float64 [B].
+
+    values: of each sample. probe_error: what the probes contribute to its standard error, 0 for
+    exact traces, nan for a single probe, which cannot tell. mean, std_error: over the samples, the
+    probes' noise included; of one sample std_error is nan.
+    """
+
+    values: Tensor
+    probe_error: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The expectation over x_t."""
+        return float(self.values.mean())
+
+    @property
+    def std_error(self) -> float:
+        """Of the mean, from the spread of the values."""
+        n = len(self.values)
+        return float(self.values.std()) / math.sqrt(n) if n > 1 else math.nan
+
+    def __repr__(self) -> str:
+        return f"{self.mean:.6g} +- {self.std_error:.2g} over {len(self.values)} samples"
+
+
+def fisher_divergence(
+    model: Denoiser, score: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float | Tensor,
+    cond: dict[str, Any] | None = None,
+) -> ScoreMatch:  # fmt: skip
+    """|s(x, t) - score(x, t)|^2/2 of each x_t [B, *event]; t is a float or [B].
+
+    Raises ValueError for a score of another shape, and times that are not the process's.
+    """
+    times = _times(model, x, t)
+    with torch.no_grad(), naming_dtypes(model, x):
+        known = score(x, times)
+        if known.shape != x.shape:
+            raise ValueError(
+                f"score must return x's shape {tuple(x.shape)}; got {tuple(known.shape)}"
+            )
+        gap = model.score(x, times, **(cond or {})) - known
+    values = 0.5 * gap.double().square().flatten(1).sum(1)
+    return ScoreMatch(values, torch.zeros_like(values))
+
+
+def implicit_score_matching(
+    model: Denoiser, x: Tensor, t: float | Tensor, trace: str = "exact", probes: int = 1,
+    seed: int | Tensor = 0, *, sample_ids: Tensor | Sequence[int] | None = None,
+    sliced: bool = False, cond: dict[str, Any] | None = None,
+) -> ScoreMatch:  # fmt: skip
+    """tr grad s + |s|^2/2 of each x_t [B, *event].
+
+    trace: 'exact' or 'hutchinson' with `probes` Rademacher probes. sliced: (v^T s)^2/2 in place of
+    |s|^2/2, the first form of sliced score matching; needs 'hutchinson'. Raises ValueError.
+    """
+    times = _times(model, x, t)
+    if trace not in ("exact", "hutchinson"):
+        raise ValueError(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
+    if sliced and trace == "exact":
+        raise ValueError("sliced=True needs trace='hutchinson'")
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad(), naming_dtypes(model, x):
+        s = model.score(leaf, times, **(cond or {}))
+        norm = s.detach().double().square().flatten(1).sum(1)
+        if trace == "exact":
+            found = traces.exact(s, leaf).detach().double() + 0.5 * norm
+            return ScoreMatch(found, torch.zeros_like(found))
+        v = traces.probes("rademacher", probes, x, seed, sample_ids)
+        forms = (v * traces.products(s, leaf, v)).detach().double().flatten(2).sum(2)
+    if sliced:
+        norm = (v * s.detach()).double().flatten(2).sum(2).square()
+    values = forms + 0.5 * norm
+    unknown = torch.full_like(values[0], math.nan)
+    error = values.std(0) / math.sqrt(probes) if probes > 1 else unknown
+    return ScoreMatch(values.mean(0), error)
+
+
+def _times(model: Denoiser, x: Tensor, t: float | Tensor) -> Tensor:
+    """t as float64 [B]; raises TypeError or ValueError for what no score is known of."""
+    check(model, x, 1.0, 1.0, "raise")
+    times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+    if times.shape not in ((), (1,), (len(x),)):
+        raise ValueError(f"t must be a number or [{len(x)}]; got {tuple(times.shape)}")
+    last = model.process.t_max
+    if not bool(((times > 0) & (times <= last)).all()):
+        raise ValueError(f"t must lie in (0, t_max={last:g}]; got {times.flatten().tolist()[:4]}")
+    return times.expand(len(x))

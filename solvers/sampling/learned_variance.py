@@ -1,0 +1,77 @@
+"""Ancestral sampling with the variances a network has learned (Nichol & Dhariwal 2021).
+
+    x_s = a x_t + b D(x_t) + c z,   log c^2 = r log beta + (1 - r) log beta~,  r = (1 + o)/2
+
+with a, b of DDPM's mean and o the second half of the network's output, one for each component.
+c depends on the state, so this is no table; the fused step takes o as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import ddpm_step
+from ...models import Denoiser
+from ...models.variational import VarianceHead, data_and_variance
+from ..outcome import SolverError, verdict
+from ..progress import track
+from .sampler import GridLike, Result, Sampler
+
+
+def sample_learned_variance(
+    model: Denoiser,
+    shape: Sequence[int],
+    steps: int = 100,
+    grid: GridLike = "uniform",
+    *,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_init: Tensor | None = None,
+    final: str = "denoise",
+    cond: dict[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Result:
+    """Draw samples [B, ...] of a model whose net is a `VarianceHead`, e.g. trained by 'hybrid'.
+
+    The steps and their normals are those of `sample(model, shape, "ddpm", ...)`, which is what
+    this is where o = -1. beta and beta~ are of the grid's own steps, as in strided sampling. A
+    last step down to sigma = 0 is the denoising jump, without noise.
+    Raises SolverError where NaN or Inf appeared, TypeError for another net, and ValueError for a
+    process with alpha^2 + sigma^2 other than 1.
+    """
+    if not isinstance(model.net, VarianceHead):
+        kind = type(model.net).__name__
+        raise TypeError(f"learned variances need a VarianceHead, as 'hybrid' trains; net is {kind}")
+    sampler = Sampler(model, "ddpm", steps, grid, final=final, device=device)
+    process, nodes = model.process, sampler.tableau.grid
+    alpha, sigma = process.alpha(nodes), process.sigma(nodes)
+    if bool((alpha.square() + sigma.square() - 1).abs().max() > 1e-6):
+        raise ValueError(f"learned variances need alpha^2 + sigma^2 = 1; {process} has another")
+    bar, cond = alpha.square().tolist(), {**model.cond, **(cond or {})}
+
+    def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
+        state = sampler.init(shape, seed, sample_ids, x_init)
+        x, times = state.x, nodes[:-1].tolist()
+        for i, t in enumerate(track(times, "sampling", len(times), progress and watch is None)):
+            d, o = data_and_variance(model, x, t, **cond)
+            noise = (x - float(alpha[i]) * d) / float(sigma[i])
+            x = ddpm_step(
+                x, noise, bar[i], bar[i + 1], variance=o, clip=model.clip,
+                seed=state.seed, sample_ids=state.sample_ids, draw=i + 1,
+            )  # fmt: skip
+            if watch is not None:
+                watch(i, torch.stack([d, o], 1), x)
+        return x
+
+    with torch.no_grad():
+        x = run()
+        status, message = verdict(x, run, nodes[:-1].tolist())
+    result = Result(x, len(nodes) - 1, nodes[:-1], status)
+    if message:
+        raise SolverError(message, status, result)
+    return result

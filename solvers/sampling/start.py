@@ -1,0 +1,138 @@
+"""The two ends of a run: the law it starts from, and what its last jump leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import normal
+from ...models import Denoiser, GaussianMixture, Process
+from ...models import jacobian as trace
+from ..flow import ScaledFlow, column
+from ..likelihood.encode import check
+from ..tables.spectral import Statistics
+
+
+def start(
+    process: Process,
+    shape: Sequence[int],
+    law: Statistics | GaussianMixture | None = None,
+    *,
+    t: float | None = None,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """States [B, ...] to start from at t (default t_max), for `sample(..., x_init=...)`.
+
+        law None               N(0, sigma^2), what `sample` starts from itself
+        law a Statistics       N(alpha m, alpha^2 C + sigma^2): the data's own mean and covariance
+        law a GaussianMixture  the exact marginal sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2)
+
+    N(0, sigma^2) lacks alpha m and alpha^2 C, which no solver makes up for: of DDPM's schedule
+    alpha(t_max) is 0.0064, of VE's 1. All three use one normal z a component, the same for
+    (seed, sample id) in every batch, and differ from sigma z by O(alpha). With a law the rotation
+    into its basis is a matrix product, whose last bits BLAS may round by the size of the batch.
+    Raises ValueError for a law of another event size.
+    """
+    shape = tuple(int(n) for n in shape)
+    t = process.t_max if t is None else t
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    z = normal(shape, seed, sample_ids, purpose="initial", device=device)
+    if law is None:
+        return z.to(dtype) * sigma
+    means, variances, turn = _components(law)
+    if means.shape[1] != math.prod(shape[1:]):
+        raise ValueError(
+            f"law must be of events of {math.prod(shape[1:])} numbers; got {means.shape[1]}"
+        )
+    which = torch.zeros(shape[0], dtype=torch.int64)
+    if isinstance(law, GaussianMixture) and len(means) > 1:
+        # the component by the distribution function of one more normal
+        pick = normal((shape[0], 1), seed, sample_ids, draw=1, purpose="initial")[:, 0].double()
+        which = torch.searchsorted(law.weights.cumsum(0)[:-1], torch.special.ndtr(pick))
+    scale = torch.sqrt(alpha**2 * variances + sigma**2)[which]
+    into, back = turn(which)
+    v = back(scale * into(z.double().flatten(1).cpu()))
+    return (alpha * means[which] + v).reshape(shape).to(device, dtype)
+
+
+Turn = Callable[[Tensor], Tensor]
+
+
+def _components(
+    law: Statistics | GaussianMixture,
+) -> tuple[Tensor, Tensor, Callable[[Tensor], tuple[Turn, Turn]]]:
+    """Means [K, d], variances [K, d] along bases, and the bases of chosen components, there and
+    back."""
+    if isinstance(law, Statistics):
+        return law.mean[None], law.variances[None], lambda _: (law.q.into, law.q.back)
+    variances, q = torch.linalg.eigh(law.covs)
+
+    def turn(which: Tensor) -> tuple[Turn, Turn]:
+        return (
+            lambda v: torch.einsum("bij,bi->bj", q[which], v),
+            lambda v: torch.einsum("bij,bj->bi", q[which], v),
+        )
+
+    return law.means, variances.clamp(min=0.0), turn
+
+
+def jump_loss(
+    model: Denoiser,
+    x: Tensor,
+    t: float | None = None,
+    *,
+    probes: int | None = None,
+    seed: int = 0,
+    cond: dict[str, Any] | None = None,
+) -> Tensor:
+    """The variance that a denoising jump x -> D(x, t) leaves out, a component, [B].
+
+    D has the data's mean but lacks E Var[x_0 | x_t] of its variance (the law of total variance),
+    and by Tweedie's formula of second order
+
+        Var[x_0 | x_t] = sigma^2/alpha dD/dx,
+
+    so this is sigma^2/alpha tr(dD/dx)/d, and its mean over states x [B, ...] at t (default: the
+    model's t_min) is the bias to expect; for data N(m, c) it is c sigma^2/(alpha^2 c + sigma^2).
+    `final='t_min'` has sigma^2 too much instead. probes: None takes the trace exactly (d
+    products with the Jacobian), a number that many random ones.
+    Raises ValueError for bad input, or a network that autograd cannot see through.
+    """
+    check(model, x, 1.0, 1.0, "raise")
+    t = model.t_min if t is None else t
+    alpha, sigma = float(model.process.alpha(t)), float(model.process.sigma(t))
+    if not (alpha > 0 and sigma > 0):
+        raise ValueError(f"t must have alpha > 0 and sigma > 0; got t={t:g}")
+    skip, scale = (float(v) for v in model.coefficients("data", t))  # D = skip x + scale out
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out = model.raw(x, t, **(cond or {}))
+        if probes is None:
+            found = trace.exact(out, x)
+        else:
+            v = trace.probes("rademacher", probes, x, seed)
+            found = (v * trace.products(out, x, v)).flatten(2).sum(2).mean(0)
+    return sigma**2 / alpha * (skip + scale * found.detach() / x[0].numel())
+
+
+def truncated(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
+    """log p_0(x) - log p_blurred(x) = -blur^2/2 (tr grad s + |s|^2) + O(blur^4), [B], one probe.
+
+    By the heat equation d p/d(blur^2) = laplacian(p)/2, with blur^2 s = D - x.
+    """
+    lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
+    leaf = x.detach().clone().requires_grad_()
+    v = trace.probes("rademacher", 1, x, seed, ids, draw0=(1 << 32) - 1)
+    with torch.enable_grad():
+        a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
+        form = (v * trace.products(out, leaf, v)).double().flatten(2).sum(2)[0]
+    r = (column(a - 1, x) * x + column(b, x) * out.detach()).double()
+    laplacian = (a - 1) * x[0].numel() + b * form
+    return -0.5 * (laplacian + r.square().flatten(1).sum(1) / flow.blur**2)

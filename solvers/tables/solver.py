@@ -1,0 +1,79 @@
+"""What a solver is: a frozen dataclass that fills a tableau for a grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...models import VP, Process
+from .grids import as_times, check, times
+from .tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Path:
+    """alpha, sigma and lambda at the n + 1 nodes of a grid, float64.
+
+    Where the grid ends in a denoising jump the last node has sigma = 0 and lambda = inf; where it
+    starts in pure noise the first has alpha = 0 and lambda = -inf. Written with expm1 of -h, the
+    exponential integrators need no special case for either.
+    """
+
+    process: Process
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    lam: Tensor
+
+    @classmethod
+    def of(cls, process: Process, t: Tensor) -> Path:
+        return cls(process, t, process.alpha(t), process.sigma(t), process.log_snr(t))
+
+    @property
+    def h(self) -> Tensor:
+        """Steps of lambda, [n], > 0; inf on an interval with an infinite end."""
+        return self.lam[1:] - self.lam[:-1]
+
+    @property
+    def ends_clean(self) -> bool:
+        return float(self.sigma[-1]) == 0.0
+
+
+class Solver(ABC):
+    """A family member: `tableau(process, grid)` is all that the rest of the package asks of it.
+
+    order: global order of the deterministic part (strong order for additive noise), weak_order:
+    that of the law. Both are declared here and measured by the tests.
+    """
+
+    @property
+    @abstractmethod
+    def order(self) -> float:
+        """Declared global order."""
+
+    @property
+    @abstractmethod
+    def weak_order(self) -> float:
+        """Declared order of the law; `order` for a deterministic solver."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether its tables draw normals."""
+        process = VP()
+        return self.tableau(process, times("log_snr", process, 4)).stochastic
+
+    def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> Tableau:
+        """The table for these times: float64, strictly falling, ending at `process.t_clean` for a
+        denoising jump (see `grids.times`). Raises ValueError for a grid that does not fit."""
+        t = as_times(grid)
+        if t.ndim != 1:
+            raise ValueError(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
+        check(t, process, t_min=process.t_clean)
+        return self.rows(Path.of(process, t))
+
+    @abstractmethod
+    def rows(self, path: Path) -> Tableau:
+        """Fill the table; `path.t` has been checked."""
