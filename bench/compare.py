@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.errors import InvalidValue
 from .measures import metrics
 from .measures.quality import MEASURES
 from .report.table import Table, interval, short, show
@@ -49,14 +50,14 @@ def compare(a: str | Path, b: str | Path, *, tolerance: float = 0.25) -> list[Ch
     kinds, share nothing, or are neither of the two formats.
     """
     if not tolerance > 0:
-        raise ValueError(f"tolerance must be > 0; got {tolerance}")
+        raise InvalidValue(f"tolerance must be > 0; got {tolerance}")
     (kind_a, before), (kind_b, after) = _read(Path(a)), _read(Path(b))
     if kind_a != kind_b:
-        raise ValueError(f"{a} is a {kind_a} and {b} a {kind_b}; compare two of one kind")
+        raise InvalidValue(f"{a} is a {kind_a} and {b} a {kind_b}; compare two of one kind")
     of = _cells if kind_a == "run of undiffuse bench" else _timings
     changes = of(before, after, tolerance)
     if not changes:
-        raise ValueError(f"{a} and {b} have no number in common")
+        raise InvalidValue(f"{a} and {b} have no number in common")
     return changes
 
 
@@ -106,7 +107,7 @@ def _read(path: Path) -> tuple[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} holds no results: {error}") from error
+        raise InvalidValue(f"{path} holds no results: {error}") from error
     if path.suffix == ".jsonl":
         records = {r["key"]: r for r in parse(text)}
         times = path.with_name("timings.jsonl")
@@ -123,7 +124,7 @@ def _read(path: Path) -> tuple[str, Any]:
         made = json.loads(text)
         return "file of pytest-benchmark", {b["fullname"]: b["stats"] for b in made["benchmarks"]}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} is neither a results.jsonl nor a file of pytest-benchmark: {error!r}"
         ) from None
 

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..kernels.errors import InvalidValue
 from .report.table import short
 from .store import write_text
 
@@ -139,7 +140,7 @@ def _adaptive(adaptive: Mapping[str, Any], results: Path) -> str:
 def updated(readme: str, results: Path) -> str:
     """The README with its section made anew. Raises ValueError where the markers are absent."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README must hold the two markers once each: {BEGIN} and {END}")
+        raise InvalidValue(f"README must hold the two markers once each: {BEGIN} and {END}")
     before, _, rest = readme.partition(BEGIN)
     return f"{before}{BEGIN}\n{section(results)}{END}{rest.partition(END)[2]}"
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import normal
+from ..kernels.errors import InvalidValue
 from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, atomically, load, load_default
 from ..models.data.sets import load as load_data
@@ -77,11 +78,11 @@ def tune(
     out = Path(out)
     for name, value, least in (("starts", starts, 8), ("iterations", iterations, 0), ("batch", batch, 1)):  # fmt: skip
         if value is not None and value < least:
-            raise ValueError(f"{name} must be >= {least}; got {value}")
+            raise InvalidValue(f"{name} must be >= {least}; got {value}")
     if not nfe or min(nfe) < 2:
-        raise ValueError(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
+        raise InvalidValue(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
     if target is not None and model is not None:
-        raise ValueError(f"give a model or a target, not both; got {model} and {target!r}")
+        raise InvalidValue(f"give a model or a target, not both; got {model} and {target!r}")
     name, denoiser, shape, known = _posed(model, target, data, device)
     if denoiser.clip is not None and statistics is None:
         statistics = ["none"]  # clipping is of components, which the others leave
@@ -170,7 +171,7 @@ def training_data(loaded: Checkpoint, data: str | Path | None = None) -> Tensor 
     if data is None and record.get("split") is not None:
         x = split(x, **record["split"])[0]
     if tuple(x.shape[1:]) != loaded.event_shape:
-        raise ValueError(
+        raise InvalidValue(
             f"data must be events of shape {loaded.event_shape}; got {tuple(x.shape[1:])}"
         )
     return dequantised(x, loaded.spacing, 0)
@@ -193,15 +194,15 @@ def known_statistics(
             found[name] = Statistics.none(d)
         elif name in KINDS:
             if data is None:
-                raise ValueError(f"statistics {name!r} need data: name a data set")
+                raise InvalidValue(f"statistics {name!r} need data: name a data set")
             found[name] = Statistics.of(data, name)
         elif Path(name).is_file():
             found[name] = Statistics.read(name)
         else:
             known = ", ".join(("none", *KINDS))
-            raise ValueError(f"statistics must be {known} or a file of them; got {name!r}")
+            raise InvalidValue(f"statistics must be {known} or a file of them; got {name!r}")
         if len(found[name].mean) != d:
-            raise ValueError(
+            raise InvalidValue(
                 f"statistics {name!r} are of {len(found[name].mean)} components, not {d}"
             )
     return found
@@ -224,10 +225,10 @@ def statistics(
     loaded = load_default() if model is None else load(model)
     known = training_data(loaded, data)
     if known is None:
-        raise ValueError("the checkpoint does not say what it was trained on: give `data`")
+        raise InvalidValue("the checkpoint does not say what it was trained on: give `data`")
     if out is None:
         if model is None or not Path(model).is_file():
-            raise ValueError("a network that is no file has no place beside it: give `out`")
+            raise InvalidValue("a network that is no file has no place beside it: give `out`")
         out = Path(model).with_suffix(".statistics.json")
     if Path(out).is_dir():
         out = Path(out) / "statistics.json"

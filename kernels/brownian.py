@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import dispatch, native, philox
 from .checks import as_sample_ids, as_seed, check_batch, sent
+from .errors import InvalidValue
 from .noise import tag_of
 
 CELL = 1 << 31  # draws of the cells' own increments; below it, heap numbers of the splits
@@ -104,9 +105,9 @@ class BrownianPath:
     def __post_init__(self) -> None:
         knots = torch.as_tensor(self.knots, dtype=torch.float64).cpu()
         if knots.dim() != 1 or len(knots) < 2 or not bool((knots.diff() > 0).all()):
-            raise ValueError(f"knots must be two or more strictly increasing times; got {knots}")
+            raise InvalidValue(f"knots must be two or more strictly increasing times; got {knots}")
         if self.depth < 0 or self._base(len(knots) - 1) + self.depth > 30:
-            raise ValueError(
+            raise InvalidValue(
                 f"cells * 2^depth must not exceed 2^30; got {len(knots) - 1} cells, depth "
                 f"{self.depth}"
             )
@@ -141,7 +142,7 @@ class BrownianPath:
         start, stop = torch.broadcast_to(start, stop.shape), torch.broadcast_to(stop, start.shape)
         check_batch("s and t", start, self.shape[0])
         if bool((start > stop).any()):
-            raise ValueError(f"s must not exceed t; got s={s} and t={t}")
+            raise InvalidValue(f"s must not exceed t; got s={s} and t={t}")
         low, high = float(self._knots[0]), float(self._knots[-1])
         start, stop = start.clamp(low, high), stop.clamp(low, high)
         columns = [self._cells(start, stop), self._splits(start, stop)]

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import InvalidValue, RunFailure
+
 PATHS = ("auto", "reference", "triton")
 NOISES = ("exact", "fast")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)  # int64: seeds
@@ -53,9 +55,9 @@ def using(path: str | None = None, *, noise: str | None = None) -> Iterator[None
     old = _mode.get()
     new = replace(old, path=path or old.path, noise=noise or old.noise)
     if new.path not in PATHS:
-        raise ValueError(f"path must be one of {PATHS}; got {path!r}")
+        raise InvalidValue(f"path must be one of {PATHS}; got {path!r}")
     if new.noise not in NOISES:
-        raise ValueError(f"noise must be one of {NOISES}; got {noise!r}")
+        raise InvalidValue(f"noise must be one of {NOISES}; got {noise!r}")
     token = _mode.set(new)
     try:
         yield
@@ -137,14 +139,14 @@ def define(
         if path != "triton":
             return reference(*args)
         if obstacle := why_not_triton(args[leader]):
-            raise RuntimeError(f"using('triton') cannot be honoured for {name}: {obstacle}")
+            raise RunFailure(f"using('triton') cannot be honoured for {name}: {obstacle}")
         return run_triton(*args)
 
     def on_gpu(*args: Any) -> Any:
         path, x = _mode.get().path, args[leader]
         if path == "triton":
             if obstacle := why_not_triton(x):
-                raise RuntimeError(f"using('triton') cannot be honoured for {name}: {obstacle}")
+                raise RunFailure(f"using('triton') cannot be honoured for {name}: {obstacle}")
             return run_triton(*args)
         if path == "reference" or why_not_triton(x):
             return reference(*args)

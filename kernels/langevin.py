@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import dispatch, native, philox
 from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_operands, sent
+from .errors import InvalidValue
 from .linear import linear_step
 from .linear_reference import compute_dtype
 from .noise import tag_of
@@ -112,9 +113,9 @@ def langevin_step(
     """
     check_operands(x, score=(score,))
     if (snr is None) == (step_size is None):
-        raise ValueError("give exactly one of snr and step_size")
+        raise InvalidValue("give exactly one of snr and step_size")
     if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}; got {norm!r}")
+        raise InvalidValue(f"norm must be one of {NORMS}; got {norm!r}")
     batch = x.shape[0]
     if step_size is not None:
         (size,) = as_float64(batch, step_size=step_size)

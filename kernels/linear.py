@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import dispatch, native
 from .checks import as_sample_ids, as_seed, check_batch, check_operands, check_table
+from .errors import InvalidValue
 from .linear_reference import (
     C_IN,
     HEAD,
@@ -155,12 +156,12 @@ def linear_step(
     """
     outs = (out,) if isinstance(out, Tensor) else tuple(out)
     if not 1 <= len(outs) <= 2:
-        raise ValueError(f"out must be a tensor or a pair of tensors; got {len(outs)} of them")
+        raise InvalidValue(f"out must be a tensor or a pair of tensors; got {len(outs)} of them")
     learned = () if variance is None else (variance,)
     check_operands(x, out=outs, states=states, data=data, variance=learned)
     noises = 0 if draws is None else draws.shape[-1]
     if learned and not noises:
-        raise ValueError("variance scales the first noise, but draws has none")
+        raise InvalidValue("variance scales the first noise, but draws has none")
     columns = HEAD + 2 + len(states) + len(data) + noises + len(learned)
     check_table(x, table, row, draws, columns)
     seeds = ids = None

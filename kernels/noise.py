@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import dispatch, native, philox
 from .checks import as_sample_ids, as_seed, check_batch, check_ids
+from .errors import InvalidValue
 from .philox import PURPOSES
 
 KINDS = ("normal", "uniform", "sign")
@@ -70,9 +71,9 @@ _noise = dispatch.define(
 def tag_of(purpose: str, subdraw: int = 0) -> int:
     """Low half of the counter's last word: purpose in 8 bits, sub-draw in the next 8."""
     if purpose not in PURPOSES:
-        raise ValueError(f"purpose must be one of {sorted(PURPOSES)}; got {purpose!r}")
+        raise InvalidValue(f"purpose must be one of {sorted(PURPOSES)}; got {purpose!r}")
     if not 0 <= subdraw < 256:
-        raise ValueError(f"subdraw must be in [0, 256); got {subdraw}")
+        raise InvalidValue(f"subdraw must be in [0, 256); got {subdraw}")
     return PURPOSES[purpose] | subdraw << 8
 
 
@@ -89,11 +90,11 @@ def _draw(
     device: torch.device | str | None,
 ) -> Tensor:
     if not shape:
-        raise ValueError("shape must be [B, ...] with at least the batch dimension; got []")
+        raise InvalidValue("shape must be [B, ...] with at least the batch dimension; got []")
     if not 0 <= draw < 2**32:
-        raise ValueError(f"draw must be in [0, 2^32); got {draw}")
+        raise InvalidValue(f"draw must be in [0, 2^32); got {draw}")
     if element0 < 0:
-        raise ValueError(f"element0 must not be negative; got {element0}")
+        raise InvalidValue(f"element0 must not be negative; got {element0}")
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
     seeds = as_seed(seed, device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import dispatch
 from .checks import as_float64, check_operands, sent
+from .errors import InvalidValue
 from .linear_reference import compute_dtype, present
 
 
@@ -82,7 +83,7 @@ def runge_kutta_step(
     rows = [weights] if error is None else [weights, error]
     table = torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in rows])
     if table.shape[1:] != (len(stages),):
-        raise ValueError(
+        raise InvalidValue(
             f"weights and error must have one number per stage, {len(stages)}; got "
             f"{list(table.shape[1:])}"
         )

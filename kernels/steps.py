@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_float64, sent
+from .errors import InvalidValue
 from .linear import linear_step
 from .linear_reference import compute_dtype
 
@@ -63,7 +64,7 @@ def euler_maruyama_step(
     """
     rate, diffusion, step = as_float64(x.shape[0], f=f, g=g, dt=dt)
     if not (isinstance(dt, Tensor) and dt.is_cuda) and not bool((torch.as_tensor(dt) > 0).all()):
-        raise ValueError(f"dt must be positive: it counts from noise to data; got {dt}")
+        raise InvalidValue(f"dt must be positive: it counts from noise to data; got {dt}")
     zero = torch.zeros_like(step)
     columns = (zero, zero + 1, 1 - rate * step, diffusion**2 * step, diffusion * step.sqrt())
     return _one_row(x, score, columns, seed, sample_ids, draw)
@@ -97,10 +98,10 @@ def ddpm_step(
     """
     learned = variance if isinstance(variance, Tensor) else None
     if learned is None and variance not in ("small", "large"):
-        raise ValueError(f"variance must be 'small', 'large' or a tensor; got {variance!r}")
+        raise InvalidValue(f"variance must be 'small', 'large' or a tensor; got {variance!r}")
     on_host = not isinstance(alpha_bar_t, Tensor) and not isinstance(alpha_bar_s, Tensor)
     if on_host and not 0 < alpha_bar_t < alpha_bar_s <= 1:
-        raise ValueError(
+        raise InvalidValue(
             "alpha_bar must satisfy 0 < alpha_bar_t < alpha_bar_s <= 1; got "
             f"{alpha_bar_t} and {alpha_bar_s}"
         )

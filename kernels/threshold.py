@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import dispatch
 from .checks import check_operands
+from .errors import InvalidValue
 from .linear_reference import compute_dtype
 
 
@@ -53,9 +54,9 @@ def dynamic_threshold(data: Tensor, ratio: float = 0.995, maximum: float = math.
     """
     check_operands(data)
     if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be in [0, 1]; got {ratio}")
+        raise InvalidValue(f"ratio must be in [0, 1]; got {ratio}")
     if not maximum >= 1:
-        raise ValueError(f"maximum must be at least 1; got {maximum}")
+        raise InvalidValue(f"maximum must be at least 1; got {maximum}")
     if data.numel() == 0:
         return data.clone()
     out: Tensor = _threshold(data, ratio, maximum)

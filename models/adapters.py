@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.errors import InvalidValue
 from .denoiser import Denoiser
 from .guidance.rule import apply_rule, calls_of, column
 from .process import Process
@@ -96,7 +97,7 @@ def process_from_diffusers(config: Mapping[str, Any]) -> tuple[Process, str, int
         ends = (float(config["sigma_min"]), float(config["sigma_max"]))
         return EDM(*ends, sigma_data=float(config["sigma_data"])), "edm", steps
     if kind not in _PREDICTION:
-        raise ValueError(f"prediction_type must be one of {', '.join(_PREDICTION)}; got {kind!r}")
+        raise InvalidValue(f"prediction_type must be one of {', '.join(_PREDICTION)}; got {kind!r}")
     betas = _betas(config, steps)
     if config.get("rescale_betas_zero_snr", False):
         betas = _zero_snr(betas)
@@ -219,7 +220,7 @@ def _betas(config: Mapping[str, Any], steps: int) -> Tensor:
     if schedule == "sigmoid":
         u = torch.linspace(-6, 6, steps, dtype=torch.float64)
         return torch.sigmoid(u) * (hi - lo) + lo
-    raise ValueError(
+    raise InvalidValue(
         "beta_schedule must be one of linear, scaled_linear, squaredcos_cap_v2, sigmoid; "
         f"got {schedule!r}"
     )

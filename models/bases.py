@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
+
 
 class Basis(Protocol):
     """An orthogonal map of vectors [B, d]; a record of plain numbers and lists describes it."""
@@ -156,4 +158,4 @@ def from_record(record: dict[str, Any]) -> Basis:
     if kind in ("columns", "leading"):
         q = torch.tensor(record["q"], dtype=torch.float64)
         return Columns(q) if kind == "columns" else Leading(q)
-    raise ValueError(f"basis must be unit, columns, leading or cosine; got {kind!r}")
+    raise InvalidValue(f"basis must be unit, columns, leading or cosine; got {kind!r}")

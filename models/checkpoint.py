@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..kernels.errors import InvalidType, InvalidValue
 from .denoiser import Denoiser
 from .learned_schedule import LearnedVP, MonotoneOmega
 from .networks import build
@@ -59,9 +60,11 @@ class Checkpoint:
         """
         model = self.denoiser
         if not isinstance(model.net, nn.Module):
-            raise TypeError(f"only a torch module can be saved; net is {type(model.net).__name__}")
+            raise InvalidType(
+                f"only a torch module can be saved; net is {type(model.net).__name__}"
+            )
         if callable(model.time):
-            raise TypeError("a callable time convention cannot be saved; use one by name")
+            raise InvalidType("a callable time convention cannot be saved; use one by name")
         name, config = self.network
         header = {
             "format": _FORMAT,
@@ -80,7 +83,7 @@ class Checkpoint:
         try:
             text = json.dumps(header, allow_nan=False)
         except (TypeError, ValueError) as e:
-            raise ValueError(f"the checkpoint's description is not JSON: {e}") from None
+            raise InvalidValue(f"the checkpoint's description is not JSON: {e}") from None
         state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
         return atomically(path, lambda p: save_file(state, p, metadata={_KEY: text}))
 
@@ -102,7 +105,7 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     if path.suffix == ".py":
-        raise ValueError(
+        raise InvalidValue(
             f"{path} is code: name its function that makes a Checkpoint, {path}:function"
         )
     header, state = _read(path)
@@ -129,7 +132,7 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
             header["training"],
         )
     except (KeyError, TypeError) as e:
-        raise ValueError(f"{path}: the description is incomplete or wrong: {e!r}") from None
+        raise InvalidValue(f"{path}: the description is incomplete or wrong: {e!r}") from None
 
 
 def from_code(spec: str) -> Any:
@@ -155,17 +158,17 @@ def from_code(spec: str) -> Any:
         return None
     make = getattr(module, name, None)
     if make is None:
-        raise ValueError(f"{where} has no function {name!r}")
+        raise InvalidValue(f"{where} has no function {name!r}")
     made = make()
     if made is None:
-        raise TypeError(f"{spec} returned nothing")
+        raise InvalidType(f"{spec} returned nothing")
     return made
 
 
 def _placed(made: Any, spec: str, device: torch.device | str | None) -> Checkpoint:
     """A checkpoint that code made, on the device."""
     if not isinstance(made, Checkpoint):
-        raise TypeError(f"{spec} must return a Checkpoint; got {type(made).__name__}")
+        raise InvalidType(f"{spec} must return a Checkpoint; got {type(made).__name__}")
     if device is not None and isinstance(made.denoiser.net, nn.Module):
         made.denoiser.net.to(device)
     return made
@@ -198,7 +201,7 @@ def process_to_dict(process: Process) -> dict[str, Any]:
         if type(process) is kind:
             args = dataclasses.asdict(process)  # type: ignore[call-overload]
             return {"name": name, "args": args}
-    raise ValueError(
+    raise InvalidValue(
         f"process {type(process).__name__} has no name in PROCESSES ({', '.join(PROCESSES)})"
     )
 
@@ -206,7 +209,7 @@ def process_to_dict(process: Process) -> dict[str, Any]:
 def process_from_dict(spec: dict[str, Any]) -> Process:
     """The process that `process_to_dict` described; raises ValueError for an unknown name."""
     if spec["name"] not in PROCESSES:
-        raise ValueError(f"process must be one of {', '.join(PROCESSES)}; got {spec['name']!r}")
+        raise InvalidValue(f"process must be one of {', '.join(PROCESSES)}; got {spec['name']!r}")
     return PROCESSES[spec["name"]](**spec["args"])
 
 
@@ -234,13 +237,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as e:
         if zipfile.is_zipfile(path):
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} is a file of torch.save, which does not say what network its tensors belong "
                 "to: name a function that builds it and returns a Checkpoint, file.py:function"
             ) from None
-        raise ValueError(f"{path} is no whole safetensors file ({e}); fetch it again") from None
+        raise InvalidValue(f"{path} is no whole safetensors file ({e}); fetch it again") from None
     if _KEY not in metadata:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} has no {_KEY!r} entry in its metadata: it holds tensors, but not which "
             "network and process they belong to; wrap them in undiffuse.Denoiser yourself"
         )
@@ -248,9 +251,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(metadata[_KEY])
         version = header["format"]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}: the description cannot be read: {e!r}") from None
+        raise InvalidValue(f"{path}: the description cannot be read: {e!r}") from None
     if version != _FORMAT:
-        raise ValueError(f"{path} has format {version}; this version reads format {_FORMAT}")
+        raise InvalidValue(f"{path} has format {version}; this version reads format {_FORMAT}")
     return header, state
 
 
@@ -264,5 +267,5 @@ def _fill(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         if wanted.get(k) != given.get(k)
     ]
     if wrong:
-        raise ValueError(f"{path} does not fit its own network: {'; '.join(wrong[:5])}")
+        raise InvalidValue(f"{path} does not fit its own network: {'; '.join(wrong[:5])}")
     net.load_state_dict(state)

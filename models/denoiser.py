@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .processes import Process
 from .readout import (
     READOUTS,
@@ -50,7 +51,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         if self.predicts not in READOUTS:
-            raise ValueError(
+            raise InvalidValue(
                 f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}"
             )
         if self.time is None:
@@ -58,23 +59,23 @@ class Denoiser:
             object.__setattr__(self, "time", default)
         elif not callable(self.time) and self.time not in TIME_CONVENTIONS:
             names = ", ".join(TIME_CONVENTIONS)
-            raise ValueError(f"time must be one of {names}, or a callable; got {self.time!r}")
+            raise InvalidValue(f"time must be one of {names}, or a callable; got {self.time!r}")
         if self.sigma_data is None:
             object.__setattr__(self, "sigma_data", getattr(self.process, "sigma_data", 0.5))
         table = len(getattr(self.process, "betas", ()))
         if self.steps is None:
             object.__setattr__(self, "steps", table or 1000)
         if self.steps < 1:
-            raise ValueError(f"steps must be >= 1; got {self.steps}")
+            raise InvalidValue(f"steps must be >= 1; got {self.steps}")
         if self.time == "index" and table not in (0, self.steps):
-            raise ValueError(f"steps must be the {table} of {self.process}; got {self.steps}")
+            raise InvalidValue(f"steps must be the {table} of {self.process}; got {self.steps}")
         if self.time == "index" and self.process.t_max != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"time='index' counts steps on t in (0, 1]; {self.process} has "
                 f"t_max={self.process.t_max:g}: use time='continuous' or a callable"
             )
         if self.clip is not None and not self.clip[0] < self.clip[1]:
-            raise ValueError(f"clip must be (lo, hi) with lo < hi; got {self.clip}")
+            raise InvalidValue(f"clip must be (lo, hi) with lo < hi; got {self.clip}")
 
     @property
     def t_min(self) -> float:
@@ -107,7 +108,7 @@ class Denoiser:
         x_in = x if self.predicts != "edm" else x * _column(scale, x)
         out = self.net(x_in, self.network_time(t64).to(t_dtype), **{**self.cond, **cond})
         if out.shape != x.shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"net must return the shape of its input {tuple(x.shape)}; got {tuple(out.shape)}"
             )
         return out
@@ -145,7 +146,9 @@ class Denoiser:
         if t.ndim == 0:
             return t.double().expand(x.shape[0])
         if t.shape != x.shape[:1]:
-            raise ValueError(f"t must be a float or of shape {(x.shape[0],)}; got {tuple(t.shape)}")
+            raise InvalidValue(
+                f"t must be a float or of shape {(x.shape[0],)}; got {tuple(t.shape)}"
+            )
         return t.double()
 
 

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
+
 Hook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """hook(centres [B, *event], eps of their shape, standard normals) -> (u in [0, 1], log q(u) [B])."""
 CONVENTIONS = ("ends", "bins")
@@ -44,12 +46,12 @@ class Levels:
 
     def __post_init__(self) -> None:
         if self.count < 2:
-            raise ValueError(f"count must be >= 2 levels; got {self.count}")
+            raise InvalidValue(f"count must be >= 2 levels; got {self.count}")
         if not self.range[0] < self.range[1]:
-            raise ValueError(f"range must be (lo, hi) with lo < hi; got {self.range}")
+            raise InvalidValue(f"range must be (lo, hi) with lo < hi; got {self.range}")
         if self.convention not in CONVENTIONS:
             names = ", ".join(CONVENTIONS)
-            raise ValueError(f"convention must be one of {names}; got {self.convention!r}")
+            raise InvalidValue(f"convention must be one of {names}; got {self.convention!r}")
 
     @property
     def spacing(self) -> float:
@@ -77,7 +79,7 @@ class Levels:
         if not x.is_floating_point():
             ends = int(x.min()), int(x.max())
             if ends[0] < 0 or ends[1] >= self.count:
-                raise ValueError(
+                raise InvalidValue(
                     f"x must hold levels 0 to {self.count - 1}; got {ends[0]} to {ends[1]}: give "
                     f"levels=Levels(count) with the right count"
                 )
@@ -85,13 +87,13 @@ class Levels:
         place = (x.double() - lo) / self.spacing
         least, most = float(place.min()), float(place.max())
         if not (least > -0.01 and most < self.count - 0.99):
-            raise ValueError(
+            raise InvalidValue(
                 f"x must lie in the declared range {lo:g} to {hi:g}; got {float(x.min()):g} to "
                 f"{float(x.max()):g}: bring it there, or hand in the integers"
             )
         off = float((place - place.round()).abs().max())
         if off > 0.01:
-            raise ValueError(
+            raise InvalidValue(
                 f"x must lie on the levels, {self.spacing:g} apart from {lo:g}; a value is "
                 f"{off:.2g} of that off: was noise added before? Then hand it in without levels"
             )
@@ -111,12 +113,12 @@ def ask(hook: Hook, centres: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """(u, log q in float64) of a hook. Raises ValueError for what is no dequantisation."""
     u, log_q = hook(centres, eps)
     if u.shape != centres.shape or log_q.shape != centres.shape[:1]:
-        raise ValueError(
+        raise InvalidValue(
             f"dequantize must return u {tuple(centres.shape)} and log_q {tuple(centres.shape[:1])}; "
             f"got {tuple(u.shape)} and {tuple(log_q.shape)}"
         )
     if not bool(((u >= 0) & (u <= 1)).all()) or not bool(torch.isfinite(log_q).all()):
-        raise ValueError(
+        raise InvalidValue(
             f"dequantize must return u in [0, 1] and finite log_q; got u from {float(u.min()):g} to "
             f"{float(u.max()):g}, log_q {log_q.tolist()[:4]}"
         )

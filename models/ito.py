@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .process import Process
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -39,7 +40,9 @@ class ItoSDE:
 
     def __post_init__(self) -> None:
         if not self.t_min < self.t_max:
-            raise ValueError(f"t_max must exceed t_min; got t_min={self.t_min}, t_max={self.t_max}")
+            raise InvalidValue(
+                f"t_max must exceed t_min; got t_min={self.t_min}, t_max={self.t_max}"
+            )
 
     def matrix(self, x: Tensor, t: Tensor) -> Tensor:
         """S(x, t) as [B, d, m]."""
@@ -49,7 +52,7 @@ class ItoSDE:
         elif s.ndim == 2 and s.shape[0] == x.shape[1]:
             s = s.expand(len(x), -1, -1)
         if s.ndim != 3 or s.shape[:2] != x.shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"diffusion must return [B, d, m], [d, m] or [B, d] for x {tuple(x.shape)}; "
                 f"got {tuple(s.shape)}"
             )
@@ -95,9 +98,9 @@ class ItoSDE:
         [B, d].
         """
         if steps < 1:
-            raise ValueError(f"steps must be >= 1; got {steps}")
+            raise InvalidValue(f"steps must be >= 1; got {steps}")
         if x.ndim != 2:
-            raise ValueError(f"x must be [B, d]; got {tuple(x.shape)}")
+            raise InvalidValue(f"x must be [B, d]; got {tuple(x.shape)}")
         times = torch.linspace(self.t_min, self.t_max, steps + 1, dtype=torch.float64)
         g = torch.Generator(x.device).manual_seed(seed)
         dt = (self.t_max - self.t_min) / steps
@@ -106,7 +109,7 @@ class ItoSDE:
             at = t.expand(len(x))
             b, s = self.drift(x, at), self.matrix(x, at)
             if b.shape != x.shape:
-                raise ValueError(
+                raise InvalidValue(
                     f"drift must return x's shape {tuple(x.shape)}; got {tuple(b.shape)}"
                 )
             dw = torch.randn(len(x), s.shape[2], dtype=x.dtype, device=x.device, generator=g)
@@ -163,7 +166,7 @@ def annealed_langevin(
     its ratio to the scale. Raises ValueError unless the levels are positive and fall.
     """
     if levels.ndim != 1 or not bool((levels > 0).all()) or not bool((levels.diff() < 0).all()):
-        raise ValueError(f"levels must be positive and fall strictly; got {levels.tolist()}")
+        raise InvalidValue(f"levels must be positive and fall strictly; got {levels.tolist()}")
     for i, sigma in enumerate(levels.tolist()):
         at = ItoSDE(
             lambda x, t, s=sigma: score(x, torch.full_like(t, s)),  # type: ignore[misc]

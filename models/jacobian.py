@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import normal, rademacher
+from ..kernels.errors import InvalidValue
 
 PROBES = ("rademacher", "gaussian")
 
@@ -41,9 +42,9 @@ def probes(
     kind: 'rademacher' or 'gaussian'. Raises ValueError for another kind or count < 1.
     """
     if kind not in PROBES:
-        raise ValueError(f"probe kind must be one of {', '.join(PROBES)}; got {kind!r}")
+        raise InvalidValue(f"probe kind must be one of {', '.join(PROBES)}; got {kind!r}")
     if count < 1:
-        raise ValueError(f"probes must be >= 1; got {count}")
+        raise InvalidValue(f"probes must be >= 1; got {count}")
     shape = tuple(like.shape)
 
     def draw(k: int) -> Tensor:
@@ -64,7 +65,7 @@ def products(
     depend on x through autograd.
     """
     if not out.requires_grad:
-        raise ValueError(
+        raise InvalidValue(
             "net's output has no gradient with respect to x, so its trace cannot be taken: "
             "drop no_grad, detach or a compiled inference mode from the network"
         )

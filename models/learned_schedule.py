@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..kernels.errors import InvalidType, InvalidValue
 from .denoiser import Denoiser
 from .guidance.rule import column
 from .process import Process, Time, f64
@@ -37,7 +38,7 @@ class MonotoneOmega(nn.Module):
     def __init__(self, lo: float = -13.3, hi: float = 5.0, width: int = 64) -> None:
         super().__init__()
         if not lo < hi:
-            raise ValueError(f"hi must exceed lo; got lo={lo}, hi={hi}")
+            raise InvalidValue(f"hi must exceed lo; got lo={lo}, hi={hi}")
         centre = torch.linspace(0, 1, width)
         slope = torch.full((width,), 10.0)
         self.ends = nn.Parameter(torch.tensor([lo, hi]))
@@ -199,7 +200,7 @@ class LearnedSchedule:
         """One draw for each sample: x_0 [B, *event] -> [B]."""
         process, net = _learning(denoiser)[1], denoiser.net
         if not isinstance(process.omega, nn.Module) or not isinstance(net, nn.Module):
-            raise TypeError("a schedule is learned with modules: as omega and as the network")
+            raise InvalidType("a schedule is learned with modules: as omega and as the network")
         t, eps, eps_0 = draws(x_0, generator)
         ends = replace(process, omega=_learning_only(process.omega, {"ends"}))
         value = self.bound.at(replace(denoiser, process=ends), x_0, t, eps, eps_0, **cond)
@@ -237,6 +238,6 @@ def _learning(denoiser: Denoiser) -> tuple[Denoiser, LearnedVP]:
     """The denoiser with the graph to its schedule kept."""
     process = denoiser.process
     if not isinstance(process, LearnedVP):
-        raise TypeError(f"the process must be a LearnedVP; got {type(process).__name__}")
+        raise InvalidType(f"the process must be a LearnedVP; got {type(process).__name__}")
     process = replace(process, learn=True)
     return replace(denoiser, process=process), process

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .denoiser import Denoiser
 from .processes import Process
 from .readout import READOUTS
@@ -118,10 +119,10 @@ class Objective:
         for argument, known in (("weighting", WEIGHTINGS), ("times", TIMES)):
             value = getattr(self, argument)
             if value not in known:
-                raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}")
+                raise InvalidValue(f"{argument} must be one of {', '.join(known)}; got {value!r}")
         for argument in ("P_std", "gamma"):
             if not getattr(self, argument) > 0:
-                raise ValueError(f"{argument} must be > 0; got {getattr(self, argument)}")
+                raise InvalidValue(f"{argument} must be > 0; got {getattr(self, argument)}")
 
     def sample_times(self, n: int, process: Process, generator: torch.Generator) -> Tensor:
         """Training times [n], float64 in [t_min, t_max], on the generator's device."""

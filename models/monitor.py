@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..kernels.errors import MissingPackage
 from .checkpoint import atomically
 
 Report = Callable[[int, float, float | None], None]
@@ -40,7 +41,9 @@ def reporter(steps: int, start: int, progress: bool) -> Iterator[Report]:
     try:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        raise ImportError("the progress bar needs rich: pip install 'undiffuse[bench]'") from None
+        raise MissingPackage(
+            "the progress bar needs rich: pip install 'undiffuse[bench]'"
+        ) from None
     columns = (
         TextColumn("training {task.completed}/{task.total}"),
         BarColumn(),

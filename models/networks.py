@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.errors import InvalidValue
 from .variational import VarianceHead
 
 
@@ -53,7 +54,7 @@ class LabelEmbedding(nn.Embedding):
             return self.weight[-1].expand(batch, -1)
         index = label.to(self.weight.device)
         if index.shape != (batch,) or index.is_floating_point():
-            raise ValueError(
+            raise InvalidValue(
                 f"label must hold integers of shape {(batch,)}; "
                 f"got {index.dtype} of shape {tuple(index.shape)}"
             )
@@ -123,7 +124,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)
         if flat.shape[1] != self.config["dim"]:
-            raise ValueError(
+            raise InvalidValue(
                 f"x must have {self.config['dim']} components per sample; got {tuple(x.shape)}"
             )
         e = _embed(self.time, self.label, t, label)
@@ -227,7 +228,7 @@ class UNet(nn.Module):
         unit = 2 ** (len(self.down) - 1)
         fits = x.ndim == 4 and x.shape[1] == self.config["channels"]
         if not fits or x.shape[2] % unit or x.shape[3] % unit:
-            raise ValueError(
+            raise InvalidValue(
                 f"x must be [B, {self.config['channels']}, H, W], H and W multiples of {unit}; "
                 f"got {tuple(x.shape)}"
             )
@@ -255,11 +256,11 @@ def build(name: str, config: dict[str, Any]) -> nn.Module:
     Raises ValueError for what is not known.
     """
     if name not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
+        raise InvalidValue(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
     try:
         net = NETWORKS[name](**config)
     except TypeError as e:
-        raise ValueError(f"network {name!r} cannot be built from {config}: {e}") from None
+        raise InvalidValue(f"network {name!r} cannot be built from {config}: {e}") from None
     return VarianceHead(net) if config.get("outputs", 1) == 2 else net
 
 
@@ -280,7 +281,7 @@ def _embed(
     if labels is not None:
         e = e + labels.of(label, len(t))
     elif label is not None:
-        raise ValueError("label was given to a network without classes; build it with classes=")
+        raise InvalidValue("label was given to a network without classes; build it with classes=")
     return nn.functional.silu(e)
 
 
@@ -303,4 +304,4 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 def _at_least_one(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} must be >= 1; got {size}")
+            raise InvalidValue(f"{name} must be >= 1; got {size}")

@@ -21,6 +21,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
+
 Time = float | Tensor
 
 
@@ -32,13 +34,13 @@ def f64(t: Time) -> Tensor:
 def positive(name: str, value: float) -> None:
     """Raise ValueError unless value is finite and > 0."""
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and > 0; got {value}")
+        raise InvalidValue(f"{name} must be finite and > 0; got {value}")
 
 
 def increasing(lo_name: str, lo: float, hi_name: str, hi: float) -> None:
     """Raise ValueError unless lo < hi, both finite."""
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-        raise ValueError(f"{hi_name} must exceed {lo_name}; got {lo_name}={lo}, {hi_name}={hi}")
+        raise InvalidValue(f"{hi_name} must exceed {lo_name}; got {lo_name}={lo}, {hi_name}={hi}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .process import Prior, Process, Time, f64, increasing, positive
 from .vp import VP, SubVP, TabledVP
 
@@ -112,7 +113,7 @@ class Flow(Process):
         positive("t_min", self.t_min)
         increasing("t_min", self.t_min, "t_max", self.t_max)
         if self.t_max > 1:
-            raise ValueError(f"t_max must be at most 1, where alpha = 0; got {self.t_max}")
+            raise InvalidValue(f"t_max must be at most 1, where alpha = 0; got {self.t_max}")
 
     def alpha(self, t: Time) -> Tensor:
         return 1 - f64(t)

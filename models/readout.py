@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .processes import Process
 
 
@@ -96,7 +97,7 @@ def convert(
     """
     for argument, name in (("source", source), ("target", target)):
         if name not in READOUTS:
-            raise ValueError(f"{argument} must be one of {', '.join(READOUTS)}; got {name!r}")
+            raise InvalidValue(f"{argument} must be one of {', '.join(READOUTS)}; got {name!r}")
     t = torch.as_tensor(t, dtype=torch.float64)
     if source == target:
         return Affine(torch.zeros_like(t), torch.ones_like(t))
@@ -116,7 +117,7 @@ def convert(
 
 def _refuse(t: Tensor, process: Process, source: str, target: str) -> None:
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-    raise ValueError(
+    raise InvalidValue(
         f"the {target!r} read-out of a network that predicts {source!r} does not exist at "
         f"t={float(t):g}, where alpha={alpha:g} and sigma={sigma:g}; "
         "start or end the grid inside, or use a network with another prediction (e.g. 'v')"
@@ -148,7 +149,7 @@ def network_time(process: Process, t: Tensor, convention: Any, steps: int) -> Te
         told = torch.exp(-process.log_snr(t))
     if told.device.type == "cpu" and not bool(torch.isfinite(told).all()):
         at = float(t[~torch.isfinite(told)].flatten()[0]) if t.ndim else float(t)
-        raise ValueError(
+        raise InvalidValue(
             f"time={convention!r} is infinite at t={at:g} of {process}; "
             "start the process below it (e.g. Flow(t_max=0.999)) or use time='continuous'"
         )

@@ -18,20 +18,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
+
 Score = Callable[[Tensor], Tensor]
 
 
 def explicit(score: Score, x: Tensor, target: Tensor) -> Tensor:
     """1/2 ||s(x) - target||^2 with the known score `target` of x's shape; [B]."""
     if target.shape != x.shape:
-        raise ValueError(f"target must have x's shape {tuple(x.shape)}; got {tuple(target.shape)}")
+        raise InvalidValue(
+            f"target must have x's shape {tuple(x.shape)}; got {tuple(target.shape)}"
+        )
     return 0.5 * (score(x) - target).square().flatten(1).sum(1)
 
 
 def denoising(score: Score, x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     """1/2 ||s(x + sigma eps) + eps/sigma||^2 (Vincent 2011, 9); [B]. Raises unless sigma > 0."""
     if not sigma > 0:
-        raise ValueError(f"sigma must be > 0; got {sigma}")
+        raise InvalidValue(f"sigma must be > 0; got {sigma}")
     eps = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     return 0.5 * (score(x + sigma * eps) + eps / sigma).square().flatten(1).sum(1)
 
@@ -99,9 +103,9 @@ def _exact_trace(s: Tensor, x: Tensor) -> Tensor:
 def _rademacher(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """[count, *x.shape] of +-1."""
     if count < 1:
-        raise ValueError(f"probes must be >= 1; got {count}")
+        raise InvalidValue(f"probes must be >= 1; got {count}")
     if generator is None:
-        raise ValueError(
+        raise InvalidValue(
             "random probes need a generator; pass one, or probes=0 for the exact trace"
         )
     bits = torch.randint(2, (count, *x.shape), generator=generator, device=x.device)

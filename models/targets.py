@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .denoiser import Denoiser
 from .processes import Process
 
@@ -31,9 +32,9 @@ class GaussianMixture:
         w = torch.as_tensor(weights, dtype=torch.float64)
         m = torch.as_tensor(means, dtype=torch.float64)
         if w.ndim != 1 or not bool((w > 0).all()) or not bool(torch.isfinite(w).all()):
-            raise ValueError(f"weights must be a vector of positive numbers; got {weights!r}")
+            raise InvalidValue(f"weights must be a vector of positive numbers; got {weights!r}")
         if m.ndim < 2 or m.shape[0] != w.shape[0]:
-            raise ValueError(
+            raise InvalidValue(
                 f"means must be [K, ...] with K={w.shape[0]} components; got {tuple(m.shape)}"
             )
         self.event_shape = m.shape[1:]
@@ -103,14 +104,14 @@ class GaussianMixture:
         self, x: Tensor, t: float | Tensor, process: Process | None
     ) -> tuple[Tensor, Tensor]:
         if tuple(x.shape[1:]) != tuple(self.event_shape):
-            raise ValueError(
+            raise InvalidValue(
                 f"x must be [B, {', '.join(map(str, self.event_shape))}]; got {tuple(x.shape)}"
             )
         times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         if process is None:
             if not bool((times != 0).any()):
                 return torch.ones_like(times), torch.zeros_like(times)
-            raise ValueError(f"log_prob at t={t} needs the process that noised the data")
+            raise InvalidValue(f"log_prob at t={t} needs the process that noised the data")
         return process.alpha(times), process.sigma(times)
 
     def _evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,20 +147,20 @@ def _eigen(covs: Array | float, count: int, dim: int) -> tuple[Tensor, Tensor]:
         try:
             values = (c[:, None] if c.ndim == 1 else c).expand(count, dim).clone()
         except RuntimeError:
-            raise ValueError(
+            raise InvalidValue(
                 f"covs must be [K, d, d], [K, d], [K] or a number with K={count}, d={dim}; "
                 f"got {tuple(c.shape)}"
             ) from None
         basis = torch.eye(dim, dtype=torch.float64)[None]
     elif tuple(c.shape) != (count, dim, dim):
-        raise ValueError(f"covs must be {(count, dim, dim)}; got {tuple(c.shape)}")
+        raise InvalidValue(f"covs must be {(count, dim, dim)}; got {tuple(c.shape)}")
     elif not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.abs().max())):
-        raise ValueError("covs must be symmetric")
+        raise InvalidValue("covs must be symmetric")
     else:
         values, basis = torch.linalg.eigh(0.5 * (c + c.mT))
     floor = -1e-9 * float(values.abs().max())
     if not bool(torch.isfinite(values).all()) or float(values.min()) < floor:
-        raise ValueError(
+        raise InvalidValue(
             f"covs must be finite and positive semi-definite; smallest eigenvalue {values.min():g}"
         )
     return values.clamp(min=0.0), basis

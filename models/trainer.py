@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..kernels.errors import InvalidValue, RunFailure
 from .checkpoint import Checkpoint, atomically, process_to_dict
 from .data.formats import UNREADABLE
 from .data.sets import Data
@@ -35,7 +36,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 _CHECK = 50  # steps between looks at the losses: each look is a synchronisation on a device
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunFailure):
     """The loss or its gradient was not finite at `step`; earlier checkpoints stand."""
 
     def __init__(self, step: int, value: float, kept: Path | None) -> None:
@@ -73,14 +74,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
+                raise InvalidValue(f"{name} must be >= 1; got {getattr(self, name)}")
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0; got {getattr(self, name)}")
+                raise InvalidValue(f"{name} must be > 0; got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
+            raise InvalidValue(f"ema must lie in [0, 1); got {self.ema}")
         if not 0 <= self.drop_label <= 1:
-            raise ValueError(f"drop_label must lie in [0, 1]; got {self.drop_label}")
+            raise InvalidValue(f"drop_label must lie in [0, 1]; got {self.drop_label}")
 
     def learning_rate(self, step: int) -> float:
         """lr(k) of the module's first lines, k = 0..steps-1."""
@@ -113,7 +114,7 @@ class Trainer:
         name, config = network
         if settings.conditional:
             if train.labels is None or held.labels is None or data.labels is None:
-                raise ValueError(f"conditional=True needs labels; data {data.name!r} has none")
+                raise InvalidValue(f"conditional=True needs labels; data {data.name!r} has none")
             self.labels, self.held_labels = train.labels.to(device), held.labels[:1024].to(device)
             config = {"classes": int(data.labels.max()) + 1, **config}
         with torch.random.fork_rng(devices=[]):  # the initial weights belong to the seed alone
@@ -281,13 +282,13 @@ class Trainer:
             state = torch.load(path, weights_only=True, map_location="cpu")
             theirs = json.loads(state["description"])
         except UNREADABLE as e:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path} cannot be resumed from ({e}); pass resume=False, or --restart"
             ) from None
         ours = json.loads(json.dumps(self._description()))
         for key in ours:
             if ours[key] != theirs.get(key):
-                raise ValueError(
+                raise InvalidValue(
                     f"{path} is of a run with other arguments: {key} was {theirs.get(key)}, is "
                     f"now {ours[key]}; choose another out, or start over with resume=False, or --restart"
                 )

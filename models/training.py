@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .data.sets import Data, load
 from .denoiser import Denoiser
 from .learned_schedule import LearnedSchedule, LearnedVP
@@ -71,7 +72,7 @@ def train(
         chosen = Settings(**settings)
     except TypeError:
         known = ", ".join(f.name for f in dataclasses.fields(Settings))
-        raise ValueError(f"settings must be among {known}; got {', '.join(settings)}") from None
+        raise InvalidValue(f"settings must be among {known}; got {', '.join(settings)}") from None
     process = _process(process)
     objective, config = _loss(loss, process), dict(network_config or {})
     if isinstance(objective, Hybrid):
@@ -101,7 +102,7 @@ def _process(process: Process | str | None) -> Process:
     if isinstance(process, Process):
         return process
     if process not in PROCESSES:
-        raise ValueError(f"process must be one of {', '.join(PROCESSES)}; got {process!r}")
+        raise InvalidValue(f"process must be one of {', '.join(PROCESSES)}; got {process!r}")
     return PROCESSES[process]()
 
 
@@ -113,9 +114,9 @@ def _loss(loss: str | Loss | None, process: Process) -> Loss:
         return loss
     if loss not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
-        raise ValueError(f"loss must be one of {known}, or a callable; got {loss!r}")
+        raise InvalidValue(f"loss must be one of {known}, or a callable; got {loss!r}")
     if learned != (loss == "learned"):
-        raise ValueError(
+        raise InvalidValue(
             f"loss 'learned' and a learned process belong together; got {loss!r} and {process}"
         )
     return OBJECTIVES[loss]

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..kernels.errors import InvalidType, InvalidValue
 from .denoiser import Denoiser
 from .losses import LOSSES, Objective
 from .processes import Process
@@ -79,7 +80,7 @@ class VarianceHead(nn.Module):
         """(prediction, o)."""
         out = self.net(x, t, **cond)
         if out.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-            raise ValueError(
+            raise InvalidValue(
                 f"a network with learned variance must return {2 * x.shape[1]} channels for "
                 f"x {tuple(x.shape)}; got {tuple(out.shape)}"
             )
@@ -108,9 +109,9 @@ class VLB:
 
     def __post_init__(self) -> None:
         if self.steps < 2:
-            raise ValueError(f"steps must be >= 2; got {self.steps}")
+            raise InvalidValue(f"steps must be >= 2; got {self.steps}")
         if self.variance not in ("small", "large", "learned"):
-            raise ValueError(
+            raise InvalidValue(
                 f"variance must be one of small, large, learned; got {self.variance!r}"
             )
 
@@ -198,7 +199,9 @@ def data_and_variance(
     """D(x, t) and the variance's place o in [-1, 1] or beyond, from one call of the network."""
     head = denoiser.net
     if not isinstance(head, VarianceHead):
-        raise TypeError(f"learned variances need a VarianceHead as net; got {type(head).__name__}")
+        raise InvalidType(
+            f"learned variances need a VarianceHead as net; got {type(head).__name__}"
+        )
     kept: list[Tensor] = []
 
     def net(x_in: Tensor, t_in: Tensor, **cond: Any) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidValue
 from .process import Process, Time, f64, increasing, positive
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _LinearBeta(_VariancePreserving):
     def __post_init__(self) -> None:
         positive("beta_min", self.beta_min)
         if not self.beta_min <= self.beta_max:
-            raise ValueError(
+            raise InvalidValue(
                 f"beta_max must be at least beta_min={self.beta_min}; got {self.beta_max}"
             )
         increasing("t_min", self.t_min, "t_max", self.t_max)
@@ -103,7 +104,7 @@ class VP(_LinearBeta):
     def cosine(s: float = 0.008, steps: int = 1000) -> TabledVP:
         """Improved DDPM's schedule, alpha_bar = cos^2((u+s)/(1+s) pi/2), beta capped at 0.999."""
         if steps < 1:
-            raise ValueError(f"steps must be >= 1; got {steps}")
+            raise InvalidValue(f"steps must be >= 1; got {steps}")
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
         alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2).square()
         return VP.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
@@ -134,9 +135,9 @@ class TabledVP(_VariancePreserving):
     def __post_init__(self) -> None:
         for i, b in enumerate(self.betas):
             if not 0 < b < 1:
-                raise ValueError(f"betas must lie in (0, 1); got betas[{i}]={b}")
+                raise InvalidValue(f"betas must lie in (0, 1); got betas[{i}]={b}")
         if not self.betas:
-            raise ValueError("betas must hold at least one entry; got none")
+            raise InvalidValue("betas must hold at least one entry; got none")
         rates = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)) * len(self.betas)
         total = torch.cat([rates.new_zeros(1), rates.cumsum(0) / len(self.betas)])
         object.__setattr__(self, "_rates", rates)

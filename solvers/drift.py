@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.errors import InvalidType, InvalidValue
 from ..models import VE, VP, Brownian, Denoiser, Flow, Process, SubVP
 
 CLOSED_FORM = (VP, SubVP, VE, Brownian, Flow)  # processes in closed form down to t = 0
@@ -39,7 +40,7 @@ def start_time(model: Denoiser, t_min: float | None = None) -> float:
         sharpest = process.inverse_log_snr(torch.tensor(-math.log(SHARPEST), dtype=torch.float64))
         return min(max(T_MIN, float(sharpest)), process.t_min)
     if not 0 < t_min < process.t_max and t_min != process.t_min:  # a learned schedule starts at 0
-        raise ValueError(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
+        raise InvalidValue(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
     return float(t_min)
 
 
@@ -102,7 +103,7 @@ class ReverseSDE:
         process = self.model.process
         rate, g2 = process.drift_rate(t), process.diffusion(t).square()
         if not bool(torch.isfinite(rate) & torch.isfinite(g2)):
-            raise ValueError(
+            raise InvalidValue(
                 f"the reverse SDE of {process} is singular at s={float(s):g} (t={float(t):g}), "
                 f"where alpha=0: start it later, at span[0]={self.span[0]:g}"
             )
@@ -141,5 +142,5 @@ def _first(process: Process) -> float:
 
 def _denoiser(model: Denoiser) -> Denoiser:
     if not isinstance(model, Denoiser):
-        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
+        raise InvalidType(f"model must be a Denoiser; got {type(model).__name__}")
     return model

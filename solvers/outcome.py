@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.errors import RunFailure
+
 
 class Status(IntEnum):
     """One code a sample; 0 is success."""
@@ -33,7 +35,7 @@ MEANING = {
 }
 
 
-class SolverError(RuntimeError):
+class SolverError(RunFailure):
     """A run failed for some samples. `status` is [B], `result` what had been computed."""
 
     def __init__(self, message: str, status: Tensor, result: Any = None) -> None:

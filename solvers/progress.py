@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from ..kernels.errors import MissingPackage
+
 T = TypeVar("T")
 
 
@@ -17,7 +19,7 @@ def track(items: Iterable[T], label: str, total: int, show: bool) -> Iterator[T]
         from rich.console import Console
         from rich.progress import track as rich_track
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "progress=True draws its bar with rich: pip install 'undiffuse[bench]'"
         ) from error
     yield from rich_track(items, label, total, console=Console(stderr=True))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import measuring
+from .kernels.errors import InvalidValue
 from .options import MODEL, checkpoint, command, common, dtype, usable
 
 
@@ -129,7 +130,7 @@ def _run_sample(args: argparse.Namespace) -> None:
     )
 
     if args.n < 1 or args.batch < 1:
-        raise ValueError(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
+        raise InvalidValue(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
     loaded = checkpoint(args.model, args.device, args.dtype)
     args.out.mkdir(parents=True, exist_ok=True)  # or hours later
     solver: Any = args.solver

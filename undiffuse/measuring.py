@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .kernels.errors import InvalidValue
 from .options import MODEL, command, common, dtype, names, numbers, without
 
 
@@ -131,7 +132,7 @@ def _bench(commands: Any) -> None:
 def _run_bench(args: argparse.Namespace) -> int | None:
     least, most = {"nfe": (0, 1), "compare": (2, 2), "merge": (2, 10**6)}.get(args.what, (0, 0))
     if not least <= len(args.runs) <= most:
-        raise ValueError(
+        raise InvalidValue(
             "nfe takes at most one model, compare two results, merge two or more, the others "
             f"nothing; got {len(args.runs)}: {' '.join(args.runs)}"
         )
@@ -169,7 +170,7 @@ def _run_bench(args: argparse.Namespace) -> int | None:
         from .bench.nfe.run import run
 
         if args.runs and args.checkpoint is not None:
-            raise ValueError(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")
+            raise InvalidValue(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")
         args.checkpoint = args.runs[0] if args.runs else args.checkpoint
         run(**without(args, "what", "runs"))
     return None

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .kernels.errors import InvalidValue
+
 MODEL = (
     "checkpoint of `undiffuse train`, or package.module:function or file.py:function that returns "
     "an undiffuse Checkpoint around any network; default: digits, the network that ships"
@@ -55,7 +57,7 @@ def usable(device: str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
-        raise ValueError(f"--device {device!r} cannot be used here: {why}") from None
+        raise InvalidValue(f"--device {device!r} cannot be used here: {why}") from None
 
 
 def names(text: str) -> list[str]:

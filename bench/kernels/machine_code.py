@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.budget import INSTRUCTIONS
+from ...kernels.errors import MissingPackage, RunFailure
 
 Figures = dict[str, Any]
 Code = Sequence[tuple[str, str, str, str]]
@@ -37,14 +38,14 @@ def read(target: str) -> dict[str, Figures]:
     it cannot compile for the target.
     """
     if importlib.util.find_spec("triton") is None:
-        raise ImportError("reading machine code needs triton")
+        raise MissingPackage("reading machine code needs triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-P", "-m", __name__, target],
         check=False, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+        raise RunFailure(done.stderr[-2000:])
     found: dict[str, Figures] = json.loads(done.stdout)
     return found
 
@@ -102,7 +103,7 @@ def shortest_path(text: str) -> int:
         return max(ways)[1]
     whole = distance(code, position, 0, None)
     if whole is None:
-        raise RuntimeError("no way to the end was found")
+        raise RunFailure("no way to the end was found")
     return whole
 
 
@@ -134,7 +135,7 @@ def number(pattern: str, text: str) -> int:
     """The first number that the pattern's group finds."""
     found = re.search(pattern, text)
     if found is None:
-        raise RuntimeError(f"the compiler's listing has no {pattern!r}")
+        raise RunFailure(f"the compiler's listing has no {pattern!r}")
     return int(found.group(1))
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ...models.checkpoint import Checkpoint, from_code, load
 from ...models.dequantize import Hook, Levels
@@ -75,18 +76,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+            raise InvalidValue(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
         if self.dtype not in TYPES:
-            raise ValueError(f"dtype must be one of {', '.join(TYPES)}; got {self.dtype!r}")
+            raise InvalidValue(f"dtype must be one of {', '.join(TYPES)}; got {self.dtype!r}")
         for name in FOREIGN[self.method]:
             if (value := getattr(self, name)) is not None:
-                raise ValueError(f"{name} is not of method={self.method!r}; got {value}")
+                raise InvalidValue(f"{name} is not of method={self.method!r}; got {value}")
         for name in ("repeats", "probes", "steps", "calls"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1; got {value}")
+                raise InvalidValue(f"{name} must be >= 1; got {value}")
         for name in ("target_error", "rtol", "atol"):
             if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"{name} must be > 0; got {value}")
+                raise InvalidValue(f"{name} must be > 0; got {value}")
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `bits_per_dim`."""
@@ -120,7 +121,7 @@ def run(
     out, how = Path(out), Settings(**settings)
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1; got {value}")
+            raise InvalidValue(f"{name} must be >= 1; got {value}")
     model = "digits" if model is None else model
     trained = load(model, device)
     items = Items.of(trained, data, how.convention, how.dequantize is not None)
@@ -202,7 +203,7 @@ def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
         return name
     hook = from_code(name)
     if not callable(hook):
-        raise TypeError(
+        raise InvalidType(
             f"dequantize must be uniform, none, or package.module:function or file.py:function "
             f"that returns a hook(centres, eps) -> (u, log_q); got {name!r}"
         )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import VP, GaussianMixture
 from ...solvers.tables.spectral import Statistics
 from ..bar import Bar, bar
@@ -68,7 +69,7 @@ def run(
     """
     out, count = Path(out), batch or (16 if quick else 200)
     if count < 2:
-        raise ValueError(f"batch must be >= 2; got {count}")
+        raise InvalidValue(f"batch must be >= 2; got {count}")
     out.mkdir(parents=True, exist_ok=True)
     with bar(progress) as shown:
         digits = _exact("digits64", PEERS | OURS | EXACT, count, count, seed, device, shown)

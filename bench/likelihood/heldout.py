@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models.checkpoint import Checkpoint
 from ...models.data.formats import stream
 from ...models.data.sets import load, split_indices
@@ -33,7 +34,7 @@ def unseen(checkpoint: Checkpoint) -> Source:
     """
     record = checkpoint.training
     if "data" not in record or "split" not in record:
-        raise ValueError(
+        raise InvalidValue(
             "the checkpoint does not say which data it was trained on, and how split: name data that "
             "it never saw (--data), or give Checkpoint(training={'data': ..., 'split': None})"
         )
@@ -48,7 +49,7 @@ def unseen(checkpoint: Checkpoint) -> Source:
         return source
     held = split_indices(len(source), **record["split"])[1].tolist()
     if not held:
-        raise ValueError(f"the training left out nothing of {record['data']!r}: name other data")
+        raise InvalidValue(f"the training left out nothing of {record['data']!r}: name other data")
     return source.subset(held)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models.bases import Columns
 from ...models.checkpoint import Checkpoint
 from ...models.data.formats import stream
@@ -60,12 +61,12 @@ class Items:
         source = heldout.unseen(trained) if data is None else stream(data)
         if source.event_shape != trained.event_shape:
             same = math.prod(source.event_shape) == math.prod(trained.event_shape)
-            raise ValueError(
+            raise InvalidValue(
                 f"data must hold items of shape {trained.event_shape}, which the network was "
                 f"trained on; {source.name} holds {source.event_shape}{': reshape it' * same}"
             )
         if source.levels and not trained.spacing:
-            raise ValueError(
+            raise InvalidValue(
                 f"the network was trained on continuous data, in which the {source.levels} levels of "
                 f"{source.name} have no place: hand in floats as it was trained on"
             )
@@ -91,12 +92,12 @@ class Items:
             try:
                 place = (ends.centres(x.double()) - lo) / ends.spacing
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise InvalidValue(f"{where}: {error}") from None
             return place.round().to(torch.uint8 if ends.count <= 256 else torch.int32)
         if self.own is not None:
             least, most = float(x.min()), float(x.max())
             if least < lo - 1.01 * self.own or most > hi + 1.01 * self.own:
-                raise ValueError(
+                raise InvalidValue(
                     f"data must lie in the network's range {lo:g} to {hi:g}; {where} hold "
                     f"{least:g} to {most:g}: bring them there, or hand in bytes"
                 )
@@ -123,7 +124,7 @@ class Items:
                 marks.append(hashlib.sha256(x.numpy().tobytes()).hexdigest()[:12])
                 advance()
         if discrete:
-            raise ValueError(
+            raise InvalidValue(
                 f"all of {self.source.name} lies on the levels that the network was trained on, where "
                 f"a density says nothing: choose dequantize={CHOICES}"
             )
@@ -133,12 +134,12 @@ class Items:
         """Int64 [N]. Raises ValueError where the data have none, or not one an item."""
         found = self.source.labels()
         if found is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"conditional=True needs labels; {self.source.name} has none: hand in a file with "
                 "both, e.g. an .npz with x and y"
             )
         if found.shape != (len(self),) or found.is_floating_point():
-            raise ValueError(
+            raise InvalidValue(
                 f"labels of {self.source.name} must be {len(self)} integers; got {found.dtype} "
                 f"{tuple(found.shape)}"
             )

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue, MissingPackage
+
 Z95 = 1.959964
 """Half width of a 95 % interval in standard errors."""
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -74,7 +76,7 @@ def wasserstein_1d(x: Tensor, y: Tensor, p: int = 2) -> Tensor:
     finite sum over the union of the steps i/n and j/m. Raises ValueError for another p.
     """
     if p not in (1, 2):
-        raise ValueError(f"p must be 1 or 2; got {p}")
+        raise InvalidValue(f"p must be 1 or 2; got {p}")
     n, m = len(x), len(y)
     x, y = (v.double().T.contiguous().sort(1).values for v in (x, y))  # [k, n], [k, m]
     if n == m:
@@ -105,7 +107,9 @@ def assignment(x: Tensor, y: Tensor, p: int = 2) -> float:
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
-        raise ImportError("exact transport needs SciPy: pip install 'undiffuse[bench]'") from error
+        raise MissingPackage(
+            "exact transport needs SciPy: pip install 'undiffuse[bench]'"
+        ) from error
     n = min(len(x), len(y))
     cost = torch.cdist(_flat(x[:n]), _flat(y[:n])).pow(p)
     rows, columns = linear_sum_assignment(cost.numpy())

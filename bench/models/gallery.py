@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import EDM, Denoiser, load_default
 from ...models.adapters import retime
 from ...models.data.sets import Data, load
@@ -60,7 +61,7 @@ def run(
     2, and where `out` holds networks of another run.
     """
     if steps is not None and steps < 2:
-        raise ValueError(f"steps must be >= 2; got {steps}")
+        raise InvalidValue(f"steps must be >= 2; got {steps}")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # small states: more threads only wait for each other

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models.checkpoint import Checkpoint, load, load_default
 from ...models.data.sets import load as load_data
 from ...solvers.likelihood.bits import dequantised
@@ -72,7 +73,7 @@ class Spec:
             trained = self.trained()
             x = load_data(self.data).to_range(*trained.data_range).x
             if tuple(x.shape[1:]) != tuple(trained.event_shape):
-                raise ValueError(
+                raise InvalidValue(
                     f"data {self.data!r} hold events of shape {tuple(x.shape[1:])}, the network's "
                     f"have {tuple(trained.event_shape)}"
                 )
@@ -252,7 +253,7 @@ def _work(config: Config, nfe: int, key: str) -> tuple[Record, float]:
     problem = _worker["problem"]
     cell = Cell(problem, config, nfe, _worker["measures"])
     if cell.key != key:
-        raise ValueError(
+        raise InvalidValue(
             f"{problem.name} is another one in every process: what makes it must be the same "
             f"whenever it is called, or workers be 1; {key} became {cell.key}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import RunFailure
 from ..measures.quality import DEFAULT, Measure, Run, errors
 from ..problems.exact import Inapplicable
 from ..problems.memory import high_water
@@ -62,7 +63,7 @@ class Cell:
         }
 
 
-class WrongCost(RuntimeError):
+class WrongCost(RunFailure):
     """A solver called the network more, or less, often than it declares."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...kernels.errors import InvalidValue
 from ...models import Process
 from ...solvers import Solver, get, names
 from ...solvers.tables import grids as grid_rules
@@ -68,7 +69,7 @@ def ours(
             grid_rules.named(name)
     if final not in grid_rules.FINALS:
         known = ", ".join(map(repr, grid_rules.FINALS))
-        raise ValueError(f"final must be one of {known}; got {final!r}")
+        raise InvalidValue(f"final must be one of {known}; got {final!r}")
     tables = [Ours(name, g, final, given=solver) for name, solver in made for g in grids]
     return [*tables, *map(Tuned.of, files)]
 

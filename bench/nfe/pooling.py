@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...kernels.errors import InvalidValue
 from .. import store
 from ..measures.quality import MEASURES
 from ..report import table
@@ -44,17 +45,17 @@ def check(records: Sequence[Record]) -> None:
     versions: dict[Cell, str] = {}
     for r in records:
         if "network" not in r or "versions" not in r:
-            raise ValueError(f"{r['problem']}: a result of an older format: run it again")
+            raise InvalidValue(f"{r['problem']}: a result of an older format: run it again")
         held = networks.setdefault(r["problem"], r["network"])
         if held != r["network"]:
-            raise ValueError(
+            raise InvalidValue(
                 f"{r['problem']} is the name of two networks or processes here ({held} and "
                 f"{r['network']}): their results cannot be joined; `undiffuse bench compare` sets "
                 "them side by side"
             )
         before = versions.setdefault(_cell(r), r["versions"])
         if before != r["versions"]:
-            raise ValueError(
+            raise InvalidValue(
                 f"{r['problem']}: {r['library']} {r['solver']} was run with {before}, and with "
                 f"{r['versions']}: run it again with one, or see what changed with `undiffuse bench "
                 "compare`"
@@ -113,7 +114,7 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> int:
     FileNotFoundError for one without results; then nothing is written.
     """
     if len(sources) < 2:
-        raise ValueError(f"merge joins two folders or more; got {len(sources)}")
+        raise InvalidValue(f"merge joins two folders or more; got {len(sources)}")
     out, folders = Path(out), [Path(source) for source in sources]
     check([r for folder in folders for r in store.records_of(folder)])
     count = store.merge(folders, out)

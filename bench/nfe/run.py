@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.errors import InvalidValue
 from ...models.checkpoint import Checkpoint
 from ...solvers import Solver
 from ..bar import bar
@@ -100,36 +101,36 @@ def run(
     out = Path(out)
     costs = _costs(nfe, quick)
     if workers < 1:
-        raise ValueError(f"workers must be >= 1; got {workers}")
+        raise InvalidValue(f"workers must be >= 1; got {workers}")
     grids = [grid] if isinstance(grid, str) else list(grid or GRIDS)
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
     named = None if solvers is None else ours(list(solvers), grids, final)
     every_seed = list(dict.fromkeys(seeds if seeds is not None else [seed]))
     if not every_seed:
-        raise ValueError("seeds must name at least one; got none")
+        raise InvalidValue("seeds must name at least one; got none")
     specs = [
         s
         for n in every_seed
         for s in _specs(checkpoint, data, targets, batch, n, device, features, quick)
     ]
     if workers > 1 and ranks.size() > 1:
-        raise ValueError(f"torchrun started {ranks.size()} processes; workers must then be 1")
+        raise InvalidValue(f"torchrun started {ranks.size()} processes; workers must then be 1")
     if workers > 1 and isinstance(checkpoint, Checkpoint):
-        raise ValueError("workers need a checkpoint's file: save it and give its path")
+        raise InvalidValue("workers need a checkpoint's file: save it and give its path")
     if workers > 1 and callable(features):
-        raise ValueError("workers need the features by name: give module:function")
+        raise InvalidValue("workers need the features by name: give module:function")
     posed = [spec.build() for spec in specs]
     called = [p.name for p in posed[: len(posed) // len(every_seed)]]
     if len(set(called)) < len(called):
-        raise ValueError(
+        raise InvalidValue(
             f"a target and the network have one name: {', '.join(called)}; rename the file"
         )
     todo = []
     for p in posed:
         own = ours(default_solvers(p.process), grids, final) if named is None else named
         if not own and not others:
-            raise ValueError("nothing to measure: name a solver or a peer")
+            raise InvalidValue("nothing to measure: name a solver or a peer")
         todo.append(_cells(p, [*own, *others], costs, measures))
 
     began = time.perf_counter()
@@ -182,7 +183,7 @@ def _threads(posed: Sequence[Problem]) -> Iterator[None]:
 def _costs(nfe: Sequence[int] | None, quick: bool) -> list[int]:
     costs = sorted(set(nfe if nfe is not None else QUICK_NFE if quick else NFE))
     if not costs or any(n != int(n) or n < 1 for n in costs):
-        raise ValueError(f"nfe must be whole numbers of network calls >= 1; got {nfe}")
+        raise InvalidValue(f"nfe must be whole numbers of network calls >= 1; got {nfe}")
     return costs
 
 
@@ -208,7 +209,7 @@ def _specs(
             spec = replace(spec, batch=QUICK_LARGE_BATCH if quick else LARGE_BATCH)
         specs.append(spec)
     if not specs:
-        raise ValueError("nothing to measure: name a target or a checkpoint")
+        raise InvalidValue("nothing to measure: name a target or a checkpoint")
     return specs
 
 

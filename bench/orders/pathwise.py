@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Process
 from ...solvers import Path, SASolver, Solver, response
 from ...solvers.families.multistep_engine import Decay, constant_noise, gauss
@@ -82,7 +83,7 @@ def strong_error(solver: Solver, process: Process, coupling: Coupling, n: int) -
     truth = kept * noise * s
     kernels = _kernels(coupling, s, noise, gone, dlam)
     if x.shape[1] - 3 != len(kernels) * len(path.h):
-        raise ValueError(
+        raise InvalidValue(
             f"the coupling gives {len(kernels)} normals a step, the table draws "
             f"{x.shape[1] - 3} in {len(path.h)} steps"
         )

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process
 from ..problems.plans import Config, Plan, Unavailable
 from ..problems.problem import Problem, data_prediction
@@ -213,5 +214,5 @@ def chosen(names: list[str] | None) -> list[Config]:
     known = {p.library for p in PEERS} | {p.name for p in PEERS}
     for name in names:
         if name not in known:
-            raise ValueError(f"peers: unknown {name!r}; known: {', '.join(sorted(known))}")
+            raise InvalidValue(f"peers: unknown {name!r}; known: {', '.join(sorted(known))}")
     return [p for p in PEERS if p.library in names or p.name in names]

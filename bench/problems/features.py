@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models.checkpoint import from_code
 from . import inception
 
@@ -32,13 +33,13 @@ def load(spec: str, span: tuple[float, float] = (-1.0, 1.0)) -> Features:
         return inception.NAMED[spec](span)
     made = from_code(spec)
     if made is None:
-        raise ValueError(
+        raise InvalidValue(
             f"features must be {', '.join(inception.NAMED)}, or package.module:function or "
             "file.py:function, a function without arguments that returns a callable [n, *event] -> "
             f"[n, k]; got {spec!r}"
         )
     if not callable(made):
-        raise TypeError(f"{spec} must return a callable; got {type(made).__name__}")
+        raise InvalidType(f"{spec} must return a callable; got {type(made).__name__}")
     kept: Features = made
     return kept
 
@@ -53,7 +54,7 @@ def apply(features: Features | None, x: Tensor) -> Tensor:
     with torch.no_grad():
         found = torch.cat([features(part.float()).detach().cpu() for part in torch.split(x, BATCH)])
     if found.ndim != 2 or len(found) != len(x) or not bool(torch.isfinite(found).all()):
-        raise ValueError(
+        raise InvalidValue(
             f"features must return finite numbers [{len(x)}, k] for {len(x)} samples; got "
             f"{tuple(found.shape)}, {int((~torch.isfinite(found)).sum())} of them not finite"
         )

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue, MissingPackage
+
 AT_A_TIME = 32
 """Images in the network at once: each is 299 x 299 there."""
 
@@ -28,7 +30,7 @@ def as_bytes(x: Tensor, span: Span) -> Tensor:
     Raises ValueError for other shapes.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(
+        raise InvalidValue(
             "Inception's features are of images [n, 1 or 3, H, W]; got samples of shape "
             f"{tuple(x.shape)}; name a function of yours instead (file.py:function)"
         )
@@ -44,7 +46,7 @@ def torch_fidelity(span: Span) -> Features:
             FeatureExtractorInceptionV3,
         )
     except ImportError as error:
-        raise ImportError(f"pip install torch-fidelity torchvision ({error})") from error
+        raise MissingPackage(f"pip install torch-fidelity torchvision ({error})") from error
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
     return _in_parts(lambda images: network(images)[0], span)
 
@@ -57,7 +59,7 @@ def clean_fid(span: Span) -> Features:
         )
         from cleanfid.resize import build_resizer  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise ImportError(f"pip install clean-fid torchvision ({error})") from error
+        raise MissingPackage(f"pip install clean-fid torchvision ({error})") from error
     network = build_feature_extractor("clean", torch.device("cpu"), use_dataparallel=False)
     resize = build_resizer("clean")
 

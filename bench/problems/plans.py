@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, Process
 from ...models.checkpoint import from_code
 from ...models.guidance.rule import calls_of
@@ -126,7 +127,7 @@ def solver_of(name: str) -> Solver:
     if made is None:
         return get(name)
     if not isinstance(made, Solver):
-        raise TypeError(f"{name} must make an undiffuse Solver; got {type(made).__name__}")
+        raise InvalidType(f"{name} must make an undiffuse Solver; got {type(made).__name__}")
     return made
 
 
@@ -156,7 +157,7 @@ class Tuned:
         """Raises ValueError for a folder without tables."""
         files = _tables(path)
         if not files:
-            raise ValueError(
+            raise InvalidValue(
                 f"no JSON of a table in {path}: run `undiffuse tune --out {path}` first"
             )
         return cls(path, hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8])
@@ -205,7 +206,7 @@ def tuned_to(file: Path) -> str | None:
         record = json.loads(file.read_text(encoding="utf-8"))
         name: str | None = record.get("notes", {}).get("problem")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} holds no table: {error}") from error
+        raise InvalidValue(f"{file} holds no table: {error}") from error
     return name
 
 

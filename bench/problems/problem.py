@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser, GaussianMixture, Process
 from ...models.guidance.rule import calls_of, leaves
 from .targets import Target
@@ -226,7 +227,7 @@ def _callable(p: Problem) -> Problem:
             continue
         narrower = way is own and len(ways) > 1
         return replace(tried, about=f"{p.about}; called in {own.dtype}") if narrower else tried
-    raise ValueError(
+    raise InvalidValue(
         f"the network of {p.name} cannot be called with x {own.dtype} of shape "
         f"{tuple(p.start[:2].shape)} and t of shape (2,): {type(failed).__name__}: {failed}"
     ) from failed
@@ -308,4 +309,4 @@ def _scales(process: Process) -> tuple[Callable[..., Tensor], Callable[..., Tens
 
 def _check(batch: int) -> None:
     if batch < 2:
-        raise ValueError(f"batch must be at least 2 samples, for intervals; got {batch}")
+        raise InvalidValue(f"batch must be at least 2 samples, for intervals; got {batch}")

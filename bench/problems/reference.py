@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue, MissingPackage
 from ...solvers.outcome import MEANING, SolverError, Status
 from .problem import ZERO_RATIO, Problem, data_prediction
 
@@ -67,7 +68,7 @@ def solve(
     Raises ValueError for a level that does not exist, ImportError without SciPy.
     """
     if not 0 <= level < len(TOLERANCES) - 1:
-        raise ValueError(f"level must be 0..{len(TOLERANCES) - 2}; got {level}")
+        raise InvalidValue(f"level must be 0..{len(TOLERANCES) - 2}; got {level}")
     wanted = sorted({*ratios}, reverse=True)
     if loose is not None and loose.level == level - 1 and loose.covers(wanted):
         before = [loose.at(r) for r in wanted]
@@ -116,7 +117,7 @@ def _integrate(
     try:
         from scipy.integrate import solve_ivp
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "the reference solution is integrated by SciPy: pip install 'undiffuse[bench]'"
         ) from error
     shape = problem.start.shape

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import MissingPackage
 from ..measures.quality import Measure
 from ..store import Record, write
 from .table import interval, kind
@@ -30,7 +31,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'undiffuse[bench]'") from error
+        raise MissingPackage("plots need matplotlib: pip install 'undiffuse[bench]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...kernels.errors import MissingPackage
 from ..measures.quality import Measure
 from ..store import Record, write_text
 from . import curves as report_curves
@@ -72,7 +73,9 @@ def write_report(
     try:
         from plotly.offline import get_plotlyjs  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise ImportError("the HTML report needs plotly: pip install 'undiffuse[bench]'") from error
+        raise MissingPackage(
+            "the HTML report needs plotly: pip install 'undiffuse[bench]'"
+        ) from error
     parts = [
         report_words.opening(summary),
         report_words.advice(summary),

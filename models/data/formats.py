@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue, MissingPackage
 from .pictures import ENDINGS, Pictures
 from .sources import Fetch, Source, described
 
@@ -56,7 +57,7 @@ def stream(spec: str | Path | Tensor) -> Source:
             return reader(path)
     if "idx" in path.name:
         return _idx(path)
-    raise ValueError(
+    raise InvalidValue(
         f"data must be 'digits', a folder of images, or a file that ends in "
         f"{', '.join((*_READERS, *ENDINGS))} or is named *idx*; got {str(spec)!r}"
     )
@@ -70,7 +71,7 @@ def _digits() -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError(
+        raise MissingPackage(
             "the digits come with scikit-learn: pip install 'undiffuse[bench]'"
         ) from None
     bunch = load_digits()
@@ -83,9 +84,9 @@ def _npy(path: Path) -> Source:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except DAMAGED as e:
-        raise ValueError(f"{path} is not a readable .npy of plain numbers: {e}") from None
+        raise InvalidValue(f"{path} is not a readable .npy of plain numbers: {e}") from None
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{path} holds several arrays: call it .npz")
+        raise InvalidType(f"{path} holds several arrays: call it .npz")
     return described(path.name, array.shape, array.dtype, lambda a, b: _tensor(array[a:b]))
 
 
@@ -97,7 +98,7 @@ def _npz(path: Path) -> Source:
             for member in archive.namelist() if member.endswith(".npy")
         }  # fmt: skip
     except DAMAGED as e:
-        raise ValueError(f"{path} is not a readable .npz of plain arrays: {e}") from None
+        raise InvalidValue(f"{path} is not a readable .npz of plain arrays: {e}") from None
     name = _choose(heads, path)
     shape, fortran, kind, start = heads[name]
 
@@ -106,7 +107,7 @@ def _npz(path: Path) -> Source:
             with np.load(path, allow_pickle=False) as arrays:
                 return _tensor(arrays[key])
         except DAMAGED as e:
-            raise ValueError(f"{path} is not a readable .npz of plain arrays: {e}") from None
+            raise InvalidValue(f"{path} is not a readable .npz of plain arrays: {e}") from None
 
     def labels() -> Tensor | None:
         found = _label(heads)
@@ -139,19 +140,19 @@ def _idx(path: Path) -> Source:
             head = file.read(4)
             sizes = file.read(4 * head[3]) if len(head) == 4 else b""
         except DAMAGED as e:
-            raise ValueError(f"{path} is a damaged gzip file: {e}") from None
+            raise InvalidValue(f"{path} is a damaged gzip file: {e}") from None
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in kinds:
-        raise ValueError(f"{path} is not an idx file: it starts with {head.hex()}")
+        raise InvalidValue(f"{path} is not an idx file: it starts with {head.hex()}")
     shape = struct.unpack(f">{head[3]}I", sizes) if len(sizes) == 4 * head[3] else ()
     if not shape or not all(shape):
-        raise ValueError(f"{path} is cut short or empty: {len(sizes)} bytes of sizes, {shape}")
+        raise InvalidValue(f"{path} is cut short or empty: {len(sizes)} bytes of sizes, {shape}")
     kind, start = np.dtype(kinds[head[2]]), 4 + len(sizes)
     if packed:
         fetch = _unpacked(gzip.GzipFile(path), start, kind, shape, path)
     else:
         wanted = start + _bytes(shape, kind)
         if (held := path.stat().st_size) != wanted:
-            raise ValueError(f"{path} is cut short: {held} bytes of {wanted} for shape {shape}")
+            raise InvalidValue(f"{path} is cut short: {held} bytes of {wanted} for shape {shape}")
         array = np.memmap(path, kind, "r", start, shape)
         fetch = lambda a, b: _tensor(array[a:b])
     if len(shape) != 3:
@@ -175,9 +176,9 @@ def _unpacked(
         while part := file.read(CHUNK):
             found += len(part)
     except DAMAGED as e:
-        raise ValueError(f"{path} is damaged, not readable to its end: {e}") from None
+        raise InvalidValue(f"{path} is damaged, not readable to its end: {e}") from None
     if found != wanted:
-        raise ValueError(f"{path} is cut short: {found} bytes of {wanted} for shape {shape}")
+        raise InvalidValue(f"{path} is cut short: {found} bytes of {wanted} for shape {shape}")
 
     def fetch(a: int, b: int) -> Tensor:
         size = _bytes((b - a, *shape[1:]), kind)
@@ -196,11 +197,11 @@ def _tensor_file(path: Path) -> Source:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except UNREADABLE as e:
-        raise ValueError(f"{path} is not a readable file of tensors: {e}") from None
+        raise InvalidValue(f"{path} is not a readable file of tensors: {e}") from None
     if isinstance(content, Tensor):
         return _in_memory(content, path.name)
     if not isinstance(content, dict):
-        raise TypeError(f"{path} must hold a tensor or a dict of them; got {type(content)}")
+        raise InvalidType(f"{path} must hold a tensor or a dict of them; got {type(content)}")
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     label = _label(tensors)
     return _in_memory(
@@ -215,7 +216,7 @@ def _safetensors(path: Path) -> Source:
         file: Any = safe_open(path, framework="pt", device="cpu")
         names = list(file.keys())
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is not a readable safetensors file: {e}") from None
+        raise InvalidValue(f"{path} is not a readable safetensors file: {e}") from None
     part = file.get_slice(_choose(dict.fromkeys(names), path))
     shape = tuple(part.get_shape())
     kind = part[:0].dtype if shape else torch.float32
@@ -248,7 +249,7 @@ def _choose(entries: dict[str, Any], path: Path) -> str:
     if found is None and len(entries) == 1:
         found = next(iter(entries))
     if found is None:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} must hold one tensor, or one called {', '.join(_DATA_NAMES)}; "
             f"got {', '.join(entries) or 'none'}"
         )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue, MissingPackage
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 OTHERS = (".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".ppm", ".pgm", ".tga")
 REMEDIES = {
@@ -44,16 +46,16 @@ class Pictures:
             every = sorted(path.rglob("*"))
             self.files = [p for p in every if p.suffix.lower() in ENDINGS]
             if other := next((p for p in every if p.suffix.lower() in OTHERS), None):
-                raise ValueError(
+                raise InvalidValue(
                     f"{other} would be passed over: pictures are read as {', '.join(ENDINGS)}; save "
                     "it as .png, or move it away"
                 )
         if not self.files:
-            raise ValueError(f"folder {path} holds no image ({', '.join(ENDINGS)})")
+            raise InvalidValue(f"folder {path} holds no image ({', '.join(ENDINGS)})")
         self.event = event = _shape(self.files[0])
         for file in self.files[1:]:
             if (shape := _shape(file)) != event:
-                raise ValueError(
+                raise InvalidValue(
                     f"images must have one size and mode; {self.files[0]} is {event} (channels, "
                     f"height, width), {file} is {shape}: crop, resize or convert it, or move it away"
                 )
@@ -83,7 +85,7 @@ def _shape(path: Path) -> tuple[int, int, int]:
         if wrong is None and getattr(image, "n_frames", 1) > 1:
             wrong = f"{image.n_frames} frames: save the one that is meant"
         if wrong is not None:
-            raise ValueError(f"{path} is of mode {mode} ({stored}), {wrong}")
+            raise InvalidValue(f"{path} is of mode {mode} ({stored}), {wrong}")
         return (1 if mode == "L" else 3), image.height, image.width
 
 
@@ -93,15 +95,17 @@ def _pixels(path: Path) -> np.ndarray[Any, Any]:
         with _opened(path) as image:
             return np.array(image if image.mode == "L" else image.convert("RGB"))
     except (OSError, SyntaxError) as e:  # SyntaxError: Pillow's word for a damaged PNG
-        raise ValueError(f"{path} is not a readable image: {e}") from None
+        raise InvalidValue(f"{path} is not a readable image: {e}") from None
 
 
 def _opened(path: Path) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise ImportError("reading images needs pillow: pip install 'undiffuse[bench]'") from None
+        raise MissingPackage(
+            "reading images needs pillow: pip install 'undiffuse[bench]'"
+        ) from None
     try:
         return Image.open(path)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{path} is not a readable image: {e}") from None
+        raise InvalidValue(f"{path} is not a readable image: {e}") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from .formats import stream
 from .sources import Source
 
@@ -66,10 +67,10 @@ def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor,
     Raises ValueError unless 0 <= held_out < 1 and an event is left to train on.
     """
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must lie in [0, 1), the fraction held out; got {held_out}")
+        raise InvalidValue(f"held_out must lie in [0, 1), the fraction held out; got {held_out}")
     count = round(held_out * n)
     if n - count < 1:
-        raise ValueError(f"held_out={held_out} of {n} events leaves none to train on")
+        raise InvalidValue(f"held_out={held_out} of {n} events leaves none to train on")
     order = sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     held, train = sorted(order[:count]), sorted(order[count:])
     return torch.tensor(train, dtype=torch.int64), torch.tensor(held, dtype=torch.int64)
@@ -91,7 +92,7 @@ def load(spec: str | Path | Tensor | Source | Data) -> Data:
     source = spec if isinstance(spec, Source) else stream(spec)
     x, labels = source.read(range(len(source))), source.labels()
     if labels is not None and (labels.shape != x.shape[:1] or labels.is_floating_point()):
-        raise ValueError(
+        raise InvalidValue(
             f"labels of {source.name} must be {len(x)} integers; "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
+
 Fetch = Callable[[int, int], Tensor]
 
 
@@ -43,7 +45,7 @@ class Source:
         x = torch.cat([self.fetch(a, b) for a, b in _runs(index)])
         if x.is_floating_point() and not bool((finite := torch.isfinite(x)).all()):
             first = index[int((~finite).flatten(1).any(1).nonzero()[0])]
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.name} must be finite; {int((~finite).sum())} entries are not, the first of "
                 f"them in item {first}"
             )
@@ -83,11 +85,11 @@ def described(
 ) -> Source:
     """Bytes as 256 levels, floats as they are; raises ValueError for everything else."""
     if len(shape) < 2 or not all(shape):
-        raise ValueError(f"{name} must be [N, ...] with N >= 1 events; got shape {tuple(shape)}")
+        raise InvalidValue(f"{name} must be [N, ...] with N >= 1 events; got shape {tuple(shape)}")
     stored = kind == torch.uint8 if isinstance(kind, torch.dtype) else kind == np.uint8
     floats = kind.is_floating_point if isinstance(kind, torch.dtype) else kind.kind == "f"
     if not (stored or floats):
-        raise ValueError(
+        raise InvalidValue(
             f"{name} must hold floats or bytes (uint8); got {kind}, whose range is not known: "
             "bring it to floats yourself"
         )

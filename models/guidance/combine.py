@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..denoiser import Denoiser
 from ..process import Process
 from ..readout import convert
@@ -51,9 +52,9 @@ def cfg(
     where there is no condition to guide towards.
     """
     if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale must lie in [0, 1]; got {rescale}")
+        raise InvalidValue(f"rescale must lie in [0, 1]; got {rescale}")
     if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ValueError(
+        raise InvalidValue(
             f"interval must be (low, high) in sigma/alpha, 0 <= low < high; got {interval}"
         )
 
@@ -62,7 +63,7 @@ def cfg(
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any], scale: Scale, **null: Any) -> Tensor:
         named = [key for key in cond if not key.startswith(HELD)]
         if not named:
-            raise ValueError("cfg has no condition to guide towards; pass cond={'label': ...}")
+            raise InvalidValue("cfg has no condition to guide towards; pass cond={'label': ...}")
         other = {**cond, **{key.removeprefix("uncond "): value for key, value in null.items()}}
         if uncond is None:
             other |= dict.fromkeys(named)
@@ -95,7 +96,7 @@ def cfgpp(process: Process, grid: Sequence[float] | Tensor, strength: float) -> 
     """
     times = torch.as_tensor(grid, dtype=torch.float64).cpu()
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"grid must be times that fall strictly, at least two; got {grid}")
+        raise InvalidValue(f"grid must be times that fall strictly, at least two; got {grid}")
     lam = process.log_snr(times)
     weights = strength / -torch.expm1(-lam.diff())
     starts = times[:-1]
@@ -114,7 +115,7 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: Scale) -> Denoiser:
     Both are given the same conditions. Raises ValueError for another process.
     """
     if weak.process != model.process:
-        raise ValueError(f"weak must be of {model.process}; it is of {weak.process}")
+        raise InvalidValue(f"weak must be of {model.process}; it is of {weak.process}")
 
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any], scale: Scale) -> Tensor:
         worse, better = (m(x, t, **of_model(m, cond)) for m in (weak, model))
@@ -139,7 +140,7 @@ def classifier(
     at alpha = 0, where x_t says nothing of y, and at the call if the log-probability is not [B].
     """
     if float(model.process.alpha(model.process.t_max)) == 0.0:
-        raise ValueError(
+        raise InvalidValue(
             f"classifier guidance needs alpha > 0 at t_max={model.process.t_max:g}, where x would "
             f"say nothing of y; {model.process} ends at alpha = 0: use e.g. Flow(t_max=0.999)"
         )
@@ -150,7 +151,7 @@ def classifier(
             leaf = x if keep else x.detach().requires_grad_()
             log_prob = log_prob_fn(leaf, t)
             if log_prob.shape != x.shape[:1]:
-                raise ValueError(
+                raise InvalidValue(
                     f"log_prob_fn must return one number for each of {len(x)} samples; "
                     f"got {tuple(log_prob.shape)}"
                 )
@@ -170,9 +171,9 @@ def threshold(model: Denoiser, ratio: float = 0.995, limit: float = 1.0) -> Deno
     Raises ValueError unless 0 < ratio <= 1 and limit > 0.
     """
     if not 0 < ratio <= 1:
-        raise ValueError(f"ratio must lie in (0, 1]; got {ratio}")
+        raise InvalidValue(f"ratio must lie in (0, 1]; got {ratio}")
     if not limit > 0:
-        raise ValueError(f"limit must be > 0; got {limit}")
+        raise InvalidValue(f"limit must be > 0; got {limit}")
 
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         d = model(x, t, **cond)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..denoiser import Denoiser
 from ..readout import convert
 from .rule import apply_rule, column, data_and_vjp
@@ -60,18 +61,18 @@ def posterior(
     Raises ValueError for values outside, and at the call where A's output has not y's shape.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        raise InvalidValue(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if not noise > 0:
-        raise ValueError(f"noise must be > 0, the measurement's standard deviation; got {noise}")
+        raise InvalidValue(f"noise must be > 0, the measurement's standard deviation; got {noise}")
     if iterations < 1:
-        raise ValueError(f"iterations must be >= 1; got {iterations}")
+        raise InvalidValue(f"iterations must be >= 1; got {iterations}")
 
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any], y: Tensor) -> Tensor:
         d, vjp = data_and_vjp(model, x, t, cond)
         tweedie = column(convert(model.process, t, "score", "data").scale, x)  # sigma^2/alpha
         measured, tangent, transpose = _linearised(operator, adjoint, d)
         if measured.shape[1:] != y.shape[1:] or len(y) not in (1, len(x)):
-            raise ValueError(
+            raise InvalidValue(
                 f"operator must map D to y's shape {tuple(y.shape)}; got {tuple(measured.shape)}"
             )
         covariance = _covariance(method, model, t, x, tweedie, vjp, data_variance)
@@ -103,11 +104,11 @@ def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
     try:
         shape = torch.broadcast_shapes(known.shape, mask.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
-        raise ValueError(
+        raise InvalidValue(
             f"mask must broadcast against known {tuple(known.shape)}; got {tuple(mask.shape)}"
         ) from None
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("mask must hold 0 (unknown) and 1 (known) only")
+        raise InvalidValue("mask must hold 0 (unknown) and 1 (known) only")
     known, mask = known.expand(shape), mask.expand(shape)
 
     def rule(x: Tensor, t: Tensor, cond: dict[str, Any], known: Tensor, mask: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
+
 
 class Recorder:
     """Collects the accepted steps of a run (see `adaptive_ode`)."""
@@ -76,7 +78,7 @@ class DensePath:
         t = torch.as_tensor(t, dtype=torch.float64, device=self._x0.device)
         t = t.expand(batch, -1) if t.ndim == 1 else t
         if t.ndim != 2 or len(t) != batch:
-            raise ValueError(f"t must be [J] or [{batch}, J]; got {tuple(t.shape)}")
+            raise InvalidValue(f"t must be [J] or [{batch}, J]; got {tuple(t.shape)}")
         if self._index is None:
             still = self._x0[:, None].expand(batch, t.shape[1], *event)
             return torch.zeros_like(still) if slope else still.clone()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..flow import ScaledFlow
 from .embedded import Embedded, Matrix, like
 
@@ -36,9 +37,9 @@ class ExponentialPair(Embedded):
 
     def __post_init__(self) -> None:
         if self.order not in (2, 3):
-            raise ValueError(f"order must be 2 or 3; got {self.order}")
+            raise InvalidValue(f"order must be 2 or 3; got {self.order}")
         if self.form not in ("noise", "data"):
-            raise ValueError(f"form must be 'noise' or 'data'; got {self.form!r}")
+            raise InvalidValue(f"form must be 'noise' or 'data'; got {self.form!r}")
 
     @property
     def c(self) -> Matrix:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..outcome import Status
 from ..tables.grids import lookup
 from .dense import DensePath, Recorder
@@ -122,11 +123,11 @@ def integrate(
     """
     pair = method if isinstance(method, Embedded) else lookup("method", method, PAIRS)
     if x0.dtype not in (torch.float32, torch.float64) or x0.ndim < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"x0 must be [B, ...], float32 or float64; got {x0.dtype} {tuple(x0.shape)}"
         )
     if max_steps < 1:
-        raise ValueError(f"max_steps must be >= 1; got {max_steps}")
+        raise InvalidValue(f"max_steps must be >= 1; got {max_steps}")
     with torch.no_grad():
         run = _Run(f, x0, t0, t1, pair, rtol, atol, norm, controller or Controller())
         run.recorder = Recorder(x0) if dense or save_at is not None else None
@@ -163,7 +164,7 @@ class _Run:
             for v in (t0, t1)
         )
         if not bool((torch.isfinite(self.t) & torch.isfinite(self.t1)).all()):
-            raise ValueError(f"t0 and t1 must be finite; got {t0} and {t1}")
+            raise InvalidValue(f"t0 and t1 must be finite; got {t0} and {t1}")
         self.span = self.t1 - self.t
         self.rows = torch.arange(batch, device=device)
         self.x = x0.clone()
@@ -186,7 +187,7 @@ class _Run:
             return
         self.k = self.evaluate(self.t, self.x)
         if self.k.shape != self.x.shape:
-            raise ValueError(f"f must return x's shape {tuple(self.x.shape)}; got {self.k.shape}")
+            raise InvalidValue(f"f must return x's shape {tuple(self.x.shape)}; got {self.k.shape}")
         self.h = torch.zeros_like(self.t)
         fine = _finite(self.k)
         self.status[self.rows[~fine]] = int(Status.NETWORK_NOT_FINITE)

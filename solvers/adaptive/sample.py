@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ..flow import ScaledFlow
 from ..likelihood.encode import check, raise_if_failed
@@ -50,9 +51,9 @@ def sample_ode_adaptively(
     for bad input, SolverError (or returns the statuses, on_failure='return') where a sample fails.
     """
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")
+        raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")
     if final not in ("denoise", "t_min"):
-        raise ValueError(f"final must be 'denoise' or 't_min'; got {final!r}")
+        raise InvalidValue(f"final must be 'denoise' or 't_min'; got {final!r}")
     pair = lookup("method", method, METHODS) if isinstance(method, str) else method
     if x_init is None:
         sigma = float(model.process.sigma(model.process.t_max))
@@ -61,7 +62,7 @@ def sample_ode_adaptively(
         )
         x_init = sigma * z.to(dtype)
     elif tuple(x_init.shape) != tuple(shape):
-        raise ValueError(f"x_init must be of shape {tuple(shape)}; got {tuple(x_init.shape)}")
+        raise InvalidValue(f"x_init must be of shape {tuple(shape)}; got {tuple(x_init.shape)}")
     check(model, x_init, rtol, atol, on_failure)
     flow = ScaledFlow(model, len(x_init), cond, model.t_min)
     exponential = isinstance(pair, ExponentialPair)

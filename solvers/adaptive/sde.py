@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.brownian import BrownianPath
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ..outcome import MEANING, SolverError, Status
 from ..sampling.plan import device_of
@@ -67,7 +68,7 @@ def sample_sde_adaptively(
     statuses, on_failure='return') where a sample needs more than max_steps or is not finite.
     """
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")
+        raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")
     for name, value in (
         ("rtol", rtol),
         ("atol", atol),
@@ -75,9 +76,9 @@ def sample_sde_adaptively(
         ("max_step", max_step),
     ):
         if not value > 0:
-            raise ValueError(f"{name} must be > 0; got {value}")
+            raise InvalidValue(f"{name} must be > 0; got {value}")
     if final not in ("denoise", "t_min"):
-        raise ValueError(f"final must be 'denoise' or 't_min'; got {final!r}")
+        raise InvalidValue(f"final must be 'denoise' or 't_min'; got {final!r}")
     if device is None:
         device = device_of(model) if x_init is None else x_init.device
     ids = torch.arange(shape[0]) if sample_ids is None else sample_ids

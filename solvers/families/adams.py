@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .multistep_engine import CLOCKS, FORMS, Weights, body, multistep, weights
@@ -34,9 +35,9 @@ class Adams(Solver):
     def __post_init__(self) -> None:
         check_points(self.points)
         if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {self.form!r}")
+            raise InvalidValue(f"form must be one of {', '.join(FORMS)}; got {self.form!r}")
         if self.clock not in CLOCKS:
-            raise ValueError(f"clock must be one of {', '.join(CLOCKS)}; got {self.clock!r}")
+            raise InvalidValue(f"clock must be one of {', '.join(CLOCKS)}; got {self.clock!r}")
 
     @property
     def order(self) -> float:
@@ -106,7 +107,7 @@ class IPNDM(Solver):
 def check_points(points: int, most: int = 6) -> None:
     """Raises ValueError unless 1 <= points <= most."""
     if points != int(points) or not 1 <= points <= most:
-        raise ValueError(f"points must be a whole number in 1..{most}; got {points}")
+        raise InvalidValue(f"points must be a whole number in 1..{most}; got {points}")
 
 
 SOLVERS: dict[str, Solver] = {

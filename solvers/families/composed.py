@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
@@ -17,7 +18,7 @@ from .exponential import DDIM, DPMSolverPP
 
 def _scalar(solver: object) -> None:
     if not isinstance(solver, Solver):
-        raise TypeError(
+        raise InvalidType(
             f"solver must be a Solver, whose tables have numbers for coefficients; got {solver!r}"
         )
 
@@ -39,7 +40,7 @@ class Inversion(Solver):
     def __post_init__(self) -> None:
         _scalar(self.solver)
         if self.solver.stochastic:
-            raise ValueError(f"only a deterministic solver can be inverted; got {self.solver}")
+            raise InvalidValue(f"only a deterministic solver can be inverted; got {self.solver}")
 
     @property
     def order(self) -> float:
@@ -52,7 +53,9 @@ class Inversion(Solver):
     def rows(self, path: Path) -> Tableau:
         t = path.t[:-1] if path.ends_clean else path.t
         if len(t) < 2:
-            raise ValueError("grid must have two nodes with sigma > 0 to be run backwards; got one")
+            raise InvalidValue(
+                "grid must have two nodes with sigma > 0 to be run backwards; got one"
+            )
         rising = Path.of(path.process, t.flip(0))
         pure = not bool(torch.isfinite(rising.lam[-1]))
         inner = rising.t[:-1] if pure else rising.t
@@ -82,7 +85,7 @@ class SparedStart(Solver):
     def __post_init__(self) -> None:
         _scalar(self.solver)
         if not self.variance >= 0:
-            raise ValueError(f"variance must be >= 0; got {self.variance}")
+            raise InvalidValue(f"variance must be >= 0; got {self.variance}")
 
     @property
     def order(self) -> float:
@@ -121,16 +124,16 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
     that forgets x_0 (alpha = 0, all noise) while later rows need it.
     """
     if tableau.nfe < 2:
-        raise ValueError("the tableau must make two network calls or more; got one")
+        raise InvalidValue("the tableau must make two network calls or more; got one")
     if not variance >= 0:
-        raise ValueError(f"variance must be >= 0; got {variance}")
+        raise InvalidValue(f"variance must be >= 0; got {variance}")
     alpha, sigma = (float(f(tableau.times[0])) for f in (process.alpha, process.sigma))
     gain = alpha * variance / (alpha**2 * variance + sigma**2)
     kept = float(tableau.state[0, 0]) + gain * float(tableau.data[0, 0])  # x_1 = kept x_0 + own z
     scale, entered = tableau.entry
     drawn = tableau.noise[0].nonzero().flatten().tolist()
     if len(drawn) + (entered != 0) > 1:
-        raise ValueError(
+        raise InvalidValue(
             f"{tableau.name} draws two normals in its first row; choose another solver"
         )
     own = float(tableau.noise[0, drawn[0]]) if drawn else 0.0
@@ -146,7 +149,7 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
     past = state[rows, lags] + gain * data[rows, lags]
     state[rows, lags] = data[rows, lags] = 0.0
     if kept == 0 and bool((past != 0).any()):
-        raise ValueError(f"{tableau.name} forgets x_0 in its first row but needs it later")
+        raise InvalidValue(f"{tableau.name} forgets x_0 in its first row but needs it later")
     past = past / kept if kept else past  # x_0 = (x_1 - own z)/kept
     state[rows, rows] += past
     undo = torch.zeros(n - 1, 1, dtype=torch.float64)

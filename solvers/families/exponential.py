@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .multistep_engine import body, constant_noise, multistep, no_noise, weights
@@ -36,7 +37,7 @@ class DDIM(Solver):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1]; got {self.eta}")
+            raise InvalidValue(f"eta must lie in [0, 1]; got {self.eta}")
 
     def rows(self, path: Path) -> Tableau:
         alpha, sigma, h = path.alpha[1:], path.sigma[1:], path.h
@@ -75,7 +76,7 @@ class DPMSolverPP(Solver):
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3; got {self.order}")
+            raise InvalidValue(f"order must be 1, 2 or 3; got {self.order}")
         check_eta(self.eta)
 
     @property
@@ -148,7 +149,7 @@ class DPMSolverPP3Compat(Solver):
 def check_eta(eta: float) -> None:
     """Raises ValueError unless eta >= 0."""
     if not eta >= 0:
-        raise ValueError(f"eta must be >= 0; got {eta}")
+        raise InvalidValue(f"eta must be >= 0; got {eta}")
 
 
 SOLVERS: dict[str, Solver] = {

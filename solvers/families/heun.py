@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 
@@ -41,9 +42,9 @@ class Heun(Solver):
     def __post_init__(self) -> None:
         for name in ("churn", "s_min", "s_max", "s_noise"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0; got {getattr(self, name)}")
+                raise InvalidValue(f"{name} must be >= 0; got {getattr(self, name)}")
         if self.clock not in (None, "sigma", "flow"):
-            raise ValueError(f"clock must be 'sigma', 'flow' or None; got {self.clock!r}")
+            raise InvalidValue(f"clock must be 'sigma', 'flow' or None; got {self.clock!r}")
 
     @property
     def weak_order(self) -> float:

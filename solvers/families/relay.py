@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .adams import IPNDM
@@ -35,7 +36,7 @@ class Relay(Solver):
 
     def __post_init__(self) -> None:
         if not self.ratio > 0:
-            raise ValueError(f"ratio must be > 0; got {self.ratio}")
+            raise InvalidValue(f"ratio must be > 0; got {self.ratio}")
 
     def rows(self, path: Path) -> Tableau:
         calls = len(path.t) - 1

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .composed import chain
@@ -34,12 +35,12 @@ class Restart(Solver):
     def __post_init__(self) -> None:
         for low, high, count in self.intervals:
             if not (0 < low < high and count >= 1):
-                raise ValueError(
+                raise InvalidValue(
                     f"an interval must be (low, high, K) with 0 < low < high and K >= 1; "
                     f"got {(low, high, count)}"
                 )
         if self.inner.stochastic:
-            raise ValueError(f"inner must be a deterministic solver; got {self.inner}")
+            raise InvalidValue(f"inner must be a deterministic solver; got {self.inner}")
 
     @property
     def order(self) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .single_step_engine import Legs, Node, Stage, legs, single_step
@@ -62,7 +63,7 @@ class RungeKutta(Solver):
 
     def __post_init__(self) -> None:
         if self.clock not in ("sigma", "flow"):
-            raise ValueError(f"clock must be 'sigma' or 'flow'; got {self.clock!r}")
+            raise InvalidValue(f"clock must be 'sigma' or 'flow'; got {self.clock!r}")
         check_share(self.eta)
 
     @property
@@ -148,7 +149,7 @@ def _scale(node: Node, clock: str) -> Tensor:
 def check_share(share: float, name: str = "eta") -> None:
     """Raises ValueError unless 0 <= share <= 1."""
     if not 0 <= share <= 1:
-        raise ValueError(f"{name} must lie in [0, 1]; got {share}")
+        raise InvalidValue(f"{name} must lie in [0, 1]; got {share}")
 
 
 SOLVERS: dict[str, Solver] = {

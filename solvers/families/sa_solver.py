@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .adams import check_points
@@ -41,9 +42,9 @@ class SASolver(Solver):
         if self.corrector:
             check_points(self.corrector, 5)
         if not self.tau >= 0:
-            raise ValueError(f"tau must be >= 0; got {self.tau}")
+            raise InvalidValue(f"tau must be >= 0; got {self.tau}")
         if not 0 <= self.window[0] < self.window[1]:
-            raise ValueError(f"window must be (low, high) with low < high; got {self.window}")
+            raise InvalidValue(f"window must be (low, high) with low < high; got {self.window}")
 
     @property
     def order(self) -> float:

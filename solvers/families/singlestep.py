@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .composed import chain
@@ -39,9 +40,9 @@ class SingleStep(Solver):
 
     def __post_init__(self) -> None:
         if self.order not in (2, 3):
-            raise ValueError(f"order must be 2 or 3; got {self.order}")
+            raise InvalidValue(f"order must be 2 or 3; got {self.order}")
         if self.form not in ("data", "noise"):
-            raise ValueError(f"form must be 'data' or 'noise'; got {self.form!r}")
+            raise InvalidValue(f"form must be 'data' or 'noise'; got {self.form!r}")
         check_share(self.eta)
 
     @property
@@ -108,7 +109,7 @@ class DPMFast(Solver):
 
     def __post_init__(self) -> None:
         if not all(k in (1, 2, 3) for k in self.last):
-            raise ValueError(f"last must hold orders 1, 2 or 3; got {self.last}")
+            raise InvalidValue(f"last must hold orders 1, 2 or 3; got {self.last}")
 
     @property
     def order(self) -> float:
@@ -153,9 +154,9 @@ class SEEDS(Solver):
 
     def __post_init__(self) -> None:
         if self.stages not in (2, 3):
-            raise ValueError(f"stages must be 2 or 3; got {self.stages}")
+            raise InvalidValue(f"stages must be 2 or 3; got {self.stages}")
         if not self.eta > 0:
-            raise ValueError(f"eta must be > 0; got {self.eta}")
+            raise InvalidValue(f"eta must be > 0; got {self.eta}")
 
     def rows(self, path: Path) -> Tableau:
         steps = legs(path)
@@ -202,7 +203,7 @@ class DPMPPSDE(Solver):
 
     def __post_init__(self) -> None:
         if not 0 < self.eta <= 1:
-            raise ValueError(f"eta must lie in (0, 1]; got {self.eta}")
+            raise InvalidValue(f"eta must lie in (0, 1]; got {self.eta}")
 
     def rows(self, path: Path) -> Tableau:
         steps = legs(path)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .exponential import DDIM
@@ -57,7 +58,7 @@ class DDPM(Solver):
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large"):
-            raise ValueError(f"variance must be 'small' or 'large'; got {self.variance!r}")
+            raise InvalidValue(f"variance must be 'small' or 'large'; got {self.variance!r}")
 
     def rows(self, path: Path) -> Tableau:
         mean = DDIM(eta=1.0).rows(path)

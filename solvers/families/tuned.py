@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Process
 from ..tables.solver import Path
 from ..tables.spectral import (
@@ -67,7 +68,7 @@ class Learned:
         """The table over components, differentiable in lam and theta."""
         t = process.inverse_log_snr(self.lam)
         if not float(t[0].detach()) <= self.t_start * (1 + 1e-3) <= process.t_max * (1 + 2e-3):
-            raise ValueError(
+            raise InvalidValue(
                 f"the table starts at t={self.t_start:g} and first calls at sigma/alpha="
                 f"{math.exp(-float(self.lam[0])):.4g}, which is t={float(t[0]):g} of {process} with "
                 f"t_max={process.t_max:g}: it was fitted to another process; tune one for this"
@@ -103,7 +104,7 @@ class Learned:
             stats = Statistics.from_record(r["statistics"])
             return cls(lam, theta, stats, float(r["t_start"]), r.get("notes", {}))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a learned table in JSON: {error!r}") from error
+            raise InvalidValue(f"not a learned table in JSON: {error!r}") from error
 
     def write(self, path: str | FilePath) -> None:
         """Write `to_json` to a file."""
@@ -122,7 +123,7 @@ def read(
         text = FilePath(path).read_text(encoding="utf-8")
         keys = set(json.loads(text))
     except (ValueError, TypeError) as error:  # no text, or no JSON
-        raise ValueError(f"{path} holds no table: {error}") from error
+        raise InvalidValue(f"{path} holds no table: {error}") from error
     if "theta" in keys:
         return Learned.from_json(text).tableau(process)
     if "variances" in keys:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .adams import check_points
@@ -33,9 +34,9 @@ class UniPC(Solver):
     def __post_init__(self) -> None:
         check_points(self.points)
         if self.variant not in ("bh1", "bh2"):
-            raise ValueError(f"variant must be 'bh1' or 'bh2'; got {self.variant!r}")
+            raise InvalidValue(f"variant must be 'bh1' or 'bh2'; got {self.variant!r}")
         if self.form not in FORMS[:2]:
-            raise ValueError(f"form must be 'data' or 'noise'; got {self.form!r}")
+            raise InvalidValue(f"form must be 'data' or 'noise'; got {self.form!r}")
 
     @property
     def order(self) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal, uniform
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ...models.dequantize import CHOICES, Hook, Levels, ask, fill
 from ..outcome import MEANING, Status
@@ -94,13 +95,13 @@ def bits_per_dim(
     """
     x, levels = _placed(x, levels, dequantize)
     if by not in METHODS:
-        raise ValueError(f"by must be one of {', '.join(METHODS)}; got {by!r}")
+        raise InvalidValue(f"by must be one of {', '.join(METHODS)}; got {by!r}")
     if repeats < 1:
-        raise ValueError(f"repeats must be >= 1; got {repeats}")
+        raise InvalidValue(f"repeats must be >= 1; got {repeats}")
     check(model, x, 1.0, 1.0, on_failure)
     if target_std_error is not None:
         if not target_std_error > 0:
-            raise ValueError(f"target_std_error must be > 0 bits/dim; got {target_std_error}")
+            raise InvalidValue(f"target_std_error must be > 0 bits/dim; got {target_std_error}")
         if by == "ode":  # repeats share it: their mean errs no less
             options = {"target_solver_error": target_std_error, **options}
         target_std_error = target_std_error * math.sqrt(repeats)
@@ -155,26 +156,28 @@ def _placed(
 ) -> tuple[Tensor, Levels | None]:
     """x as floats and its levels, with the choice checked."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor [B, ...]; got {type(x).__name__}")
+        raise InvalidType(f"x must be a tensor [B, ...]; got {type(x).__name__}")
     if levels is None and not x.is_floating_point():
         if x.dtype != torch.uint8:
-            raise ValueError(f"x holds {x.dtype}: say how many levels it has, levels=Levels(count)")
+            raise InvalidValue(
+                f"x holds {x.dtype}: say how many levels it has, levels=Levels(count)"
+            )
         levels = Levels()
     if isinstance(dequantize, str) and dequantize not in ("uniform", "none"):
-        raise ValueError(f"dequantize must be {CHOICES}; got {dequantize!r}")
+        raise InvalidValue(f"dequantize must be {CHOICES}; got {dequantize!r}")
     if levels is None:
         if dequantize not in (None, "none"):
-            raise ValueError(
+            raise InvalidValue(
                 f"dequantize={dequantize!r} needs levels: x holds {x.dtype}, a density's; "
                 "give levels=Levels(count, range)"
             )
         return x, None
     if dequantize is None:
-        raise ValueError(
+        raise InvalidValue(
             f"x has levels ({x.dtype}, {levels}), which have no density: choose dequantize={CHOICES}"
         )
     if x.numel() == 0:
-        raise ValueError(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
+        raise InvalidValue(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
     return levels.centres(x), levels
 
 
@@ -211,7 +214,7 @@ def _bound(
     discrete = (options.get("time") or natural_time(model)) == "discrete"
     name = "calls" if discrete else "steps"
     if name in options:
-        raise ValueError(f"{name} follows from target_std_error; got both, {options[name]}")
+        raise InvalidValue(f"{name} follows from target_std_error; got both, {options[name]}")
     pilot: dict[str, Any] = {**options, name: PILOT}
     first = elbo(
         model, y, seed=_seed(seed, ASIDE), sample_ids=ids, on_failure="return", **pilot

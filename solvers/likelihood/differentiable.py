@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ...models import jacobian as traces
 from ..flow import ScaledFlow, column
@@ -43,9 +44,9 @@ def differentiable_log_prob(
     """
     check(model, x, 1.0, 1.0, "raise")
     if steps < 1 or probes < 1:
-        raise ValueError(f"steps and probes must be >= 1; got {steps} and {probes}")
+        raise InvalidValue(f"steps and probes must be >= 1; got {steps} and {probes}")
     if trace not in ("exact", "hutchinson"):
-        raise ValueError(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
+        raise InvalidValue(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
     flow = ScaledFlow(model, len(x), cond, t_min)
     ids = as_ids(sample_ids, len(x))
     v = None

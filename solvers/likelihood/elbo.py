@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, TabledVP
 from ...models.variational import VarianceHead
 from ..drift import start_time
@@ -165,7 +166,7 @@ def _law(model: Denoiser, x: Tensor, reference: Statistics | None, least: float)
         s2 = torch.full((d,), model.sigma_data**2, dtype=torch.float64)
         return Statistics(torch.zeros_like(s2), s2)
     if reference.mean.numel() != d:
-        raise ValueError(
+        raise InvalidValue(
             f"reference must be of {d} components, as x is; got {reference.mean.numel()}"
         )
     return Statistics(reference.mean, reference.variances.clamp(min=least), reference.basis)
@@ -185,30 +186,30 @@ def _check_options(
         ("time", form, FORMS), ("variance", variance, VARIANCES), ("decoder", decoder, DECODERS),
     ):  # fmt: skip
         if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+            raise InvalidValue(f"{name} must be one of {', '.join(known)}; got {value!r}")
     least = 2 if form == "discrete" else 8
     if steps is not None and steps < least:
-        raise ValueError(f"steps must be >= {least} in {form} time; got {steps}")
+        raise InvalidValue(f"steps must be >= {least} in {form} time; got {steps}")
     if calls is not None and (form != "discrete" or calls < 8):
-        raise ValueError(f"calls needs time='discrete' and >= 8; got {calls} with time={form!r}")
+        raise InvalidValue(f"calls needs time='discrete' and >= 8; got {calls} with time={form!r}")
     if variance == "learned" and form == "discrete" and not isinstance(model.net, VarianceHead):
-        raise TypeError(
+        raise InvalidType(
             f"variance='learned' needs a VarianceHead as net; got {type(model.net).__name__}"
         )
     if form == "i-mmse" and spacing:
-        raise ValueError(
+        raise InvalidValue(
             f"time='i-mmse' is a density's: dequantise the data and leave spacing 0; got {spacing}"
         )
     if decoder == "vdm" and not spacing:
-        raise ValueError("decoder='vdm' needs the spacing of the data's levels; got 0")
+        raise InvalidValue("decoder='vdm' needs the spacing of the data's levels; got 0")
 
 
 def _check_range(x: Tensor, spacing: float, bounds: tuple[float, float]) -> None:
     if spacing < 0 or not bounds[0] < bounds[1]:
-        raise ValueError(f"spacing must be >= 0 and bounds (lo, hi); got {spacing}, {bounds}")
+        raise InvalidValue(f"spacing must be >= 0 and bounds (lo, hi); got {spacing}, {bounds}")
     slack = 1e-5 * (bounds[1] - bounds[0])
     if spacing and (float(x.min()) < bounds[0] - slack or float(x.max()) > bounds[1] + slack):
-        raise ValueError(
+        raise InvalidValue(
             f"x must lie in bounds={bounds}; got {float(x.min()):g} to {float(x.max()):g}"
         )
 

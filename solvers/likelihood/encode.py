@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ..adaptive.ode import integrate
 from ..adaptive.pairs import PAIRS
@@ -96,9 +97,9 @@ def interpolate(
     max_steps). Raises what `encode` raises, ValueError for a and b of different shapes or no weight.
     """
     if a.shape != b.shape:
-        raise ValueError(f"b must have a's shape {tuple(a.shape)}; got {tuple(b.shape)}")
+        raise InvalidValue(f"b must have a's shape {tuple(a.shape)}; got {tuple(b.shape)}")
     if len(weights) == 0:
-        raise ValueError("weights must hold at least one number; got none")
+        raise InvalidValue("weights must hold at least one number; got none")
     z_a, z_b = (encode(model, v, solver, rtol, atol, **options) for v in (a, b))
     mixed = [slerp(z_a, z_b, float(w)) for w in weights]
     return torch.stack([decode(model, z, solver, rtol, atol, **options) for z in mixed])
@@ -123,23 +124,23 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str) -> None:
     """Raises TypeError or ValueError for arguments that no integration could start from."""
     if not isinstance(model, Denoiser):
-        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
+        raise InvalidType(f"model must be a Denoiser; got {type(model).__name__}")
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         hint = ""
         if isinstance(x, Tensor) and not x.is_floating_point():
             hint = ": integers have no density, choose a dequantisation in solvers.bits_per_dim"
-        raise TypeError(f"x must be a float32 or float64 tensor [B, ...]; got {kind}{hint}")
+        raise InvalidType(f"x must be a float32 or float64 tensor [B, ...]; got {kind}{hint}")
     if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
+        raise InvalidValue(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"x must be finite; samples {bad[:8]} hold NaN or Inf")
+        raise InvalidValue(f"x must be finite; samples {bad[:8]} hold NaN or Inf")
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and > 0; got {value}")
+            raise InvalidValue(f"{name} must be finite and > 0; got {value}")
     if on_failure not in ("raise", "return"):
-        raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
+        raise InvalidValue(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
 
 
 @contextmanager
@@ -159,7 +160,7 @@ def naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
         have = " and ".join(sorted(map(str, found)))
         cast = min(map(str, found)).removeprefix("torch.")
         remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
-        raise TypeError(
+        raise InvalidType(
             f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
             f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
         ) from error

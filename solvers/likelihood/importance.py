@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import uniform
+from ...kernels.errors import InvalidValue
 
 PILOT = 0.2  # share of the calls
 FLOOR = 0.2  # share of the uniform density
@@ -49,7 +50,7 @@ def integrate_by_importance(
     ... pilot: False draws v uniformly, for comparison. Raises ValueError for fewer than 8 calls.
     """
     if calls < 8:
-        raise ValueError(f"calls must be >= 8, some of them for the pilot; got {calls}")
+        raise InvalidValue(f"calls must be >= 8, some of them for the pilot; got {calls}")
     bins = max(4, round(PILOT * calls)) if pilot else 0
     strata = (calls - bins) // 2
     batch, device = len(ids), ids.device

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.checks import as_seed, check_batch
+from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...models import Denoiser
 from ...models import jacobian as traces
 from ..adaptive.ode import integrate
@@ -194,7 +195,7 @@ def _by_quadrature(
     )  # fmt: skip
     path, batch = run.path, len(x)
     if path is None:
-        raise RuntimeError("the path was not kept")
+        raise RunFailure("the path was not kept")
     status = run.status.clone()
     if not bool((status == Status.OK).any()):  # no path to lay a node on
         nan, none = (
@@ -289,40 +290,40 @@ def _check_options(
     targets: dict[str, float | None], counts: dict[str, int | None],
 ) -> None:  # fmt: skip
     if torch.is_inference_mode_enabled():
-        raise RuntimeError("torch.inference_mode() forbids the products that log_prob is made of; "
+        raise RunFailure("torch.inference_mode() forbids the products that log_prob is made of; "
                            "torch.no_grad() does not")  # fmt: skip
     for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{name} must be a whole number >= 1; got {count}")
+            raise InvalidValue(f"{name} must be a whole number >= 1; got {count}")
     for name, target in targets.items():
         if target is not None and not target > 0:
-            raise ValueError(f"{name} must be > 0 bits/dim; got {target}")
+            raise InvalidValue(f"{name} must be > 0 bits/dim; got {target}")
         if target is not None and method != "quadrature":
-            raise ValueError(f"{name} needs method='quadrature'")
+            raise InvalidValue(f"{name} needs method='quadrature'")
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+        raise InvalidValue(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if trace not in TRACES:
-        raise ValueError(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
+        raise InvalidValue(f"trace must be one of {', '.join(TRACES)}; got {trace!r}")
     if not probes >= 1:
-        raise ValueError(f"probes must be >= 1; got {probes}; use trace='exact' for none")
+        raise InvalidValue(f"probes must be >= 1; got {probes}; use trace='exact' for none")
     if method == "quadrature":
         if backend == "torchdiffeq":
-            raise ValueError("backend='torchdiffeq' needs method='augmented'")
+            raise InvalidValue("backend='torchdiffeq' needs method='augmented'")
         if trace == "gaussian":
-            raise ValueError("trace='gaussian' needs method='augmented'; Rademacher is better")
+            raise InvalidValue("trace='gaussian' needs method='augmented'; Rademacher is better")
         if not most >= 1:
-            raise ValueError(f"max_probes must be >= 1; got {most}")
+            raise InvalidValue(f"max_probes must be >= 1; got {most}")
     elif probes != int(probes):
-        raise ValueError(f"probes must be whole with method='augmented'; got {probes}")
+        raise InvalidValue(f"probes must be whole with method='augmented'; got {probes}")
 
 
 def _check_control(control: Statistics | None, method: str, d: int) -> None:
     if control is None:
         return
     if not isinstance(control, Statistics):
-        raise TypeError(f"control must be a Statistics; got {type(control).__name__}")
+        raise InvalidType(f"control must be a Statistics; got {type(control).__name__}")
     if method != "quadrature" or control.mean.numel() != d:
-        raise ValueError(
+        raise InvalidValue(
             f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
             f"{control.mean.numel()}"
         )

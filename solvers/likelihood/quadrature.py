@@ -23,6 +23,7 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models.jacobian import colours
 from ..adaptive.dense import DensePath
 from ..adaptive.ode import rms
@@ -178,7 +179,9 @@ def as_ids(sample_ids: Tensor | Sequence[int] | None, batch: int) -> Tensor:
         return torch.arange(batch)
     ids = torch.as_tensor(sample_ids)
     if ids.dtype != torch.int64 or tuple(ids.shape) != (batch,):
-        raise ValueError(f"sample_ids must be int64 [{batch}]; got {ids.dtype} {tuple(ids.shape)}")
+        raise InvalidValue(
+            f"sample_ids must be int64 [{batch}]; got {ids.dtype} {tuple(ids.shape)}"
+        )
     return ids
 
 

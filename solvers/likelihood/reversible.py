@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ..flow import ScaledFlow
 from .encode import check, naming_dtypes
@@ -37,9 +38,9 @@ class Reversible:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be >= 1; got {self.steps}")
+            raise InvalidValue(f"steps must be >= 1; got {self.steps}")
         if not 0 < self.coupling <= 1:
-            raise ValueError(f"coupling must lie in (0, 1]; got {self.coupling}")
+            raise InvalidValue(f"coupling must lie in (0, 1]; got {self.coupling}")
 
     def encode(
         self,
@@ -75,7 +76,7 @@ class Reversible:
         For a latent without its second state hand in torch.stack([z, z]).
         """
         if latent.ndim < 3 or len(latent) != 2:
-            raise ValueError(
+            raise InvalidValue(
                 f"latent must be [2, B, ...], both states; got {tuple(latent.shape)}: "
                 "stack a latent with itself"
             )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ...models import jacobian as traces
 from .encode import check, naming_dtypes
@@ -62,7 +63,7 @@ def fisher_divergence(
     with torch.no_grad(), naming_dtypes(model, x):
         known = score(x, times)
         if known.shape != x.shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"score must return x's shape {tuple(x.shape)}; got {tuple(known.shape)}"
             )
         gap = model.score(x, times, **(cond or {})) - known
@@ -82,9 +83,9 @@ def implicit_score_matching(
     """
     times = _times(model, x, t)
     if trace not in ("exact", "hutchinson"):
-        raise ValueError(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
+        raise InvalidValue(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
     if sliced and trace == "exact":
-        raise ValueError("sliced=True needs trace='hutchinson'")
+        raise InvalidValue("sliced=True needs trace='hutchinson'")
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad(), naming_dtypes(model, x):
         s = model.score(leaf, times, **(cond or {}))
@@ -107,8 +108,8 @@ def _times(model: Denoiser, x: Tensor, t: float | Tensor) -> Tensor:
     check(model, x, 1.0, 1.0, "raise")
     times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
     if times.shape not in ((), (1,), (len(x),)):
-        raise ValueError(f"t must be a number or [{len(x)}]; got {tuple(times.shape)}")
+        raise InvalidValue(f"t must be a number or [{len(x)}]; got {tuple(times.shape)}")
     last = model.process.t_max
     if not bool(((times > 0) & (times <= last)).all()):
-        raise ValueError(f"t must lie in (0, t_max={last:g}]; got {times.flatten().tolist()[:4]}")
+        raise InvalidValue(f"t must lie in (0, t_max={last:g}]; got {times.flatten().tolist()[:4]}")
     return times.expand(len(x))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.checks import as_sample_ids, as_seed
+from ...kernels.errors import InvalidValue
 
 if TYPE_CHECKING:
     from .sampler import Sampler
@@ -36,7 +37,7 @@ class GraphedRun:
         x_init: Tensor | None = None,
     ) -> None:
         if sampler.device.type != "cuda":
-            raise ValueError(
+            raise InvalidValue(
                 f"a CUDA graph needs a CUDA device; this run is on {sampler.device}: "
                 "move the network, or leave graph=False"
             )
@@ -80,7 +81,7 @@ class GraphedRun:
             self._ids.copy_(given)
         if x_init is not None:
             if self._x_init is None:
-                raise ValueError("x_init was not given at capture, so a replay cannot take one")
+                raise InvalidValue("x_init was not given at capture, so a replay cannot take one")
             self._x_init.copy_(x_init)
         self._graph.replay()
         return self._x

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import langevin_step
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ..tables.solver import Solver
 from .sampler import GridLike, Result, Sampler
@@ -45,13 +46,13 @@ def predictor_corrector(
     Raises ValueError for a predictor with history or several stages, and for bad settings.
     """
     if first not in ("corrector", "predictor"):
-        raise ValueError(f"first must be 'corrector' or 'predictor'; got {first!r}")
+        raise InvalidValue(f"first must be 'corrector' or 'predictor'; got {first!r}")
     if not snr > 0 or corrections < 0:
-        raise ValueError(f"snr must be > 0 and corrections >= 0; got {snr} and {corrections}")
+        raise InvalidValue(f"snr must be > 0 and corrections >= 0; got {snr} and {corrections}")
     sampler = Sampler(model, predictor, steps, grid, final=final)
     table, process = sampler.tableau, model.process
     if table.nfe != len(table.grid) - 1 or table.state.shape[1] > 1 or table.data.shape[1] > 1:
-        raise ValueError(
+        raise InvalidValue(
             f"predictor must take one row a step and no history; {table.name} does not: use "
             "'reverse-diffusion', 'euler-maruyama', 'ddpm', 'ddim' or 'euler-ancestral'"
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ddpm_step
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ...models.variational import VarianceHead, data_and_variance
 from ..outcome import SolverError, verdict
@@ -46,12 +47,14 @@ def sample_learned_variance(
     """
     if not isinstance(model.net, VarianceHead):
         kind = type(model.net).__name__
-        raise TypeError(f"learned variances need a VarianceHead, as 'hybrid' trains; net is {kind}")
+        raise InvalidType(
+            f"learned variances need a VarianceHead, as 'hybrid' trains; net is {kind}"
+        )
     sampler = Sampler(model, "ddpm", steps, grid, final=final, device=device)
     process, nodes = model.process, sampler.tableau.grid
     alpha, sigma = process.alpha(nodes), process.sigma(nodes)
     if bool((alpha.square() + sigma.square() - 1).abs().max() > 1e-6):
-        raise ValueError(f"learned variances need alpha^2 + sigma^2 = 1; {process} has another")
+        raise InvalidValue(f"learned variances need alpha^2 + sigma^2 = 1; {process} has another")
     bar, cond = alpha.square().tolist(), {**model.cond, **(cond or {})}
 
     def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import rademacher
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ...models.jacobian import products
 from ..families.adams import Adams
@@ -37,7 +38,7 @@ class Equidistributed(RatioGrid):
     def __post_init__(self) -> None:
         rise = all((np.diff(v) > 0).all() for v in (self.lam, self.share))
         if len(self.lam) != len(self.share) or len(self.lam) < 2 or not rise:
-            raise ValueError(
+            raise InvalidValue(
                 f"lam and share must be equally long and rise; got {len(self.lam)} and "
                 f"{len(self.share)} numbers"
             )
@@ -73,11 +74,11 @@ def equidistributed(
     network that autograd cannot see through; SolverError where the network returns NaN or Inf.
     """
     if order != int(order) or not 1 <= order <= 5:
-        raise ValueError(f"order must be a whole number in 1..5; got {order}")
+        raise InvalidValue(f"order must be a whole number in 1..5; got {order}")
     if pilot < 4 * order:
-        raise ValueError(f"pilot must be at least 4 times the order, {4 * order}; got {pilot}")
+        raise InvalidValue(f"pilot must be at least 4 times the order, {4 * order}; got {pilot}")
     if not 0 < even <= 1:
-        raise ValueError(f"even must lie in (0, 1]; got {even}")
+        raise InvalidValue(f"even must lie in (0, 1]; got {even}")
     t = times("log_snr", model.process, pilot, "t_min", model.t_min)
     table = Adams(order + 1, "data").tableau(model.process, t)
     sampler = Sampler(model, table)

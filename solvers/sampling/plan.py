@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.checks import sent
+from ...kernels.errors import RunFailure
 from ...kernels.linear_reference import HEAD
 from ...models import Denoiser
 from ..tables.spectral import Frame, SpectralTable
@@ -61,7 +62,7 @@ def compose(
     head = [skip, scale, w1, torch.cat([c_in[1:], c_in.new_zeros(1)])]
     table = torch.cat([torch.stack(head, 1), state, data, tableau.noise], 1)
     if table.shape[1] != HEAD + state.shape[1] + data.shape[1] + tableau.noise.shape[1]:
-        raise RuntimeError("the table's layout is not the kernel's")
+        raise RunFailure("the table's layout is not the kernel's")
     return Plan(
         table=sent(table, device, dtype),
         draws=sent(tableau.draws, device) if tableau.noise.shape[1] else None,

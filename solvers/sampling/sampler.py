@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...kernels import linear_step, normal
 from ...kernels.checks import as_sample_ids, as_seed, check_batch, check_ids
+from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...models import Denoiser, Process
 from ...models.guidance.rule import calls_of
 from ..families.registry import get
@@ -108,9 +109,9 @@ class Sampler:
         if isinstance(model, Process):
             model = Denoiser(_no_network, model, predicts=predicts)
         if not isinstance(model, Denoiser):
-            raise TypeError(f"model must be a Denoiser or a Process; got {type(model).__name__}")
+            raise InvalidType(f"model must be a Denoiser or a Process; got {type(model).__name__}")
         if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating type; got {dtype}")
+            raise InvalidValue(f"dtype must be a floating type; got {dtype}")
         dtype = dtype or dtype_of(model)
         self.model = model
         self.device = torch.device(device or device_of(model))
@@ -141,10 +142,10 @@ class Sampler:
         0..B-1. The same (seed, sample id) gives the same sample in any batch, order or shard.
         """
         if not isinstance(shape, Sequence):
-            raise TypeError(f"shape must be (batch, ...); got {shape!r}")
+            raise InvalidType(f"shape must be (batch, ...); got {shape!r}")
         shape = tuple(int(n) for n in shape)
         if len(shape) < 2 or min(shape) < 1:
-            raise ValueError(f"shape must be (batch, ...) of positive sizes; got {shape}")
+            raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {shape}")
         ids = as_sample_ids(sample_ids, shape[0], self.device)
         if ids is None:
             ids = torch.arange(shape[0], device=self.device)
@@ -152,13 +153,13 @@ class Sampler:
         seed = as_seed(seed, self.device)
         check_batch("seed", seed, shape[0])
         if x_init is None and self.tableau.grid[0] < self.tableau.grid[-1]:
-            raise ValueError(f"{self.tableau.name} starts from data: give them as x_init")
+            raise InvalidValue(f"{self.tableau.name} starts from data: give them as x_init")
         if x_init is None:
             z = normal(shape, seed, ids, purpose="initial", device=self.device)
             x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))
         elif not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape:
             got = tuple(getattr(x_init, "shape", ())) or type(x_init).__name__
-            raise ValueError(f"x_init must be a tensor of shape {shape}; got {got}")
+            raise InvalidValue(f"x_init must be a tensor of shape {shape}; got {got}")
         else:
             x = x_init.to(self.device, self.dtype).contiguous()
         frame = self.plan.frame
@@ -181,10 +182,10 @@ class Sampler:
         Raises ValueError if the run is over or `out` has another shape than the state.
         """
         if state.x_in is None:
-            raise ValueError(f"the run is over after {self.nfe} network calls; start with init()")
+            raise InvalidValue(f"the run is over after {self.nfe} network calls; start with init()")
         if not isinstance(out, Tensor) or out.shape != state.x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
+            raise InvalidValue(
                 f"out, what the network returned, must have the shape of x {tuple(state.x.shape)}; "
                 f"got {got}"
             )
@@ -283,16 +284,16 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     Gradients flow only if x_init requires them. Raises ValueError for bad input before any call.
     """
     if on_failure not in ("raise", "return"):
-        raise ValueError(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
+        raise InvalidValue(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
     if not isinstance(model, Denoiser):
-        raise TypeError(f"model must be a Denoiser; got {type(model).__name__}")
+        raise InvalidType(f"model must be a Denoiser; got {type(model).__name__}")
     if isinstance(x_init, Tensor):
         device = x_init.device if device is None else device
         wide = x_init.dtype == torch.float64 and dtype is None
     else:
         wide = False
     if graph and callback is not None:
-        raise ValueError("graph=True leaves no moment between steps to call `callback`")
+        raise InvalidValue("graph=True leaves no moment between steps to call `callback`")
     state_dtype = torch.float64 if wide else dtype
     sampler = Sampler(model, solver, steps, grid, final=final, dtype=state_dtype, device=device)
     cond = {**model.cond, **(cond or {})}
@@ -335,4 +336,4 @@ def _for_model(grid: GridLike, model: Denoiser) -> GridLike:
 
 
 def _no_network(x: Tensor, t: Tensor) -> Tensor:
-    raise RuntimeError("this Sampler was made for a Process: call the network yourself")
+    raise RunFailure("this Sampler was made for a Process: call the network yourself")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser, GaussianMixture, Process
 from ...models import jacobian as trace
 from ..flow import ScaledFlow, column
@@ -48,7 +49,7 @@ def start(
         return z.to(dtype) * sigma
     means, variances, turn = _components(law)
     if means.shape[1] != math.prod(shape[1:]):
-        raise ValueError(
+        raise InvalidValue(
             f"law must be of events of {math.prod(shape[1:])} numbers; got {means.shape[1]}"
         )
     which = torch.zeros(shape[0], dtype=torch.int64)
@@ -109,7 +110,7 @@ def jump_loss(
     t = model.t_min if t is None else t
     alpha, sigma = float(model.process.alpha(t)), float(model.process.sigma(t))
     if not (alpha > 0 and sigma > 0):
-        raise ValueError(f"t must have alpha > 0 and sigma > 0; got t={t:g}")
+        raise InvalidValue(f"t must have alpha > 0 and sigma > 0; got t={t:g}")
     skip, scale = (float(v) for v in model.coefficients("data", t))  # D = skip x + scale out
     with torch.enable_grad():
         x = x.detach().requires_grad_()

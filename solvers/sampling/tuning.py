@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue, RunFailure
 from ...models import Denoiser, Process
 from ..families.tuned import Learned, reach
 from ..progress import track
@@ -21,7 +22,7 @@ from ..tables.spectral import Statistics, residual_weights
 from .sampler import sample
 
 
-class FitError(RuntimeError):
+class FitError(RunFailure):
     """A fit that does not beat its initialisation on the starts it never saw."""
 
 
@@ -63,7 +64,7 @@ def initial(
     if choice.start is not None:
         first = max(first, -math.log(choice.start))
     if not math.isfinite(first):
-        raise ValueError(f"the flow starts in pure noise at t={t_start:g}: give a start ratio")
+        raise InvalidValue(f"the flow starts in pure noise at t={t_start:g}: give a start ratio")
     lam = process.log_snr(times(choice.grid, process, nfe, "t_min", t_end))
     share = (lam - lam[0]) / (lam[-1] - lam[0])
     if not bool(torch.isfinite(share).all()):  # the grid's own start is pure noise
@@ -151,7 +152,7 @@ def fit(
     """
     count = seen(len(x), held_out)
     if count < 1 or ends.shape != x.shape:
-        raise ValueError(f"x and ends must be [B, ...] alike with B >= 2; got {tuple(x.shape)}")
+        raise InvalidValue(f"x and ends must be [B, ...] alike with B >= 2; got {tuple(x.shape)}")
     before = held_out_error(init, model, x, ends, held_out)
     kept, least = init, distance(init, model, x[:count], ends[:count])
     half = 0.5 * least

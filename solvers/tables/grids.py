@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
 from .spacing import (
     Beta,
@@ -88,14 +89,14 @@ def times(
     the jump. t_min: overrides the process's. Raises ValueError naming what does not fit.
     """
     if final not in FINALS:
-        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}; got {final!r}")
+        raise InvalidValue(f"final must be one of {', '.join(map(repr, FINALS))}; got {final!r}")
     t_min = process.t_min if t_min is None else t_min
     if isinstance(grid, str):
         grid = named(grid)
     if not isinstance(grid, Grid):
         return _users(as_times(grid), process, final, t_min)
     if steps is None or steps != int(steps) or steps < 1:
-        raise ValueError(f"steps must be a whole number >= 1; got {steps}")
+        raise InvalidValue(f"steps must be a whole number >= 1; got {steps}")
     discrete = isinstance(grid, Discrete)
     laid_to_zero = final == "zero" and grid.reaches_zero and process.t_clean == 0
     jump = final != "t_min" and not laid_to_zero
@@ -115,7 +116,7 @@ def as_times(grid: object) -> Tensor:
     try:
         return torch.as_tensor(grid, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
+        raise InvalidType(
             f"grid must be a sequence of times here; got {grid!r}: "
             "lay one out with ud.solvers.times(grid, process, steps)"
         ) from None
@@ -123,10 +124,10 @@ def as_times(grid: object) -> Tensor:
 
 def _users(t: Tensor, process: Process, final: str, t_min: float) -> Tensor:
     if t.ndim != 1 or len(t) < 1:
-        raise ValueError(f"grid must be a sequence of times; got shape {tuple(t.shape)}")
+        raise InvalidValue(f"grid must be a sequence of times; got shape {tuple(t.shape)}")
     clean = float(t[-1]) == process.t_clean
     if final == "t_min" and clean:
-        raise ValueError(
+        raise InvalidValue(
             f"final='t_min' returns x at the grid's last time, but the grid ends at {float(t[-1]):g}, "
             "a denoising jump: leave that time out, or use final='denoise'"
         )
@@ -146,13 +147,13 @@ def check(t: Tensor, process: Process, t_min: float | None = None) -> None:
         f"t_min={least:g} (or end at {process.t_clean:g} for a denoising jump); "
     )
     if len(t) < 2:
-        raise ValueError(hint + f"got {len(t)} node; a step needs two")
+        raise InvalidValue(hint + f"got {len(t)} node; a step needs two")
     if bool(torch.isnan(t).any()) or not bool((t[1:] < t[:-1]).all()):
         i = int((~(t[1:] < t[:-1])).nonzero()[0])
-        raise ValueError(hint + f"got {float(t[i]):g} -> {float(t[i + 1]):g} at node {i + 1}")
+        raise InvalidValue(hint + f"got {float(t[i]):g} -> {float(t[i + 1]):g} at node {i + 1}")
     slack = 1e-9
     if first > process.t_max * (1 + slack) or float(body[-1]) < least - slack * abs(least):
-        raise ValueError(hint + f"got {first:g} -> {last:g}")
+        raise InvalidValue(hint + f"got {first:g} -> {last:g}")
 
 
 def named(name: str) -> Grid:
@@ -166,11 +167,11 @@ T = TypeVar("T")
 def lookup(what: str, name: str, table: dict[str, T]) -> T:
     """table[name], or a ValueError that suggests the nearest known name."""
     if not isinstance(name, str):
-        raise TypeError(f"{what} must be a name or an object of that kind; got {name!r}")
+        raise InvalidType(f"{what} must be a name or an object of that kind; got {name!r}")
     key = name.lower().replace("_", "-")
     for known, value in table.items():
         if known.replace("_", "-") == key:
             return value
     near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 1, 0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")
+    raise InvalidValue(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")

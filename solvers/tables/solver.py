@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import VP, Process
 from .grids import as_times, check, times
 from .tableau import Tableau
@@ -70,7 +71,7 @@ class Solver(ABC):
         denoising jump (see `grids.times`). Raises ValueError for a grid that does not fit."""
         t = as_times(grid)
         if t.ndim != 1:
-            raise ValueError(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
+            raise InvalidValue(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
         check(t, process, t_min=process.t_clean)
         return self.rows(Path.of(process, t))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Process
 
 # Where alpha(t_max) is 0, or next to it (the cosine schedule), the ratio sigma/alpha is infinite or
@@ -87,7 +88,7 @@ class Karras(RatioGrid):
 
     def __post_init__(self) -> None:
         if not self.rho > 0:
-            raise ValueError(f"rho must be > 0; got {self.rho}")
+            raise InvalidValue(f"rho must be > 0; got {self.rho}")
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
         a, b = math.exp(start / self.rho), math.exp(end / self.rho)
@@ -114,7 +115,7 @@ class Laplace(RatioGrid):
 
     def __post_init__(self) -> None:
         if not self.b > 0:
-            raise ValueError(f"b must be > 0; got {self.b}")
+            raise InvalidValue(f"b must be > 0; got {self.b}")
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
         ends = (torch.tensor([-start, -end], dtype=torch.float64) - self.mu) / self.b
@@ -137,7 +138,7 @@ class Shifted(Grid):
 
     def __post_init__(self) -> None:
         if not self.mu > 0:
-            raise ValueError(f"mu must be > 0; got {self.mu}")
+            raise InvalidValue(f"mu must be > 0; got {self.mu}")
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         s = torch.sigmoid(-process.log_snr(torch.tensor([t_max, t_min], dtype=torch.float64)))
@@ -159,7 +160,7 @@ class Beta(Grid):
 
     def __post_init__(self) -> None:
         if not (self.a > 0 and self.b > 0):
-            raise ValueError(f"a and b must be > 0; got {self.a} and {self.b}")
+            raise InvalidValue(f"a and b must be > 0; got {self.a} and {self.b}")
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         goal = 1 - _unit(n)
@@ -208,19 +209,19 @@ class Discrete(Grid):
 
     def __post_init__(self) -> None:
         if self.spacing not in ("linspace", "leading", "trailing"):
-            raise ValueError(
+            raise InvalidValue(
                 f"spacing must be 'linspace', 'leading' or 'trailing'; got {self.spacing!r}"
             )
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         if t_max != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"grid {self.spacing!r} counts the steps of a network of discrete time on t in "
                 f"(0, 1]; {process} has t_max={t_max:g}: use 'karras' or 'log_snr'"
             )
         count = self.count or len(getattr(process, "betas", ())) or 1000
         if n > count:
-            raise ValueError(f"steps must be at most the network's {count} steps; got {n}")
+            raise InvalidValue(f"steps must be at most the network's {count} steps; got {n}")
         k = torch.arange(n, dtype=torch.float64)
         if self.spacing == "linspace":
             index = (count - 1) * (1 - _unit(n))

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process
 from ...models.bases import Basis, Columns, Cosine, Leading, Unit, from_record
 from ..families.multistep_engine import gauss, lagrange
@@ -49,14 +50,14 @@ class Statistics:
     def __post_init__(self) -> None:
         d = self.mean.numel()
         if self.mean.ndim != 1 or self.variances.shape != (d,):
-            raise ValueError(
+            raise InvalidValue(
                 f"mean and variances must be vectors of one length; got "
                 f"{tuple(self.mean.shape)} and {tuple(self.variances.shape)}"
             )
         if isinstance(self.basis, Tensor) and self.basis.shape != (d, d):
-            raise ValueError(f"basis must be {(d, d)}; got {tuple(self.basis.shape)}")
+            raise InvalidValue(f"basis must be {(d, d)}; got {tuple(self.basis.shape)}")
         if not bool((self.variances >= 0).all()):
-            raise ValueError(f"variances must be >= 0; got {float(self.variances.min())}")
+            raise InvalidValue(f"variances must be >= 0; got {float(self.variances.min())}")
 
     @property
     def q(self) -> Basis:
@@ -79,9 +80,9 @@ class Statistics:
         components; or one 'scalar' variance. Raises ValueError for another kind or n < 2.
         """
         if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+            raise InvalidValue(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
         if len(data) < 2:
-            raise ValueError(f"data must hold at least 2 events; got {len(data)}")
+            raise InvalidValue(f"data must hold at least 2 events; got {len(data)}")
         x = data.double().flatten(1)
         mean, centred = x.mean(0), x - x.mean(0)
         if kind == "full":
@@ -123,7 +124,7 @@ class Statistics:
             mean, c = (torch.tensor(record[k], dtype=torch.float64) for k in ("mean", "variances"))
             return cls(mean, c, from_record(record["basis"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a record of statistics: {error!r}") from error
+            raise InvalidValue(f"not a record of statistics: {error!r}") from error
 
     def write(self, path: str | FilePath) -> None:
         """Write the record as JSON."""
@@ -135,7 +136,7 @@ class Statistics:
         try:
             return cls.from_record(json.loads(FilePath(path).read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} does not hold statistics: {error}") from error
+            raise InvalidValue(f"{path} does not hold statistics: {error}") from error
 
 
 def _leading(centred: Tensor) -> tuple[Tensor, Basis]:
@@ -196,7 +197,7 @@ class Frame:
         process than the table's, or one that clips: its limits are those of pixels, not of
         components."""
         if model.clip is not None:
-            raise ValueError(
+            raise InvalidValue(
                 f"clip={model.clip} acts on pixels and a table with statistics on components: "
                 "use clip=None with it"
             )
@@ -207,7 +208,7 @@ class Frame:
             torch.allclose(a, b, rtol=1e-6)
             for a, b in ((alpha, other.alpha(times)), (sigma, other.sigma(times)))
         ):
-            raise ValueError(
+            raise InvalidValue(
                 f"the table was made for {table.process}, the model is of {other}: "
                 "make one for it, `solver.tableau(model.process, grid)`"
             )
@@ -221,7 +222,7 @@ class Frame:
         """Raises ValueError unless samples of this shape (B, ...) have the statistics' components."""
         d = self.stats.mean.numel()
         if math.prod(shape[1:]) != d:
-            raise ValueError(
+            raise InvalidValue(
                 f"the solver's statistics are of {d} components; got shape {tuple(shape)}: "
                 "take statistics of data of the model's own kind"
             )
@@ -268,9 +269,9 @@ class GaussianPreconditioned:
 
     def __post_init__(self) -> None:
         if self.points not in (1, 2, 3, 4):
-            raise ValueError(f"points must be 1, 2, 3 or 4; got {self.points}")
+            raise InvalidValue(f"points must be 1, 2, 3 or 4; got {self.points}")
         if self.start is not None and not 0 < self.start < math.inf:
-            raise ValueError(f"start must be a ratio sigma/alpha > 0, or None; got {self.start}")
+            raise InvalidValue(f"start must be a ratio sigma/alpha > 0, or None; got {self.start}")
 
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> SpectralTable:
         """The table for these times: float64, strictly falling, as for any solver.
@@ -288,7 +289,7 @@ class GaussianPreconditioned:
             called = t[1:]
         inner = Path.of(process, called[:-1] if clean else called)
         if len(inner.t) < 2 or not bool(torch.isfinite(inner.lam).all()):
-            raise ValueError(
+            raise InvalidValue(
                 "grid must call the network at two times at least where 0 < alpha and 0 < sigma, "
                 f"below start={self.start}; got {len(t)} nodes from t={float(t[0]):g}: use more steps"
             )

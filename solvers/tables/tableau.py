@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tableau:
@@ -53,21 +55,23 @@ class Tableau:
         for what in ("state", "data", "noise", "draws"):
             matrix = getattr(self, what)
             if matrix.ndim != 2 or matrix.shape[0] != n:
-                raise ValueError(f"{what} must be [{n}, ...] like times; got {tuple(matrix.shape)}")
+                raise InvalidValue(
+                    f"{what} must be [{n}, ...] like times; got {tuple(matrix.shape)}"
+                )
         if n < 1 or self.state.shape[1] < 1 or self.data.shape[1] < 1:
-            raise ValueError("a tableau needs at least one row, one state and one data column")
+            raise InvalidValue("a tableau needs at least one row, one state and one data column")
         if self.draws.shape != self.noise.shape:
-            raise ValueError(
+            raise InvalidValue(
                 f"draws must have noise's shape {tuple(self.noise.shape)}; "
                 f"got {tuple(self.draws.shape)}"
             )
         if not all(map(math.isfinite, self.entry)):
-            raise ValueError(f"entry must be two finite numbers; got {self.entry}")
+            raise InvalidValue(f"entry must be two finite numbers; got {self.entry}")
         for what in ("state", "data", "noise"):
             bad = (~torch.isfinite(getattr(self, what))).nonzero()
             if len(bad):
                 i, j = bad[0].tolist()
-                raise ValueError(
+                raise InvalidValue(
                     f"{self.name}: {what}[{i},{j}] is {float(getattr(self, what)[i, j])} on this "
                     f"grid (row {i} starts at t={float(self.times[i]):g}); the scheme is singular "
                     "there: start below it, e.g. with t_max=0.999 in the process, or choose another solver"
@@ -76,7 +80,7 @@ class Tableau:
             matrix = getattr(self, what)
             for k in range(1, min(matrix.shape[1], n + 1)):
                 if bool((matrix[:k, k] != 0).any()):
-                    raise ValueError(f"{what}[:{k},{k}] must be 0: there is no such history yet")
+                    raise InvalidValue(f"{what}[:{k},{k}] must be 0: there is no such history yet")
 
     @property
     def nfe(self) -> int:
@@ -156,7 +160,7 @@ class Tableau:
                 weak_order=record["weak_order"],
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a tableau in JSON: {error}") from error
+            raise InvalidValue(f"not a tableau in JSON: {error}") from error
 
     def trimmed(self) -> Tableau:
         """The same scheme without the trailing all-zero columns."""

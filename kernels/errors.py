@@ -1,0 +1,28 @@
+"""The errors that undiffuse raises itself: one base, and the built-in kind that each one also is."""
+
+from __future__ import annotations
+
+
+class UndiffuseError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    `except ud.UndiffuseError` catches what undiffuse refused or could not finish, and no mistake in
+    anybody's code. Each child is also the built-in error that a caller would expect.
+    """
+
+
+class InvalidValue(UndiffuseError, ValueError):
+    """An argument has the right type but a value that cannot be used; the message names all three:
+    what must hold, what came, what to do."""
+
+
+class InvalidType(UndiffuseError, TypeError):
+    """An argument is of a type that cannot be used."""
+
+
+class RunFailure(UndiffuseError, RuntimeError):
+    """A run could not be finished as asked: nothing was wrong with its arguments."""
+
+
+class MissingPackage(UndiffuseError, ImportError):
+    """An optional package is needed for what was asked and is not installed."""
