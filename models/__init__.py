@@ -6,20 +6,21 @@ if __name__ == "models":
         "Use `import undiffuse.models`, or run Python with -P outside the repository root."
     )
 
-from . import adapters, data, guidance, score_matching, variational
+from . import adapters, data, guidance
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
 from .dequantize import Levels
 from .ito import ItoSDE
-from .learned_schedule import LearnedVP, MonotoneOmega
-from .losses import LOSSES, Objective
 from .networks import MLP, NETWORKS, UNet
-from .processes import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
+from .processes.learned_schedule import LearnedVP, MonotoneOmega
+from .processes.named import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
 from .readout import READOUTS, Affine, convert
 from .targets import Gaussian, GaussianMixture
-from .trainer import TrainingError
-from .training import train
+from .training import score_matching, variational
+from .training.losses import LOSSES, Objective
+from .training.train import train
+from .training.trainer import TrainingError
 
 __all__ = [
     "EDM",

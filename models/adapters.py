@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ..kernels.errors import InvalidValue
 from .denoiser import Denoiser
 from .guidance.rule import apply_rule, calls_of, column
-from .process import Process
-from .processes import EDM, VE, Flow
-from .variational import VarianceHead
-from .vp import VP
+from .processes.named import EDM, VE, Flow
+from .processes.process import Process
+from .processes.vp import VP
+from .training.variational import VarianceHead
 
 _PREDICTION = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from ..kernels.errors import InvalidType, InvalidValue
 from .denoiser import Denoiser
-from .learned_schedule import LearnedVP, MonotoneOmega
 from .networks import build
-from .processes import PROCESSES, Brownian, Process, TabledVP
+from .processes.learned_schedule import LearnedVP, MonotoneOmega
+from .processes.named import PROCESSES, Brownian, Process, TabledVP
 
 _KEY = "undiffuse"
 _FORMAT = 1

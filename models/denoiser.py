@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
-from .processes import Process
+from .processes.named import Process
 from .readout import (
     READOUTS,
     TIME_CONVENTIONS,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
-from .process import Process
+from .processes.process import Process
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """(x [B, d], t float64 [B]) -> values."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InvalidValue
-from .variational import VarianceHead
+from .training.variational import VarianceHead
 
 
 class TimeEmbedding(nn.Module):

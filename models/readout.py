@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
-from .processes import Process
+from .processes.named import Process
 
 
 class Row(NamedTuple):

@@ -50,7 +50,7 @@ def _expected(error: Exception) -> str | None:
     not work out, and of input that this package refused itself. None of any other."""
     import torch
 
-    from .models.trainer import TrainingError
+    from .models.training.trainer import TrainingError
     from .solvers.outcome import SolverError
     from .solvers.sampling.tuning import FitError
 
@@ -203,7 +203,7 @@ def _train(commands: Any) -> None:
 
 def _run_train(args: argparse.Namespace) -> None:
     from .models.checkpoint import load
-    from .models.training import train
+    from .models.training.train import train
     from .solvers import sample
 
     asked = {k: getattr(args, k) for k in ("steps", "batch", "lr", "every")}

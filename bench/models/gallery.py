@@ -30,7 +30,7 @@ from ...models.adapters import retime
 from ...models.data.sets import Data, load
 from ...models.guidance.combine import cfg, inpaint, posterior
 from ...models.ito import annealed_langevin, langevin
-from ...models.training import train
+from ...models.training.train import train
 from ...solvers import sample
 from ..report.figures import pyplot, sample_grid
 from ..report.table import Table, markdown, plain

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ..denoiser import Denoiser
-from ..process import Process
+from ..processes.process import Process
 from ..readout import convert
 from .posterior import inpaint, posterior
 from .rule import HELD, apply_rule, calls_of, column, of_model

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...models import Denoiser, TabledVP
-from ...models.variational import data_and_variance, decoder_nll, flat_decoder_nll, posterior
+from ...models.training.variational import (
+    data_and_variance,
+    decoder_nll,
+    flat_decoder_nll,
+    posterior,
+)
 from ..flow import FAR
 from ..tables.spectral import Statistics
 from .importance import integrate_by_importance

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from undiffuse.models import EDM, VE, VP, Brownian, Checkpoint, Denoiser, Flow, SubVP
 from undiffuse.models import load_checkpoint as load
 from undiffuse.models.checkpoint import atomically, process_from_dict, process_to_dict
-from undiffuse.models.learned_schedule import LearnedVP, MonotoneOmega
 from undiffuse.models.networks import MLP
+from undiffuse.models.processes.learned_schedule import LearnedVP, MonotoneOmega
 
 PROCESSES = [
     VP(0.2, 15.0),

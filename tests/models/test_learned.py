@@ -7,7 +7,7 @@ import torch
 
 import undiffuse as ud
 from undiffuse.models import VP, Gaussian
-from undiffuse.models.learned_schedule import (
+from undiffuse.models.processes.learned_schedule import (
     ContinuousVLB,
     LearnedSchedule,
     LearnedVP,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from undiffuse.models import EDM, READOUTS, VE, VP, Denoiser, Flow, Gaussian, SubVP
-from undiffuse.models.losses import LOSSES, TIMES, WEIGHTINGS, Objective
 from undiffuse.models.readout import convert
+from undiffuse.models.training.losses import LOSSES, TIMES, WEIGHTINGS, Objective
 
 MEAN = torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64)
 COV = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.8, -0.1], [0.0, -0.1, 0.3]], dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from undiffuse.models import Gaussian, GaussianMixture
-from undiffuse.models.score_matching import denoising, explicit, implicit, sliced
+from undiffuse.models.training.score_matching import denoising, explicit, implicit, sliced
 
 F64 = torch.float64
 A = torch.tensor([[-1.5, 0.3], [-0.2, -0.7]], dtype=F64)  # not symmetric: not even a gradient

@@ -14,13 +14,13 @@ import torch
 
 from undiffuse.models import VP, Flow, Gaussian, Objective, TrainingError, load_checkpoint, train
 from undiffuse.models.data.sets import Data, load, split_indices
-from undiffuse.models.learned_schedule import (
+from undiffuse.models.processes.learned_schedule import (
     ContinuousVLB,
     LearnedSchedule,
     LearnedVP,
     MonotoneOmega,
 )
-from undiffuse.models.variational import Hybrid, data_and_variance
+from undiffuse.models.training.variational import Hybrid, data_and_variance
 
 TINY = {"network_config": {"width": 16, "depth": 1}, "batch": 32, "warmup": 5, "every": 20}
 X = Gaussian([0.5, -0.2, 0.1], [0.4, 0.1, 0.2]).sample(200, seed=0).float()

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
-from .data.sets import Data, load
-from .denoiser import Denoiser
-from .learned_schedule import LearnedSchedule, LearnedVP
+from ...kernels.errors import InvalidValue
+from ..data.sets import Data, load
+from ..denoiser import Denoiser
+from ..processes.learned_schedule import LearnedSchedule, LearnedVP
+from ..processes.named import PROCESSES, VP, Process
 from .losses import LOSSES
 from .monitor import reporter
-from .processes import PROCESSES, VP, Process
 from .trainer import Loss, Settings, Trainer
 from .variational import VLB, Hybrid
 

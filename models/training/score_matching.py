@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ...kernels.errors import InvalidValue
 
 Score = Callable[[Tensor], Tensor]
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ...kernels.errors import InvalidValue
 
 Time = float | Tensor
 

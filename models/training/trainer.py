@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..kernels.errors import InvalidValue, RunFailure
-from .checkpoint import Checkpoint, atomically, process_to_dict
-from .data.formats import UNREADABLE
-from .data.sets import Data
-from .denoiser import Denoiser
-from .dequantize import fill
-from .learned_schedule import LearnedVP
+from ...kernels.errors import InvalidValue, RunFailure
+from ..checkpoint import Checkpoint, atomically, process_to_dict
+from ..data.formats import UNREADABLE
+from ..data.sets import Data
+from ..denoiser import Denoiser
+from ..dequantize import fill
+from ..networks import network_for
+from ..processes.learned_schedule import LearnedVP
+from ..processes.named import Process
 from .monitor import Report, plot
-from .networks import network_for
-from .processes import Process
 
 Loss = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..kernels.errors import MissingPackage
-from .checkpoint import atomically
+from ...kernels.errors import MissingPackage
+from ..checkpoint import atomically
 
 Report = Callable[[int, float, float | None], None]
 """report(step, loss, held_out loss or None)."""

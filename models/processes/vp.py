@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ...kernels.errors import InvalidValue
 from .process import Process, Time, f64, increasing, positive
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..kernels.errors import InvalidType, InvalidValue
-from .denoiser import Denoiser
-from .guidance.rule import column
+from ...kernels.errors import InvalidType, InvalidValue
+from ..denoiser import Denoiser
+from ..guidance.rule import column
+from ..training.variational import decoder_nll
 from .process import Process, Time, f64
-from .variational import decoder_nll
 
 
 class MonotoneOmega(nn.Module):

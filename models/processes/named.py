@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ...kernels.errors import InvalidValue
 from .process import Prior, Process, Time, f64, increasing, positive
 from .vp import VP, SubVP, TabledVP
 

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
-from .denoiser import Denoiser
-from .processes import Process
-from .readout import READOUTS
+from ...kernels.errors import InvalidValue
+from ..denoiser import Denoiser
+from ..processes.named import Process
+from ..readout import READOUTS
 
 # --- times -------------------------------------------------------------------------------------
 

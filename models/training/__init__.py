@@ -1,0 +1,1 @@
+"""Training a network: objectives, the variational bound, score matching, the loop and its state."""
