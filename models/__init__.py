@@ -6,7 +6,7 @@ if __name__ == "models":
         "Use `import undiffuse.models`, or run Python with -P outside the repository root."
     )
 
-from . import adapters, data, guidance
+from . import adapters, data, guidance, variational
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
 from .denoiser import Denoiser
@@ -17,7 +17,7 @@ from .processes.learned_schedule import LearnedVP, MonotoneOmega
 from .processes.named import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
 from .readout import READOUTS, Affine, convert
 from .targets import Gaussian, GaussianMixture
-from .training import score_matching, variational
+from .training import score_matching
 from .training.losses import LOSSES, Objective
 from .training.train import train
 from .training.trainer import TrainingError

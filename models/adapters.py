@@ -28,7 +28,7 @@ from .guidance.rule import apply_rule, calls_of, column
 from .processes.named import EDM, VE, Flow
 from .processes.process import Process
 from .processes.vp import VP
-from .training.variational import VarianceHead
+from .variational import VarianceHead
 
 _PREDICTION = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
 

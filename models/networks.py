@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InvalidValue
-from .training.variational import VarianceHead
+from .variational import VarianceHead
 
 
 class TimeEmbedding(nn.Module):

@@ -26,6 +26,7 @@ from ...models import (
     MonotoneOmega,
     Objective,
     Process,
+    variational,
 )
 from ...models.data.sets import load
 from ...models.guidance.combine import classifier
@@ -33,9 +34,8 @@ from ...models.ito import annealed_langevin, langevin
 from ...models.processes.learned_schedule import ContinuousVLB
 from ...models.readout import convert
 from ...models.training import score_matching as sm
-from ...models.training import variational
 from ...models.training.train import train
-from ...models.training.variational import VLB, Hybrid
+from ...models.variational import VLB, Hybrid
 from ...solvers import sample
 from ...solvers.likelihood.bits import dequantised
 from ...solvers.likelihood.elbo import elbo

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...kernels.errors import InvalidType, InvalidValue
 from ..denoiser import Denoiser
 from ..guidance.rule import column
-from ..training.variational import decoder_nll
+from ..variational import decoder_nll
 from .process import Process, Time, f64
 
 

@@ -20,10 +20,10 @@ from ..data.sets import Data, load
 from ..denoiser import Denoiser
 from ..processes.learned_schedule import LearnedSchedule, LearnedVP
 from ..processes.named import PROCESSES, VP, Process
+from ..variational import VLB, Hybrid
 from .losses import LOSSES
 from .monitor import reporter
 from .trainer import Loss, Settings, Trainer
-from .variational import VLB, Hybrid
 
 OBJECTIVES: dict[str, Loss] = {
     **LOSSES,

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, TabledVP
-from ...models.training.variational import VarianceHead
+from ...models.variational import VarianceHead
 from ..drift import start_time
 from ..outcome import Status
 from ..tables.spectral import Statistics

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...models import Denoiser, TabledVP
-from ...models.training.variational import (
+from ...models.variational import (
     data_and_variance,
     decoder_nll,
     flat_decoder_nll,

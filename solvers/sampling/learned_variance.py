@@ -17,7 +17,7 @@ from torch import Tensor
 from ...kernels import ddpm_step
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
-from ...models.training.variational import VarianceHead, data_and_variance
+from ...models.variational import VarianceHead, data_and_variance
 from ..outcome import SolverError, verdict
 from ..progress import track
 from .sampler import GridLike, Result, Sampler

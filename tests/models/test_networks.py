@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from undiffuse.models.networks import MLP, NETWORKS, build, network_for
-from undiffuse.models.training.variational import VarianceHead
+from undiffuse.models.variational import VarianceHead
 
 
 def awake(net):

@@ -20,7 +20,7 @@ from undiffuse.models.processes.learned_schedule import (
     LearnedVP,
     MonotoneOmega,
 )
-from undiffuse.models.training.variational import Hybrid, data_and_variance
+from undiffuse.models.variational import Hybrid, data_and_variance
 
 TINY = {"network_config": {"width": 16, "depth": 1}, "batch": 32, "warmup": 5, "every": 20}
 X = Gaussian([0.5, -0.2, 0.1], [0.4, 0.1, 0.2]).sample(200, seed=0).float()

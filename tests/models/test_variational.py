@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from undiffuse.models import VP, Denoiser, Flow, Gaussian, Objective
-from undiffuse.models.training.variational import (
+from undiffuse.models.variational import (
     VLB,
     Hybrid,
     VarianceHead,

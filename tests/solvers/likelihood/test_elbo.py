@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models.training.variational import (
+from undiffuse.models.variational import (
     VarianceHead,
     data_and_variance,
     flat_decoder_nll,

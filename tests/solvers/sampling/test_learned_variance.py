@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models.training.variational import VarianceHead, posterior
+from undiffuse.models.variational import VarianceHead, posterior
 from undiffuse.solvers import SolverError, sample_learned_variance
 
 F64 = torch.float64

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels.errors import InvalidType, InvalidValue
-from ..denoiser import Denoiser
-from ..processes.named import Process
-from .losses import LOSSES, Objective
+from ..kernels.errors import InvalidType, InvalidValue
+from .denoiser import Denoiser
+from .processes.named import Process
+from .training.losses import LOSSES, Objective
 
 
 class Posterior(NamedTuple):
