@@ -10,6 +10,7 @@ A solver is a table of numbers (`ud.solvers`), one fused kernel executes every r
 """
 
 from . import kernels, models, solvers
+from .kernels.errors import UndiffuseError
 from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, guidance, targets
 from .models.checkpoint import load, load_default
 from .models.training import train
@@ -37,6 +38,7 @@ __all__ = [
     "Sampler",
     "SolverError",
     "SubVP",
+    "UndiffuseError",
     "decode",
     "elbo",
     "encode",

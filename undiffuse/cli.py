@@ -10,7 +10,6 @@ it is a mistake of this package, or of code that was handed to it.
 from __future__ import annotations
 
 import argparse
-import dis
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import measuring
-from .kernels.errors import InvalidValue
+from .kernels.errors import InvalidValue, UndiffuseError
 from .options import MODEL, checkpoint, command, common, dtype, usable
 
 
@@ -46,38 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expected(error: Exception) -> str | None:
-    """What to say of a failure that is no bug: of files, optional libraries, memory, a run that did
-    not work out, and of input that this package refused itself. None of any other."""
+    """One line about a failure that is no bug: this package's own refusals and unfinished runs,
+    files, optional packages and memory. None of any other."""
     import torch
-
-    from .models.training.trainer import TrainingError
-    from .solvers.outcome import SolverError
-    from .solvers.sampling.tuning import FitError
 
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, UndiffuseError | OSError):
+        return str(error)
     if isinstance(error, ModuleNotFoundError):
         return None if (error.name or "").startswith("undiffuse") else str(error)
-    if isinstance(error, OSError | SolverError | TrainingError | FitError):
-        return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
-        error
-    ):
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if full or "DefaultCPUAllocator" in str(error):
         return f"out of memory, a smaller --batch needs less: {error}"
-    ours = isinstance(error, ValueError | TypeError | ImportError) and _refused(error)
-    return str(error) if ours else None
-
-
-def _refused(error: Exception) -> bool:
-    """Whether a `raise` of this package was the error's origin, not a mistake that Python found."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or not last.tb_frame.f_globals.get("__name__", "").startswith(
-        f"{__package__}."
-    ):
-        return False
-    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

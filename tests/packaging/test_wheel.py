@@ -32,15 +32,31 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+KINDS = (".py", ".c", ".safetensors", ".npz", ".typed")  # of files that are part of the package
+
+
+def files_of_the_tree() -> set[str]:
+    """What a walk of the folders finds, as the wheel should name it."""
+    found = {f"undiffuse/{p.name}" for p in (ROOT / "undiffuse").glob("*") if p.is_file()}
+    for folder in ("undiffuse/commands", *FOLDERS):
+        for path in (ROOT / folder).rglob("*"):
+            name = path.relative_to(ROOT / "undiffuse" if "/" in folder else ROOT)
+            found.add(f"undiffuse/{name.as_posix()}")
+    return {n for n in found if n.endswith(KINDS)}
+
+
+def test_every_folder_with_python_files_is_declared():
+    """setuptools takes the packages that pyproject lists, and says nothing of others."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    walked = {name.rpartition("/")[0] for name in files_of_the_tree() if name.endswith(".py")}
+    assert sorted(listed) == sorted(name.replace("/", ".") for name in walked)
+
+
 @pytest.mark.slow
 def test_its_file_list_is_that_of_the_folders(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("undiffuse/")}
-    expected = {f"undiffuse/{p.name}" for p in (ROOT / "undiffuse").glob("*.py")}
-    expected |= {"undiffuse/py.typed"}
-    for folder in FOLDERS:
-        expected |= {f"undiffuse/{folder}/{p.name}" for p in (ROOT / folder).glob("*.py")}
-    expected |= {f"undiffuse/models/{p.name}" for p in (ROOT / "models").glob("*.safetensors")}
-    expected |= {f"undiffuse/kernels/{p.name}" for p in (ROOT / "kernels").glob("*.c")}
+    expected = files_of_the_tree()
     assert names == expected
     assert "undiffuse/models/digits.safetensors" in names
     licences = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("LICENSE")]
