@@ -24,6 +24,7 @@ from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, atomically, load, load_default
 from ..models.data.sets import load as load_data
 from ..models.data.sets import split
+from ..models.statistics import KINDS, Statistics
 from ..solvers.families.tuned import Learned
 from ..solvers.likelihood.bits import dequantised
 from ..solvers.sampling.plan import dtype_of
@@ -36,7 +37,6 @@ from ..solvers.sampling.tuning import (
     references,
     seen,
 )
-from ..solvers.tables.spectral import KINDS, Statistics
 from .problems import problem as problems
 from .problems.problem import SMALL_EVENT, network_name
 from .problems.targets import get as get_target

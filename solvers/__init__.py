@@ -1,22 +1,22 @@
 """How it is integrated: tableaus, grids, solver families, the sampler, likelihood."""
 
+from ..models.statistics import Statistics
 from .adaptive.exponential_pair import ExponentialPair
 from .adaptive.ode import Controller, OdeSolution, integrate
 from .adaptive.sample import sample_ode_adaptively
 from .adaptive.sde import AdaptiveResult, sample_sde_adaptively
 from .drift import ReverseSDE, probability_flow, reverse_sde
-from .families.adams import IPNDM, Adams
+from .families.adams import IPNDM, PNDM, Adams
 from .families.composed import Inversion, SparedStart, analytical_first_step
 from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .families.heun import Heun
-from .families.pndm import PNDM
+from .families.preconditioned import GaussianPreconditioned
 from .families.registry import SOLVERS, get, names
 from .families.relay import Relay
 from .families.restart import Consistency, Restart
 from .families.runge_kutta import DPM2, Butcher, RungeKutta
-from .families.sa_solver import ERSDE, SASolver
 from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
-from .families.stochastic import DDPM, SRA1, EulerMaruyama, ReverseDiffusion
+from .families.stochastic import DDPM, ERSDE, SRA1, EulerMaruyama, ReverseDiffusion, SASolver
 from .families.tuned import Learned, read
 from .families.unipc import UniPC
 from .likelihood.bits import Bits, bits_per_dim
@@ -50,7 +50,7 @@ from .tables.grids import (
 )
 from .tables.law import Law, gaussian_law, marginal, response
 from .tables.solver import Path, Solver
-from .tables.spectral import GaussianPreconditioned, SpectralTable, Statistics
+from .tables.spectral import SpectralTable
 from .tables.tableau import Tableau
 
 __all__ = [

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import VP, GaussianMixture
-from ...solvers.tables.spectral import Statistics
+from ...models.statistics import Statistics
 from ..bar import Bar, bar
 from ..peers.likelihood import Found, Way, by_scipy, by_torchdiffeq, ours
 from ..problems import targets

@@ -22,7 +22,7 @@ from ...models.checkpoint import Checkpoint
 from ...models.data.formats import stream
 from ...models.data.sources import Source
 from ...models.dequantize import CHOICES, Levels
-from ...solvers.tables.spectral import Statistics
+from ...models.statistics import Statistics
 from . import heldout
 
 LOOK = 32  # items that are held at a time while they are only looked at

@@ -16,7 +16,7 @@ from ...kernels.errors import InvalidValue
 from ...models import Process
 from ...solvers import Path, SASolver, Solver, response
 from ...solvers.families.multistep_engine import Decay, constant_noise, gauss
-from ...solvers.families.sa_solver import er_decay
+from ...solvers.families.stochastic import er_decay
 from .convergence import MEAN, VAR, grid
 
 

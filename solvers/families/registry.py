@@ -6,21 +6,19 @@ from typing import TypeVar
 
 from ..tables.grids import lookup
 from ..tables.solver import Solver
-from ..tables.spectral import GaussianPreconditioned
 from . import (
     adams,
+    composed,
     exponential,
     heun,
-    pndm,
     relay,
     restart,
     runge_kutta,
-    sa_solver,
     singlestep,
     stochastic,
     unipc,
 )
-from . import composed as transforms
+from .preconditioned import GaussianPreconditioned
 
 S = TypeVar("S", bound="Solver | GaussianPreconditioned")
 
@@ -32,10 +30,8 @@ SOLVERS: dict[str, Solver] = {
     **unipc.SOLVERS,
     **runge_kutta.SOLVERS,
     **singlestep.SOLVERS,
-    **sa_solver.SOLVERS,
     **restart.SOLVERS,
-    **pndm.SOLVERS,
-    **transforms.SOLVERS,
+    **composed.SOLVERS,
     **relay.SOLVERS,
 }
 

@@ -22,15 +22,11 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import Process
+from ...models.statistics import Statistics
 from ..tables.solver import Path
-from ..tables.spectral import (
-    GaussianPreconditioned,
-    SpectralTable,
-    Statistics,
-    closed_form,
-    whitened_columns,
-)
+from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
+from .preconditioned import GaussianPreconditioned, closed_form, whitened_columns
 
 
 @dataclass(frozen=True, eq=False)

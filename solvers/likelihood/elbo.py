@@ -32,10 +32,10 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, TabledVP
+from ...models.statistics import Statistics
 from ...models.variational import VarianceHead
 from ..drift import start_time
 from ..outcome import Status
-from ..tables.spectral import Statistics
 from .elbo_terms import Chain, Decoder, Terms, continuous, discrete
 from .encode import check, naming_dtypes, raise_if_failed
 from .quadrature import as_ids

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...models import Denoiser, TabledVP
+from ...models.statistics import Statistics
 from ...models.variational import (
     data_and_variance,
     decoder_nll,
@@ -25,7 +26,6 @@ from ...models.variational import (
     posterior,
 )
 from ..flow import FAR
-from ..tables.spectral import Statistics
 from .importance import integrate_by_importance
 
 DRAWS = 4  # of x_{t_1} for the reconstruction

@@ -24,13 +24,13 @@ from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...models import Denoiser
 from ...models import jacobian as traces
+from ...models.statistics import Statistics
 from ..adaptive.ode import integrate
 from ..adaptive.pairs import PAIRS
 from ..flow import ScaledFlow, column
 from ..outcome import Status
 from ..sampling.start import truncated
 from ..tables.grids import lookup
-from ..tables.spectral import Statistics
 from . import augmented, quadrature
 from .encode import check, naming_dtypes, raise_if_failed
 from .probing import Prober

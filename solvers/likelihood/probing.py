@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...kernels import rademacher
 from ...models import jacobian as traces
+from ...models.statistics import Statistics
 from ..flow import ScaledFlow, column
-from ..tables.spectral import Statistics
 
 DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
 

@@ -17,9 +17,8 @@ from ..families.adams import Adams
 from ..families.exponential import DDIM
 from ..families.multistep_engine import weights
 from ..outcome import MEANING, SolverError, Status
-from ..tables.grids import times
+from ..tables.grids import RatioGrid, times
 from ..tables.solver import Path
-from ..tables.spacing import RatioGrid
 from .sampler import Sampler
 
 

@@ -22,12 +22,13 @@ from ...kernels.checks import as_sample_ids, as_seed, check_batch, check_ids
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...models import Denoiser, Process
 from ...models.guidance.rule import calls_of
+from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
 from ..outcome import SolverError, verdict
 from ..progress import track
 from ..tables import grids
 from ..tables.solver import Solver
-from ..tables.spectral import GaussianPreconditioned, SpectralTable
+from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 from .graph import GraphedRun
 from .plan import compose, device_of, dtype_of

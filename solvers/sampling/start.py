@@ -13,9 +13,9 @@ from ...kernels import normal
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser, GaussianMixture, Process
 from ...models import jacobian as trace
+from ...models.statistics import Statistics
 from ..flow import ScaledFlow, column
 from ..likelihood.encode import check
-from ..tables.spectral import Statistics
 
 
 def start(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue, RunFailure
 from ...models import Denoiser, Process
+from ...models.statistics import Statistics
+from ..families.preconditioned import residual_weights
 from ..families.tuned import Learned, reach
 from ..progress import track
 from ..tables.grids import times
-from ..tables.spectral import Statistics, residual_weights
 from .sampler import sample
 
 

@@ -12,8 +12,8 @@ from undiffuse.bench.likelihood import heldout, items
 from undiffuse.models import VP, Checkpoint, Denoiser, Levels
 from undiffuse.models.checkpoint import load, load_default
 from undiffuse.models.data import sets as data
+from undiffuse.models.statistics import Statistics
 from undiffuse.solvers import bits_per_dim, log_prob
-from undiffuse.solvers.tables.spectral import Statistics
 
 SHAPE = (1, 2, 2)
 MODEL = """

@@ -7,8 +7,8 @@ import torch
 
 import undiffuse as ud
 from undiffuse.bench.problems import targets
+from undiffuse.models.statistics import Statistics
 from undiffuse.solvers.likelihood.log_prob import LAID, log_prob
-from undiffuse.solvers.tables.spectral import Statistics
 
 from .densities import PROCESSES, at_start, digits64, in_bits, mixture
 

@@ -9,8 +9,15 @@ from scipy.stats import beta as beta_distribution
 
 import undiffuse as ud
 from undiffuse.solvers import GRIDS, SOLVERS, times
-from undiffuse.solvers.tables.grids import Beta, Cosine, Discrete, Karras, Laplace, Shifted
-from undiffuse.solvers.tables.spacing import beta_cdf
+from undiffuse.solvers.tables.grids import (
+    Beta,
+    Cosine,
+    Discrete,
+    Karras,
+    Laplace,
+    Shifted,
+    beta_cdf,
+)
 
 PROCESSES = [ud.VP(), ud.VP.cosine(), ud.SubVP(), ud.VE(), ud.EDM(), ud.Flow(), ud.Brownian()]
 

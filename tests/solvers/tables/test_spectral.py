@@ -8,10 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian, GaussianMixture
-from undiffuse.solvers import Tableau, UniPC, times
+from undiffuse.solvers import GaussianPreconditioned, Statistics, Tableau, UniPC, times
 from undiffuse.solvers.families.tuned import Learned
 from undiffuse.solvers.sampling.tuning import Choice, fit, initial, references
-from undiffuse.solvers.tables.spectral import GaussianPreconditioned, Statistics
 
 from ..exact import evaluate, gaussian_flow, slope
 
