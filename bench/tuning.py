@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..kernels import normal
 from ..kernels.errors import InvalidValue
+from ..kernels.files import atomically
 from ..models import Denoiser
-from ..models.checkpoint import Checkpoint, atomically, load, load_default
+from ..models.checkpoint import Checkpoint, load, load_default
 from ..models.data.sets import load as load_data
 from ..models.data.sets import split
 from ..models.statistics import KINDS, Statistics

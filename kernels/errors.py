@@ -26,3 +26,7 @@ class RunFailure(UndiffuseError, RuntimeError):
 
 class MissingPackage(UndiffuseError, ImportError):
     """An optional package is needed for what was asked and is not installed."""
+
+
+class UnusableFolder(UndiffuseError, OSError):
+    """A folder that was named for results cannot be written to, or is too small."""

@@ -11,20 +11,19 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.files import atomically
 from .denoiser import Denoiser
 from .networks import build
 from .processes.learned_schedule import LearnedVP, MonotoneOmega
@@ -85,7 +84,7 @@ class Checkpoint:
         except (TypeError, ValueError) as e:
             raise InvalidValue(f"the checkpoint's description is not JSON: {e}") from None
         state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
-        return atomically(path, lambda p: save_file(state, p, metadata={_KEY: text}))
+        return atomically(path, lambda p: p.write_bytes(save(state, {_KEY: text})))
 
 
 def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoint:
@@ -211,22 +210,6 @@ def process_from_dict(spec: dict[str, Any]) -> Process:
     if spec["name"] not in PROCESSES:
         raise InvalidValue(f"process must be one of {', '.join(PROCESSES)}; got {spec['name']!r}")
     return PROCESSES[spec["name"]](**spec["args"])
-
-
-def atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it: whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.touch()
-        mode = part.stat().st_mode  # what the umask makes of a new file; writers may be stricter
-        write(part)
-        part.chmod(mode)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

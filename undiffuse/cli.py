@@ -100,7 +100,7 @@ def _sample(commands: Any) -> None:
 def _run_sample(args: argparse.Namespace) -> None:
     import torch
 
-    from .models.checkpoint import atomically
+    from .kernels.files import write_tensors
     from .solvers import (
         SpectralTable,
         Tableau,
@@ -133,7 +133,7 @@ def _run_sample(args: argparse.Namespace) -> None:
             x = sample(loaded.denoiser, shape, solver, args.steps, grid, progress=True, **how)
         parts.append(x.cpu())
     x = torch.cat(parts)
-    path = atomically(args.out / "samples.pt", lambda part: torch.save(x, part))
+    path = write_tensors(args.out / "samples.pt", x)
     print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {path}")
     fixed = isinstance(solver, Tableau | SpectralTable)
     cost = f"{solver.nfe} calls" if fixed else f"{args.steps} steps"

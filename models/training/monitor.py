@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...kernels.errors import MissingPackage
-from ..checkpoint import atomically
+from ...kernels.files import atomically
 
 Report = Callable[[int, float, float | None], None]
 """report(step, loss, held_out loss or None)."""

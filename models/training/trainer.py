@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ...kernels.errors import InvalidValue, RunFailure
-from ..checkpoint import Checkpoint, atomically, process_to_dict
+from ...kernels.files import write_tensors, write_text
+from ..checkpoint import Checkpoint, process_to_dict
 from ..data.formats import UNREADABLE
 from ..data.sets import Data
 from ..denoiser import Denoiser
@@ -268,9 +269,9 @@ class Trainer:
             "generator": self.generator.get_state(),
             "history": self.history,
         }
-        atomically(self.out / "state.pt", lambda p: torch.save(state, p))
+        write_tensors(self.out / "state.pt", state)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        atomically(self.out / "loss.jsonl", lambda p: p.write_text(lines))
+        write_text(self.out / "loss.jsonl", lines)
         plot(self.history, self.out / "loss.png")
 
     def restore(self) -> None:
