@@ -40,7 +40,7 @@ def atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
         try:
             write(part)
             _flush(part, handle)
-        except Exception as failure:  # noqa: BLE001  # each library raises its own
+        except Exception as failure:  # each library raises its own
             if (full := _of_the_disk(failure, handle, path)) is None:
                 raise
             raise full from failure
