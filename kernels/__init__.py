@@ -12,16 +12,19 @@ from .langevin import langevin_step
 from .linear import LinearStep, linear_step
 from .native import warm_up
 from .noise import normal, rademacher, uniform
-from .philox import PURPOSES, philox4x32
+from .philox import philox4x32
 from .runge_kutta import RungeKuttaStep, runge_kutta_step
 from .steps import ddpm_step, euler_maruyama_step
+from .streams import PURPOSES, STREAMS, Stream
 from .threshold import dynamic_threshold
 
 __all__ = [
     "PURPOSES",
+    "STREAMS",
     "BrownianPath",
     "LinearStep",
     "RungeKuttaStep",
+    "Stream",
     "ddpm_step",
     "dynamic_threshold",
     "euler_maruyama_step",

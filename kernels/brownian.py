@@ -19,7 +19,7 @@ from torch import Tensor
 from . import dispatch, native, philox
 from .checks import as_sample_ids, as_seed, check_batch, sent
 from .errors import InvalidValue
-from .noise import tag_of
+from .streams import tag_of
 
 CELL = 1 << 31  # draws of the cells' own increments; below it, heap numbers of the splits
 
@@ -34,7 +34,7 @@ def _reference(
 ) -> Tensor:
     """sum_j c_j z_j, float32 of the shape [B, ...]; coefficients and draws [1 or B, J]."""
     batch, n = shape[0], math.prod(shape[1:])
-    out = torch.zeros(batch, n, device=seed.device)
+    out = torch.zeros(batch, n, dtype=torch.float32, device=seed.device)
     for c, draw in zip(coefficients.unbind(1), draws.unbind(1), strict=True):
         z = philox.draw("normal", n, philox.stream_table(batch, seed, sample_ids, draw, tag))
         out += torch.where(c != 0, c, 0.0).view(-1, 1) * z
@@ -52,7 +52,7 @@ def _native(
     library = native.library(math.prod(shape) * draws.shape[1])
     if library is None:
         return None
-    out = torch.empty(shape[0], math.prod(shape[1:]))
+    out = torch.empty(shape[0], math.prod(shape[1:]), dtype=torch.float32, device="cpu")
     rows = max(len(coefficients), len(draws))
     c, draws = (v.expand(rows, -1).contiguous() for v in (coefficients, draws))
     return native.noise(library, out, seed, sample_ids, draws, tag, c=c).view(shape)
@@ -156,7 +156,7 @@ class BrownianPath:
         """The cells' own normals: overlap / width * sqrt(width), where they overlap [s, t]."""
         left, right = self._knots[:-1], self._knots[1:]
         overlap = torch.minimum(stop[:, None], right) - torch.maximum(start[:, None], left)
-        return overlap.clamp(min=0.0) / (right - left).sqrt(), CELL + torch.arange(len(left))
+        return overlap.clamp(min=0.0) / (right - left).sqrt(), CELL + torch.arange(len(left), dtype=torch.int64, device="cpu")
 
     def _splits(self, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
         """The split normals on the ways down to s and to t, [R, 2 (depth + 1)]: two a level.
@@ -165,7 +165,7 @@ class BrownianPath:
         W(s, t) gets sqrt(h)/2 (hat(t) - hat(s)), both hats in one column where the node is shared.
         Below the last level stands the leaf's own bridge.
         """
-        counts = 2.0 ** torch.arange(self.depth + 1, dtype=torch.float64)  # intervals of a cell
+        counts = 2.0 ** torch.arange(self.depth + 1, dtype=torch.float64, device="cpu")  # intervals of a cell
         root = 1 << self._base(len(self._knots) - 1)
         nodes, hats, shares = [], [], []
         for time in (start, stop):

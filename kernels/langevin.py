@@ -11,7 +11,7 @@ from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_opera
 from .errors import InvalidValue
 from .linear import linear_step
 from .linear_reference import compute_dtype
-from .noise import tag_of
+from .streams import as_draw, tag_of
 
 NORMS = ("sample", "batch")
 
@@ -44,7 +44,7 @@ def _native(
     library = native.library(x.numel())
     if library is None:
         return None
-    z = torch.empty(x.shape[0], math.prod(x.shape[1:]))
+    z = torch.empty(x.shape[0], math.prod(x.shape[1:]), dtype=torch.float32, device="cpu")
     native.noise(library, z, seed, sample_ids, draw, tag)
     return _updated(x, score, z, gain, batch_mean)
 
@@ -112,6 +112,7 @@ def langevin_step(
     Song et al., ICLR 2021, algorithms 4 and 5; Song & Ermon, NeurIPS 2019, algorithm 1.
     """
     check_operands(x, score=(score,))
+    draw = as_draw(draw)
     if (snr is None) == (step_size is None):
         raise InvalidValue("give exactly one of snr and step_size")
     if norm not in NORMS:
@@ -124,8 +125,8 @@ def langevin_step(
         columns = (zero, zero + 1, zero, zero + 1, zero + 1, eps, (2 * eps).sqrt())
         return linear_step(
             x, score, torch.stack(columns, 1).to(compute_dtype(x)),
-            torch.arange(len(eps), device=x.device),
-            draws=torch.full((len(eps), 1), draw, device=x.device), seed=seed,
+            torch.arange(len(eps), dtype=torch.int64, device=x.device),
+            draws=torch.full((len(eps), 1), draw, dtype=torch.int64, device=x.device), seed=seed,
             sample_ids=sample_ids, purpose="corrector", subdraw=subdraw,
         ).x  # fmt: skip
     seeds = as_seed(seed, x.device)

@@ -22,7 +22,7 @@ from .linear_reference import (
     fake,
     reference,
 )
-from .noise import tag_of
+from .streams import tag_of
 
 
 class LinearStep(NamedTuple):

@@ -81,9 +81,7 @@ def _constants() -> list[str]:
         ("COS", philox.COS_POLY),
     ):
         values |= {f"{name}{i}": c for i, c in enumerate(poly)}
-    return [
-        f"-D{k}={float(torch.tensor(v, dtype=torch.float32)).hex()}f" for k, v in values.items()
-    ]
+    return [f"-D{k}={ctypes.c_float(v).value.hex()}f" for k, v in values.items()]
 
 
 def _processor() -> str:
@@ -168,7 +166,9 @@ def noise(
     """
     rows, n = out.shape
     jobs = rows * -(-(element0 % 4 + n) // BLOCK)
-    numbers = draws.contiguous() if isinstance(draws, Tensor) else torch.tensor([draws])
+    numbers = draws.contiguous() if isinstance(draws, Tensor) else None
+    if numbers is None:
+        numbers = torch.tensor([draws], dtype=torch.int64, device="cpu")
     seed, ids = seed.contiguous(), None if sample_ids is None else sample_ids.contiguous()
     terms = 1 if c is None else c.shape[1]
     arguments = (

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_sample_ids, as_seed, check_batch, check_ids
+from .checks import as_sample_ids, as_seed, as_shape, check_batch, check_float, whole
 from .errors import InvalidValue
-from .philox import PURPOSES
+from .streams import MAX_DRAW, tag_of
 
 KINDS = ("normal", "uniform", "sign")
+MAX_ELEMENT = 2**34  # four lanes of a 32-bit counter
 
 
 def _reference(
@@ -40,7 +41,7 @@ def _native(
     library = native.library(math.prod(shape))
     if library is None:
         return None
-    out = torch.empty(shape[0], math.prod(shape[1:]))
+    out = torch.empty(shape[0], math.prod(shape[1:]), dtype=torch.float32, device="cpu")
     native.noise(library, out, seed, sample_ids, draw, tag, element0=element0, kind=kind)
     return out.view(shape)
 
@@ -68,15 +69,6 @@ _noise = dispatch.define(
 )
 
 
-def tag_of(purpose: str, subdraw: int = 0) -> int:
-    """Low half of the counter's last word: purpose in 8 bits, sub-draw in the next 8."""
-    if purpose not in PURPOSES:
-        raise InvalidValue(f"purpose must be one of {sorted(PURPOSES)}; got {purpose!r}")
-    if not 0 <= subdraw < 256:
-        raise InvalidValue(f"subdraw must be in [0, 256); got {subdraw}")
-    return PURPOSES[purpose] | subdraw << 8
-
-
 def _draw(
     kind: str,
     shape: Sequence[int],
@@ -89,21 +81,22 @@ def _draw(
     dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> Tensor:
-    if not shape:
-        raise InvalidValue("shape must be [B, ...] with at least the batch dimension; got []")
-    if not 0 <= draw < 2**32:
-        raise InvalidValue(f"draw must be in [0, 2^32); got {draw}")
-    if element0 < 0:
-        raise InvalidValue(f"element0 must not be negative; got {element0}")
+    shape = as_shape(shape)
+    check_float("dtype", dtype)
+    draw = whole("draw", draw, 0, MAX_DRAW)
+    element0 = whole("element0", element0, 0, MAX_ELEMENT)
+    if element0 + math.prod(shape[1:]) > MAX_ELEMENT:
+        raise InvalidValue(
+            f"element0 + elements of a sample must not exceed 2^34; got {element0} + "
+            f"{math.prod(shape[1:])}"
+        )
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
     seeds = as_seed(seed, device)
     check_batch("seed", seeds, shape[0])
     ids = as_sample_ids(sample_ids, shape[0], device)
-    if ids is not None and not torch.compiler.is_compiling():
-        check_ids(ids)
     tag = tag_of(purpose, subdraw)
-    out: Tensor = _noise(seeds, ids, list(shape), draw, tag, element0, KINDS.index(kind))
+    out: Tensor = _noise(seeds, ids, shape, draw, tag, element0, KINDS.index(kind))
     return out.to(dtype)
 
 

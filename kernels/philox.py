@@ -18,15 +18,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-PURPOSES = {
-    "initial": 0,  # x at t_max
-    "predictor": 1,  # the noise of a solver's step
-    "corrector": 2,  # Langevin
-    "brownian": 3,  # the virtual Brownian tree
-    "probe": 4,  # trace estimation
-    "user": 5,
-}
-
 LOW32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -161,10 +152,10 @@ def draw(kind: str, n: int, streams: Tensor, element0: int = 0) -> Tensor:
     quads = -(-(skip + n) // 4)
     total = quads * batch
     chunk = CHUNK if device.type == "cpu" else max(total, 1)
-    out = torch.empty(total, 4, device=device)
+    out = torch.empty(total, 4, dtype=torch.float32, device=device)
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
-        index = torch.arange(start, stop, device=device)
+        index = torch.arange(start, stop, dtype=torch.int64, device=device)
         out[start:stop] = counter_lanes(index, quads, quad0, streams, kind)
     return out.view(batch, quads * 4)[:, skip : skip + n]
 
@@ -178,7 +169,7 @@ def stream_table(
     tag: purpose | sub-draw << 8.
     """
     if sample_ids is None:
-        sample_ids = torch.arange(batch, device=seed.device)
+        sample_ids = torch.arange(batch, dtype=torch.int64, device=seed.device)
     table = torch.empty(batch, 5, dtype=torch.int64, device=seed.device)
     table[:, 0] = sample_ids & LOW32
     table[:, 1] = draws & LOW32

@@ -9,6 +9,7 @@ from .checks import as_float64, sent
 from .errors import InvalidValue
 from .linear import linear_step
 from .linear_reference import compute_dtype
+from .streams import as_draw
 
 Number = float | Tensor
 
@@ -29,8 +30,8 @@ def _one_row(
     zero = torch.zeros_like(skip)
     table = torch.stack([skip, w0, zero, zero + 1, *others], 1)
     table = sent(table, x.device, compute_dtype(x))
-    row = torch.arange(rows, device=x.device)
-    draws = torch.full((rows, 1), draw, device=x.device)
+    row = torch.arange(rows, dtype=torch.int64, device=x.device)
+    draws = torch.full((rows, 1), as_draw(draw), dtype=torch.int64, device=x.device)
     return linear_step(
         x,
         out,

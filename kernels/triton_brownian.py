@@ -45,7 +45,7 @@ def weighted_kernel(
 
 def weighted_noise(seed, sample_ids, shape, coefficients, draws, tag):
     """The operator `undiffuse::weighted_noise` on a GPU (or in the interpreter)."""
-    out = torch.empty(list(shape), device=seed.device)
+    out = torch.empty(list(shape), dtype=torch.float32, device=seed.device)
     if out.numel():
         batch, size = shape[0], math.prod(shape[1:])
         block = block_of(batch, size, 4)  # the four sums live in registers all along

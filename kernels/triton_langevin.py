@@ -156,7 +156,7 @@ def langevin_step(x, score, gain, seed, sample_ids, draw, tag, batch_mean):
         tiles = triton.cdiv(triton.cdiv(quads, TILE), PARTS)
         parts = triton.cdiv(quads, TILE * tiles)
         wide = common | {"num_warps": 4 * common["num_warps"]}
-        partial = torch.empty(batch, parts, 2, device=x.device)
+        partial = torch.empty(batch, parts, 2, dtype=torch.float32, device=x.device)
         rows = (min(batch, GRID_Y), triton.cdiv(batch, GRID_Y))
         norm_kernel[(parts, *rows)](
             score, partial, seed, sample_ids, batch, size, draw, tiles, parts, Q=TILE, **wide

@@ -236,7 +236,7 @@ def noise(seed, sample_ids, shape, draw, tag, element0, kind):
     for length in shape[1:]:
         size *= length
     wide = skip + size  # a shard that begins inside a counter draws the lanes before it as well
-    out = torch.empty(batch, wide, device=seed.device)
+    out = torch.empty(batch, wide, dtype=torch.float32, device=seed.device)
     if out.numel():
         block = block_of(batch, wide, 1)
         seed, sample_ids = packed(seed, sample_ids)

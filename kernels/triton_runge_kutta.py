@@ -53,7 +53,7 @@ def runge_kutta_step(x, stages, weights, dt, rtol, atol):
     error = weights.shape[0] == 2
     new = torch.empty_like(x, memory_format=torch.contiguous_format)
     blocks = max(1, triton.cdiv(size, 4 * QUADS))
-    partial = torch.empty(batch, blocks, device=x.device) if error else new
+    partial = torch.empty(batch, blocks, dtype=torch.float32, device=x.device) if error else new
     if x.numel():
         with dispatch.device_guard(x):
             runge_kutta_kernel[blocks, min(batch, GRID_Y), triton.cdiv(batch, GRID_Y)](

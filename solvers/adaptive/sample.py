@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue
+from ...kernels.streams import INITIAL
 from ...models import Denoiser
 from ..flow import ScaledFlow
 from ..likelihood.encode import check, raise_if_failed
@@ -58,7 +59,7 @@ def sample_ode_adaptively(
     if x_init is None:
         sigma = float(model.process.sigma(model.process.t_max))
         z = normal(
-            tuple(shape), seed, sample_ids, purpose="initial", device=device or device_of(model)
+            tuple(shape), seed, sample_ids, **INITIAL.at(), device=device or device_of(model)
         )
         x_init = sigma * z.to(dtype)
     elif tuple(x_init.shape) != tuple(shape):

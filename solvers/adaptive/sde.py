@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.brownian import BrownianPath
+from ...kernels.checks import ids_or_places
 from ...kernels.errors import InvalidValue
+from ...kernels.streams import INITIAL
 from ...models import Denoiser
 from ..outcome import MEANING, SolverError, Status
 from ..sampling.plan import device_of
@@ -81,10 +83,9 @@ def sample_sde_adaptively(
         raise InvalidValue(f"final must be 'denoise' or 't_min'; got {final!r}")
     if device is None:
         device = device_of(model) if x_init is None else x_init.device
-    ids = torch.arange(shape[0]) if sample_ids is None else sample_ids
-    ids = ids.to(device)
+    ids = ids_or_places(sample_ids, shape[0], device)
     if x_init is None:
-        z = normal(shape, seed, ids, purpose="initial", device=device).to(dtype)
+        z = normal(shape, seed, ids, **INITIAL.at(), device=device).to(dtype)
     else:
         z = x_init.to(device, dtype) / float(model.process.sigma(model.process.t_max))
     run = _Run(model, z, ids, seed, rtol, atol, first_step, max_step)

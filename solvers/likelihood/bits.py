@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...kernels import normal, uniform
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.streams import DEQUANTIZE, DEQUANTIZE_HOOK
 from ...models import Denoiser
 from ...models.dequantize import CHOICES, Hook, Levels, ask, fill
 from ..outcome import MEANING, Status
@@ -148,7 +149,8 @@ def dequantised(
     if not spacing:
         return x
     ids = as_ids(sample_ids, len(x)).to(x.device)
-    return fill(x, spacing, uniform(x.shape, seed, ids, subdraw=3, dtype=x.dtype, device=x.device))
+    u = uniform(x.shape, seed, ids, **DEQUANTIZE.at(), dtype=x.dtype, device=x.device)
+    return fill(x, spacing, u)
 
 
 def _placed(
@@ -191,8 +193,8 @@ def _dequantised(
     if not callable(dequantize):
         return dequantised(x, levels.spacing, seed, ids), none
     eps = normal(
-        x.shape, seed, ids.to(x.device), subdraw=4, dtype=x.dtype, device=x.device
-    )  # fmt: skip
+        x.shape, seed, ids.to(x.device), **DEQUANTIZE_HOOK.at(), dtype=x.dtype, device=x.device
+    )
     u, log_q = ask(dequantize, x, eps)
     return fill(x, levels.spacing, u.to(x.dtype)), log_q.cpu()
 

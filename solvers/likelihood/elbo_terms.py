@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
+from ...kernels.streams import BOUND
 from ...models import Denoiser, TabledVP
 from ...models.statistics import Statistics
 from ...models.variational import (
@@ -73,7 +74,9 @@ class Chain:
     def noisy(self, t: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """(eps, x_t) at times t [B]."""
         process, x = self.model.process, self.x
-        eps = normal(x.shape, self.seed, self.ids, draw, "user", 0, x.dtype, x.device, 1)
+        eps = normal(
+            x.shape, self.seed, self.ids, **BOUND.at(draw), dtype=x.dtype, device=x.device
+        )
         alpha, sigma = (self.column(c(t).to(x.dtype)) for c in (process.alpha, process.sigma))
         return eps, alpha * x + sigma * eps
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...kernels import uniform
 from ...kernels.errors import InvalidValue
+from ...kernels.streams import JITTER
 
 PILOT = 0.2  # share of the calls
 FLOOR = 0.2  # share of the uniform density
@@ -56,7 +57,7 @@ def integrate_by_importance(
     batch, device = len(ids), ids.device
 
     def jitter(draw: int) -> Tensor:
-        return uniform((batch, 1), seed, ids, draw, "user", device=device, subdraw=2)[:, 0].double()
+        return uniform((batch, 1), seed, ids, **JITTER.at(draw), device=device)[:, 0].double()
 
     density = torch.ones(batch, 1, dtype=torch.float64, device=device)
     if pilot:

@@ -23,7 +23,7 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.checks import ids_or_places
 from ...models.jacobian import colours
 from ..adaptive.dense import DensePath
 from ..adaptive.ode import rms
@@ -175,14 +175,7 @@ def spend(
 
 def as_ids(sample_ids: Tensor | Sequence[int] | None, batch: int) -> Tensor:
     """Global sample ids, int64 [B]; their places by default."""
-    if sample_ids is None:
-        return torch.arange(batch)
-    ids = torch.as_tensor(sample_ids)
-    if ids.dtype != torch.int64 or tuple(ids.shape) != (batch,):
-        raise InvalidValue(
-            f"sample_ids must be int64 [{batch}]; got {ids.dtype} {tuple(ids.shape)}"
-        )
-    return ids
+    return ids_or_places(sample_ids, batch, "cpu")
 
 
 def chunk_rows(batch: int, d: int) -> int:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import linear_step, normal
-from ...kernels.checks import as_sample_ids, as_seed, check_batch, check_ids
+from ...kernels.checks import as_seed, check_batch, ids_or_places
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
+from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
 from ...models.guidance.rule import calls_of
 from ..families.preconditioned import GaussianPreconditioned
@@ -147,16 +148,13 @@ class Sampler:
         shape = tuple(int(n) for n in shape)
         if len(shape) < 2 or min(shape) < 1:
             raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {shape}")
-        ids = as_sample_ids(sample_ids, shape[0], self.device)
-        if ids is None:
-            ids = torch.arange(shape[0], device=self.device)
-        check_ids(ids)
+        ids = ids_or_places(sample_ids, shape[0], self.device)
         seed = as_seed(seed, self.device)
         check_batch("seed", seed, shape[0])
         if x_init is None and self.tableau.grid[0] < self.tableau.grid[-1]:
             raise InvalidValue(f"{self.tableau.name} starts from data: give them as x_init")
         if x_init is None:
-            z = normal(shape, seed, ids, purpose="initial", device=self.device)
+            z = normal(shape, seed, ids, **INITIAL.at(), device=self.device)
             x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))
         elif not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape:
             got = tuple(getattr(x_init, "shape", ())) or type(x_init).__name__
@@ -171,7 +169,7 @@ class Sampler:
         else:
             scale, noise = self.tableau.entry
             if (scale, noise) != (1.0, 0.0):
-                z = normal(shape, seed, ids, draw=0, purpose="predictor", device=self.device)
+                z = normal(shape, seed, ids, **ENTRY.at(), device=self.device)
                 x = scale * x + noise * z.to(self.dtype)
             x_in = x * self.plan.c_in0 if self.plan.scaled else x
         x_in = x_in.to(self.net_dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue
+from ...kernels.streams import COMPONENT, INITIAL, TRUNCATION
 from ...models import Denoiser, GaussianMixture, Process
 from ...models import jacobian as trace
 from ...models.statistics import Statistics
@@ -44,7 +45,7 @@ def start(
     shape = tuple(int(n) for n in shape)
     t = process.t_max if t is None else t
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-    z = normal(shape, seed, sample_ids, purpose="initial", device=device)
+    z = normal(shape, seed, sample_ids, **INITIAL.at(), device=device)
     if law is None:
         return z.to(dtype) * sigma
     means, variances, turn = _components(law)
@@ -55,7 +56,7 @@ def start(
     which = torch.zeros(shape[0], dtype=torch.int64)
     if isinstance(law, GaussianMixture) and len(means) > 1:
         # the component by the distribution function of one more normal
-        pick = normal((shape[0], 1), seed, sample_ids, draw=1, purpose="initial")[:, 0].double()
+        pick = normal((shape[0], 1), seed, sample_ids, **COMPONENT.at())[:, 0].double()
         which = torch.searchsorted(law.weights.cumsum(0)[:-1], torch.special.ndtr(pick))
     scale = torch.sqrt(alpha**2 * variances + sigma**2)[which]
     into, back = turn(which)
@@ -130,7 +131,7 @@ def truncated(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> T
     """
     lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
     leaf = x.detach().clone().requires_grad_()
-    v = trace.probes("rademacher", 1, x, seed, ids, draw0=(1 << 32) - 1)
+    v = trace.probes("rademacher", 1, x, seed, ids, draw0=TRUNCATION.first)
     with torch.enable_grad():
         a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
         form = (v * trace.products(out, leaf, v)).double().flatten(2).sum(2)[0]
