@@ -11,8 +11,10 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.files import atomically
 from .denoiser import Denoiser
-from .networks import build
+from .networks import build, shape_arguments
 from .processes.learned_schedule import LearnedVP, MonotoneOmega
 from .processes.named import PROCESSES, Brownian, Process, TabledVP
 
@@ -38,10 +40,13 @@ class Checkpoint:
     """A denoiser with all that sampling and likelihood ask about its data.
 
     denoiser: in evaluation mode, its parameters without gradients.
-    event_shape: shape of one sample; data_range: (lo, hi) of the training data.
+    event_shape: shape of one sample, whole numbers >= 1.
+    data_range: (lo, hi) of the training data, lo < hi.
     spacing: distance of neighbouring levels of quantised data, 0 where they are continuous.
-    network: name in NETWORKS and config that rebuild the network.
-    training: whatever the training recorded (data, split, seed, steps, loss, ...).
+    network: name in NETWORKS and the configuration that rebuild the network.
+    training: what the training recorded (data, split, step, settings, losses, ...).
+
+    Raises ValueError or TypeError for a field that is not so.
     """
 
     denoiser: Denoiser
@@ -50,6 +55,18 @@ class Checkpoint:
     spacing: float = 0.0
     network: tuple[str, dict[str, Any]] = ("mlp", {})
     training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.denoiser, Denoiser):
+            raise InvalidType(f"denoiser must be a Denoiser; got {type(self.denoiser).__name__}")
+        for name in ("event_shape", "data_range", "spacing", "training"):
+            _check(name, getattr(self, name))
+        lo, hi = self.data_range
+        if self.spacing and not (hi - lo) * _FINEST <= self.spacing <= hi - lo:
+            raise InvalidValue(
+                f"spacing must be 0, or the distance of 2 to 2^32 levels of {lo:g} to {hi:g}; "
+                f"got {self.spacing}"
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; returns its path.
@@ -109,29 +126,127 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
         )
     header, state = _read(path)
     try:
-        network = (header["network"]["name"], dict(header["network"]["config"]))
-        net = build(*network)
-        _fill(net, state, path)
-        denoiser = Denoiser(
-            net.to(device).eval().requires_grad_(False),
-            process_from_dict(header["process"]),
-            predicts=header["predicts"],
-            time=header["time"],
-            steps=header["steps"],
-            sigma_data=header["sigma_data"],
-            clip=None if header["clip"] is None else tuple(header["clip"]),
+        return _build(header, state, device)
+    except (InvalidValue, InvalidType, TypeError) as e:  # TypeError: a wrong name among arguments
+        raise InvalidValue(f"{path}: {e}") from None
+
+
+def _build(
+    header: dict[str, Any], state: dict[str, Tensor], device: torch.device | str | None
+) -> Checkpoint:
+    """The checkpoint that a description and its tensors make, once all of it has been checked."""
+    if unknown := header.keys() - _ENTRIES.keys() - {"format"}:
+        raise InvalidValue(
+            f"unknown entries {', '.join(sorted(unknown))} in the description; "
+            f"known: {', '.join(_ENTRIES)}"
         )
-        lo, hi = header["data_range"]
-        return Checkpoint(
-            denoiser,
-            tuple(header["event_shape"]),
-            (lo, hi),
-            header["spacing"],
-            network,
-            header["training"],
-        )
-    except (KeyError, TypeError) as e:
-        raise InvalidValue(f"{path}: the description is incomplete or wrong: {e!r}") from None
+    for name in _ENTRIES:
+        if name not in header:
+            raise InvalidValue(f"the description is incomplete: {name!r} is absent")
+        _check(name, header[name])
+    name, config = header["network"]["name"], header["network"]["config"]
+    event_shape = tuple(header["event_shape"])
+    for key, wanted in shape_arguments(name, event_shape).items():
+        if config.get(key) != wanted:
+            raise InvalidValue(
+                f"events of shape {event_shape} need a network of {key}={wanted}; "
+                f"its description says {config.get(key)!r}"
+            )
+    most = sum(v.numel() for v in state.values())
+    for key, size in config.items():  # no network has fewer numbers than one of its sizes
+        if isinstance(size, int) and size > most:
+            raise InvalidValue(f"{key}={size} of the network: the file holds {most} numbers in all")
+    with torch.device("meta"):  # takes no memory, whatever the description says
+        _fits(build(name, config), state)
+    net = build(name, config)
+    net.load_state_dict(state)
+    denoiser = Denoiser(
+        net.to(device).eval().requires_grad_(False),
+        process_from_dict(header["process"]),
+        predicts=header["predicts"],
+        time=header["time"],
+        steps=header["steps"],
+        sigma_data=header["sigma_data"],
+        clip=None if header["clip"] is None else tuple(header["clip"]),
+    )
+    lo, hi = header["data_range"]
+    return Checkpoint(
+        denoiser, event_shape, (lo, hi), header["spacing"], (name, dict(config)), header["training"]
+    )
+
+
+# --- what a description may hold --------------------------------------------------------------
+
+
+def _number(v: Any) -> bool:
+    return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+
+
+def _whole(v: Any, least: int = 1, most: int = 10**6) -> bool:
+    return isinstance(v, int) and not isinstance(v, bool) and least <= v <= most
+
+
+def _rising(v: Any) -> bool:
+    return isinstance(v, list | tuple) and len(v) == 2 and all(map(_number, v)) and v[0] < v[1]
+
+
+def _named(v: Any, rest: str) -> bool:
+    """{'name': text, rest: {argument: value}}, no other keys."""
+    named = isinstance(v, dict) and v.keys() == {"name", rest}
+    return named and isinstance(v["name"], str) and isinstance(v[rest], dict)
+
+
+def _process(v: Any) -> bool:
+    sizes = (n for n in v["args"].values() if isinstance(n, int)) if _named(v, "args") else (-1,)
+    return all(_whole(n, 0) for n in sizes if not isinstance(n, bool))
+
+
+def _record(v: Any) -> bool:
+    """Free, but for the entries that others read."""
+    if not isinstance(v, dict):
+        return False
+    split = v.get("split", {"held_out": 0, "seed": 0})
+    return (
+        isinstance(v.get("data", ""), str)
+        and _whole(v.get("step", 0), 0, 2**53)
+        and isinstance(split, dict)
+        and split.keys() == {"held_out", "seed"}
+        and _number(split["held_out"])
+        and 0 <= split["held_out"] < 1
+        and _whole(split["seed"], -(2**63), 2**64)
+    )
+
+
+_FINEST = 2.0**-32  # of the range: the least distance of levels
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "network": (lambda v: _named(v, "config"), "{'name': text, 'config': {argument: value}}"),
+    "process": (_process, "{'name': text, 'args': {argument: value}}, whole numbers up to 10^6"),
+    "predicts": (lambda v: isinstance(v, str), "a text"),
+    "time": (lambda v: isinstance(v, str), "a text"),
+    "steps": (_whole, "a whole number from 1 to 10^6"),
+    "sigma_data": (lambda v: _number(v) and v > 0, "a finite number > 0"),
+    "clip": (lambda v: v is None or _rising(v), "null or two finite numbers that rise"),
+    "event_shape": (
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(_whole, v)),
+        "whole numbers from 1 to 10^6, at least one",
+    ),
+    "data_range": (_rising, "two finite numbers that rise"),
+    "spacing": (lambda v: _number(v) and v >= 0, "a finite number >= 0"),
+    "training": (
+        _record,
+        "a dictionary of data (text), step (whole), split {'held_out' in [0, 1), 'seed': whole}",
+    ),
+}
+"""What each entry of a description must be: the test, and how to say it."""
+
+
+def _check(name: str, value: Any) -> None:
+    holds, words = _ENTRIES[name]
+    if not holds(value):
+        raise InvalidValue(f"{name} must be {words}; got {value!r:.80}")
+
+
+# --- code of the user's ---------------------------------------------------------------------------
 
 
 def from_code(spec: str) -> Any:
@@ -174,7 +289,7 @@ def _placed(made: Any, spec: str, device: torch.device | str | None) -> Checkpoi
 
 
 def load_default(device: torch.device | str | None = None) -> Checkpoint:
-    """The network that ships with the package: scikit-learn's 8 x 8 digits, in [-1, 1].
+    """The network that ships with the package: UCI's 8 x 8 digits, in [-1, 1].
 
     Trained on the training part of `load("digits").split()`; `.training` says how.
     """
@@ -233,15 +348,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         header = json.loads(metadata[_KEY])
         version = header["format"]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise InvalidValue(f"{path}: the description cannot be read: {e!r}") from None
     if version != _FORMAT:
         raise InvalidValue(f"{path} has format {version}; this version reads format {_FORMAT}")
     return header, state
 
 
-def _fill(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """load_state_dict that first says everything that does not fit."""
+def _fits(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raises ValueError, with everything that differs, for tensors that are not the network's."""
     wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
     given = {k: tuple(v.shape) for k, v in state.items()}
     wrong = [
@@ -250,5 +365,4 @@ def _fill(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         if wanted.get(k) != given.get(k)
     ]
     if wrong:
-        raise InvalidValue(f"{path} does not fit its own network: {'; '.join(wrong[:5])}")
-    net.load_state_dict(state)
+        raise InvalidValue(f"the tensors do not fit their own network: {'; '.join(wrong[:5])}")

@@ -91,6 +91,11 @@ class MLP(nn.Module):
     Raises ValueError for sizes below one and for an x of another number of components.
     """
 
+    @staticmethod
+    def sized(event_shape: Sequence[int]) -> dict[str, int]:
+        """The arguments that the shape of the events decides."""
+        return {"dim": math.prod(event_shape)}
+
     def __init__(
         self,
         dim: int,
@@ -180,6 +185,15 @@ class UNet(nn.Module):
     H and W must be multiples of 2^(levels - 1). Raises ValueError where they are not.
     """
 
+    @staticmethod
+    def sized(event_shape: Sequence[int]) -> dict[str, int]:
+        """The arguments that the shape of the events decides."""
+        if len(event_shape) != 3:
+            raise InvalidValue(
+                f"network 'unet' needs events [C, H, W]; got {tuple(event_shape)}: use 'mlp'"
+            )
+        return {"channels": event_shape[0]}
+
     def __init__(
         self,
         channels: int,
@@ -264,13 +278,17 @@ def build(name: str, config: dict[str, Any]) -> nn.Module:
     return VarianceHead(net) if config.get("outputs", 1) == 2 else net
 
 
+def shape_arguments(name: str, event_shape: Sequence[int]) -> dict[str, int]:
+    """What the shape of the events decides of the network's arguments: {argument: value}."""
+    if name not in NETWORKS:
+        raise InvalidValue(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
+    sized: dict[str, int] = NETWORKS[name].sized(event_shape)  # type: ignore[attr-defined]
+    return sized
+
+
 def network_for(name: str, event_shape: Sequence[int], **config: Any) -> nn.Module:
     """The network `name` sized for events of this shape; other arguments as in its class."""
-    if name == "mlp":
-        config = {"dim": math.prod(event_shape), **config}
-    elif name == "unet":
-        config = {"channels": event_shape[0], **config}
-    return build(name, config)
+    return build(name, {**shape_arguments(name, event_shape), **config})
 
 
 def _embed(
@@ -303,5 +321,5 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 def _at_least_one(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise InvalidValue(f"{name} must be >= 1; got {size}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InvalidValue(f"{name} must be a whole number >= 1; got {size!r}")

@@ -1,6 +1,6 @@
 """Data sets by name or path, as one float32 tensor of events, and their held-out split.
 
-    load("digits")                        scikit-learn's 1,797 digits, [N, 1, 8, 8] in [-1, 1]
+    load("digits")                        the 1,797 UCI digits, [N, 1, 8, 8] in [-1, 1]
     load("x.npz"), load("folder/"), ...   whatever `formats.stream` opens, read whole
 
 Integers are taken as quantised and brought to [-1, 1]; floats are left as they are. `spacing` is

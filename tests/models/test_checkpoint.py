@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from undiffuse.models import EDM, VE, VP, Brownian, Checkpoint, Denoiser, Flow, SubVP
 from undiffuse.models import load_checkpoint as load
-from undiffuse.models.checkpoint import atomically, process_from_dict, process_to_dict
+from undiffuse.models.checkpoint import process_from_dict, process_to_dict
 from undiffuse.models.networks import MLP
 from undiffuse.models.processes.learned_schedule import LearnedVP, MonotoneOmega
 
@@ -86,6 +87,18 @@ def test_every_truncation_is_refused(tmp_path):
             load(cut)
 
 
+def rewrite(path, change_header=None, change_state=None):
+    """A checkpoint whose description or tensors were changed by hand."""
+    checkpoint().save(path)
+    with safe_open(path, "pt") as f:
+        header = json.loads(f.metadata()["undiffuse"])
+    state = load_file(path)
+    for change, what in ((change_header, header), (change_state, state)):
+        if change:
+            change(what)
+    save_file(state, path, metadata={"undiffuse": json.dumps(header)})
+
+
 def test_missing_foreign_and_mismatched_files_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*none.safetensors"):
         load(tmp_path / "none.safetensors")
@@ -94,33 +107,95 @@ def test_missing_foreign_and_mismatched_files_say_so(tmp_path):
     with pytest.raises(ValueError, match="no 'undiffuse' entry in its metadata"):
         load(path)
 
-    def rewrite(change_header=None, change_state=None):
-        checkpoint().save(path)
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as f:
-            header = json.loads(f.metadata()["undiffuse"])
-        state = load_file(path)
-        for change, what in ((change_header, header), (change_state, state)):
-            if change:
-                change(what)
-        save_file(state, path, metadata={"undiffuse": json.dumps(header)})
-
-    rewrite(change_state=lambda s: s.update({"enter.weight": torch.zeros(3, 6)}))
+    rewrite(path, change_state=lambda s: s.update({"enter.weight": torch.zeros(3, 6)}))
     with pytest.raises(ValueError, match=r"enter.weight: \(3, 6\) in the file, \(8, 6\) in the n"):
         load(path)
-    rewrite(change_state=lambda s: s.pop("leave.bias"))
+    rewrite(path, change_state=lambda s: s.pop("leave.bias"))
     with pytest.raises(ValueError, match="leave.bias: absent in the file"):
         load(path)
-    rewrite(change_header=lambda h: h.pop("process"))
-    with pytest.raises(ValueError, match="description is incomplete or wrong: KeyError"):
+    rewrite(path, change_header=lambda h: h.pop("process"))
+    with pytest.raises(ValueError, match="description is incomplete: 'process' is absent"):
         load(path)
-    rewrite(change_header=lambda h: h.update(format=2))
+    rewrite(path, change_header=lambda h: h.update(format=2))
     with pytest.raises(ValueError, match="has format 2; this version reads format 1"):
         load(path)
-    rewrite(change_header=lambda h: h["network"].update(name="mpl"))
+    rewrite(path, change_header=lambda h: h["network"].update(name="mpl"))
     with pytest.raises(ValueError, match="network must be one of mlp"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "words"),
+    [
+        ("data_range", [1, -1], "data_range must be two finite numbers that rise"),
+        ("data_range", [1], "data_range must be two"),
+        ("data_range", [0, float("inf")], "data_range must be two"),
+        ("spacing", -1, "spacing must be a finite number >= 0"),
+        ("spacing", "x", "spacing must be a finite number >= 0"),
+        ("spacing", 1e-300, "spacing must be 0, or the distance of 2 to 2.32 levels"),
+        ("spacing", 3.0, "spacing must be 0, or the distance of 2 to 2.32 levels"),
+        ("event_shape", "abc", "event_shape must be whole numbers"),
+        ("event_shape", [], "event_shape must be whole numbers"),
+        ("event_shape", [6.0], "event_shape must be whole numbers"),
+        ("event_shape", [7], r"events of shape \(7,\) need a network of dim=7"),
+        ("sigma_data", "x", "sigma_data must be a finite number > 0"),
+        ("sigma_data", float("nan"), "sigma_data must be a finite number > 0"),
+        ("predicts", 3, "predicts must be a text"),
+        ("predicts", "nose", "predicts must be one of"),
+        ("time", None, "time must be a text"),
+        ("steps", 2.5, "steps must be a whole number"),
+        ("clip", [1, 1], "clip must be null or two finite numbers that rise"),
+        ("training", [], "training must be a dictionary"),
+        ("training", {"split": {"held_out": 0.2, "sed": 0}}, "split {'held_out'"),
+        ("training", {"split": {"held_out": 2.0, "seed": 0}}, "split {'held_out'"),
+        ("training", {"data": 3}, "data .text"),
+        ("network", {"name": "mlp"}, "network must be {'name'"),
+        ("network", {"name": "mlp", "config": {"dim": 6, "widht": 8}}, "cannot be built"),
+        ("network", {"name": "mlp", "config": {"dim": 6, "width": 10**6}}, "width=1000000 of"),
+        ("network", {"name": "mlp", "config": {"dim": 6, "depth": 1.5}}, "depth must be a whole"),
+        ("process", {"name": "vp-cosine", "args": {"steps": 10**10}}, "process must be {'name'"),
+        ("process", {"name": "vp", "args": {"bet": 1.0}}, "bet"),
+        ("process", "vp", "process must be {'name'"),
+        ("pickle", "cos\nsystem\n", "unknown entries pickle in the description; known: network"),
+    ],
+)
+def test_a_description_that_cannot_be_right_is_refused_by_name(tmp_path, entry, value, words):
+    """Each entry is held to what it must be before anything is built: no memory, no code."""
+    path = tmp_path / "a.safetensors"
+    rewrite(path, lambda h: h.update({entry: value}))
+    with pytest.raises(ValueError, match=words) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_description_of_any_depth_is_refused(tmp_path):
+    path = tmp_path / "deep.safetensors"
+    save_file({"w": torch.zeros(2)}, path, metadata={"undiffuse": "[" * 100_000})
+    with pytest.raises(ValueError, match="the description cannot be read"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"event_shape": (2, "3")},
+        {"event_shape": ()},
+        {"data_range": (1.0, -1.0)},
+        {"data_range": (0.0, float("nan"))},
+        {"spacing": -0.1},
+        {"spacing": 1e-300},
+        {"training": None},
+        {"denoiser": torch.nn.Identity()},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_ones_own_is_held_to_the_same(fields):
+    """`digits`-like checkpoints from code never pass through a file."""
+    right = {"denoiser": Denoiser(lambda x, t: x, VP()), "event_shape": (2,),
+             "data_range": (-1.0, 1.0)}  # fmt: skip
+    (name,) = fields
+    with pytest.raises((ValueError, TypeError), match=name):
+        Checkpoint(**{**right, **fields})
 
 
 def test_what_no_file_can_describe_is_refused_before_writing(tmp_path):
@@ -133,19 +208,6 @@ def test_what_no_file_can_describe_is_refused_before_writing(tmp_path):
     with pytest.raises(ValueError, match="process Mine has no name"):
         checkpoint(unnamed).save(path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "a.bin"
-    atomically(path, lambda p: p.write_bytes(b"old"))
-
-    def half(p):
-        p.write_bytes(b"ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        atomically(path, half)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_model_of_ones_own_code_is_named_by_file_and_function(tmp_path):

@@ -20,7 +20,6 @@ def idx(array):
 
 
 def test_digits_are_the_known_ones_on_their_levels():
-    pytest.importorskip("sklearn")
     digits = load("digits")
     assert digits.x.shape == (1797, 1, 8, 8) and digits.x.dtype == torch.float32
     assert (digits.x.min(), digits.x.max(), digits.range) == (-1, 1, (-1.0, 1.0))

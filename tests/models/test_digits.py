@@ -11,8 +11,6 @@ from undiffuse.models import GaussianMixture, Objective, load_default, train
 from undiffuse.models.data.sets import load
 from undiffuse.models.guidance import combine as guidance
 
-pytest.importorskip("sklearn")
-
 
 def held_out_error(model, x, noise, draws=4):
     """Root mean square of D - x_0 at sigma/alpha = noise, on dequantised digits."""

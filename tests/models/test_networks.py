@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused():
         build("mpl", {})
     with pytest.raises(ValueError, match="cannot be built from"):
         build("mlp", {"dim": 4, "widht": 3})
-    with pytest.raises(ValueError, match="width must be >= 1; got 0"):
+    with pytest.raises(ValueError, match="width must be a whole number >= 1; got 0"):
         MLP(4, width=0)
     with pytest.raises(ValueError, match=r"4 components per sample; got \(2, 3\)"):
         MLP(4)(torch.zeros(2, 3), torch.zeros(2))

@@ -271,7 +271,6 @@ def test_labels_are_learned():
 
 
 def test_digits_on_their_levels_are_dequantised():
-    pytest.importorskip("sklearn")
     seen = []
 
     def loss(denoiser, x_0, generator):
