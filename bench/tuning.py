@@ -26,9 +26,9 @@ from ..models.checkpoint import Checkpoint, load, load_default
 from ..models.data.sets import load as load_data
 from ..models.data.sets import split
 from ..models.statistics import KINDS, Statistics
+from ..solvers.arguments import dtype_of
 from ..solvers.families.tuned import Learned
 from ..solvers.likelihood.bits import dequantised
-from ..solvers.sampling.plan import dtype_of
 from ..solvers.sampling.tuning import (
     Fit,
     FitError,

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InvalidValue
+from ..kernels.shapes import column
 from .denoiser import Denoiser
-from .guidance.rule import apply_rule, calls_of, column
+from .guidance.rule import apply_rule, calls_of
 from .processes.named import EDM, VE, Flow
 from .processes.process import Process
 from .processes.vp import VP

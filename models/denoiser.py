@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
+from ..kernels.shapes import column
 from .processes.named import Process
 from .readout import (
     READOUTS,
@@ -105,7 +106,7 @@ class Denoiser:
         scale = self.network_scale(t64).to(x.dtype)
         # bfloat16 would round step 999 to 1000
         t_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        x_in = x if self.predicts != "edm" else x * _column(scale, x)
+        x_in = x if self.predicts != "edm" else x * column(scale, x)
         out = self.net(x_in, self.network_time(t64).to(t_dtype), **{**self.cond, **cond})
         if out.shape != x.shape:
             raise InvalidValue(
@@ -152,11 +153,6 @@ class Denoiser:
         return t.double()
 
 
-def _column(c: Tensor, x: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...] against x."""
-    return c.reshape(-1, *(1,) * (x.ndim - 1))
-
-
 def _apply(affine: Affine, x: Tensor, out: Tensor) -> Tensor:
-    skip, scale = (_column(c.to(x.dtype), x) for c in affine)
+    skip, scale = (column(c, x) for c in affine)
     return skip * x + scale * out

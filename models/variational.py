@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.shapes import column
 from .denoiser import Denoiser
 from .processes.named import Process
 from .training.losses import LOSSES, Objective
@@ -58,8 +59,8 @@ def from_mean(net: Callable[..., Tensor], process: Process, steps: int = 1000) -
 
     def data(x: Tensor, i: Tensor, **cond: Any) -> Tensor:
         t = (i.double() + 1) / steps
-        q, column = posterior(process, t - 1 / steps, t), _columns(x)
-        return (net(x, i, **cond) - column(q.a) * x) / column(q.b)
+        q = posterior(process, t - 1 / steps, t)
+        return (net(x, i, **cond) - column(q.a, x) * x) / column(q.b, x)
 
     return Denoiser(data, process, predicts="data", time="index", steps=steps)
 
@@ -131,20 +132,19 @@ class VLB:
         step = (process.t_max - process.t_min) / (self.steps - 1)
         t = process.t_min + step * (i.double() - 1)
         s = torch.where(i > 1, t - step, t)  # unused where i = 1
-        column = _columns(x_0)
-        x_t = column(process.alpha(t)) * x_0 + column(process.sigma(t)) * eps
+        x_t = column(process.alpha(t), x_0) * x_0 + column(process.sigma(t), x_0) * eps
         d, o = self._predict(denoiser, x_t, t, cond)
         q = posterior(process, torch.where(i > 1, s, 0.5 * t), t)
-        log_p = self._log_variance(q, o, column)
+        log_p = self._log_variance(q, o, x_0)
         kl = 0.5 * (
             log_p
-            - column(q.small.log())
-            + (column(q.small) + (column(q.b) * (d - x_0)).square()) * torch.exp(-log_p)
+            - column(q.small.log(), x_0)
+            + (column(q.small, x_0) + (column(q.b, x_0) * (d - x_0)).square()) * torch.exp(-log_p)
             - 1
         )
         # the decoder's own branch is taken at i = 1 alone; elsewhere it must only be finite
-        width = column(torch.where(i > 1, 1.0, process.sigma(t) / process.alpha(t)))
-        terms = torch.where(column(i > 1).bool(), kl, decoder_nll(x_0, d, width, self.spacing))
+        width = column(torch.where(i > 1, 1.0, process.sigma(t) / process.alpha(t)), x_0)
+        terms = torch.where(column(i > 1, x_0), kl, decoder_nll(x_0, d, width, self.spacing))
         return terms.flatten(1).mean(1)
 
     def _predict(
@@ -154,10 +154,8 @@ class VLB:
             return denoiser(x_t, t, **cond), None
         return data_and_variance(denoiser, x_t, t, **cond)
 
-    def _log_variance(
-        self, q: Posterior, o: Tensor | None, column: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        small, large = column(q.small.log()), column(q.large.log())
+    def _log_variance(self, q: Posterior, o: Tensor | None, x: Tensor) -> Tensor:
+        small, large = column(q.small.log(), x), column(q.large.log(), x)
         if o is None:
             return large if self.variance == "large" else small
         r = 0.5 * (1 + o)
@@ -258,10 +256,3 @@ def flat_decoder_nll(
     for k in range(count):
         total += torch.exp((least - (noisy - (bounds[0] + k * spacing)).square()) / (2 * std**2))
     return (own - least) / (2 * std**2) + total.log()
-
-
-def _columns(x: Tensor) -> Callable[[Tensor], Tensor]:
-    def column(c: Tensor) -> Tensor:
-        return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-
-    return column

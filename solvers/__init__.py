@@ -5,7 +5,6 @@ from .adaptive.exponential_pair import ExponentialPair
 from .adaptive.ode import Controller, OdeSolution, integrate
 from .adaptive.sample import sample_ode_adaptively
 from .adaptive.sde import AdaptiveResult, sample_sde_adaptively
-from .drift import ReverseSDE, probability_flow, reverse_sde
 from .families.adams import IPNDM, PNDM, Adams
 from .families.composed import Inversion, SparedStart, analytical_first_step
 from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
@@ -19,6 +18,7 @@ from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .families.stochastic import DDPM, ERSDE, SRA1, EulerMaruyama, ReverseDiffusion, SASolver
 from .families.tuned import Learned, read
 from .families.unipc import UniPC
+from .flow import ReverseSDE, probability_flow, reverse_sde
 from .likelihood.bits import Bits, bits_per_dim
 from .likelihood.differentiable import differentiable_log_prob
 from .likelihood.elbo import Elbo, elbo

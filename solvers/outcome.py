@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..kernels.errors import RunFailure
 
 
 class Status(IntEnum):
-    """One code a sample; 0 is success."""
+    """How the run of one sample ended; 0 is success. `Status.OK.meaning` says it in words."""
 
     OK = 0
     NETWORK_NOT_FINITE = 1
@@ -21,18 +21,30 @@ class Status(IntEnum):
     STEP_TOO_SMALL = 3
     TOO_MANY_STEPS = 4
     TARGET_NOT_MET = 5
+    NOT_DIFFERENTIABLE = 6
+    BLURRED = 7
+
+    @property
+    def meaning(self) -> str:
+        """What happened, and what to do."""
+        return _MEANING[self]
 
 
-MEANING = {
+_MEANING = {
     Status.OK: "finished",
     Status.NETWORK_NOT_FINITE: "the network returned NaN or Inf",
     Status.STATE_NOT_FINITE: "the state overflowed though the network's outputs were finite: "
     "the scheme is unstable on this grid; use more steps or another solver",
     Status.STEP_TOO_SMALL: "the step size underflowed: loosen rtol/atol or raise t_min",
     Status.TOO_MANY_STEPS: "max_steps was reached: loosen rtol/atol or raise max_steps",
-    Status.TARGET_NOT_MET: "target_std_error was not reached: raise it or max_probes, or lower "
-    "rtol and atol where it is solver_error that exceeds it",
+    Status.TARGET_NOT_MET: "the target was not reached",
+    Status.NOT_DIFFERENTIABLE: "the network's gradient is not that of its values, so its trace is "
+    "wrong: take no_grad, detach and straight-through parts out of the network",
+    Status.BLURRED: "the data are tighter than the noise at t_min, so log p of the data themselves "
+    "cannot be told: lower t_min, or leave out truncation=True for log p of the blurred data",
 }
+VALUED = (Status.OK, Status.TARGET_NOT_MET, Status.BLURRED)
+"""Statuses of samples that have a value: those that finished, whatever it is worth."""
 
 
 class SolverError(RunFailure):
@@ -44,11 +56,42 @@ class SolverError(RunFailure):
         self.result = result
 
 
+def status_failed(status: Tensor) -> Tensor:
+    """Samples that stopped before the end and have no value, bool [B]."""
+    return ~torch.isin(status, torch.tensor(VALUED, dtype=status.dtype, device=status.device))
+
+
+def worse(a: Tensor, b: Tensor) -> Tensor:
+    """The worse of two statuses, sample by sample: the first without a value, else the first that
+    is not OK."""
+    stopped = torch.where(status_failed(a), a, b)
+    doubtful = torch.where(a != Status.OK, a, b)
+    return torch.where(status_failed(a) | status_failed(b), stopped, doubtful)
+
+
+def raise_if_failed(
+    status: Tensor, result: Any, on_failure: str, words: Mapping[Status, str] | None = None
+) -> None:
+    """Raises SolverError, naming the first failed samples, unless on_failure is 'return'.
+
+    words: what a status means in this run, where that is more than `Status.meaning`.
+    """
+    failed = (status != Status.OK).nonzero().flatten().tolist()
+    if failed and on_failure == "raise":
+        code = Status(int(status[failed[0]]))
+        raise SolverError(
+            f"{(words or {}).get(code, code.meaning)} for sample {_shown(failed)}; "
+            f"{len(failed)} of {len(status)} failed in all",
+            status,
+            result,
+        )
+
+
 def verdict(x: Tensor, run: Callable[..., Tensor], times: list[float]) -> tuple[Tensor, str | None]:
     """Status of each sample, and a sentence if any failed.
 
-    NaN and Inf survive every later step, so one look at the end is enough; only after a failure is
-    the run repeated (the noise is the same) to find the step at which they appeared.
+    NaN and Inf survive every later step, so one look at the end is enough. Only after a failure is
+    the run repeated, with the same noise, to find the step at which they appeared.
     """
     finite = torch.isfinite(x).flatten(1).all(1)
     status = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -70,8 +113,11 @@ def verdict(x: Tensor, run: Callable[..., Tensor], times: list[float]) -> tuple[
         sentences.append((i, code, j))
     i, code, _ = min(sentences)
     same = [j for (k, c, j) in sentences if (k, c) == (i, code)]
-    shown = ", ".join(map(str, same[:8])) + (", ..." if len(same) > 8 else "")
     return status, (
-        f"{MEANING[code]} at step {i} (t={times[i]:g}) for sample {shown}; "
+        f"{code.meaning} at step {i} (t={times[i]:g}) for sample {_shown(same)}; "
         f"{len(failed)} of {len(x)} samples failed in all"
     )
+
+
+def _shown(samples: list[int]) -> str:
+    return ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")

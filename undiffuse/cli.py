@@ -218,7 +218,7 @@ def _solvers(commands: Any) -> None:
 def _run_solvers(args: argparse.Namespace) -> None:
     from .models import PROCESSES
     from .solvers import get, names, times
-    from .solvers.tables.grids import lookup
+    from .solvers.arguments import lookup
 
     process = lookup("process", args.process, PROCESSES)()
     if args.name:

@@ -32,7 +32,7 @@ from ...models.checkpoint import Checkpoint, from_code, load
 from ...models.dequantize import Hook, Levels
 from ...models.guidance.rule import leaves
 from ...solvers.likelihood.bits import METHODS, Bits, bits_per_dim
-from ...solvers.outcome import MEANING, SolverError, Status
+from ...solvers.outcome import SolverError, Status
 from ..bar import bar
 from ..measures import metrics
 from ..report import figures
@@ -265,7 +265,7 @@ def _records(
             "repeats": repeats,
             "nfe": n,
             "status": OUTCOMES.get(Status(code), "failed"),
-            "why": "the repeats spread by more than the target" if wide else MEANING[Status(code)],
+            "why": "the repeats spread by more than the target" if wide else Status(code).meaning,
             "convention": found.convention,
         }
         for i, bits, error, solver, repeats, n, code, wide in rows
@@ -275,7 +275,7 @@ def _records(
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
     done = [r for r in records if r["status"] != "failed"]
     if not done:
-        code = {meaning: code for code, meaning in MEANING.items()}
+        code = {code.meaning: code for code in Status}
         status = torch.tensor([int(code[r["why"]]) for r in records])
         why, _ = Counter(r["why"] for r in records).most_common(1)[0]
         raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)

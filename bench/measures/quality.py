@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ...solvers import Tableau
-from ...solvers.tables.grids import lookup
+from ...solvers.arguments import lookup
 from ..problems import features
 from ..problems.exact import (
     Inapplicable,

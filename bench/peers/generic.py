@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...models import Denoiser
-from ...solvers.drift import probability_flow, reverse_sde
+from ...solvers.flow import probability_flow, reverse_sde
 from ...solvers.tables import grids
 from ..problems.plans import Plan, Unavailable
 from ..problems.problem import Problem, from_unit, ratio_at, to_unit

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...models import Denoiser
 from ...models import jacobian as traces
 from ...solvers import log_prob
-from ...solvers.drift import probability_flow, start_time
+from ...solvers.flow import probability_flow, start_time
 from ...solvers.outcome import SolverError, Status
 
 TOLERANCE = 1e-5

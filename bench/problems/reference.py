@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue, MissingPackage
-from ...solvers.outcome import MEANING, SolverError, Status
+from ...solvers.outcome import SolverError, Status
 from .problem import ZERO_RATIO, Problem, data_prediction
 
 TOLERANCES = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)
@@ -131,7 +131,7 @@ def _integrate(
         d = data_prediction(problem.model, w, ratio)
         bad = ~torch.isfinite(d).flatten(1).all(1)
         if bool(bad.any()):  # SciPy would look for a step size for ever
-            raise _failed(problem, f"{MEANING[Status.NETWORK_NOT_FINITE]} at {ratio=:.4g}", bad)
+            raise _failed(problem, f"{Status.NETWORK_NOT_FINITE.meaning} at {ratio=:.4g}", bad)
         if tick is not None:
             tick()
         return ((w * math.cos(phi) - d) / math.sin(phi)).flatten().numpy()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...models import VP, GaussianMixture, Process
 from ...models.data.sets import load
-from ...solvers.tables.grids import lookup
+from ...solvers.arguments import lookup
 
 
 @dataclass(frozen=True, eq=False)

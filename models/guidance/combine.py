@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
 from ..denoiser import Denoiser
 from ..processes.process import Process
 from ..readout import convert
 from .posterior import inpaint, posterior
-from .rule import HELD, apply_rule, calls_of, column, of_model
+from .rule import HELD, apply_rule, calls_of, of_model
 
 Scale = float | Tensor | Callable[[Tensor], Tensor | float]
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
 from ..denoiser import Denoiser
 from ..readout import convert
-from .rule import apply_rule, column, data_and_vjp
+from .rule import apply_rule, data_and_vjp
 
 Operator = Callable[[Tensor], Tensor]
 METHODS = ("dps", "pigdm", "tmpd", "mmps")

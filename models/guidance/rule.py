@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.shapes import column
 from ..denoiser import Denoiser
 
 Rule = Callable[..., Tensor]
@@ -159,11 +160,6 @@ def data_and_vjp(
         return g
 
     return (d if keep else d.detach()), vjp
-
-
-def column(c: Tensor, x: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...] of x's dtype."""
-    return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _unset(x: Tensor, t: Tensor, **cond: Any) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.shapes import column
 from ..denoiser import Denoiser
-from ..guidance.rule import column
 from ..variational import decoder_nll
 from .process import Process, Time, f64
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
 from ..denoiser import Denoiser
 from ..processes.named import Process
 from ..readout import READOUTS
@@ -151,9 +152,9 @@ class Objective:
         process = denoiser.process
         alpha, sigma = process.alpha(t), process.sigma(t)
         row = READOUTS[denoiser.predicts](process, t, denoiser.sigma_data)
-        target = _column(row.u, x_0) * x_0 + _column(row.w, x_0) * eps
-        x_t = _column(alpha, x_0) * x_0 + _column(sigma, x_0) * eps
-        error = _column(row.kappa, x_0) * denoiser.raw(x_t, t, **cond) - target
+        target = column(row.u, x_0) * x_0 + column(row.w, x_0) * eps
+        x_t = column(alpha, x_0) * x_0 + column(sigma, x_0) * eps
+        error = column(row.kappa, x_0) * denoiser.raw(x_t, t, **cond) - target
         return self.weight(denoiser, t).to(x_0.dtype) * error.square().flatten(1).mean(1)
 
     def weight(self, denoiser: Denoiser, t: Tensor) -> Tensor:
@@ -201,8 +202,3 @@ LOSSES: dict[str, Objective] = {
     "uniform-snr": Objective("edm", "log_snr"),
 }
 """Objectives by the name that the command line uses."""
-
-
-def _column(c: Tensor, x: Tensor) -> Tensor:
-    """[B] float64 -> [B, 1, ...] of x's dtype."""
-    return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))

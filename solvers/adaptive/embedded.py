@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,9 +42,3 @@ class Embedded(ABC):
         self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
     ) -> list[Tensor]:
         """Coefficients of theta^0, theta^1, ... of x(t + theta h), of one length for every step."""
-
-
-def like(v: Tensor, x: Tensor) -> Tensor:
-    """[n] -> [n, 1, ...] against x, in x's dtype unless a mask."""
-    v = v if v.dtype == torch.bool else v.to(x.dtype)
-    return v.reshape(-1, *(1,) * (x.ndim - 1))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
 from ..flow import ScaledFlow
-from .embedded import Embedded, Matrix, like
+from .embedded import Embedded, Matrix
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,28 @@ class ExponentialPair(Embedded):
 
     def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
         a, b1, b2 = self.rule(t, h * float(self.c[i]))
-        y = like(a, x) * x + like(b1, x) * stages[0]
+        y = column(a, x) * x + column(b1, x) * stages[0]
         if i == 1:
             return y
         # the share of the latest call, and what its difference from the first weighs
         lean = b1 if self.order == 2 else 2 * b2 if i == 2 else 1.5 * b2
-        return y + like(lean, x) * (stages[i - 1] - stages[0])
+        return y + column(lean, x) * (stages[i - 1] - stages[0])
 
     def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
         _, b1, b2 = self.rule(t, h)
         one = stages[1] - stages[0]
         if self.order == 2:
-            return like(b1, one) * one
-        return like(1.5 * b2, one) * (stages[2] - stages[0]) - like(1.5 * b1, one) * one
+            return column(b1, one) * one
+        return column(1.5 * b2, one) * (stages[2] - stages[0]) - column(1.5 * b1, one) * one
 
     def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
-        return k - x if self.form == "data" else -like(torch.exp(-t), x) * k
+        return k - x if self.form == "data" else -column(torch.exp(-t), x) * k
 
     def piece(
         self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
     ) -> list[Tensor]:
-        first = like(h, x) * self.slope(t, x, stages[0])
-        last = like(h, x) * self.slope(t + h, end, stages[-1])
+        first = column(h, x) * self.slope(t, x, stages[0])
+        last = column(h, x) * self.slope(t + h, end, stages[-1])
         rise = end - x
         return [x, first, 3 * rise - 2 * first - last, first + last - 2 * rise]
 
@@ -85,7 +86,7 @@ class ExponentialPair(Embedded):
         """P of the flow's model at y = x/alpha."""
 
         def noise(lam: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            return -like(torch.exp(lam), y) * flow.residual(y, lam, rows)
+            return -column(torch.exp(lam), y) * flow.residual(y, lam, rows)
 
         def data(lam: Tensor, y: Tensor, rows: Tensor) -> Tensor:
             return y + flow.residual(y, lam, rows)

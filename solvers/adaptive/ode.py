@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
+from ..arguments import lookup
 from ..outcome import Status
-from ..tables.grids import lookup
 from .dense import DensePath, Recorder
-from .embedded import Embedded, like
+from .embedded import Embedded
 from .pairs import PAIRS
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -205,7 +206,7 @@ class _Run:
         d0, d1 = self.norm(self.x / scale), self.norm(slope / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6 * span, 0.01 * d0 / d1).minimum(span)
-        t, x = self.t + sign * h0, self.x + like(sign * h0, self.x) * slope
+        t, x = self.t + sign * h0, self.x + column(sign * h0, self.x) * slope
         d2 = self.norm((self.pair.slope(t, x, self.evaluate(t, x)) - slope) / scale) / h0
         d2 = torch.where(torch.isfinite(d2), d2, 1e3 / h0)
         most = torch.maximum(d1, d2)
@@ -236,7 +237,7 @@ class _Run:
         self.accepted[self.rows] += accept
         self.rejected[self.rows] += ~accept
         self.t = torch.where(accept, goal, self.t)
-        wide = like(accept, self.x)
+        wide = column(accept, self.x)
         self.x, self.k = torch.where(wide, x, self.x), torch.where(wide, stages[-1], self.k)
         self.e_2 = torch.where(accept, self.e_1, self.e_2)
         self.e_1 = torch.where(accept, e, self.e_1)

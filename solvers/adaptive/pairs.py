@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .embedded import Embedded, Matrix, like
+from ...kernels.shapes import column
+from .embedded import Embedded, Matrix
 
 Tree = tuple["Tree", ...]
 
@@ -79,10 +80,10 @@ class Pair(Embedded):
         return _interpolant(self)
 
     def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
-        return x + like(h, x) * _combine(self.a[i], stages)
+        return x + column(h, x) * _combine(self.a[i], stages)
 
     def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
-        return like(h, stages[0]) * _combine(self.error, stages)
+        return column(h, stages[0]) * _combine(self.error, stages)
 
     def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
         return k
@@ -90,7 +91,7 @@ class Pair(Embedded):
     def piece(
         self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
     ) -> list[Tensor]:
-        return [x, *(like(h, x) * _combine(column, stages) for column in self.dense.T)]
+        return [x, *(column(h, x) * _combine(row, stages) for row in self.dense.T)]
 
 
 def _combine(weights: Matrix, stages: list[Tensor]) -> Tensor:

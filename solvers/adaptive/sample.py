@@ -12,10 +12,10 @@ from ...kernels import normal
 from ...kernels.errors import InvalidValue
 from ...kernels.streams import INITIAL
 from ...models import Denoiser
+from .. import arguments
+from ..arguments import lookup
 from ..flow import ScaledFlow
-from ..likelihood.encode import check, raise_if_failed
-from ..sampling.plan import device_of
-from ..tables.grids import lookup
+from ..outcome import raise_if_failed
 from .exponential_pair import EXPONENTIAL, ExponentialPair
 from .ode import Controller, integrate
 from .pairs import PAIRS, Pair
@@ -59,12 +59,17 @@ def sample_ode_adaptively(
     if x_init is None:
         sigma = float(model.process.sigma(model.process.t_max))
         z = normal(
-            tuple(shape), seed, sample_ids, **INITIAL.at(), device=device or device_of(model)
+            tuple(shape), seed, sample_ids, **INITIAL.at(),
+            device=device or arguments.device_of(model),
         )
         x_init = sigma * z.to(dtype)
     elif tuple(x_init.shape) != tuple(shape):
         raise InvalidValue(f"x_init must be of shape {tuple(shape)}; got {tuple(x_init.shape)}")
-    check(model, x_init, rtol, atol, on_failure)
+    arguments.denoiser(model)
+    arguments.event_batch("x_init", x_init)
+    rtol = arguments.tolerance("rtol", rtol, x_init.dtype)
+    atol = arguments.tolerance("atol", atol, x_init.dtype)
+    arguments.on_failure(on_failure)
     flow = ScaledFlow(model, len(x_init), cond, model.t_min)
     exponential = isinstance(pair, ExponentialPair)
     with torch.no_grad():

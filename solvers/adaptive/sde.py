@@ -24,10 +24,11 @@ from ...kernels import normal
 from ...kernels.brownian import BrownianPath
 from ...kernels.checks import ids_or_places
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
 from ...kernels.streams import INITIAL
 from ...models import Denoiser
-from ..outcome import MEANING, SolverError, Status
-from ..sampling.plan import device_of
+from ..arguments import device_of
+from ..outcome import Status, raise_if_failed
 
 FAR = 1e3  # where sigma/alpha at t_max exceeds this, the run starts here: D is the data's mean
 CELLS = 4  # knots of the Brownian path in a unit of lambda
@@ -97,10 +98,7 @@ def sample_sde_adaptively(
         if final == "denoise":
             x, run.nfe = model(x, model.t_min), run.nfe + 1
     result = AdaptiveResult(x, run.nfe, run.accepted, run.rejected, run.status)
-    if on_failure == "raise" and bool((run.status != 0).any()):
-        worst = Status(int(run.status.max()))
-        failed = (run.status != 0).nonzero().flatten().tolist()
-        raise SolverError(f"{MEANING[worst]}; samples {failed[:8]} failed", run.status, result)
+    raise_if_failed(run.status, result, on_failure)
     return result
 
 
@@ -169,8 +167,3 @@ class _Run:
         self.h[rows] = grown.clamp(max=self.max_step)
         alive = torch.isfinite(error) & ~(taken & (then >= self.end))
         self.rows = rows[alive]
-
-
-def column(c: Tensor, x: Tensor) -> Tensor:
-    """[n] float64 -> [n, 1, ...] of x's dtype."""
-    return c.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))

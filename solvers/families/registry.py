@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ..tables.grids import lookup
+from ..arguments import lookup
 from ..tables.solver import Solver
 from . import (
     adams,

@@ -27,10 +27,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.shapes import column
 from ...models import jacobian as traces
 from ...models.readout import convert
 from ..adaptive.ode import integrate, rms
-from ..flow import ScaledFlow, column
+from ..flow import ScaledFlow
 from ..outcome import Status
 
 

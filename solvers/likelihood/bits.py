@@ -22,14 +22,17 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.streams import DEQUANTIZE, DEQUANTIZE_HOOK
 from ...models import Denoiser
 from ...models.dequantize import CHOICES, Hook, Levels, ask, fill
-from ..outcome import MEANING, Status
+from .. import arguments
+from ..outcome import Status, raise_if_failed, worse
 from .elbo import DECODERS, elbo, natural_time
-from .encode import check, raise_if_failed
 from .log_prob import log_prob
-from .quadrature import as_ids
 
 METHODS = ("ode", "elbo")
 APART = -7046029254386353131  # between the seeds of two repeats: an odd number, 2^64/golden ratio
+WORDS = {
+    Status.TARGET_NOT_MET: "target_std_error was not reached: raise it or max_probes, or lower "
+    "rtol and atol",
+}
 PILOT, MOST = 64, 4096  # calls of a bound that has a target
 ASIDE = 1 << 32  # between a repeat's seed and its pilot's, in repeats
 
@@ -61,7 +64,7 @@ class Bits:
     def __repr__(self) -> str:
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
         codes = self.status[self.status != Status.OK].tolist()
-        why = "".join(f"; {codes.count(c)} of {len(self.status)}: {MEANING[Status(c)]}"
+        why = "".join(f"; {codes.count(c)} of {len(self.status)}: {WORDS.get(c, Status(c).meaning)}"
                       for c in sorted(set(codes)))  # fmt: skip
         mean = float(self.bits_per_dim.mean())
         return f"{mean:.4f} +- {error:.4f} bits/dim, {self.convention}{why}"
@@ -99,14 +102,16 @@ def bits_per_dim(
         raise InvalidValue(f"by must be one of {', '.join(METHODS)}; got {by!r}")
     if repeats < 1:
         raise InvalidValue(f"repeats must be >= 1; got {repeats}")
-    check(model, x, 1.0, 1.0, on_failure)
+    arguments.denoiser(model)
+    arguments.event_batch("x", x)
+    arguments.on_failure(on_failure)
     if target_std_error is not None:
         if not target_std_error > 0:
             raise InvalidValue(f"target_std_error must be > 0 bits/dim; got {target_std_error}")
         if by == "ode":  # repeats share it: their mean errs no less
             options = {"target_solver_error": target_std_error, **options}
         target_std_error = target_std_error * math.sqrt(repeats)
-    ids = as_ids(sample_ids, len(x))
+    ids = arguments.sample_ids(sample_ids, len(x))
     bits, errors = [], []
     solver = torch.zeros(len(x), dtype=torch.float64)
     nfe, status = torch.zeros(2, len(x), dtype=torch.int64)
@@ -126,7 +131,7 @@ def bits_per_dim(
         bits.append((log_q - parts[0].cpu()) / (x[0].numel() * math.log(2)))
         errors.append(parts[1].cpu())
         nfe = nfe + parts[2].cpu()
-        status = _worse(status, parts[3].cpu())
+        status = worse(status, parts[3].cpu())
     table, error = torch.stack(bits, 1), torch.stack(errors, 1)
     discretised = by == "elbo" and dequantize == "none"
     offset = 0.0 if levels is None or discretised else levels.offset
@@ -138,7 +143,7 @@ def bits_per_dim(
     words = _convention(levels, dequantize, decoder)
     error = (variance / repeats).sqrt()
     result = Bits(table.mean(1), error, solver, table, nfe, status, offset, words)
-    raise_if_failed(status, result, on_failure)
+    raise_if_failed(status, result, on_failure, WORDS)
     return result
 
 
@@ -148,7 +153,7 @@ def dequantised(
     """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is 0."""
     if not spacing:
         return x
-    ids = as_ids(sample_ids, len(x)).to(x.device)
+    ids = arguments.sample_ids(sample_ids, len(x)).to(x.device)
     u = uniform(x.shape, seed, ids, **DEQUANTIZE.at(), dtype=x.dtype, device=x.device)
     return fill(x, spacing, u)
 
@@ -235,14 +240,9 @@ def _bound(
         found = elbo(model, y[rows], seed=own, sample_ids=ids[rows], **some)
         value[rows], error[rows] = found.log_prob.cpu(), found.std_error.cpu()
         nfe[rows] += found.nfe
-        status[rows] = _worse(status[rows], found.status.cpu())
-    status = _worse(status, torch.where(error > target, int(Status.TARGET_NOT_MET), 0))
+        status[rows] = worse(status[rows], found.status.cpu())
+    status = worse(status, torch.where(error > target, int(Status.TARGET_NOT_MET), 0))
     return value, error, nfe, status
-
-
-def _worse(a: Tensor, b: Tensor) -> Tensor:
-    """The first failure of two statuses; a missed target only where nothing failed."""
-    return torch.where((a == Status.OK) | ((a == Status.TARGET_NOT_MET) & (b != Status.OK)), b, a)
 
 
 def _rows(options: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:

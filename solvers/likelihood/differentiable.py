@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import column
 from ...models import Denoiser
 from ...models import jacobian as traces
-from ..flow import ScaledFlow, column
-from .encode import check, naming_dtypes
-from .quadrature import as_ids
+from .. import arguments
+from ..flow import ScaledFlow
 
 
 def differentiable_log_prob(
@@ -42,13 +42,14 @@ def differentiable_log_prob(
     with `probes` Rademacher probes held along the path, unbiased for log p and so for its gradient.
     The network must be twice differentiable. Raises ValueError or TypeError before any call.
     """
-    check(model, x, 1.0, 1.0, "raise")
+    arguments.denoiser(model)
+    arguments.event_batch("x", x)
     if steps < 1 or probes < 1:
         raise InvalidValue(f"steps and probes must be >= 1; got {steps} and {probes}")
     if trace not in ("exact", "hutchinson"):
         raise InvalidValue(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
     flow = ScaledFlow(model, len(x), cond, t_min)
-    ids = as_ids(sample_ids, len(x))
+    ids = arguments.sample_ids(sample_ids, len(x))
     v = None
     if trace == "hutchinson":
         v = traces.probes("rademacher", probes, x.detach(), seed, ids)
@@ -78,7 +79,7 @@ def differentiable_log_prob(
             total + h / 6 * (r1 + 2 * r2 + 2 * r3 + r4),
         )
 
-    with torch.enable_grad(), naming_dtypes(model, x):
+    with torch.enable_grad(), arguments.naming_dtypes(model, x):
         u, total = flow.enter(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         grid = torch.linspace(flow.lam_data, flow.lam_noise, steps + 1, dtype=torch.float64)
         for i in range(steps):

@@ -34,11 +34,10 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, TabledVP
 from ...models.statistics import Statistics
 from ...models.variational import VarianceHead
-from ..drift import start_time
-from ..outcome import Status
+from .. import arguments
+from ..flow import start_time
+from ..outcome import Status, raise_if_failed
 from .elbo_terms import Chain, Decoder, Terms, continuous, discrete
-from .encode import check, naming_dtypes, raise_if_failed
-from .quadrature import as_ids
 
 LOG2 = math.log(2)
 FORMS = ("discrete", "continuous", "i-mmse")
@@ -138,7 +137,9 @@ def elbo(
 
     Raises ValueError or TypeError for what does not fit, before any call.
     """
-    check(model, x, 1.0, 1.0, on_failure)
+    arguments.denoiser(model)
+    arguments.event_batch("x", x)
+    arguments.on_failure(on_failure)
     form = time or natural_time(model)
     variance = variance or ("learned" if isinstance(model.net, VarianceHead) else "small")
     _check_options(model, form, steps, calls, variance, decoder, spacing)
@@ -147,9 +148,9 @@ def elbo(
     # a density needs variances: none below the blur at t_min
     least = math.exp(-2 * float(model.process.log_snr(start))) if form == "i-mmse" else 0.0
     law = _law(model, x, reference, least)
-    chain = Chain(model, x, cond, seed, as_ids(sample_ids, len(x)), law)
+    chain = Chain(model, x, cond, seed, arguments.sample_ids(sample_ids, len(x)), law)
     how = Decoder(decoder, spacing, bounds)
-    with torch.no_grad(), naming_dtypes(model, x):
+    with torch.no_grad(), arguments.naming_dtypes(model, x):
         if form == "discrete":
             terms = discrete(chain, steps, calls, variance, how)
         else:

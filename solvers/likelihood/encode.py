@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.errors import InvalidValue
 from ...models import Denoiser
+from .. import arguments
 from ..adaptive.ode import integrate
 from ..adaptive.pairs import PAIRS
 from ..flow import ScaledFlow
-from ..outcome import MEANING, SolverError, Status
-from ..tables.grids import lookup
-
-KINDS = {"float32": "float", "float64": "double"}  # what x may be, and how to cast to it
+from ..outcome import raise_if_failed
 
 
 def encode(
@@ -39,9 +34,12 @@ def encode(
     the tolerance; `Reversible` (reversible.py) is a fixed grid that is undone to rounding.
     Raises ValueError or TypeError for bad input, SolverError where a sample fails.
     """
-    check(model, x, rtol, atol, "raise")
-    flow, name = ScaledFlow(model, len(x), cond, t_min), lookup("solver", solver, PAIRS).name
-    with naming_dtypes(model, x):
+    rtol, atol = _checked(model, x, "x", rtol, atol)
+    flow, name = (
+        ScaledFlow(model, len(x), cond, t_min),
+        arguments.lookup("solver", solver, PAIRS).name,
+    )
+    with arguments.naming_dtypes(model, x):
         run = integrate(
             flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol,
             atol=atol, max_steps=max_steps,
@@ -66,9 +64,12 @@ def decode(
 
     Raises ValueError or TypeError for bad input, SolverError where a sample fails.
     """
-    check(model, z, rtol, atol, "raise")
-    flow, name = ScaledFlow(model, len(z), cond, t_min), lookup("solver", solver, PAIRS).name
-    with naming_dtypes(model, z):
+    rtol, atol = _checked(model, z, "z", rtol, atol)
+    flow, name = (
+        ScaledFlow(model, len(z), cond, t_min),
+        arguments.lookup("solver", solver, PAIRS).name,
+    )
+    with arguments.naming_dtypes(model, z):
         with torch.no_grad():
             u = flow.from_latent(z)
         run = integrate(
@@ -121,59 +122,9 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return first.to(a.dtype).reshape(wide) * a + last.to(a.dtype).reshape(wide) * b
 
 
-def check(model: Denoiser, x: Tensor, rtol: float, atol: float, on_failure: str) -> None:
-    """Raises TypeError or ValueError for arguments that no integration could start from."""
-    if not isinstance(model, Denoiser):
-        raise InvalidType(f"model must be a Denoiser; got {type(model).__name__}")
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        hint = ""
-        if isinstance(x, Tensor) and not x.is_floating_point():
-            hint = ": integers have no density, choose a dequantisation in solvers.bits_per_dim"
-        raise InvalidType(f"x must be a float32 or float64 tensor [B, ...]; got {kind}{hint}")
-    if x.ndim < 2 or x.numel() == 0:
-        raise InvalidValue(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InvalidValue(f"x must be finite; samples {bad[:8]} hold NaN or Inf")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(value) and value > 0):
-            raise InvalidValue(f"{name} must be finite and > 0; got {value}")
-    if on_failure not in ("raise", "return"):
-        raise InvalidValue(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
-
-
-@contextmanager
-def naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
-    """Says whose dtypes disagree, as a TypeError, where torch only says that some do.
-
-    Known only at the call: a network may cast its input itself.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        net = model.net
-        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
-        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
-        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
-            raise
-        have = " and ".join(sorted(map(str, found)))
-        cast = min(map(str, found)).removeprefix("torch.")
-        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
-        raise InvalidType(
-            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
-            f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
-        ) from error
-
-
-def raise_if_failed(status: Tensor, result: Any, on_failure: str) -> None:
-    """Raises SolverError, naming the first failed samples, unless on_failure is 'return'."""
-    failed = (status != Status.OK).nonzero().flatten().tolist()
-    if failed and on_failure == "raise":
-        code = Status(int(status[failed[0]]))
-        shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
-        raise SolverError(
-            f"{MEANING[code]} for sample {shown}; {len(failed)} of {len(status)} failed in all",
-            status,
-            result,
-        )
+def _checked(
+    model: Denoiser, x: Tensor, name: str, rtol: float, atol: float
+) -> tuple[float, float]:
+    arguments.denoiser(model)
+    arguments.event_batch(name, x)
+    return arguments.tolerance("rtol", rtol, x.dtype), arguments.tolerance("atol", atol, x.dtype)

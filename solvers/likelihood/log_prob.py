@@ -22,19 +22,19 @@ from torch import Tensor
 
 from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
+from ...kernels.shapes import column
+from ...kernels.streams import TRUNCATION
 from ...models import Denoiser
 from ...models import jacobian as traces
 from ...models.statistics import Statistics
+from .. import arguments
 from ..adaptive.ode import integrate
 from ..adaptive.pairs import PAIRS
-from ..flow import ScaledFlow, column
-from ..outcome import Status
-from ..sampling.start import truncated
-from ..tables.grids import lookup
+from ..flow import ScaledFlow
+from ..outcome import Status, raise_if_failed, status_failed
 from . import augmented, quadrature
-from .encode import check, naming_dtypes, raise_if_failed
 from .probing import Prober
-from .result import LogProb, status_failed
+from .result import LogProb
 
 METHODS = {"quadrature": ("tsit5", 1e-3, 4.0), "augmented": ("dopri5", 1e-5, 1.0)}
 """Methods, with their default solver, tolerance and probes."""
@@ -48,6 +48,11 @@ smooth, and does not tell before it is asked: nodes with probes of their own ave
 MOST = 8  # nodes a step
 TRACES = ("hutchinson", "gaussian", "exact")
 FINEST = {torch.float32: 1e-6, torch.float64: 1e-10}  # tolerance that a target may ask for
+MISSED = {
+    False: "target_std_error was not reached: raise it or max_probes",
+    True: "target_solver_error (by default target_std_error) was not reached: raise it, or lower "
+    "rtol and atol",
+}
 BACKENDS = ("native", "torchdiffeq")
 
 
@@ -112,12 +117,15 @@ def log_prob(
     """
     if method is None:
         method = "augmented" if backend == "torchdiffeq" or trace == "gaussian" else "quadrature"
-    default_solver, tolerance, default_probes = lookup("method", method, METHODS)
+    default_solver, tolerance, default_probes = arguments.lookup("method", method, METHODS)
     probes = default_probes if probes is None else probes
-    check(
-        model, x, tolerance if rtol is None else rtol, tolerance if atol is None else atol,
-        on_failure,
-    )  # fmt: skip
+    arguments.denoiser(model)
+    arguments.event_batch("x", x)
+    arguments.on_failure(on_failure)
+    rtol, atol = (
+        v if v is None else arguments.tolerance(n, v, x.dtype)
+        for n, v in (("rtol", rtol), ("atol", atol))
+    )
     _check_options(
         method, backend, trace, probes, max_probes,
         {"target_std_error": target_std_error, "target_solver_error": target_solver_error},
@@ -134,10 +142,10 @@ def log_prob(
     free = rtol is None and atol is None
     rtol = tolerance if rtol is None else rtol
     atol = tolerance if atol is None else atol
-    name = lookup("solver", solver or default_solver, PAIRS).name
-    ids = quadrature.as_ids(sample_ids, len(x))
+    name = arguments.lookup("solver", solver or default_solver, PAIRS).name
+    ids = arguments.sample_ids(sample_ids, len(x))
     flow = ScaledFlow(model, len(x), cond, t_min)
-    with naming_dtypes(model, x):
+    with arguments.naming_dtypes(model, x):
         if method == "quadrature":
             if target_solver_error is None:
                 target_solver_error = target_std_error
@@ -162,9 +170,12 @@ def log_prob(
                 flow, x, name, rtol, atol, trace, int(probes), seed, ids, backend, max_steps
             )
         blurred = (
-            truncated(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
+            _truncated(flow, x, seed, ids) if truncation else torch.full_like(parts[0], torch.nan)
         )
     products, rejected, status = parts[3:6]
+    path_missed = target_std_error is None or bool(
+        (parts[1] / (d * math.log(2)) <= target_std_error)[status == Status.TARGET_NOT_MET].any()
+    )
     failed = status_failed(status)  # of these nothing is known but the cost, whatever the batch
     value, error, path_error, defect, gap, blurred = (
         v.masked_fill(failed, torch.nan) for v in (*parts[:2], *parts[6:], blurred)
@@ -175,7 +186,7 @@ def log_prob(
         value, bits, error, flow.forwards, products, rejected, latent, status, path_error, defect,
         gap, blurred, flow.t_min, flow.blur,
     )  # fmt: skip
-    raise_if_failed(status, result, on_failure)
+    raise_if_failed(status, result, on_failure, {Status.TARGET_NOT_MET: MISSED[path_missed]})
     return result
 
 
@@ -327,3 +338,19 @@ def _check_control(control: Statistics | None, method: str, d: int) -> None:
             f"control needs method='quadrature' and a mean of {d} components; got {method!r} and "
             f"{control.mean.numel()}"
         )
+
+
+def _truncated(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
+    """log p_0(x) - log p_blurred(x) = -blur^2/2 (tr grad s + |s|^2) + O(blur^4), [B], one probe.
+
+    By the heat equation d p/d(blur^2) = laplacian(p)/2, with blur^2 s = D - x.
+    """
+    lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
+    leaf = x.detach().clone().requires_grad_()
+    v = traces.probes("rademacher", 1, x, seed, ids, draw0=TRUNCATION.first)
+    with torch.enable_grad():
+        a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
+        form = (v * traces.products(out, leaf, v)).double().flatten(2).sum(2)[0]
+    r = (column(a - 1, x) * x + column(b, x) * out.detach()).double()
+    laplacian = (a - 1) * x[0].numel() + b * form
+    return -0.5 * (laplacian + r.square().flatten(1).sum(1) / flow.blur**2)

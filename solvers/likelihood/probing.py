@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ...kernels import rademacher
+from ...kernels.shapes import column
 from ...models import jacobian as traces
 from ...models.statistics import Statistics
-from ..flow import ScaledFlow, column
+from ..flow import ScaledFlow
 
 DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
 

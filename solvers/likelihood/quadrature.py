@@ -23,11 +23,11 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from ...kernels.checks import ids_or_places
+from ...kernels.shapes import column
 from ...models.jacobian import colours
 from ..adaptive.dense import DensePath
 from ..adaptive.ode import rms
-from ..flow import ScaledFlow, column
+from ..flow import ScaledFlow
 from .probing import Nodes, Prober
 
 
@@ -171,11 +171,6 @@ def spend(
         if not prober.grow(prober.plan(budget, aim)):
             break
     return left()
-
-
-def as_ids(sample_ids: Tensor | Sequence[int] | None, batch: int) -> Tensor:
-    """Global sample ids, int64 [B]; their places by default."""
-    return ids_or_places(sample_ids, batch, "cpu")
 
 
 def chunk_rows(batch: int, d: int) -> int:

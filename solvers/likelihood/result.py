@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..outcome import Status
-
 
 @dataclass(frozen=True, eq=False)
 class LogProb:
@@ -80,8 +78,3 @@ class LogProb:
     def bits_std_error(self) -> Tensor:
         """std_error in bits/dim."""
         return self.std_error / (self.latent[0].numel() * math.log(2))
-
-
-def status_failed(status: Tensor) -> Tensor:
-    """Samples without a value: those that stopped, not those that missed their target."""
-    return (status != Status.OK) & (status != Status.TARGET_NOT_MET)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
+from .. import arguments
 from ..flow import ScaledFlow
-from .encode import check, naming_dtypes
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ class Reversible:
 
         The second differs from it by the step's error, and takes `decode` back to x itself.
         """
-        check(model, x, 1.0, 1.0, "raise")
+        arguments.denoiser(model)
+        arguments.event_batch("x", x)
         flow = ScaledFlow(model, len(x), cond, t_min)
-        with torch.no_grad(), naming_dtypes(model, x):
+        with torch.no_grad(), arguments.naming_dtypes(model, x):
             y = z = flow.enter(x)
             for lam, h in self._steps(flow, flow.lam_data, flow.lam_noise):
                 y = self.coupling * y + (1 - self.coupling) * z + _midpoint(flow, z, lam, h)
@@ -80,9 +81,10 @@ class Reversible:
                 f"latent must be [2, B, ...], both states; got {tuple(latent.shape)}: "
                 "stack a latent with itself"
             )
-        check(model, latent.flatten(0, 1), 1.0, 1.0, "raise")
+        arguments.denoiser(model)
+        arguments.event_batch("latent", latent)
         flow = ScaledFlow(model, latent.shape[1], cond, t_min)
-        with torch.no_grad(), naming_dtypes(model, latent):
+        with torch.no_grad(), arguments.naming_dtypes(model, latent):
             y, z = (flow.from_latent(v) for v in latent)
             for lam, h in reversed(self._steps(flow, flow.lam_data, flow.lam_noise)):
                 z = z + _midpoint(flow, y, lam + h, -h)

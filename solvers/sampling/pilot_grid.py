@@ -16,7 +16,7 @@ from ...models.jacobian import products
 from ..families.adams import Adams
 from ..families.exponential import DDIM
 from ..families.multistep_engine import weights
-from ..outcome import MEANING, SolverError, Status
+from ..outcome import SolverError, Status
 from ..tables.grids import RatioGrid, times
 from ..tables.solver import Path
 from .sampler import Sampler
@@ -92,7 +92,7 @@ def equidistributed(
     bad = ~torch.stack(datas).isfinite().flatten(2).all(2)  # [steps, B]
     if bool(bad.any()):
         i = int(bad.any(1).nonzero()[0])
-        why = f"the pilot run failed: {MEANING[Status.NETWORK_NOT_FINITE]} at step {i} (t={t[i]:g})"
+        why = f"the pilot run failed: {Status.NETWORK_NOT_FINITE.meaning} at step {i} (t={t[i]:g})"
         which = f"samples {bad[i].nonzero().flatten().tolist()[:8]}"
         raise SolverError(f"{why}, {which}", bad.any(0) * int(Status.NETWORK_NOT_FINITE))
     first = int(not bool(torch.isfinite(model.process.log_snr(t[0]))))

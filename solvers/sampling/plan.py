@@ -94,20 +94,3 @@ def _compose_spectral(
         datas=tableau.data.shape[1] - 1,
         frame=Frame.of(tableau, model, device, dtype),
     )
-
-
-def device_of(model: Denoiser) -> torch.device:
-    """Of the network's first parameter; the CPU where it has none."""
-    if isinstance(model.net, torch.nn.Module):
-        for p in model.net.parameters():
-            return p.device
-    return torch.device("cpu")
-
-
-def dtype_of(model: Denoiser) -> torch.dtype:
-    """Of the network's first floating parameter; float32 where it has none."""
-    if isinstance(model.net, torch.nn.Module):
-        for p in model.net.parameters():
-            if p.dtype.is_floating_point:
-                return p.dtype
-    return torch.float32

@@ -23,6 +23,7 @@ from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
 from ...models.guidance.rule import calls_of
+from ..arguments import device_of, dtype_of
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
 from ..outcome import SolverError, verdict
@@ -32,7 +33,7 @@ from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 from .graph import GraphedRun
-from .plan import compose, device_of, dtype_of
+from .plan import compose
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue
-from ...kernels.streams import COMPONENT, INITIAL, TRUNCATION
+from ...kernels.streams import COMPONENT, INITIAL
 from ...models import Denoiser, GaussianMixture, Process
 from ...models import jacobian as trace
 from ...models.statistics import Statistics
-from ..flow import ScaledFlow, column
-from ..likelihood.encode import check
+from .. import arguments
 
 
 def start(
@@ -107,7 +106,8 @@ def jump_loss(
     products with the Jacobian), a number that many random ones.
     Raises ValueError for bad input, or a network that autograd cannot see through.
     """
-    check(model, x, 1.0, 1.0, "raise")
+    arguments.denoiser(model)
+    arguments.event_batch("x", x)
     t = model.t_min if t is None else t
     alpha, sigma = float(model.process.alpha(t)), float(model.process.sigma(t))
     if not (alpha > 0 and sigma > 0):
@@ -122,19 +122,3 @@ def jump_loss(
             v = trace.probes("rademacher", probes, x, seed)
             found = (v * trace.products(out, x, v)).flatten(2).sum(2).mean(0)
     return sigma**2 / alpha * (skip + scale * found.detach() / x[0].numel())
-
-
-def truncated(flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
-    """log p_0(x) - log p_blurred(x) = -blur^2/2 (tr grad s + |s|^2) + O(blur^4), [B], one probe.
-
-    By the heat equation d p/d(blur^2) = laplacian(p)/2, with blur^2 s = D - x.
-    """
-    lam = torch.full((len(x),), flow.lam_data, dtype=torch.float64, device=x.device)
-    leaf = x.detach().clone().requires_grad_()
-    v = trace.probes("rademacher", 1, x, seed, ids, draw0=TRUNCATION.first)
-    with torch.enable_grad():
-        a, b, out = flow.readout(leaf, lam, torch.arange(len(x), device=x.device))
-        form = (v * trace.products(out, leaf, v)).double().flatten(2).sum(2)[0]
-    r = (column(a - 1, x) * x + column(b, x) * out.detach()).double()
-    laplacian = (a - 1) * x[0].numel() + b * form
-    return -0.5 * (laplacian + r.square().flatten(1).sum(1) / flow.blur**2)

@@ -14,12 +14,11 @@ times: no flag travels with it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
+from ..arguments import lookup
 
 # Where alpha(t_max) is 0, or next to it (the cosine schedule), the ratio sigma/alpha is infinite or
 # meaningless and a grid in it would spend its nodes on pure noise. Such a grid is laid from
@@ -351,19 +351,3 @@ def check(t: Tensor, process: Process, t_min: float | None = None) -> None:
 def named(name: str) -> Grid:
     """The grid of that name. Raises ValueError with the nearest known name otherwise."""
     return lookup("grid", name, GRIDS)
-
-
-T = TypeVar("T")
-
-
-def lookup(what: str, name: str, table: dict[str, T]) -> T:
-    """table[name], or a ValueError that suggests the nearest known name."""
-    if not isinstance(name, str):
-        raise InvalidType(f"{what} must be a name or an object of that kind; got {name!r}")
-    key = name.lower().replace("_", "-")
-    for known, value in table.items():
-        if known.replace("_", "-") == key:
-            return value
-    near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidValue(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")

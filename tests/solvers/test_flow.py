@@ -8,7 +8,7 @@ import torchsde
 from torchdiffeq import odeint
 
 import undiffuse as ud
-from undiffuse.solvers.drift import probability_flow, reverse_sde, start_time
+from undiffuse.solvers.flow import probability_flow, reverse_sde, start_time
 
 PROCESSES = [ud.VP(), ud.SubVP(), ud.VE(), ud.models.EDM(), ud.Flow(), ud.models.Brownian(3.0)]
 

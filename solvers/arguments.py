@@ -1,0 +1,277 @@
+"""What the public functions of this floor require of their arguments, in one voice.
+
+Every check is named after what it returns: `steps = positive_int("steps", steps)`. It raises before
+any network call, with a message that says what must hold and what came. Integers may be numpy's,
+and numbers may be 0-dimensional tensors; booleans are neither.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.checks import as_seed, check_batch, ids_or_places
+from ..kernels.errors import InvalidType, InvalidValue
+from ..models import Denoiser
+
+T = TypeVar("T")
+KINDS = {"float32": "float", "float64": "double"}  # what data may be, and how to cast to it
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """An integer of at least `least` and at most `most`."""
+    bound = f">= {least}" if most is None else f"from {least} to {most}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except (TypeError, RuntimeError):
+        raise InvalidType(f"{name} must be a whole number {bound}; got {_named(value)}") from None
+    if number < least or (most is not None and number > most):
+        raise InvalidValue(f"{name} must be a whole number {bound}; got {number}")
+    return number
+
+
+def positive_int(name: str, value: Any) -> int:
+    """An integer >= 1."""
+    return whole(name, value)
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite real number."""
+    number = _real(name, value)
+    if not math.isfinite(number):
+        raise InvalidValue(f"{name} must be finite; got {number}")
+    return number
+
+
+def positive(name: str, value: Any, most: float = math.inf) -> float:
+    """A finite number > 0 and <= most."""
+    number = _real(name, value)
+    if not (math.isfinite(number) and 0 < number <= most):
+        limit = "" if most == math.inf else f" and <= {most:g}"
+        raise InvalidValue(f"{name} must be finite and > 0{limit}; got {number}")
+    return number
+
+
+def tolerance(name: str, value: Any, dtype: torch.dtype = torch.float64) -> float:
+    """A tolerance that the arithmetic of `dtype` can hold: finite and at least its rounding."""
+    number = positive(name, value)
+    least = torch.finfo(dtype).eps
+    if number < least:
+        raise InvalidValue(
+            f"{name} must be at least the rounding of {_short(dtype)}, {least:.2g}; got {number:g}: "
+            + ("hand in float64" if dtype == torch.float32 else "no arithmetic here is finer")
+        )
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InvalidType(f"{name} must be True or False; got {_named(value)}")
+    return value
+
+
+def _real(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool | str | bytes) or (isinstance(value, Tensor) and value.is_meta):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InvalidType(f"{name} must be a number; got {_named(value)}") from None
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """One of the known words, as it is written."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise InvalidValue(
+            f"{name} must be one of {', '.join(names)}; got {value!r}{_near(value, names)}"
+        )
+    return value
+
+
+def lookup(what: str, name: str, table: dict[str, T]) -> T:
+    """table[name], or a ValueError that suggests the nearest known name."""
+    if not isinstance(name, str):
+        raise InvalidType(f"{what} must be a name or an object of that kind; got {name!r}")
+    key = name.lower().replace("_", "-")
+    for known, value in table.items():
+        if known.replace("_", "-") == key:
+            return value
+    near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InvalidValue(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")
+
+
+def keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError for a keyword that the function does not have, naming the nearest."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise InvalidType(
+                f"{function}() got an unexpected keyword argument {name!r}{_near(name, names)}"
+            )
+
+
+def on_failure(value: Any) -> str:
+    """'raise' or 'return'."""
+    return choice("on_failure", value, ("raise", "return"))
+
+
+def _near(value: Any, names: list[str]) -> str:
+    near = difflib.get_close_matches(value, names, 1, 0.5) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# --- models and data ----------------------------------------------------------------------------
+
+
+def denoiser(model: Any) -> Denoiser:
+    """A `Denoiser`."""
+    if not isinstance(model, Denoiser):
+        raise InvalidType(f"model must be a Denoiser; got {_named(model)}")
+    return model
+
+
+def event_batch(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:
+    """Data [B, *event], B >= 1: a strided float32 or float64 tensor without NaN and Inf.
+
+    shape: what it must be, where that is known.
+    """
+    if not isinstance(value, Tensor):
+        raise InvalidType(
+            f"{name} must be a float32 or float64 tensor [B, ...]; got {_named(value)}: "
+            "torch.as_tensor makes one"
+        )
+    if value.dtype not in (torch.float32, torch.float64):
+        hint = ""
+        if value.is_complex():
+            hint = ": hand in its real part, or both parts as channels"
+        elif not value.is_floating_point():
+            hint = ": integers have no density, choose a dequantisation in solvers.bits_per_dim"
+        raise InvalidType(
+            f"{name} must be a float32 or float64 tensor [B, ...]; got {value.dtype}{hint}"
+        )
+    if value.layout != torch.strided:
+        raise InvalidType(f"{name} must be dense; got {value.layout}: hand in {name}.to_dense()")
+    if shape is not None and tuple(value.shape) != tuple(shape):
+        raise InvalidValue(f"{name} must be of shape {tuple(shape)}; got {tuple(value.shape)}")
+    if value.ndim < 2 or value.numel() == 0:
+        raise InvalidValue(f"{name} must be [B, ...] with B >= 1; got {tuple(value.shape)}")
+    if value.is_meta:
+        raise InvalidValue(f"{name} is on the meta device and holds no numbers: move it to another")
+    if not bool(torch.isfinite(value).all()):
+        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise InvalidValue(f"{name} must be finite; samples {bad[:8]} hold NaN or Inf")
+    return value
+
+
+def batch_shape(name: str, value: Any) -> tuple[int, ...]:
+    """Sizes (B, *event), all >= 1."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidType(f"{name} must be (batch, ...), whole numbers; got {_named(value)}")
+    sizes = tuple(whole(f"{name}[{i}]", n) for i, n in enumerate(value))
+    if len(sizes) < 2:
+        raise InvalidValue(f"{name} must be (batch, ...) of positive sizes; got {sizes}")
+    return sizes
+
+
+def sample_ids(
+    value: Tensor | Sequence[int] | None, batch: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Global sample ids, int64 [B] on the device; their places by default."""
+    return ids_or_places(value, batch, device)
+
+
+def seed_of(value: Any, batch: int, device: torch.device | str) -> int | Tensor:
+    """A seed for all samples (int) or one each (int64 [B] on the device)."""
+    made = as_seed(value, device)
+    check_batch("seed", made, batch)
+    return made if isinstance(value, Tensor) else operator.index(value)
+
+
+def device(name: str, value: Any) -> torch.device:
+    """A device that can hold numbers."""
+    try:
+        found = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidValue(
+            f"{name} must be a device, e.g. 'cpu' or 'cuda'; got {value!r}"
+        ) from error
+    if found.type == "meta":
+        raise InvalidValue(f"{name} is 'meta', which holds no numbers: choose another device")
+    return found
+
+
+def dtype(name: str, value: Any) -> torch.dtype:
+    """A floating dtype."""
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise InvalidType(f"{name} must be a floating dtype, e.g. torch.float32; got {value!r}")
+    return value
+
+
+def device_of(model: Denoiser) -> torch.device:
+    """Of the network's first parameter; the CPU where it has none."""
+    if isinstance(model.net, nn.Module):
+        for p in model.net.parameters():
+            return p.device
+    return torch.device("cpu")
+
+
+def dtype_of(model: Denoiser) -> torch.dtype:
+    """Of the network's first floating parameter; float32 where it has none."""
+    if isinstance(model.net, nn.Module):
+        for p in model.net.parameters():
+            if p.dtype.is_floating_point:
+                return p.dtype
+    return torch.float32
+
+
+@contextmanager
+def naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
+    """Says whose dtypes disagree, as a TypeError, where torch only says that some do.
+
+    Known only at the call: a network may cast its input itself.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        net = model.net
+        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
+        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
+        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+            raise
+        have = " and ".join(sorted(map(str, found)))
+        cast = min(map(_short, found))
+        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
+        raise InvalidType(
+            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
+            f"net.{KINDS[_short(x.dtype)]}()"
+        ) from error
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _named(value: Any) -> str:
+    """A value in a message: numbers and texts themselves, of anything else the type."""
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value)
+    return type(value).__name__
