@@ -27,18 +27,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.files import write_text
 from ..models import Denoiser, GaussianMixture
+from ..models.named_targets import Target, ddpm_process
+from ..models.progress import bar
 from ..solvers import sample_ode_adaptively
-from .bar import bar
+from ..solvers.store import environment
 from .peers.adaptive import Method, k_diffusion, scipy, torchdiffeq
 from .problems import problem as problems
 from .problems.plans import Unavailable
 from .problems.problem import Problem, from_unit, to_unit
 from .problems.reference import solve
-from .problems.targets import Target, ddpm_process
 from .report.table import Table, markdown, short, show
-from .store import write_text
-from .versions import environment
 
 OURS = ("bosh3", "dopri5", "dpm-solver-12", "dpm-solver-23", "dpmpp-23")
 TOLERANCES = (1e-2, 1e-3, 1e-4)

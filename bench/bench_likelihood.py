@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench.problems.targets import digits64
+from undiffuse.models.named_targets import digits64
 
 torch.set_num_threads(1)
 WAYS: dict[str, dict[str, Any]] = {

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from ..kernels.errors import InvalidValue
-from .measures import metrics
+from ..solvers.intervals import mean_interval
+from ..solvers.store import Record, parse
 from .measures.quality import MEASURES
 from .report.table import Table, interval, short, show
-from .store import Record, parse
 
 WHAT = ("problem", "library", "solver", "grid", "final", "nfe_asked", "seed", "batch")
 """What says that two cells are of the same question."""
@@ -157,7 +157,7 @@ def _cells(before: dict[Any, Record], after: dict[Any, Record], tolerance: float
         if a.get("seconds") and b.get("seconds"):
             growth.setdefault(who, []).append((float(a["seconds"]), float(b["seconds"])))
     for who, pairs in growth.items():
-        ratio = metrics.mean_interval(torch.tensor([math.log(b / a) for a, b in sorted(pairs)]))
+        ratio = mean_interval(torch.tensor([math.log(b / a) for a, b in sorted(pairs)]))
         apart = (
             min(abs(ratio.lo), abs(ratio.hi)) > math.log1p(tolerance) and ratio.lo * ratio.hi > 0
         )

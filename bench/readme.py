@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InvalidValue
+from ..kernels.files import write_text
 from .report.table import short
-from .store import write_text
 
 BEGIN = "<!-- results: written by `python -P -m undiffuse.bench.readme` from bench/results -->"
 END = "<!-- end of results -->"

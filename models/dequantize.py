@@ -25,7 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels import uniform
 from ..kernels.errors import InvalidValue
+from ..kernels.streams import DEQUANTIZE
 
 Hook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """hook(centres [B, *event], eps of their shape, standard normals) -> (u in [0, 1], log q(u) [B])."""
@@ -102,6 +104,16 @@ class Levels:
     def __str__(self) -> str:
         lo, hi = self.range
         return f"{self.count} levels on [{lo:g}, {hi:g}], {self.convention!r}, offset {self.offset:.4g}"
+
+
+def dequantised(
+    x: Tensor, spacing: float, seed: int | Tensor = 0, sample_ids: Tensor | None = None
+) -> Tensor:
+    """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is 0."""
+    if not spacing:
+        return x
+    u = uniform(x.shape, seed, sample_ids, **DEQUANTIZE.at(), dtype=x.dtype, device=x.device)
+    return fill(x, spacing, u)
 
 
 def fill(centres: Tensor, spacing: float, u: Tensor) -> Tensor:

@@ -323,3 +323,22 @@ def _at_least_one(**sizes: int) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidValue(f"{name} must be a whole number >= 1; got {size!r}")
+
+
+class InItsOwnType(torch.nn.Module):
+    """A network between wider states on the CPU that computes in the type, and on the device, of its
+    parameters; in float32 where it is a function. It is told times in float32 at least, as in
+    sampling."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        some = torch.zeros(0)
+        if isinstance(net, torch.nn.Module):
+            some = next(net.parameters(), some)
+        self.dtype, self.device = some.dtype, some.device
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        told = t.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        out: Tensor = self.net(x.to(self.device, self.dtype), told, **cond)
+        return out.to(x)

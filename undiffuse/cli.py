@@ -142,7 +142,7 @@ def _run_sample(args: argparse.Namespace) -> None:
 
 def _picture(path: Path, x: Any, loaded: Any, title: str) -> None:
     """The first 64 samples as rows of eight, where they are pictures."""
-    from .bench.report.figures import is_picture, sample_grid
+    from .models.data.drawing import is_picture, sample_grid
 
     if not is_picture(loaded.event_shape):
         return

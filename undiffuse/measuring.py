@@ -61,8 +61,7 @@ def _likelihood(commands: Any) -> None:
 
 
 def _run_likelihood(args: argparse.Namespace) -> None:
-    from .bench.likelihood.dataset import run
-    from .bench.likelihood.flow_and_bound import compare
+    from .solvers.likelihood.dataset import compare, run
 
     if args.method == "both":
         compare(**without(args, "method"))
@@ -198,7 +197,7 @@ def _tune(commands: Any) -> None:
 
 
 def _run_tune(args: argparse.Namespace) -> None:
-    from .bench.tuning import tune
+    from .solvers.sampling.tune import tune
 
     tune(**without(args))
 
@@ -215,6 +214,6 @@ def _statistics(commands: Any) -> None:
 
 
 def _run_statistics(args: argparse.Namespace) -> None:
-    from .bench.tuning import statistics
+    from .solvers.sampling.tune import statistics
 
     print(f"statistics: {statistics(**without(args))}")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ... import kernels as K
+from ...kernels.files import write_text
 from ..peers.k_diffusion import sampling as k_sampling
 from ..problems.plans import Unavailable
-from ..store import write_text
 from . import machine_code, step_cost
 from .cases import Call, cases, gate
 

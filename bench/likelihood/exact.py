@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.files import write_text
 from ...models import VP, GaussianMixture
+from ...models import named_targets as targets
+from ...models.progress import Bar, bar
 from ...models.statistics import Statistics
-from ..bar import Bar, bar
 from ..peers.likelihood import Found, Way, by_scipy, by_torchdiffeq, ours
-from ..problems import targets
 from ..report.table import Table, markdown, short, show
-from ..store import write_text
 from . import real as real_likelihood
 
 PEERS: dict[str, Way] = {

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from ...models.checkpoint import Checkpoint, load_default
+from ...models.dequantize import dequantised
+from ...models.progress import Bar
 from ...solvers import log_prob
-from ...solvers.likelihood.bits import dequantised
 from ...solvers.likelihood.elbo import elbo
-from ..bar import Bar
+from ...solvers.likelihood.items import held_out
 from ..mnist_ddpm import mnist_cnn
 from ..report.table import Table
-from . import heldout
 
 NETWORKS: dict[str, tuple[Callable[[], Checkpoint], int]] = {
     "digits (ships with the package)": (load_default, 64),
@@ -43,7 +43,7 @@ def measure(
         shown.say(name)
         try:
             checkpoint = make()
-            x = heldout.held_out(checkpoint)[: 8 if quick else count].to(device or "cpu")
+            x = held_out(checkpoint)[: 8 if quick else count].to(device or "cpu")
         except FileNotFoundError as error:
             records.append({"network": name, "skipped": str(error)})
         else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...models import Process
 from ...solvers import Solver, Tableau, gaussian_law, get, marginal
-from .metrics import Estimate
+from ...solvers.intervals import Estimate
 
 MEAN = torch.tensor([0.7, -0.4, 1.0], dtype=torch.float64)
 VAR = torch.tensor([0.3, 1.7, 0.05], dtype=torch.float64)

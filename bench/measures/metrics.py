@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue, MissingPackage
+from ...solvers.intervals import Estimate, mean_interval
 
 Z95 = 1.959964
 """Half width of a 95 % interval in standard errors."""
@@ -24,30 +24,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The same where the standard error is itself of 2 ... 10 values."""
 
 
-class Estimate(NamedTuple):
-    """A value with the ends of its 95 % interval."""
-
-    value: float
-    lo: float
-    hi: float
-
-    def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals share a point: then the two values are not ranked."""
-        return self.lo <= other.hi and other.lo <= self.hi
-
-
 # --- intervals --------------------------------------------------------------------------------
-
-
-def mean_interval(values: Tensor, seed: int = 0, resamples: int = 500) -> Estimate:
-    """Mean of values [n] with its bootstrap percentile interval (of 16 skewed values it holds the mean
-    in about nine cases of ten)."""
-    values = values.double().flatten()
-    g = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(values), (resamples, len(values)), generator=g)
-    means = values[index].mean(1)
-    lo, hi = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(values.mean()), lo, hi)
 
 
 def jackknife(

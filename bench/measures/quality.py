@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ...solvers import Tableau
 from ...solvers.arguments import lookup
+from ...solvers.intervals import Estimate, mean_interval
 from ..problems import features
 from ..problems.exact import (
     Inapplicable,
@@ -43,7 +44,6 @@ from ..problems.exact import (
 from ..problems.problem import Problem, data_prediction, from_unit, signal, time_at
 from ..problems.reference import Reference
 from . import claims, metrics
-from .metrics import Estimate
 
 OT_POINTS = 512
 """Most points a side of an exact assignment (it costs their cube)."""
@@ -118,7 +118,7 @@ def floor(problem: Problem, m: Measure, n: int) -> Estimate:
 
 
 def _error(run: Run) -> Estimate:
-    return metrics.mean_interval(errors(run))
+    return mean_interval(errors(run))
 
 
 def errors(run: Run) -> Tensor:
@@ -150,7 +150,7 @@ def _kl(run: Run) -> Estimate:
     """E_q [log q - log p], q by its own nearest neighbours."""
     x = _on_process_scale(run, _few_dimensions(run.w))
     log_q = metrics.knn_log_density(x, x, 1, exclude_self=True)
-    return metrics.mean_interval(log_q - log_density(run.problem, run.w, run.ratio))
+    return mean_interval(log_q - log_density(run.problem, run.w, run.ratio))
 
 
 def _reverse_kl(run: Run) -> Estimate:
@@ -158,7 +158,7 @@ def _reverse_kl(run: Run) -> Estimate:
     y, log_p = _exact_states(run)
     x = _on_process_scale(run, _few_dimensions(run.w))
     log_q = metrics.knn_log_density(_on_process_scale(run, y), x, 1)
-    return metrics.mean_interval(log_p - log_q)
+    return mean_interval(log_p - log_q)
 
 
 def _js(run: Run) -> Estimate:

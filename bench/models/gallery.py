@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.files import atomically, write_text
 from ...models import EDM, Denoiser, load_default
 from ...models.adapters import retime
+from ...models.data.drawing import pyplot, sample_grid
 from ...models.data.sets import Data, load
 from ...models.guidance.combine import cfg, inpaint, posterior
 from ...models.ito import annealed_langevin, langevin
 from ...models.training.train import train
 from ...solvers import sample
-from ..report.figures import pyplot, sample_grid
+from ...solvers.store import environment
 from ..report.table import Table, markdown, plain
-from ..store import write, write_text
-from ..versions import environment
 from . import ito_checks, learned_checks, model_checks, posterior_checks
 
 STEPS = 3000
@@ -302,7 +302,7 @@ def draw_weights(path: Path, found: dict[str, Tensor]) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("density")
     axes[1].text(-6.8, 0.5, f"line: exact,\n{model_checks.RIGHT:g} at +4", color="#1f5fb4")
-    write(path, lambda part: fig.savefig(part, dpi=120))
+    atomically(path, lambda part: fig.savefig(part, dpi=120, format="png"))
     plt.close(fig)
 
 

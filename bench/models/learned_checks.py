@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ...models import Denoiser, LearnedVP, MonotoneOmega
 from ...models.data.sets import load
+from ...models.dequantize import dequantised
 from ...models.processes.learned_schedule import ContinuousVLB, LearnedSchedule
 from ...models.training.train import train
 from ...models.variational import VLB
 from ...solvers import Result, sample, sample_learned_variance
-from ...solvers.likelihood.bits import dequantised
 from ..measures.metrics import energy_distance
 from ..report.table import Table
 

@@ -29,6 +29,7 @@ from ...models import (
     variational,
 )
 from ...models.data.sets import load
+from ...models.dequantize import dequantised
 from ...models.guidance.combine import classifier
 from ...models.ito import annealed_langevin, langevin
 from ...models.processes.learned_schedule import ContinuousVLB
@@ -37,7 +38,6 @@ from ...models.training import score_matching as sm
 from ...models.training.train import train
 from ...models.variational import VLB, Hybrid
 from ...solvers import sample
-from ...solvers.likelihood.bits import dequantised
 from ...solvers.likelihood.elbo import elbo
 from ..report.table import Table
 

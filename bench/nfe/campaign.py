@@ -25,9 +25,12 @@ from torch import Tensor
 from ...kernels.errors import InvalidValue
 from ...models.checkpoint import Checkpoint, load, load_default
 from ...models.data.sets import load as load_data
-from ...solvers.likelihood.bits import dequantised
-from ..bar import Bar
-from ..likelihood import heldout
+from ...models.dequantize import dequantised
+from ...models.named_targets import get as get_target
+from ...models.progress import Bar
+from ...solvers.likelihood.items import held_out
+from ...solvers.sampling.tune import network_name
+from ...solvers.store import Record, Store, ratio_of
 from ..measures.quality import Measure, chosen
 from ..problems import problem as problems
 from ..problems.features import Features, apply
@@ -35,8 +38,6 @@ from ..problems.features import load as load_features
 from ..problems.plans import Config, Plan, Unavailable, planned
 from ..problems.problem import Problem
 from ..problems.reference import FINER, TOLERANCES, Reference, cached
-from ..problems.targets import get as get_target
-from ..store import Record, Store, ratio_of
 from . import cells, ranks
 from .cells import Cell
 
@@ -78,7 +79,7 @@ class Spec:
                     f"have {tuple(trained.event_shape)}"
                 )
             return x
-        return heldout.held_out(self.trained()) if self.data is None else self.data
+        return held_out(self.trained()) if self.data is None else self.data
 
     def build(self) -> Problem:
         """Raises what targets, checkpoints, features and `problems` raise for what does not fit."""
@@ -97,7 +98,7 @@ class Spec:
         about = f"a trained network, {trained.denoiser.process}"
         data = dequantised(self.held(), trained.spacing, self.seed)
         at = self.checkpoint
-        name = "network" if isinstance(at, Checkpoint) else problems.network_name(at)
+        name = "network" if isinstance(at, Checkpoint) else network_name(at)
         return problems.network(name, about, trained.denoiser, data, self.batch, self.seed)
 
 

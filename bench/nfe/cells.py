@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import RunFailure
+from ...solvers.store import Record, made_by
 from ..measures.quality import DEFAULT, Measure, Run, errors
 from ..problems.exact import Inapplicable
 from ..problems.memory import high_water
 from ..problems.plans import Config, Ours, Plan, Unavailable
 from ..problems.problem import Problem, data_prediction
 from ..problems.reference import Reference
-from ..store import Record
-from ..versions import made_by
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...models.data.drawing import is_picture
+from ...solvers.store import Record
 from ..measures.quality import MEASURES, Measure
 from ..problems.plans import TUNED, planned
 from ..problems.problem import Problem
 from ..problems.reference import Reference
 from ..report import figures
-from ..store import Record
 from . import cells, trajectories
 from .cells import Cell
 
@@ -35,7 +36,7 @@ def draw(
     their problem's name.
     """
     made = []
-    pictured = [p for p in posed if figures.is_picture(p.start.shape[1:])]
+    pictured = [p for p in posed if is_picture(p.start.shape[1:])]
     for p in pictured:
         file = out / ("samples.png" if p is pictured[-1] else f"samples-{_slug(p.name)}.png")
         lines = [_panels(p, row, references[p.name]) for row in lineup(p, todo, records, measures)]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.errors import InvalidValue
-from .. import store
+from ...kernels.files import write_text
+from ...solvers import store
+from ...solvers.store import Record, Store
 from ..measures.quality import MEASURES
 from ..report import table
-from ..store import Record, Store, write_text
 
 Cell = tuple[Any, ...]
 

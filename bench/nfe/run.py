@@ -29,19 +29,21 @@ from typing import Any
 import torch
 
 from ...kernels.errors import InvalidValue
+from ...kernels.files import write_text
 from ...models.checkpoint import Checkpoint
+from ...models.progress import bar
 from ...solvers import Solver
-from ..bar import bar
+from ...solvers.sampling.tune import SMALL_EVENT
+from ...solvers.store import Store
 from ..likelihood import heldout
 from ..measures.quality import Measure
 from ..measures.quality import chosen as chosen_measures
 from ..peers.samplers import chosen as chosen_peers
 from ..problems.features import Features
 from ..problems.plans import Config
-from ..problems.problem import SMALL_EVENT, Problem
+from ..problems.problem import Problem
 from ..problems.reference import Reference
 from ..report import table
-from ..store import Store, write_text
 from . import campaign, ranks, summary
 from .campaign import Spec
 from .cells import Cell

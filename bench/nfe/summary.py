@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...kernels.files import write_text
 from ...solvers.sampling.sampler import GRID, SOLVER
+from ...solvers.store import Record, Store, environment
 from ..measures import claims, quality
 from ..measures.quality import Measure
 from ..problems.exact import Inapplicable
@@ -16,8 +18,6 @@ from ..problems.problem import Problem
 from ..problems.reference import FINER, Reference
 from ..report import figures, table
 from ..report.page import write_report
-from ..store import Record, Store, write_text
-from ..versions import environment
 from .cells import Cell
 from .pictures import draw
 

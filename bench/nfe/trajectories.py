@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...models.data.drawing import pyplot, save
 from ...solvers import Sampler, Tableau
 from ..problems.exact import exact_draw
 from ..problems.plans import planned
 from ..problems.problem import Problem, from_unit
 from ..problems.reference import Reference
-from ..report.figures import OURS, pyplot, save
+from ..report.figures import OURS
 from .cells import Cell
 
 

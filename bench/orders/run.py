@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...kernels.files import write_text
+from ...models.progress import bar
 from ...solvers import Solver, get, names
-from ..bar import bar
+from ...solvers.store import environment
 from ..report.table import Table, markdown, show
-from ..store import write_text
-from ..versions import environment
 from .convergence import PROCESSES, flow_errors, grid, mixture_weak_error, slope, weak_error
 from .pathwise import COUPLINGS, strong_error
 

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,33 +25,12 @@ from ...kernels import normal
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser, GaussianMixture, Process
 from ...models.guidance.rule import calls_of, leaves
-from .targets import Target
+from ...models.named_targets import Target
+from ...models.networks import InItsOwnType
+from ...solvers.sampling.tune import SMALL_EVENT
 
 ZERO_RATIO = 1e-5
 """Stands for sigma = 0 in the reference of an exact target: x there is x(0) to 1e-8."""
-
-
-SMALL_EVENT = 256
-"""Components of an event up to which a network is run in float64 and on hundreds of samples."""
-
-
-class InItsOwnType(torch.nn.Module):
-    """A network between wider states on the CPU that computes in the type, and on the device, of its
-    parameters; in float32 where it is a function. It is told times in float32 at least, as in
-    sampling."""
-
-    def __init__(self, net: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.net = net
-        some = torch.zeros(0)
-        if isinstance(net, torch.nn.Module):
-            some = next(net.parameters(), some)
-        self.dtype, self.device = some.dtype, some.device
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        told = t.to(self.device, torch.promote_types(self.dtype, torch.float32))
-        out: Tensor = self.net(x.to(self.device, self.dtype), told, **cond)
-        return out.to(x)
 
 
 class Counter:
@@ -231,11 +209,6 @@ def _callable(p: Problem) -> Problem:
         f"the network of {p.name} cannot be called with x {own.dtype} of shape "
         f"{tuple(p.start[:2].shape)} and t of shape (2,): {type(failed).__name__}: {failed}"
     ) from failed
-
-
-def network_name(checkpoint: str | None) -> str:
-    """What a trained network's problem is called: after its file or function."""
-    return "digits network" if checkpoint is None else Path(checkpoint.rpartition(":")[2]).stem
 
 
 PROBED = 5

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...solvers.store import Record
 from ..measures.quality import MEASURES, Measure
-from ..store import Record
 from . import figures, table
 
 SHOWN = 7

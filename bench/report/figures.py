@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import MissingPackage
+from ...models.data.drawing import pyplot, save, strip
+from ...solvers.store import Record
 from ..measures.quality import Measure
-from ..store import Record, write
 from .table import interval, kind
 
 OURS = (
@@ -24,25 +24,6 @@ DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 SHOWN_OURS, SHOWN_PEERS = 7, 6
 
 Curve = tuple[str, str, list[Record]]  # library, label, records in order of cost
-
-
-def pyplot() -> Any:
-    """matplotlib without a display. Raises ImportError naming the extra."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingPackage("plots need matplotlib: pip install 'undiffuse[bench]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def save(fig: Any, path: Path) -> None:
-    """Write the figure to path, a .png, and as .svg beside it."""
-    for suffix in (".png", ".svg"):
-        write(path.with_suffix(suffix), lambda part: fig.savefig(part, dpi=120))
-        fig.set_layout_engine("none")  # laid out once
 
 
 def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
@@ -200,28 +181,6 @@ def _apart(rising: list[float], gap: float) -> list[float]:
     return out
 
 
-def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
-    """One line of pictures a row, [n, C, H, W] in [-1, 1], the row's name at its left."""
-    plt = pyplot()
-    n = max(len(x) for _, x in rows)
-    strips = [_strip(x, n) for _, x in rows]
-    margin, unit = 1.9, 0.62
-    wide, high = unit * n + margin, unit * len(rows) + 0.45
-    fig = plt.figure(figsize=(wide, high))
-    for i, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
-        bottom = (len(rows) - 1 - i) * unit / high
-        ax = fig.add_axes((margin / wide, bottom, unit * n / wide, unit / high))
-        ax.imshow(
-            strip.numpy(), vmin=0, vmax=1, cmap="gray", interpolation="nearest", aspect="auto"
-        )
-        ax.set_axis_off()
-        fig.text((margin - 0.12) / wide, bottom + unit / high / 2, name, ha="right", va="center",
-                 fontsize=9)  # fmt: skip
-    fig.text(0.12 / wide, 1 - 0.22 / high, title, ha="left", va="center", fontsize=10)
-    save(fig, path)
-    plt.close(fig)
-
-
 Panels = Sequence[tuple[str, Tensor]]  # title, pictures [n, C, H, W] in [-1, 1]
 
 
@@ -251,21 +210,4 @@ def sample_panels(path: Path, rows: Sequence[tuple[str, Panels]], across: int = 
 
 def _tile(x: Tensor, across: int) -> Tensor:
     """Pictures [n, C, H, W] as lines of `across`."""
-    return torch.cat([_strip(part, across) for part in torch.split(x, across)])
-
-
-def _strip(x: Tensor, n: int) -> Tensor:
-    """Pictures [m, C, H, W] side by side with white rims: [H + 1, n (W + 1), C or none]."""
-    image = (x.detach().float().cpu().clamp(-1, 1) + 1) / 2
-    missing = n - len(image)
-    image = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, 0, 0, missing), value=1.0)
-    scale = max(1, 48 // image.shape[-1])  # rims stay thin whatever the resolution
-    image = image.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    image = torch.nn.functional.pad(image, (0, 3, 0, 3), value=1.0)
-    line = torch.cat(list(image), 2).permute(1, 2, 0)
-    return line[..., 0] if line.shape[-1] == 1 else line
-
-
-def is_picture(shape: Sequence[int]) -> bool:
-    """Whether an event [C, H, W] can be drawn: one channel or three."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+    return torch.cat([strip(part, across) for part in torch.split(x, across)])

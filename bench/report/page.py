@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.errors import MissingPackage
+from ...kernels.files import write_text
+from ...solvers.store import Record
 from ..measures.quality import Measure
-from ..store import Record, write_text
 from . import curves as report_curves
 from . import table
 from . import words as report_words

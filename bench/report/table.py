@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..measures.metrics import Estimate
+from ...solvers.intervals import Estimate
+from ...solvers.store import Record, ratio_of
 from ..measures.quality import Measure
-from ..store import Record, ratio_of
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...kernels.errors import MissingPackage
 from ...kernels.files import atomically
+from ..progress import bar
 
 Report = Callable[[int, float, float | None], None]
 """report(step, loss, held_out loss or None)."""
@@ -35,30 +35,16 @@ def plot(history: list[dict[str, float]], path: Path) -> None:
 @contextmanager
 def reporter(steps: int, start: int, progress: bool) -> Iterator[Report]:
     """A progress bar with loss and speed, or a function that does nothing."""
-    if not progress:
-        yield lambda step, loss, held: None
-        return
-    try:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        raise MissingPackage(
-            "the progress bar needs rich: pip install 'undiffuse[bench]'"
-        ) from None
-    columns = (
-        TextColumn("training {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    began = time.perf_counter()
-    with Progress(*columns) as bar:
-        task = bar.add_task("training", total=steps, completed=start, note="")
-        kept = ""
+    began, kept, done = time.perf_counter(), "", start
+    with bar(progress) as shown:
+        shown.total(steps - start)
 
         def report(step: int, loss: float, held: float | None) -> None:
-            nonlocal kept
+            nonlocal kept, done
             kept = kept if held is None else f", held out {held:.4f}"
             speed = (step - start) / (time.perf_counter() - began)
-            bar.update(task, completed=step, note=f"loss {loss:.4f}{kept}, {speed:.0f} steps/s")
+            shown.say(f"loss {loss:.4f}{kept}, {speed:.0f} steps/s")
+            shown.advance(step - done)
+            done = step
 
         yield report

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import normal, uniform
+from ...kernels import normal
 from ...kernels.errors import InvalidType, InvalidValue
-from ...kernels.streams import DEQUANTIZE, DEQUANTIZE_HOOK
+from ...kernels.streams import DEQUANTIZE_HOOK
 from ...models import Denoiser
-from ...models.dequantize import CHOICES, Hook, Levels, ask, fill
+from ...models.dequantize import CHOICES, Hook, Levels, ask, dequantised, fill
 from .. import arguments
 from ..outcome import Status, raise_if_failed, worse
 from .elbo import DECODERS, elbo, natural_time
@@ -145,17 +145,6 @@ def bits_per_dim(
     result = Bits(table.mean(1), error, solver, table, nfe, status, offset, words)
     raise_if_failed(status, result, on_failure, WORDS)
     return result
-
-
-def dequantised(
-    x: Tensor, spacing: float, seed: int | Tensor = 0, sample_ids: Tensor | None = None
-) -> Tensor:
-    """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is 0."""
-    if not spacing:
-        return x
-    ids = arguments.sample_ids(sample_ids, len(x)).to(x.device)
-    u = uniform(x.shape, seed, ids, **DEQUANTIZE.at(), dtype=x.dtype, device=x.device)
-    return fill(x, spacing, u)
 
 
 def _placed(

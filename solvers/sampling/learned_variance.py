@@ -17,9 +17,9 @@ from torch import Tensor
 from ...kernels import ddpm_step
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
+from ...models.progress import track
 from ...models.variational import VarianceHead, data_and_variance
 from ..outcome import SolverError, verdict
-from ..progress import track
 from .sampler import GridLike, Result, Sampler
 
 

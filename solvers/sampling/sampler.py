@@ -23,11 +23,11 @@ from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
 from ...models.guidance.rule import calls_of
+from ...models.progress import track
 from ..arguments import device_of, dtype_of
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
 from ..outcome import SolverError, verdict
-from ..progress import track
 from ..tables import grids
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable

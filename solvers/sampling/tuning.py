@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue, RunFailure
 from ...models import Denoiser, Process
+from ...models.progress import track
 from ...models.statistics import Statistics
 from ..families.preconditioned import residual_weights
 from ..families.tuned import Learned, reach
-from ..progress import track
 from ..tables.grids import times
 from .sampler import sample
 

@@ -10,9 +10,9 @@ from undiffuse.bench.nfe import cells
 from undiffuse.bench.problems import memory, plans, reference
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
-from undiffuse.bench.problems.targets import get
 from undiffuse.models import Denoiser
 from undiffuse.models.guidance import combine as guidance
+from undiffuse.models.named_targets import get
 
 pytest.importorskip("scipy")
 

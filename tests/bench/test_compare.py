@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from undiffuse.bench import compare
-from undiffuse.bench.store import Store
+from undiffuse.solvers.store import Store
 
 
 def cell(key, error, half=0.01, **more):

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from undiffuse.bench.bar import Bar
 from undiffuse.bench.likelihood import exact as exact_likelihood
 from undiffuse.bench.likelihood import real as real_likelihood
 from undiffuse.bench.peers import likelihood as likelihood_peers
 from undiffuse.models import VP, Denoiser, GaussianMixture
+from undiffuse.models.progress import Bar
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from undiffuse.bench import mnist_lenet, store
+from undiffuse.bench import mnist_lenet
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import features, inception
 from undiffuse.models.data import sets as data
+from undiffuse.solvers import store
 
 DATA = Path(os.environ.get("UNDIFFUSE_DATA", "../shared/data"))
 needs_data = pytest.mark.skipif(

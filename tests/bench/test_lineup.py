@@ -10,16 +10,16 @@ from typing import ClassVar
 import pytest
 import torch
 
-from undiffuse.bench import store
 from undiffuse.bench.measures import quality
 from undiffuse.bench.nfe import campaign, cells, lineup
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import plans
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
-from undiffuse.bench.problems.targets import get
 from undiffuse.models import VP, Gaussian
 from undiffuse.models.checkpoint import Checkpoint
+from undiffuse.models.named_targets import get
+from undiffuse.solvers import store
 from undiffuse.solvers.families.exponential import DPMSolverPP
 from undiffuse.solvers.tables.solver import Solver
 
@@ -199,8 +199,8 @@ def test_a_reference_that_is_too_coarse_is_said_to_be(tmp_path, monkeypatch, cap
 
 def test_the_help_names_what_there_is(capsys):
     from undiffuse.bench.problems.inception import NAMED
-    from undiffuse.bench.problems.targets import TARGETS
     from undiffuse.cli import main
+    from undiffuse.models.named_targets import TARGETS
 
     with pytest.raises(SystemExit):
         main(["bench", "--help"])

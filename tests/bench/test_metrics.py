@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from undiffuse.bench.measures import metrics
-from undiffuse.bench.measures.metrics import Estimate
+from undiffuse.solvers.intervals import Estimate, mean_interval
 
 
 def normals(n, d, seed, shift=0.0, scale=1.0):
@@ -97,7 +97,7 @@ def test_unbiased_distances_are_zero_within_their_interval(name):
 def test_bootstrap_interval_covers_the_mean_at_its_nominal_rate():
     inside = sum(
         e.lo <= 1.0 <= e.hi
-        for e in (metrics.mean_interval(normals(60, 1, s, shift=1.0)) for s in range(200))
+        for e in (mean_interval(normals(60, 1, s, shift=1.0)) for s in range(200))
     )
     assert 180 <= inside <= 198  # 95 % of 200, less a little for 60 points
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from undiffuse.bench import bar as nfe_bar
-from undiffuse.bench import store
 from undiffuse.bench.measures import quality
 from undiffuse.bench.nfe import campaign, cells
 from undiffuse.bench.nfe import run as nfe
@@ -17,10 +15,12 @@ from undiffuse.bench.peers import samplers as peers
 from undiffuse.bench.problems import exact, plans
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours
-from undiffuse.bench.problems.targets import get
 from undiffuse.models import Denoiser, Flow
+from undiffuse.models import progress as nfe_bar
 from undiffuse.models.checkpoint import Checkpoint, load_default
 from undiffuse.models.guidance import combine as guidance
+from undiffuse.models.named_targets import get
+from undiffuse.solvers import store
 
 from .runs import computed, run
 

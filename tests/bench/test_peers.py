@@ -15,7 +15,7 @@ from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems import reference
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
-from undiffuse.bench.problems.targets import get
+from undiffuse.models.named_targets import get
 from undiffuse.solvers import DDIM, DPMSolverPP, Heun, sample
 
 RING = problems.exact(get("ring2"), 16, seed=2)

@@ -11,8 +11,8 @@ from undiffuse.bench.nfe.cells import Cell
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, planned
 from undiffuse.bench.problems.reference import solve
-from undiffuse.bench.problems.targets import get
 from undiffuse.bench.report import figures
+from undiffuse.models.named_targets import get
 
 pytest.importorskip("scipy")
 RING = problems.exact(get("ring2"), 6)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from undiffuse.bench import store
 from undiffuse.bench.nfe import pooling
+from undiffuse.solvers import store
 
 from .runs import computed, run
 

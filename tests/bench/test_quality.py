@@ -13,8 +13,8 @@ from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.exact import Inapplicable
 from undiffuse.bench.problems.plans import Ours
 from undiffuse.bench.problems.reference import Reference
-from undiffuse.bench.problems.targets import TARGETS, Target, get
 from undiffuse.models import GaussianMixture
+from undiffuse.models.named_targets import TARGETS, Target, get
 
 pytest.importorskip("scipy")
 RING = problems.exact(get("ring2"), 400, seed=4)

@@ -8,8 +8,8 @@ import torch
 
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems import reference
-from undiffuse.bench.problems.targets import Target, get
 from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, SubVP
+from undiffuse.models.named_targets import Target, get
 
 pytest.importorskip("scipy")
 

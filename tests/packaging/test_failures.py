@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.bench.likelihood import dataset as dataset_likelihood
 from undiffuse.cli import main
+from undiffuse.solvers.likelihood import dataset as dataset_likelihood
 
 MODEL = """
 import torch

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from undiffuse.bench import store
-from undiffuse.bench.store import Store
+from undiffuse.kernels.files import atomically, write_text
+from undiffuse.solvers import store
+from undiffuse.solvers.store import Store
 
 
 def record(key, **values):
@@ -57,12 +58,12 @@ def test_merging_joins_runs_and_prefers_what_succeeded(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.json"
-    store.write_text(path, "old")
+    write_text(path, "old")
 
     def half(part):
         part.write_text("ne")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.write(path, half)
+        atomically(path, half)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]

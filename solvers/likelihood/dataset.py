@@ -1,7 +1,7 @@
 """Bits/dim of a data set under a network, item by item, with error bars.
 
 Data with levels are dequantised, and bits/dim carry the offset of their spacing: models/dequantize.py
-has the conventions, solvers/bits.py what is averaged. Each item's noise and probes depend on the
+has the conventions, bits.py what is averaged. Each item's noise and probes depend on the
 seed and its index alone, so neither --batch nor --limit changes a number.
 
 The data are gone through twice, a few items at a time, whatever their number: once to see that all
@@ -27,18 +27,18 @@ from typing import Any
 import torch
 
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.files import atomically, write_text
 from ...models import Denoiser
 from ...models.checkpoint import Checkpoint, from_code, load
+from ...models.data.drawing import pyplot
 from ...models.dequantize import Hook, Levels
 from ...models.guidance.rule import leaves
-from ...solvers.likelihood.bits import METHODS, Bits, bits_per_dim
-from ...solvers.outcome import SolverError, Status
-from ..bar import bar
-from ..measures import metrics
-from ..report import figures
-from ..store import Record, Store, write, write_text
+from ...models.progress import bar
+from ..intervals import mean_interval
+from ..outcome import SolverError, Status
+from ..store import Record, Store, environment, parse
+from .bits import METHODS, Bits, bits_per_dim
 from .items import Items, remark
-from .running import Running
 
 FOREIGN = {"ode": ("time", "steps", "calls", "decoder"), "elbo": ("probes", "rtol", "atol")}
 TYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -150,7 +150,7 @@ def run(
     store = Store(out, "items.jsonl")
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
-    told = Running([store[key] for key in keys if key in store], count, progress)
+    told = _Running([store[key] for key in keys if key in store], count, progress)
     with bar(progress) as shown:
         shown.total(len(todo))
         shown.say("log p")
@@ -185,6 +185,34 @@ def run(
     except ImportError as error:
         print(f"no bits.png: {error}")
     return summary
+
+
+class _Running:
+    """Mean +- its error over the items so far, said ten times in a run."""
+
+    def __init__(self, records: list[Record], total: int, show: bool) -> None:
+        self.bits: list[float] = []
+        self.total, self.show, self.said = total, False, 0
+        for record in records:
+            self.add(record)
+        if records and show:
+            print(f"goes on after {len(records)} of {total} items")
+        self.show, self.said = show, 10 * len(self.bits) // total
+
+    def add(self, record: Record) -> None:
+        if record["status"] != "failed":
+            self.bits.append(record["bits_per_dim"])
+        tenth = 10 * len(self.bits) // self.total
+        if self.show and tenth > self.said:
+            self.said = tenth
+            print(f"{len(self.bits)} of {self.total} items: {self.sentence()}", flush=True)
+
+    def sentence(self) -> str:
+        n = len(self.bits)
+        if n < 2:
+            return f"bits/dim {self.bits[0]:.4f}" if n else "none yet"
+        values = torch.tensor(self.bits, dtype=torch.float64)
+        return f"bits/dim {float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(n):.4f}"
 
 
 def _prepared(model: Denoiser, device: torch.device | str | None, dtype: torch.dtype) -> Denoiser:
@@ -282,7 +310,7 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
     bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
     own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
     path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64)
-    e = metrics.mean_interval(bits, seed=seed)
+    e = mean_interval(bits, seed=seed)
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
         "failed": len(records) - len(done),
@@ -298,14 +326,14 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
 
 def _histogram(path: Path, bits: list[float]) -> None:
     """How bits/dim is spread over the items."""
-    plt = figures.pyplot()
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-    ax.hist(bits, bins=min(40, max(5, len(bits) // 8)), color=figures.OURS[0])
+    ax.hist(bits, bins=min(40, max(5, len(bits) // 8)), color="#1f5fb4")
     ax.axvline(sum(bits) / len(bits), color="#444", lw=1)
     ax.set_xlabel("bits/dim (line: mean)")
     ax.set_ylabel("items")
     ax.spines[["top", "right"]].set_visible(False)
-    write(path, lambda part: fig.savefig(part, dpi=120))
+    atomically(path, lambda part: fig.savefig(part, dpi=120, format="png"))
     plt.close(fig)
 
 
@@ -324,3 +352,57 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
         f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )
+
+
+# --- both methods -----------------------------------------------------------------------------
+
+
+def compare(out: str | Path, **options: Any) -> dict[str, Any]:
+    """`run` by the flow and by the bound, under out/ode and out/elbo, on the same noise in the data.
+
+    options: as of `run`; those of one method go to it alone, and time is 'continuous' unless said.
+    Writes both.json and both.md: the two, and elbo - ode, item by item, which is >= 0 in the mean
+    where the bound is one on the flow's own log p: in continuous time, for a network that is the
+    score of what it samples. A discrete chain is another model than the flow, whose decoder may be
+    narrower than the blur at t_min: its bound may lie on either side.
+    """
+    out = Path(out)
+    if options.get("time") is None and options.get("calls") is None:
+        options["time"] = "continuous"
+    found = {
+        method: run(
+            out / method, method=method,
+            **{k: v for k, v in options.items() if k not in foreign},
+        )
+        for method, foreign in FOREIGN.items()
+    }  # fmt: skip
+    bits = [_by_item(out / method, summary["head"]) for method, summary in found.items()]
+    both = [i for i in bits[0] if i in bits[1]]
+    gap = mean_interval(torch.tensor([bits[1][i] - bits[0][i] for i in both]))
+    gaps = {"bits_per_dim": gap.value, "lo": gap.lo, "hi": gap.hi}
+    rows: list[tuple[str, ...]] = [("", "bits/dim", "lo", "hi", "error of an item", "calls", "seconds"), ("---",) * 7]
+    rows += [
+        (method, *_interval(s), f"{s['item_std_error']:.4f}", f"{s['nfe']:.0f}",
+         f"{s['seconds']:.1f}") for method, s in found.items()
+    ]  # fmt: skip
+    rows.append(("elbo - ode", *_interval(gaps), "", "", ""))
+    title = f"**{len(both)} items, {found['ode']['convention']}; 95 % over items**"
+    table = "\n".join([title, "", *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    print(table)
+    if options["time"] != "continuous":
+        print("the bound is not of the flow in continuous time: it may lie on either side of it")
+    record = {**found, "gap": gaps, "environment": environment()}
+    write_text(out / "both.json", json.dumps(record, indent=1) + "\n")
+    write_text(out / "both.md", table)
+    return record
+
+
+def _by_item(folder: Path, head: str) -> dict[int, float]:
+    """Bits/dim of the items that the run of that head could score."""
+    rows = parse((folder / "items.jsonl").read_text(encoding="utf-8"))
+    return {r["item"]: r["bits_per_dim"] for r in rows
+            if r["head"] == head and r["status"] != "failed"}  # fmt: skip
+
+
+def _interval(s: dict[str, Any]) -> list[str]:
+    return [f"{s[k]:.4f}" for k in ("bits_per_dim", "lo", "hi")]

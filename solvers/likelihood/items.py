@@ -20,14 +20,47 @@ from ...kernels.errors import InvalidValue
 from ...models.bases import Columns
 from ...models.checkpoint import Checkpoint
 from ...models.data.formats import stream
+from ...models.data.sets import load, split_indices
 from ...models.data.sources import Source
 from ...models.dequantize import CHOICES, Levels
 from ...models.statistics import Statistics
-from . import heldout
 
 LOOK = 32  # items that are held at a time while they are only looked at
 WIDEST = 1024  # components up to which a full covariance is taken
 LAW = 16384  # items of which it is taken, evenly spread
+
+
+def unseen(checkpoint: Checkpoint) -> Source:
+    """The events of the checkpoint's data that its training left out, not yet read.
+
+    Its record's "data" says which, "split" how; a split of None means that it saw none of them.
+    Raises ValueError where the checkpoint does not say what it was trained on, FileNotFoundError
+    where that is not here, and what `stream` raises.
+    """
+    record = checkpoint.training
+    if "data" not in record or "split" not in record:
+        raise InvalidValue(
+            "the checkpoint does not say which data it was trained on, and how split: name data that "
+            "it never saw (--data), or give Checkpoint(training={'data': ..., 'split': None})"
+        )
+    try:
+        source = stream(record["data"])
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the network was trained on {record['data']!r}, which is not here: name data that it "
+            "never saw, or run where they lie"
+        ) from None
+    if record["split"] is None:
+        return source
+    held = split_indices(len(source), **record["split"])[1].tolist()
+    if not held:
+        raise InvalidValue(f"the training left out nothing of {record['data']!r}: name other data")
+    return source.subset(held)
+
+
+def held_out(checkpoint: Checkpoint) -> Tensor:
+    """All of `unseen` [M, *event], float32, in the network's range."""
+    return load(unseen(checkpoint)).to_range(*checkpoint.data_range).x
 
 
 class Seen(NamedTuple):
@@ -58,7 +91,7 @@ class Items:
         on_levels: floats are on the levels that the network was trained on, if it was on any.
         Raises ValueError for another event shape, and levels under a network of continuous data.
         """
-        source = heldout.unseen(trained) if data is None else stream(data)
+        source = unseen(trained) if data is None else stream(data)
         if source.event_shape != trained.event_shape:
             same = math.prod(source.event_shape) == math.prod(trained.event_shape)
             raise InvalidValue(

@@ -1,8 +1,8 @@
-"""Results on disk: one JSON line a cell, appended as it finishes, so that a kill loses nothing.
+"""Results on disk: one JSON line a result, appended as it finishes, so that a kill loses nothing.
 
-`results.jsonl` holds what is computed and is the same whenever and wherever it is run;
-`timings.jsonl` holds seconds, which are not. A cell is known by its key, the text of everything
-that determines it; a file that was cut in the middle of a line loses that line alone.
+A result is known by its key, the text of everything that determines it. A file that was cut in the
+middle of a line loses that line alone; a line that does not read is computed again.
+`environment` names the versions that a result was made with.
 """
 
 from __future__ import annotations
@@ -10,9 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+import platform
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
+
+from ..kernels.files import write_text
 
 Record = dict[str, Any]
 
@@ -104,21 +110,6 @@ def merge(sources: Iterable[Path], out: Path) -> int:
     return len(joined)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    write(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a temporary file of the same suffix beside `path`, then rename it."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        fill(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -127,3 +118,32 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
+
+
+# --- versions ---------------------------------------------------------------------------------
+
+LIBRARIES = (
+    "undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq", "torchsde",
+)  # fmt: skip
+
+
+@cache
+def version(library: str) -> str:
+    """Its installed version, or 'absent'."""
+    try:
+        return installed(library)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def environment() -> dict[str, str]:
+    """Versions that the numbers may depend on."""
+    about = {"python": platform.python_version(), "machine": platform.machine()}
+    return about | {name: version(name) for name in LIBRARIES}
+
+
+def made_by(library: str) -> str:
+    """What a cell of that library's solver is made with: 'undiffuse 0.1.0, torch 2.13.0, ...'."""
+    own = {"undiffuse", "torch", library} & set(LIBRARIES)
+    names = [name for name in LIBRARIES if name in own]
+    return ", ".join(f"{name} {version(name).partition('+')[0]}" for name in names)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.bench.likelihood import dataset as dataset_likelihood
-from undiffuse.bench.likelihood import heldout, items
+from undiffuse.bench.likelihood import heldout
 from undiffuse.models import VP, Checkpoint, Denoiser, Levels
 from undiffuse.models.checkpoint import load, load_default
 from undiffuse.models.data import sets as data
 from undiffuse.models.statistics import Statistics
 from undiffuse.solvers import bits_per_dim, log_prob
+from undiffuse.solvers.likelihood import dataset as dataset_likelihood
+from undiffuse.solvers.likelihood import items
 
 SHAPE = (1, 2, 2)
 MODEL = """
@@ -201,7 +202,7 @@ def test_the_benchmarks_bits_are_those_of_the_library():
     """One home of the noise: the digits' held-out bits/dim of `undiffuse bench` are bits_per_dim's."""
     pytest.importorskip("sklearn")
     digits = load_default()
-    x = heldout.held_out(digits)[:3]
+    x = items.held_out(digits)[:3]
     theirs = bits_per_dim(
         digits.denoiser, x, Levels(17), dequantize="uniform", trace="exact", rtol=1e-4, atol=1e-4,
         t_min=digits.denoiser.t_min,

@@ -11,12 +11,12 @@ import time
 import pytest
 import torch
 
-from undiffuse.bench.likelihood import dataset as dataset_likelihood
-from undiffuse.bench.likelihood import flow_and_bound, heldout
-from undiffuse.bench.store import Store
 from undiffuse.models.checkpoint import load_default
 from undiffuse.models.data.formats import stream
 from undiffuse.models.data.sets import split_indices
+from undiffuse.solvers.likelihood import dataset as dataset_likelihood
+from undiffuse.solvers.likelihood.items import unseen
+from undiffuse.solvers.store import Store
 
 FAST = {"rtol": 1e-3, "atol": 1e-3, "progress": False}
 
@@ -229,7 +229,7 @@ def test_the_flow_and_the_bound_side_by_side(tmp_path, capsys):
     """On held-out digits the bound lies above for most: paired, the noise in the data is shared. Not
     for all: a trained network's flow and its chain are two laws, and differ on unlikely items."""
     pytest.importorskip("sklearn")
-    found = flow_and_bound.compare(tmp_path, limit=60, progress=False)
+    found = dataset_likelihood.compare(tmp_path, limit=60, progress=False)
     ode, elbo, gap = found["ode"], found["elbo"], found["gap"]
     assert gap["bits_per_dim"] == pytest.approx(elbo["bits_per_dim"] - ode["bits_per_dim"])
     bits = [items(tmp_path / method) for method in ("ode", "elbo")]
@@ -262,9 +262,9 @@ def test_flow_and_bound_are_of_one_model_unless_a_chain_is_asked_for(tmp_path, c
         0.003 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "x.pt"
     )
     here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "x.pt", "progress": False}
-    gap = flow_and_bound.compare(tmp_path / "a", **here)["gap"]
+    gap = dataset_likelihood.compare(tmp_path / "a", **here)["gap"]
     assert abs(gap["bits_per_dim"]) < 0.05 and "either side" not in capsys.readouterr().out
-    gap = flow_and_bound.compare(tmp_path / "b", time="discrete", **here)["gap"]
+    gap = dataset_likelihood.compare(tmp_path / "b", time="discrete", **here)["gap"]
     assert -0.6 < gap["bits_per_dim"] < -0.3 and "either side" in capsys.readouterr().out
 
 
@@ -375,7 +375,7 @@ def test_labels_of_held_out_items_are_their_own():
     """A part of the data set keeps the labels of its items."""
     pytest.importorskip("sklearn")
     trained = load_default()
-    whole, part = stream("digits"), heldout.unseen(trained)
+    whole, part = stream("digits"), unseen(trained)
     index = split_indices(len(whole), **trained.training["split"])[1]
     assert torch.equal(part.labels(), whole.labels()[index])
     assert torch.equal(part.read([3, 4]), whole.read(index[3:5].tolist()))

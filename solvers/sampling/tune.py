@@ -18,18 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import normal
-from ..kernels.errors import InvalidValue
-from ..kernels.files import atomically
-from ..models import Denoiser
-from ..models.checkpoint import Checkpoint, load, load_default
-from ..models.data.sets import load as load_data
-from ..models.data.sets import split
-from ..models.statistics import KINDS, Statistics
-from ..solvers.arguments import dtype_of
-from ..solvers.families.tuned import Learned
-from ..solvers.likelihood.bits import dequantised
-from ..solvers.sampling.tuning import (
+from ...kernels import normal
+from ...kernels.errors import InvalidValue
+from ...kernels.files import atomically
+from ...models import Denoiser
+from ...models.checkpoint import Checkpoint, load, load_default
+from ...models.data.sets import load as load_data
+from ...models.data.sets import split
+from ...models.dequantize import dequantised
+from ...models.named_targets import get as get_target
+from ...models.networks import InItsOwnType
+from ...models.statistics import KINDS, Statistics
+from ..arguments import dtype_of
+from ..families.tuned import Learned
+from .tuning import (
     Fit,
     FitError,
     best_initial,
@@ -38,10 +40,9 @@ from ..solvers.sampling.tuning import (
     references,
     seen,
 )
-from .problems import problem as problems
-from .problems.problem import SMALL_EVENT, network_name
-from .problems.targets import get as get_target
 
+SMALL_EVENT = 256
+"""Components of an event up to which a problem is run on hundreds of samples."""
 APART = 2**40
 """Added to the seed of a target's starts: `bench --seeds 0,1,2` must not meet those of the fit."""
 DRAWS = 8192
@@ -152,14 +153,23 @@ def _posed(
     name = network_name(None if model is None else str(model))
     own = loaded.denoiser
     if isinstance(own.net, torch.nn.Module) and dtype_of(own) != torch.float32:
-        own = replace(own, net=problems.InItsOwnType(own.net))  # states are float32
+        own = replace(own, net=InItsOwnType(own.net))  # states are float32
     return name, own, loaded.event_shape, training_data(loaded, data)
 
 
 def exact_starts(target: str, count: int, seed: int) -> Tensor:
-    """States of p_{t_max} of a target, other ones than a benchmark of any small seed has."""
-    problem = problems.exact(get_target(target), count, seed + APART)
-    return problems.from_unit(problem.process, problem.start, problem.process.t_max)
+    """States of p_{t_max} of a target [count, *event] float64, other ones than a benchmark of any
+    small seed has."""
+    law = get_target(target)
+    alpha, sigma = (float(f(law.process.t_max)) for f in (law.process.alpha, law.process.sigma))
+    x0 = law.law.sample(count, seed=seed + APART)
+    z = normal(x0.shape, seed + APART, purpose="user", dtype=torch.float64)
+    return alpha * x0 + sigma * z
+
+
+def network_name(checkpoint: str | None) -> str:
+    """What a trained network's problem is called: after its file or function."""
+    return "digits network" if checkpoint is None else Path(checkpoint.rpartition(":")[2]).stem
 
 
 def training_data(loaded: Checkpoint, data: str | Path | None = None) -> Tensor | None:

@@ -15,6 +15,7 @@ schedule, sigma/alpha from 157.4 down to 0.0100, the range that the peers' defau
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...models import VP, GaussianMixture, Process
-from ...models.data.sets import load
-from ...solvers.arguments import lookup
+from ..kernels.errors import InvalidValue
+from .data.sets import load
+from .processes.named import Process
+from .processes.vp import VP
+from .targets import GaussianMixture
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,4 +184,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
 
 def get(name: str) -> Target:
     """Build the target of that name. Raises ValueError with the nearest known one otherwise."""
-    return lookup("target", name, TARGETS)()
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, TARGETS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidValue(f"unknown target {name!r}; {hint}known: {', '.join(TARGETS)}")
+    return TARGETS[name]()

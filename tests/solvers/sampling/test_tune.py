@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench import tuning
 from undiffuse.bench.nfe import lineup
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import plans
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems.targets import get
+from undiffuse.models.named_targets import get
+from undiffuse.models.networks import InItsOwnType
 from undiffuse.solvers import FitError, Tableau, read
+from undiffuse.solvers.sampling import tune as tuning
 
 QUIET = {"progress": False, "starts": 64, "iterations": 60}
 
@@ -216,6 +217,6 @@ def test_a_network_of_half_precision_is_told_whole_times():
             told.append(t)
             return super().forward(x)
 
-    net = problems.InItsOwnType(Net(3, 3).bfloat16())
+    net = InItsOwnType(Net(3, 3).bfloat16())
     out = net(torch.ones(2, 3).double(), torch.full((2,), 999.0).double())
     assert out.dtype == torch.float64 and told[0].tolist() == [999.0, 999.0]

@@ -1,0 +1,89 @@
+"""How far a long run is, on standard error: a bar where rich is installed, a line now and then where not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+EVERY = 5.0
+"""Seconds between two lines where there is no bar."""
+
+
+class Bar:
+    """Steps to do and steps done. This one shows nothing."""
+
+    def total(self, steps: int) -> None:
+        """Add steps to come."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps as done."""
+
+    def say(self, what: str) -> None:
+        """Name what is being done."""
+
+
+class _Lines(Bar):
+    def __init__(self) -> None:
+        self._what, self._done, self._total = "", 0, 0
+        self._last = time.monotonic()
+
+    def total(self, steps: int) -> None:
+        self._total += steps
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        if time.monotonic() - self._last >= EVERY:
+            self._last = time.monotonic()
+            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+
+    def say(self, what: str) -> None:
+        self._what = what
+
+
+class _RichBar(Bar):
+    def __init__(self, drawn: Any) -> None:
+        self._drawn = drawn
+        self._task = drawn.add_task("starting", total=0)
+        self._steps = 0
+
+    def total(self, steps: int) -> None:
+        self._steps += steps
+        self._drawn.update(self._task, total=self._steps)
+
+    def advance(self, steps: int = 1) -> None:
+        self._drawn.advance(self._task, steps)
+
+    def say(self, what: str) -> None:
+        self._drawn.update(self._task, description=f"{what:<44.44}")
+
+
+@contextmanager
+def bar(show: bool) -> Iterator[Bar]:
+    """A bar while the block runs; one that shows nothing where `show` is False."""
+    if not show:
+        yield Bar()
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+    except ImportError:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        yield _RichBar(drawn)
+
+
+def track(items: Iterable[T], label: str, total: int, show: bool) -> Iterator[T]:
+    """Yield the items under a bar."""
+    with bar(show) as shown:
+        shown.total(total)
+        shown.say(label)
+        for item in items:
+            yield item
+            shown.advance()
