@@ -13,8 +13,20 @@ from .denoiser import Denoiser
 from .dequantize import Levels
 from .ito import ItoSDE
 from .networks import MLP, NETWORKS, UNet
-from .processes.learned_schedule import LearnedVP, MonotoneOmega
-from .processes.named import EDM, PROCESSES, VE, VP, Brownian, Flow, Prior, Process, SubVP, TabledVP
+from .processes import (
+    EDM,
+    PROCESSES,
+    VE,
+    VP,
+    Brownian,
+    Flow,
+    LearnedVP,
+    MonotoneOmega,
+    Prior,
+    Process,
+    SubVP,
+    TabledVP,
+)
 from .readout import READOUTS, Affine, convert
 from .targets import Gaussian, GaussianMixture
 from .training import score_matching

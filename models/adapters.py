@@ -26,9 +26,7 @@ from ..kernels.errors import InvalidValue
 from ..kernels.shapes import column
 from .denoiser import Denoiser
 from .guidance.rule import apply_rule, calls_of
-from .processes.named import EDM, VE, Flow
-from .processes.process import Process
-from .processes.vp import VP
+from .processes import EDM, VE, VP, Flow, Process
 from .variational import VarianceHead
 
 _PREDICTION = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}

@@ -7,7 +7,6 @@ range and spacing of the data, and the record of the training. Reading runs no c
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import json
@@ -28,8 +27,7 @@ from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.files import atomically
 from .denoiser import Denoiser
 from .networks import build, shape_arguments
-from .processes.learned_schedule import LearnedVP, MonotoneOmega
-from .processes.named import PROCESSES, Brownian, Process, TabledVP
+from .processes import registry
 
 _KEY = "undiffuse"
 _FORMAT = 1
@@ -85,7 +83,7 @@ class Checkpoint:
         header = {
             "format": _FORMAT,
             "network": {"name": name, "config": config},
-            "process": process_to_dict(model.process),
+            "process": registry.to_dict(model.process),
             "predicts": model.predicts,
             "time": model.time,
             "steps": model.steps,
@@ -162,7 +160,7 @@ def _build(
     net.load_state_dict(state)
     denoiser = Denoiser(
         net.to(device).eval().requires_grad_(False),
-        process_from_dict(header["process"]),
+        registry.from_dict(header["process"]),
         predicts=header["predicts"],
         time=header["time"],
         steps=header["steps"],
@@ -297,34 +295,6 @@ def load_default(device: torch.device | str | None = None) -> Checkpoint:
 
     with as_file(files(__package__).joinpath("digits.safetensors")) as path:
         return load(path, device)
-
-
-def process_to_dict(process: Process) -> dict[str, Any]:
-    """{'name', 'args'} from which `process_from_dict` builds an equal process; JSON-ready."""
-    if isinstance(process, TabledVP):
-        return {"name": "vp-betas", "args": {"betas": list(process.betas)}}
-    if isinstance(process, Brownian):
-        args = {"sigma": process.scale, "t_min": process.t_min, "t_max": process.t_max}
-        return {"name": "brownian", "args": args}
-    if isinstance(process, LearnedVP) and isinstance(process.omega, MonotoneOmega):
-        return {
-            "name": "learned",
-            "args": {k: v.tolist() for k, v in process.omega.state_dict().items()},
-        }
-    for name, kind in PROCESSES.items():
-        if type(process) is kind:
-            args = dataclasses.asdict(process)  # type: ignore[call-overload]
-            return {"name": name, "args": args}
-    raise InvalidValue(
-        f"process {type(process).__name__} has no name in PROCESSES ({', '.join(PROCESSES)})"
-    )
-
-
-def process_from_dict(spec: dict[str, Any]) -> Process:
-    """The process that `process_to_dict` described; raises ValueError for an unknown name."""
-    if spec["name"] not in PROCESSES:
-        raise InvalidValue(f"process must be one of {', '.join(PROCESSES)}; got {spec['name']!r}")
-    return PROCESSES[spec["name"]](**spec["args"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue
 from ..kernels.shapes import column
-from .processes.named import Process
+from .processes import Process
 from .readout import (
     READOUTS,
     TIME_CONVENTIONS,

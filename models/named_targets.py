@@ -25,8 +25,7 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue
 from .data.sets import load
-from .processes.named import Process
-from .processes.vp import VP
+from .processes import VP, Process
 from .targets import GaussianMixture
 
 

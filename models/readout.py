@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
-from .processes.named import Process
+from .processes import Process
 
 
 class Row(NamedTuple):

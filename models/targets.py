@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue
 from .denoiser import Denoiser
-from .processes.named import Process
+from .processes import Process
 
 Array = Tensor | Sequence[float] | Sequence[Sequence[float]]
 

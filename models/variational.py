@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from .denoiser import Denoiser
-from .processes.named import Process
+from .processes import Process
 from .training.losses import LOSSES, Objective
 
 

@@ -17,8 +17,8 @@ which is zero where the data are N(0, s^2), and bounded at both ends. Densities 
 
     d/dlambda log p^(x^(lambda)) = d - tr(dD/dx^)      along the flow.
 
-Where alpha(t_max) is (next to) 0, lambda is cut off at s^ = FAR and the rest is one DDIM step: D
-has become the data's mean there, and what is neglected is of order (s/FAR)^2.
+Where alpha(t_max) is (next to) 0, lambda is cut off at s^ = process.noisiest_ratio and the rest is
+one DDIM step: D has become the data's mean there; what is neglected is of order (s/s^)^2.
 """
 
 from __future__ import annotations
@@ -32,11 +32,9 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue
 from ..kernels.shapes import column
-from ..models import VE, VP, Brownian, Denoiser, Flow, Process, SubVP
+from ..models import Denoiser, Process
 from . import arguments
 
-CLOSED_FORM = (VP, SubVP, VE, Brownian, Flow)  # processes in closed form down to t = 0
-FAR = 1e3
 T_MIN = 1e-5
 SHARPEST = 1e-5  # sigma/alpha: below it float32 hardly tells D from x, nor 1/sigma^2 of it a score
 
@@ -50,7 +48,7 @@ def start_time(model: Denoiser, t_min: float | None = None) -> float:
     """
     process = arguments.denoiser(model).process
     if t_min is None:
-        free = isinstance(process, CLOSED_FORM) and model.time != "index"
+        free = process.closed_form and model.time != "index"
         if not free:
             return model.t_min
         sharpest = process.inverse_log_snr(torch.tensor(-math.log(SHARPEST), dtype=torch.float64))
@@ -151,9 +149,10 @@ def reverse_sde(
 
 def _first(process: Process) -> float:
     """The s at which the reverse SDE of the process starts, see `ReverseSDE`."""
-    if float(process.alpha(process.t_max)) > 1e-3:
+    first = process.first_log_snr()
+    if first == float(process.log_snr(process.t_max)):
         return 0.0
-    return process.t_max - float(process.inverse_log_snr(math.log(0.01)))
+    return process.t_max - float(process.inverse_log_snr(first))
 
 
 class ScaledFlow:
@@ -177,7 +176,7 @@ class ScaledFlow:
         process = model.process
         self.t_min = start_time(model, t_min)
         self.lam_data = float(process.log_snr(self.t_min))
-        self.lam_noise = max(float(process.log_snr(process.t_max)), -math.log(FAR))
+        self.lam_noise = process.noisiest_log_snr
         self.forwards = torch.zeros(batch, dtype=torch.int64)
 
     @property
@@ -253,7 +252,7 @@ class ScaledFlow:
         ratio, weight = self._jump()
         x_hat = z / ratio
         if weight != 0:
-            for _ in range(3):  # contracts by (s/FAR)^2 a time
+            for _ in range(3):  # contracts by (s/noisiest_ratio)^2 a time
                 data = x_hat + self.residual(x_hat, self._lam(z), self._all(z))
                 x_hat = (z - weight * data) / ratio
         return x_hat / self.norm(self.lam_noise).to(z.dtype)

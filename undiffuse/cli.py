@@ -18,6 +18,7 @@ from typing import Any
 
 from . import measuring
 from .kernels.errors import InvalidValue, UndiffuseError
+from .models import PROCESSES
 from .options import MODEL, checkpoint, command, common, dtype, usable
 
 
@@ -165,8 +166,7 @@ def _train(commands: Any) -> None:
                  "Train a small network; a run that was killed goes on.",
                  "the same command goes on from the last checkpoint in --out")  # fmt: skip
     p.add_argument("data", help="digits, .npz, .npy, idx, tensor file or image folder")
-    p.add_argument("--process", default="vp", help="vp, vp-cosine, subvp, ve, edm, flow, "
-                   "brownian, or learned: a noise schedule that is trained with the network")  # fmt: skip
+    p.add_argument("--process", default="vp", help="of the noise: " + ", ".join(PROCESSES))
     p.add_argument("--predicts", default="edm", help="edm, noise, data, score, v or flow")
     p.add_argument("--loss", default=None, help="simple, likelihood, snr, min-snr, edm, flow, "
                    "uniform-snr, vlb, hybrid (learned variances) or learned (the schedule's own); "
@@ -216,7 +216,6 @@ def _solvers(commands: Any) -> None:
 
 
 def _run_solvers(args: argparse.Namespace) -> None:
-    from .models import PROCESSES
     from .solvers import get, names, times
     from .solvers.arguments import lookup
 

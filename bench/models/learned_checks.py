@@ -20,7 +20,7 @@ from torch import Tensor
 from ...models import Denoiser, LearnedVP, MonotoneOmega
 from ...models.data.sets import load
 from ...models.dequantize import dequantised
-from ...models.processes.learned_schedule import ContinuousVLB, LearnedSchedule
+from ...models.training.learned_schedule import ContinuousVLB, LearnedSchedule
 from ...models.training.train import train
 from ...models.variational import VLB
 from ...solvers import Result, sample, sample_learned_variance

@@ -32,9 +32,9 @@ from ...models.data.sets import load
 from ...models.dequantize import dequantised
 from ...models.guidance.combine import classifier
 from ...models.ito import annealed_langevin, langevin
-from ...models.processes.learned_schedule import ContinuousVLB
 from ...models.readout import convert
 from ...models.training import score_matching as sm
+from ...models.training.learned_schedule import ContinuousVLB
 from ...models.training.train import train
 from ...models.variational import VLB, Hybrid
 from ...solvers import sample

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...kernels.errors import InvalidValue
 from ...kernels.shapes import column
 from ..denoiser import Denoiser
-from ..processes.named import Process
+from ..processes import Process
 from ..readout import READOUTS
 
 # --- times -------------------------------------------------------------------------------------
@@ -39,16 +39,14 @@ def _uniform(u: Tensor, process: Process, objective: Objective) -> Tensor:
 
 def _uniform_log_snr(u: Tensor, process: Process, objective: Objective) -> Tensor:
     """lambda uniform between its values at the two ends (geometric sigma for VE, NCSN)."""
-    clean, noisy = process.log_snr(process.t_min), process.log_snr(process.t_max)
-    noisy = noisy.clamp(min=-12.0)  # alpha = 0 at the end of a flow: the prior to six digits
+    clean, noisy = process.log_snr(process.t_min), process.noisiest_log_snr
     return process.inverse_log_snr(clean + (noisy - clean) * u)
 
 
 def _uniform_sigma(u: Tensor, process: Process, objective: Objective) -> Tensor:
     """sigma/alpha uniform between its values at the two ends."""
     clean = torch.exp(-process.log_snr(process.t_min))
-    noisy = torch.exp(-process.log_snr(process.t_max)).clamp(max=1e5)
-    return process.inverse_log_snr(-torch.log(clean + (noisy - clean) * u))
+    return process.inverse_log_snr(-torch.log(clean + (process.noisiest_ratio - clean) * u))
 
 
 def _log_normal(u: Tensor, process: Process, objective: Objective) -> Tensor:
@@ -179,13 +177,11 @@ class Objective:
             return torch.ones_like(t)
         rate = process.sigma_dot(t) / process.sigma(t) - process.drift_rate(t)  # -d lambda/dt
         lam = process.log_snr(t)
-        clean, noisy = process.log_snr(process.t_min), process.log_snr(process.t_max)
+        clean, noisy = process.log_snr(process.t_min), process.noisiest_log_snr
         if self.times == "log_snr":
-            density = rate / (clean - noisy.clamp(min=-12.0))
+            density = rate / (clean - noisy)
         elif self.times == "sigma":
-            density = (
-                rate * torch.exp(-lam) / (torch.exp(-noisy).clamp(max=1e5) - torch.exp(-clean))
-            )
+            density = rate * torch.exp(-lam) / (process.noisiest_ratio - torch.exp(-clean))
         else:
             z = (-lam - self.P_mean) / self.P_std
             density = rate * torch.exp(-0.5 * z.square()) / (self.P_std * math.sqrt(2 * math.pi))

@@ -18,9 +18,9 @@ from torch import Tensor
 from ...kernels.errors import InvalidValue
 from ..data.sets import Data, load
 from ..denoiser import Denoiser
-from ..processes.learned_schedule import LearnedSchedule, LearnedVP
-from ..processes.named import PROCESSES, VP, Process
+from ..processes import VP, LearnedVP, Process, registry
 from ..variational import VLB, Hybrid
+from .learned_schedule import LearnedSchedule
 from .losses import LOSSES
 from .monitor import reporter
 from .trainer import Loss, Settings, Trainer
@@ -101,9 +101,7 @@ def _process(process: Process | str | None) -> Process:
         return VP()
     if isinstance(process, Process):
         return process
-    if process not in PROCESSES:
-        raise InvalidValue(f"process must be one of {', '.join(PROCESSES)}; got {process!r}")
-    return PROCESSES[process]()
+    return registry.make(process)
 
 
 def _loss(loss: str | Loss | None, process: Process) -> Loss:

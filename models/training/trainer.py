@@ -22,14 +22,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...kernels.errors import InvalidValue, RunFailure
 from ...kernels.files import write_tensors, write_text
-from ..checkpoint import Checkpoint, process_to_dict
+from ..checkpoint import Checkpoint
 from ..data.formats import UNREADABLE
 from ..data.sets import Data
 from ..denoiser import Denoiser
 from ..dequantize import fill
 from ..networks import network_for
-from ..processes.learned_schedule import LearnedVP
-from ..processes.named import Process
+from ..processes import LearnedVP, Process, registry
 from .monitor import Report, plot
 
 Loss = Callable[..., Tensor]
@@ -126,7 +125,7 @@ class Trainer:
             time = "edm" if float(process.alpha(process.t_max)) > 0 else "continuous"
         if sigma_data is None:
             sigma_data = round(float(train.x.double().square().mean().sqrt()), 4)
-        self.start = process_to_dict(process)  # before a schedule is learned
+        self.start = registry.to_dict(process)  # before a schedule is learned
         self.net, process = _trained(net, process, device)
         self.denoiser = Denoiser(net, process, predicts=predicts, time=time, sigma_data=sigma_data)
         self.average = AveragedModel(self.net, multi_avg_fn=self._average)

@@ -30,7 +30,6 @@ from ...models import Denoiser
 from ..arguments import device_of
 from ..outcome import Status, raise_if_failed
 
-FAR = 1e3  # where sigma/alpha at t_max exceeds this, the run starts here: D is the data's mean
 CELLS = 4  # knots of the Brownian path in a unit of lambda
 
 
@@ -112,7 +111,7 @@ class _Run:
         process, b = model.process, len(z)
         self.model, self.ids, self.seed, self.rtol, self.atol = model, ids, seed, rtol, atol
         self.max_step = max_step
-        self.start = max(float(process.log_snr(process.t_max)), -math.log(FAR))
+        self.start = process.noisiest_log_snr
         self.end = float(process.log_snr(model.t_min))
         self.x_hat = z * math.exp(-self.start)
         self.lam = torch.full((b,), self.start, dtype=torch.float64, device=z.device)

@@ -26,7 +26,6 @@ from ...models.variational import (
     flat_decoder_nll,
     posterior,
 )
-from ..flow import FAR
 from .importance import integrate_by_importance
 
 DRAWS = 4  # of x_{t_1} for the reconstruction
@@ -172,7 +171,7 @@ def continuous(
     """The integral over lambda, with the two ends of Kingma et al. or as I-MMSE."""
     process, x = chain.model.process, chain.x
     top = float(process.log_snr(start))
-    bottom = max(float(process.log_snr(process.t_max)), -math.log(FAR))
+    bottom = process.noisiest_log_snr
 
     def time(v: Tensor) -> Tensor:
         return process.inverse_log_snr(bottom + v * (top - bottom)).clamp(start, process.t_max)

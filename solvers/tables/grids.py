@@ -28,12 +28,6 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
 from ..arguments import lookup
 
-# Where alpha(t_max) is 0, or next to it (the cosine schedule), the ratio sigma/alpha is infinite or
-# meaningless and a grid in it would spend its nodes on pure noise. Such a grid is laid from
-# RATIO_START on and its first node then moved to t_max.
-NO_SIGNAL = 1e-3
-RATIO_START = 100.0
-
 
 class Grid(ABC):
     """A rule that lays n nodes between t_max and t_min."""
@@ -79,9 +73,7 @@ class RatioGrid(Grid):
         """log(sigma/alpha) at u in [0, 1], given its values at both ends."""
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        start = -float(process.log_snr(t_max))
-        if float(process.alpha(t_max)) < NO_SIGNAL:
-            start = math.log(RATIO_START)
+        start = -process.first_log_snr(t_max)  # of pure noise only the first node, moved to t_max
         end = -float(process.log_snr(t_min))
         return process.inverse_log_snr(-self.log_ratio(_unit(n), start, end))
 

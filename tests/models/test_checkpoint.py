@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from undiffuse.models import EDM, VE, VP, Brownian, Checkpoint, Denoiser, Flow, SubVP
 from undiffuse.models import load_checkpoint as load
-from undiffuse.models.checkpoint import process_from_dict, process_to_dict
 from undiffuse.models.networks import MLP
-from undiffuse.models.processes.learned_schedule import LearnedVP, MonotoneOmega
+from undiffuse.models.processes import LearnedVP, MonotoneOmega
+from undiffuse.models.processes.registry import from_dict, to_dict
 
 PROCESSES = [
     VP(0.2, 15.0),
@@ -35,7 +35,7 @@ def checkpoint(process=None, **options):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 def test_processes_come_back_equal(process):
-    again = process_from_dict(json.loads(json.dumps(process_to_dict(process))))
+    again = from_dict(json.loads(json.dumps(to_dict(process))))
     assert type(again) is type(process) and again == process
     t = torch.linspace(process.t_min, process.t_max, 50, dtype=torch.float64)
     assert torch.equal(again.sigma(t), process.sigma(t))
@@ -46,12 +46,12 @@ def test_a_learned_schedule_comes_back_with_its_bits():
     with torch.no_grad():
         omega.shape += torch.linspace(0, 1, 15, dtype=torch.float64) / 3
     process = LearnedVP(omega)
-    again = process_from_dict(json.loads(json.dumps(process_to_dict(process))))
+    again = from_dict(json.loads(json.dumps(to_dict(process))))
     t = torch.linspace(0, 1, 50, dtype=torch.float64)
     assert isinstance(again, LearnedVP)
     assert torch.equal(again.sigma(t), process.sigma(t))
     with pytest.raises(ValueError, match="LearnedVP has no name"):
-        process_to_dict(LearnedVP(lambda t: 10 * t - 5))
+        to_dict(LearnedVP(lambda t: 10 * t - 5))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import torch
 
 import undiffuse as ud
 from undiffuse.models import VP, Gaussian
-from undiffuse.models.processes.learned_schedule import (
+from undiffuse.models.processes import LearnedVP, MonotoneOmega
+from undiffuse.models.training.learned_schedule import (
     ContinuousVLB,
     LearnedSchedule,
-    LearnedVP,
-    MonotoneOmega,
     draws,
 )
 

@@ -14,11 +14,10 @@ import torch
 
 from undiffuse.models import VP, Flow, Gaussian, Objective, TrainingError, load_checkpoint, train
 from undiffuse.models.data.sets import Data, load, split_indices
-from undiffuse.models.processes.learned_schedule import (
+from undiffuse.models.processes import LearnedVP, MonotoneOmega
+from undiffuse.models.training.learned_schedule import (
     ContinuousVLB,
     LearnedSchedule,
-    LearnedVP,
-    MonotoneOmega,
 )
 from undiffuse.models.variational import Hybrid, data_and_variance
 
@@ -236,7 +235,7 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path):
         ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
         ({"lrr": 1e-3}, "settings must be among steps, batch, lr"),
         ({"loss": "simpel"}, "loss must be one of simple"),
-        ({"process": "vpp"}, "process must be one of vp"),
+        ({"process": "vpp"}, "process must be one of .*vp"),
         ({"loss": "learned"}, "'learned' and a learned process belong together; got 'learned'"),
         ({"process": "learned", "loss": "simple"}, "belong together; got 'simple' and LearnedVP"),
         ({"predicts": "eps"}, "predicts must be one of data"),
