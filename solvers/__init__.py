@@ -31,8 +31,9 @@ from .outcome import SolverError, Status
 from .sampling.langevin import annealed_langevin, predictor_corrector
 from .sampling.learned_variance import sample_learned_variance
 from .sampling.pilot_grid import Equidistributed, equidistributed
-from .sampling.sampler import Result, Sampler, State, StepInfo, sample
+from .sampling.sampler import Sampler, sample
 from .sampling.start import jump_loss, start
+from .sampling.state import Result, State, StepInfo
 from .sampling.tuning import FitError, fit, references
 from .tables.grids import (
     GRIDS,

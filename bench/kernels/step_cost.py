@@ -32,10 +32,8 @@ def ours(solver: str, shape: tuple[int, ...], out: Tensor) -> Run:
     first = sampler.init(shape)
 
     def run() -> Tensor:
-        state = first
-        while not state.done:
-            state = sampler.tell(state, out)
-        return state.x
+        *_, last = sampler.steps(first, call=lambda state: out)
+        return last.x
 
     return run
 

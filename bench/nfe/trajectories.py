@@ -28,12 +28,8 @@ def path(problem: Problem, tableau: Tableau, count: int) -> Tensor:
     w = problem.start[:count]
     sampler = Sampler(problem.model, tableau, dtype=torch.float64)
     state = sampler.init(w.shape, problem.seed, x_init=from_unit(process, w, nodes[0]))
-    states = [state.x]
     with torch.no_grad():
-        while not state.done:
-            out = problem.model.net(state.x_in, state.t_in, **problem.model.cond)
-            state = sampler.tell(state, out)
-            states.append(state.x)
+        states = [state.x, *(step.x for step in sampler.steps(state))]
     alphas = [float(process.alpha(t)) for t in nodes]
     return torch.stack([x / a for x, a in zip(states, alphas, strict=True)])
 

@@ -32,6 +32,7 @@ from ...solvers import (
     get,
     read,
 )
+from ...solvers.sampling.budget import largest
 from ...solvers.tables import grids as grid_rules
 from .problem import Problem, from_unit, ratio_at, to_unit
 
@@ -217,11 +218,8 @@ def _plan(process: Process, tableau: Tableau | SpectralTable) -> Plan:
 
     def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
         sampler = Sampler(model, tableau, dtype=torch.float64, device=w.device)
-        state = sampler.init(w.shape, seed, x_init=from_unit(process, w, t0))
-        while not state.done:
-            out = model.net(state.x_in, state.t_in, **model.cond)
-            state = sampler.tell(state, out)
-        return to_unit(process, state.x, t1) if end > 0 else state.x
+        x = sampler.finish(sampler.init(w.shape, seed, x_init=from_unit(process, w, t0)))
+        return to_unit(process, x, t1) if end > 0 else x
 
     plain = tableau if isinstance(tableau, Tableau) else None
     return Plan(tableau.nfe, ratio_at(process, t0), end, tableau.stochastic, run, plain)
@@ -239,38 +237,3 @@ def laid(problem: Problem, grid: str) -> str | Grid:
         return grid
     shape = (PILOT, *problem.start.shape[1:])
     return equidistributed(problem.model, shape, seed=problem.seed + 1)
-
-
-def largest(solver: Solver, model: Denoiser, grid: str | Grid, final: str, nfe: int) -> Tableau:
-    """The tableau with the most steps whose network evaluations are at most nfe.
-
-    Raises Unavailable if one step already costs more, and what the solver raises for a bad grid.
-    """
-
-    def tableau(steps: int) -> Tableau:
-        t = grid_rules.times(grid, model.process, steps, final, model.t_min)
-        return solver.tableau(model.process, t)
-
-    low, high = 0, nfe + 2  # low fits (or is nothing), high is too many, though one call be spared
-    best = None
-    while high - low > 1:
-        middle = (low + high) // 2
-        made = _or_none(tableau, middle) if middle > 1 else tableau(middle)
-        if made is not None and made.nfe <= nfe:
-            low, best = middle, made
-        elif made is None and best is None:
-            low = middle  # too few steps for this scheme (a history, a leading grid): look above
-        else:
-            high = middle
-    if best is None:
-        if low:
-            tableau(low)  # says why it cannot be made
-        raise Unavailable(f"one step costs more than {nfe} network evaluations on grid {grid!r}")
-    return best
-
-
-def _or_none(tableau: Callable[[int], Tableau], steps: int) -> Tableau | None:
-    try:
-        return tableau(steps)
-    except ValueError:
-        return None

@@ -8,16 +8,13 @@ weights keep their addresses, so weights updated in place are seen by the next r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels.checks import as_sample_ids, as_seed
 from ...kernels.errors import InvalidValue
-
-if TYPE_CHECKING:
-    from .sampler import Sampler
 
 WARM_UP = 3  # runs before capture: kernels compile, libraries allocate their workspaces
 
@@ -30,39 +27,35 @@ class GraphedRun:
 
     def __init__(
         self,
-        sampler: Sampler,
-        net: Callable[..., Tensor],
-        shape: Sequence[int],
-        cond: dict[str, Any] | None = None,
+        run: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        batch: int,
+        device: torch.device,
         x_init: Tensor | None = None,
     ) -> None:
-        if sampler.device.type != "cuda":
+        """run: (seed [B], sample ids [B], x_init or None) -> x. Raises ValueError off CUDA."""
+        if device.type != "cuda":
             raise InvalidValue(
-                f"a CUDA graph needs a CUDA device; this run is on {sampler.device}: "
+                f"a CUDA graph needs a CUDA device; this run is on {device}: "
                 "move the network, or leave graph=False"
             )
-        batch = int(shape[0])
-        self._seed = torch.zeros(batch, dtype=torch.int64, device=sampler.device)
-        self._ids = torch.arange(batch, device=sampler.device)
-        self._x_init = None if x_init is None else x_init.to(sampler.device, copy=True)
-        self._kept = sampler, net, cond  # the graph reads their memory: it must not be freed
+        self._seed = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._ids = torch.arange(batch, device=device)
+        self._x_init = None if x_init is None else x_init.to(device, copy=True)
+        self._run = run  # the graph reads the memory that it refers to, which must not be freed
 
-        def run() -> Tensor:
-            state = sampler.init(shape, self._seed, self._ids, self._x_init)
-            while not state.done:
-                state = sampler.tell(state, net(state.x_in, state.t_in, **(cond or {})))
-            return state.x
-
-        with torch.no_grad(), torch.cuda.device(sampler.device):
+        with torch.no_grad(), torch.cuda.device(device):
             side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
-                    run()
+                    self._once()
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._x = run()
+                self._x = self._once()
+
+    def _once(self) -> Tensor:
+        return self._run(self._seed, self._ids, self._x_init)
 
     def __call__(
         self,

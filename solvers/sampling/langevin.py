@@ -18,7 +18,8 @@ from ...kernels import langevin_step
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ..tables.solver import Solver
-from .sampler import GridLike, Result, Sampler
+from .sampler import GridLike, Sampler
+from .state import Result, State
 
 
 def predictor_corrector(
@@ -58,43 +59,35 @@ def predictor_corrector(
         )
     cond = {**model.cond, **(cond or {})}
     alpha = process.alpha(table.grid)
+    # the paper's algorithm corrects after each step, so at the last node too where that has noise
+    ends_noisy = first == "predictor" and float(process.sigma(table.grid[-1])) > 0
     decay = (alpha[:-1] / alpha[1:]).square().tolist()
-    nfe = 0
 
-    def corrected(x: Tensor, node: int) -> Tensor:
+    def corrected(state: State) -> State:
+        """The state after the corrections of its node."""
+        x, node = state.x, state.row
         t = float(table.grid[node])
         for j in range(corrections):
             score = model.score(x, t, **cond)
             x = langevin_step(
                 x, score, snr=snr, alpha=decay[min(node, len(decay) - 1)], seed=seed,
-                sample_ids=state.sample_ids, draw=node * corrections + j,
+                sample_ids=state.sample_ids, draw=sampler.plan.draw0 + node * corrections + j,
             )  # fmt: skip
-        return x
+        return state.replace(x=x)
+
+    def before(state: State) -> State:
+        return corrected(state) if state.row or first == "corrector" else state
 
     with torch.no_grad():
         state = sampler.init(shape, seed, sample_ids, x_init)
-        for i in range(table.nfe):
-            if first == "corrector":
-                x = corrected(state.x, i)
-                state, nfe = (
-                    state._replace(x=x, x_in=sampler_input(sampler, x, i)),
-                    nfe + corrections,
-                )
-            state = sampler.tell(state, model.net(state.x_in, state.t_in, **cond))
-            nfe += 1
-            inside = float(process.sigma(table.grid[i + 1])) > 0
-            if first == "predictor" and inside:
-                x = corrected(state.x, i + 1)
-                x_in = None if state.done else sampler_input(sampler, x, i + 1)
-                state, nfe = state._replace(x=x, x_in=x_in), nfe + corrections
+        for step in sampler.steps(state, cond, edit=before):
+            state = step.after
+        if ends_noisy:
+            state = corrected(state)
+    nodes = table.nfe - (first == "predictor") + ends_noisy
+    nfe = table.nfe + nodes * corrections
     status = (~torch.isfinite(state.x).flatten(1).all(1)).long() * 2
     return Result(state.x, nfe, table.times, status)
-
-
-def sampler_input(sampler: Sampler, x: Tensor, row: int) -> Tensor:
-    """What the network sees of x at this row: scaled by c_in, in its own type."""
-    scale = float(sampler.model.network_scale(sampler.tableau.times[row]))
-    return (x * scale if scale != 1 else x).to(sampler.net_dtype)
 
 
 def annealed_langevin(

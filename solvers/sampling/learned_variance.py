@@ -20,7 +20,8 @@ from ...models import Denoiser
 from ...models.progress import track
 from ...models.variational import VarianceHead, data_and_variance
 from ..outcome import SolverError, verdict
-from .sampler import GridLike, Result, Sampler
+from .sampler import GridLike, Sampler
+from .state import Result
 
 
 def sample_learned_variance(

@@ -82,13 +82,12 @@ def equidistributed(
     table = Adams(order + 1, "data").tableau(model.process, t)
     sampler = Sampler(model, table)
     skip, scale = model.coefficients("data", table.times)
-    state, states, datas = sampler.init(shape, seed), list[Tensor](), list[Tensor]()
+    states, datas = list[Tensor](), list[Tensor]()
     with torch.no_grad():
-        while not state.done:
-            states.append(state.x)
-            out = model.net(state.x_in, state.t_in, **model.cond)
-            datas.append(skip[state.row] * state.x.double() + scale[state.row] * out.double())
-            state = sampler.tell(state, out)
+        for step in sampler.steps(sampler.init(shape, seed)):
+            x, i = step.before.x, step.row
+            states.append(x)
+            datas.append(skip[i] * x.double() + scale[i] * step.out.double())
     bad = ~torch.stack(datas).isfinite().flatten(2).all(2)  # [steps, B]
     if bool(bad.any()):
         i = int(bad.any(1).nonzero()[0])

@@ -1,4 +1,4 @@
-"""A tableau composed with a network's preconditioning, in the kernel's layout.
+"""A table composed with a network's preconditioning, in the kernel's layout.
 
 The table of `kernels.linear_step` has columns skip, w0, w1, c_in and then the tableau's own. Where
 D itself is not needed (no history of it, no clipping) the read-out is folded into the state and
@@ -15,82 +15,95 @@ from torch import Tensor
 from ...kernels.checks import sent
 from ...kernels.errors import RunFailure
 from ...kernels.linear_reference import HEAD
-from ...models import Denoiser
+from ...models import Denoiser, Process
 from ..tables.spectral import Frame, SpectralTable
-from ..tables.tableau import Tableau
+from ..tables.tableau import Identity, Tableau
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the loop needs, cast once, on the device, and cut into rows once.
+    """What the loop needs, cast once, on the device.
 
-    table [N, 4 + K + H + M], draws int64 [N, M] or None; t_in: N scalars, c_noise, what the network
-    is told (never in a half type: bfloat16 would round 999 to 1000); rows: N indices, int64 [1];
-    c_in0: scale of the network's first input; scaled: whether any c_in differs from 1; states,
-    datas: lengths of the histories. frame: where the table acts on components, which then does the
-    work of c_in.
+    table: [N, 4 + K + H + M] of the state's type, or [N, 4 + K + H, d] of a spectral table.
+    draws: int64 [N, M], or None where no row draws a normal.
+    draw0: the index that the draws of this run begin with; see `first_draw`.
+    rows: int64 [N], 0 to N - 1.
+    t_in: [N], what the network is told; never of a half type, since bfloat16 rounds 999 to 1000.
+    c_in: [N], scale of the network's input.
+    times, skip, scale: [N] floats, where the calls are and D = skip x + scale out.
+    start: sigma where the run starts.
+    states, datas: lengths of the histories.
+    frame: between samples and what the table acts on.
     """
 
     table: Tensor
     draws: Tensor | None
-    t_in: tuple[Tensor, ...]
-    rows: tuple[Tensor, ...]
-    c_in0: float
-    scaled: bool
+    draw0: int
+    rows: Tensor
+    t_in: Tensor
+    c_in: Tensor
+    times: list[float]
+    skip: list[float]
+    scale: list[float]
+    start: float
     states: int
     datas: int
-    frame: Frame | None = None
+    frame: Identity | Frame
 
 
 def compose(
     tableau: Tableau | SpectralTable,
     model: Denoiser,
-    device: torch.device | str,
+    device: torch.device,
     dtype: torch.dtype,
+    t_dtype: torch.dtype,
 ) -> Plan:
-    """Fold `model`'s read-out at the tableau's times into its columns. dtype: the state's."""
-    if isinstance(tableau, SpectralTable):
-        return _compose_spectral(tableau, model, device, dtype)
-    state, data = tableau.state.clone(), tableau.data.clone()
+    """Fold `model`'s read-out at the tableau's times into its columns.
+
+    dtype: the state's. t_dtype: of the times that the network is told.
+    """
+    frame = tableau.frame(model, device, dtype)
+    state, data, noise = tableau.state.clone(), tableau.data.clone(), tableau.noise
     skip, scale = model.coefficients("data", tableau.times)
     c_in = model.network_scale(tableau.times)
+    readout = skip.tolist(), scale.tolist()
+    each = (len(skip), *(1,) * (state.ndim - 2))  # against the columns of numbers or of vectors
     w1 = torch.zeros_like(skip)
     if data.shape[1] == 1 and model.clip is None:
-        state[:, 0] += data[:, 0] * skip
-        data[:, 0] *= scale
+        state[:, 0] += data[:, 0] * skip.reshape(each)
+        data[:, 0] *= scale.reshape(each)
         skip, scale = torch.zeros_like(skip), torch.ones_like(scale)
-    head = [skip, scale, w1, torch.cat([c_in[1:], c_in.new_zeros(1)])]
-    table = torch.cat([torch.stack(head, 1), state, data, tableau.noise], 1)
-    if table.shape[1] != HEAD + state.shape[1] + data.shape[1] + tableau.noise.shape[1]:
+    following = torch.cat([c_in[1:], c_in.new_zeros(1)])
+    head = torch.stack([skip, scale, w1, following], 1)
+    head = head.reshape(*head.shape, *each[1:]).expand(-1, -1, *state.shape[2:])
+    table = torch.cat([head, state, data, noise], 1)
+    if table.shape[1] != HEAD + state.shape[1] + data.shape[1] + noise.shape[1]:
         raise RunFailure("the table's layout is not the kernel's")
+    draw0 = first_draw(model.process, tableau.grid)
     return Plan(
         table=sent(table, device, dtype),
-        draws=sent(tableau.draws, device) if tableau.noise.shape[1] else None,
-        t_in=sent(model.network_time(tableau.times), device, dtype).unbind(),
-        rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
-        c_in0=float(c_in[0]),
-        scaled=bool((c_in != 1).any()),
+        draws=sent(tableau.draws + draw0, device) if noise.shape[1] else None,
+        draw0=draw0,
+        rows=torch.arange(tableau.nfe, device=device),
+        t_in=sent(model.network_time(tableau.times), device, t_dtype),
+        c_in=sent(c_in, device, dtype),
+        times=tableau.times.tolist(),
+        skip=readout[0],
+        scale=readout[1],
+        start=float(model.process.sigma(tableau.grid[0])),
         states=state.shape[1] - 1,
         datas=data.shape[1] - 1,
+        frame=frame,
     )
 
 
-def _compose_spectral(
-    tableau: SpectralTable, model: Denoiser, device: torch.device | str, dtype: torch.dtype
-) -> Plan:
-    """The same where every component has columns of its own: table [N, 4 + K + H, d]."""
-    skip, scale = model.coefficients("data", tableau.times)
-    zero = torch.zeros_like(skip)
-    head = torch.stack([skip, scale, zero, zero], 1)[..., None]
-    head = head.expand(-1, -1, tableau.state.shape[2])
-    return Plan(
-        table=sent(torch.cat([head, tableau.state, tableau.data], 1), device, dtype),
-        draws=None,
-        t_in=sent(model.network_time(tableau.times), device, dtype).unbind(),
-        rows=torch.arange(tableau.nfe, device=device)[:, None].unbind(),
-        c_in0=1.0,
-        scaled=False,
-        states=tableau.state.shape[1] - 1,
-        datas=tableau.data.shape[1] - 1,
-        frame=Frame.of(tableau, model, device, dtype),
-    )
+def first_draw(process: Process, grid: Tensor) -> int:
+    """The draw index that a run on this grid begins with: 0 where it starts at t_max.
+
+    A run that starts lower, as the second piece of a longer one does, must not meet the normals of
+    the pieces above it. It counts on from the number of float32 values between its first time and
+    t_max, which is more than the draws of any run that fits between them.
+    """
+    ends = torch.stack([torch.tensor(process.t_max, dtype=torch.float64), grid[0]])
+    top, first = (int(v) for v in ends.float().view(torch.int32))
+    return max(0, top - first)

@@ -10,9 +10,9 @@ a tensor's value on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -32,54 +32,14 @@ from ..tables import grids
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
+from .budget import largest
 from .graph import GraphedRun
 from .plan import compose
+from .state import Made, Result, State, StepInfo, network_input
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
-SOLVER, GRID = "relay", "laplace-wide"  # where the user names none
-
-
-class State(NamedTuple):
-    """All that a run needs to go on; `Sampler.tell` returns a new one, so it can be kept or forked.
-
-    x [B, ...]: the state (of a spectral table: its components); after the last row, the sample.
-    x_in, t_in [B]: what to call the network with (None when done). row: rows done. states, datas:
-    history, most recent first. seed int64 [1] or [B], sample_ids int64 [B]: whose noise this is.
-    """
-
-    x: Tensor
-    x_in: Tensor | None
-    t_in: Tensor | None
-    row: int
-    states: tuple[Tensor, ...]
-    datas: tuple[Tensor, ...]
-    seed: Tensor
-    sample_ids: Tensor
-
-    @property
-    def done(self) -> bool:
-        """Whether `x` is the sample."""
-        return self.x_in is None
-
-
-class StepInfo(NamedTuple):
-    """What a callback sees after each row: x is the new state, out the network's output at t."""
-
-    row: int
-    t: float
-    x: Tensor
-    out: Tensor
-
-
-class Result(NamedTuple):
-    """x [B, ...]; nfe: network calls, of which guidance makes several at each of the float64 times
-    [N]; status int64 [B]."""
-
-    x: Tensor
-    nfe: int
-    times: Tensor
-    status: Tensor
+SOLVER, GRID, STEPS = "relay", "laplace-wide", 20  # where the user names none
 
 
 class Sampler:
@@ -91,19 +51,26 @@ class Sampler:
         state.x
 
     model: a `Denoiser`, or a `Process` together with `predicts` where the network lives elsewhere.
-    solver: a name, a `Solver`, a `Tableau`, or what `spectral` has of either. steps, grid, final:
-    see `grids.times`. dtype: float32 (default) or float64 for the state; a half type keeps state
-    and times in float32 and hands the network its x in that type. Raises ValueError for what does
-    not fit, before any call.
+    solver: a name, a `Solver`, a `GaussianPreconditioned`, or a table of either, which brings steps,
+        grid and end of its own.
+    steps: intervals of the grid, by default 20.
+    nfe: network calls to spend at most, in the place of steps; as many steps as they pay for.
+    grid: a name, a `Grid` or times; final: how the last step ends. See `ud.solvers.times`.
+    dtype: of the network's input; by default that of its parameters. The state is float64 with
+        float64 and float32 with all others.
+    device: by default the network's.
+
+    Raises ValueError and TypeError for what does not fit, before any call.
     """
 
     def __init__(
         self,
         model: Denoiser | Process,
         solver: SolverLike = SOLVER,
-        steps: int | None = 20,
+        steps: int | None = None,
         grid: GridLike = GRID,
         *,
+        nfe: int | None = None,
         final: str = "denoise",
         predicts: str = "noise",
         dtype: torch.dtype | None = None,
@@ -120,12 +87,9 @@ class Sampler:
         self.device = torch.device(device or device_of(model))
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.net_dtype = dtype
-        if isinstance(solver, Tableau | SpectralTable):
-            self.tableau = solver
-        else:
-            t = grids.times(_for_model(grid, model), model.process, steps, final, model.t_min)
-            self.tableau = get(solver).tableau(model.process, t)
-        self.plan = compose(self.tableau, model, self.device, self.dtype)
+        self.tableau = _table(solver, model, steps, nfe, _for_model(grid, model), final)
+        t_dtype = torch.float64 if self.net_dtype == torch.float64 else torch.float32
+        self.plan = compose(self.tableau, model, self.device, self.dtype, t_dtype)
 
     @property
     def nfe(self) -> int:
@@ -138,11 +102,20 @@ class Sampler:
         seed: int | Tensor = 0,
         sample_ids: Tensor | Sequence[int] | None = None,
         x_init: Tensor | None = None,
+        row: int = 0,
     ) -> State:
         """The state before the first call: x_init, or sigma(t_0) z with z of draw 0, 'initial'.
 
-        shape: (B, ...). seed: int or int64 [B]; sample_ids: int64 [B], global ids, by default
-        0..B-1. The same (seed, sample id) gives the same sample in any batch, order or shard.
+        shape: (B, ...).
+        seed: an int, or int64 [B], one a sample.
+        sample_ids: integers [B], global ids, by default 0 to B - 1. The same (seed, sample id) gives
+            the same sample in any batch, order or shard.
+        x_init: the state [B, ...] where the run starts.
+        row: rows done already, of a run in pieces whose x_init is the state after them; it goes on
+            with the normals that the whole run draws there.
+
+        Raises ValueError where later rows look back at states before `row`: go on from a kept
+        `State` then.
         """
         if not isinstance(shape, Sequence):
             raise InvalidType(f"shape must be (batch, ...); got {shape!r}")
@@ -152,36 +125,78 @@ class Sampler:
         ids = ids_or_places(sample_ids, shape[0], self.device)
         seed = as_seed(seed, self.device)
         check_batch("seed", seed, shape[0])
-        if x_init is None and self.tableau.grid[0] < self.tableau.grid[-1]:
-            raise InvalidValue(f"{self.tableau.name} starts from data: give them as x_init")
+        self.plan.frame.fits(shape)
+        self._starts_at(row, x_init)
         if x_init is None:
             z = normal(shape, seed, ids, **INITIAL.at(), device=self.device)
-            x = z.to(self.dtype) * float(self.model.process.sigma(self.tableau.grid[0]))
+            x = z.to(self.dtype) * self.plan.start
         elif not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape:
             got = tuple(getattr(x_init, "shape", ())) or type(x_init).__name__
             raise InvalidValue(f"x_init must be a tensor of shape {shape}; got {got}")
         else:
             x = x_init.to(self.device, self.dtype).contiguous()
+
+        def z0() -> Tensor:
+            """The normal of the table's entry."""
+            place = {**ENTRY.at(), "draw": self.plan.draw0}
+            return normal(shape, seed, ids, **place, device=self.device).to(self.dtype)
+
         frame = self.plan.frame
-        if frame is not None:
-            frame.fits(shape)
-            x = frame.enter(x)
-            x_in = frame.asked(x, 0)
-        else:
-            scale, noise = self.tableau.entry
-            if (scale, noise) != (1.0, 0.0):
-                z = normal(shape, seed, ids, **ENTRY.at(), device=self.device)
-                x = scale * x + noise * z.to(self.dtype)
-            x_in = x * self.plan.c_in0 if self.plan.scaled else x
-        x_in = x_in.to(self.net_dtype)
-        return State(x, x_in, self.plan.t_in[0].expand(shape[0]), 0, (), (), seed, ids)
+        u = frame.into(x, row) if row else frame.enter(x, z0)
+        states, datas = (u,) * self.plan.states, (u,) * self.plan.datas
+        return self._state(u, None, row, states, datas, seed, ids)
+
+    def _starts_at(self, row: int, x_init: Tensor | None) -> None:
+        """Raises ValueError unless a run can start at this row, with or without x_init."""
+        table = self.tableau
+        if row not in range(self.nfe):
+            raise InvalidValue(f"row must lie in 0..{self.nfe - 1}, the rows of the run; got {row}")
+        if x_init is None and (row or table.grid[0] < table.grid[-1]):
+            where = f"at row {row}" if row else "from data"
+            raise InvalidValue(f"{table.name} starts {where}: give the state there as x_init")
+        for i in range(row, self.nfe) if row else ():
+            past = torch.cat([table.state[i, i - row + 1 :], table.data[i, i - row + 1 :]])
+            if bool((past != 0).any()):
+                raise InvalidValue(
+                    f"row {i} of {table.name} looks back at what was before row {row}: keep the "
+                    "State of the first piece and go on from it with steps(state)"
+                )
+
+    def _state(
+        self,
+        u: Tensor,
+        x_in: Tensor | None,
+        row: int,
+        states: tuple[Tensor, ...],
+        datas: tuple[Tensor, ...],
+        seed: Tensor,
+        ids: Tensor,
+    ) -> State:
+        """The state before `row` whose components are u; x_in: as the step made it."""
+        plan, at = self.plan, min(row, self.nfe - 1)
+        x, c_in = plan.frame.sample(u, row), plan.c_in[at]
+        done = row == self.nfe
+        if x_in is None and not done:
+            x_in = network_input(x, c_in, self.net_dtype)
+        return State(
+            x=x,
+            t_in=None if done else plan.t_in[at].expand(len(x)),
+            row=row,
+            states=states,
+            datas=datas,
+            seed=seed,
+            sample_ids=ids,
+            c_in=c_in,
+            dtype=self.net_dtype,
+            made=None if x_in is None else Made(x, x_in, u),
+        )
 
     def tell(self, state: State, out: Tensor) -> State:
         """Take the network's output at (state.x_in, state.t_in) and step to the next row.
 
         Raises ValueError if the run is over or `out` has another shape than the state.
         """
-        if state.x_in is None:
+        if state.t_in is None:
             raise InvalidValue(f"the run is over after {self.nfe} network calls; start with init()")
         if not isinstance(out, Tensor) or out.shape != state.x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -189,38 +204,60 @@ class Sampler:
                 f"out, what the network returned, must have the shape of x {tuple(state.x.shape)}; "
                 f"got {got}"
             )
-        plan, i = self.plan, state.row
+        plan, i, made = self.plan, state.row, state.made
         last, frame = i == self.nfe - 1, plan.frame
-        fresh = plan.scaled or (self.net_dtype != state.x.dtype and frame is None)
-        step = linear_step(  # fresh: x_in is not x itself
-            state.x,
-            out if frame is None else frame.heard(out, i, self.dtype),
+        asis = made is not None and made.of is state.x
+        u = made.components if made is not None and asis else frame.into(state.x, i)
+        step = linear_step(
+            u,
+            frame.heard(out, i, self.dtype),
             plan.table,
-            plan.rows[i],
-            states=_padded(state.states, plan.states, state.x),
-            data=_padded(state.datas, plan.datas, state.x),
+            plan.rows[i : i + 1],
+            states=state.states,
+            data=state.datas,
             draws=plan.draws,
             seed=state.seed,
             sample_ids=state.sample_ids,
             keep_data=plan.datas > 0 and not last,
-            next_dtype=self.net_dtype if fresh and not last else None,
+            next_dtype=self.net_dtype if frame.fused and not last else None,
             clip=self.model.clip,
         )
-        states = (state.x, *state.states)[: plan.states]
+        states = (u, *state.states)[: plan.states]
         datas = () if step.data is None else (step.data, *state.datas)[: plan.datas]
-        if last:
-            x = step.x if frame is None else frame.leave(step.x)
-            return State(x, None, None, i + 1, states, datas, state.seed, state.sample_ids)
-        x_in = step.x_in if fresh else step.x
-        if frame is not None:
-            x_in = frame.asked(step.x, i + 1).to(self.net_dtype)
-        t_in = plan.t_in[i + 1].expand(len(step.x))
-        return State(step.x, x_in, t_in, i + 1, states, datas, state.seed, state.sample_ids)
+        return self._state(step.x, step.x_in, i + 1, states, datas, state.seed, state.sample_ids)
 
-    def sample_of(self, state: State) -> Tensor:
-        """x of a state, at the time of its row: of a spectral table too, which keeps components."""
-        frame = self.plan.frame
-        return state.x if frame is None or state.done else frame.sample(state.x, state.row + 1)
+    def steps(
+        self,
+        state: State,
+        cond: dict[str, Any] | None = None,
+        *,
+        call: Callable[[State], Tensor] | None = None,
+        edit: Callable[[State], State] | None = None,
+    ) -> Iterator[StepInfo]:
+        """Run on from a state, row by row: the one loop that every caller of a table uses.
+
+        state: of `init`, of an earlier row, or edited.
+        cond: keyword arguments for the network.
+        call: State -> the network's output; by default the model's own network.
+        edit: State -> State, applied before each call.
+        """
+        given = {**self.model.cond, **(cond or {})}
+        plan = self.plan
+        while not state.done:
+            before = state if edit is None else edit(state)
+            if call is None:
+                out = self.model.net(before.x_in, before.t_in, **given)
+            else:
+                out = call(before)
+            state, i = self.tell(before, out), before.row
+            readout = plan.skip[i], plan.scale[i]
+            yield StepInfo(i, plan.times[i], state.x, out, before, state, readout, self.model.clip)
+
+    def finish(self, state: State, cond: dict[str, Any] | None = None) -> Tensor:
+        """The sample [B, ...] that the run ends with."""
+        for step in self.steps(state, cond):
+            state = step.after
+        return state.x
 
     def capture(
         self,
@@ -235,29 +272,69 @@ class Sampler:
 
         Raises ValueError where the sampler is not on a CUDA device.
         """
-        return GraphedRun(self, self.model.net, shape, {**self.model.cond, **(cond or {})}, x_init)
+
+        def run(seed: Tensor, sample_ids: Tensor, start: Tensor | None) -> Tensor:
+            return self.finish(self.init(shape, seed, sample_ids, start), cond)
+
+        return GraphedRun(run, int(shape[0]), self.device, x_init)
 
 
 @overload
 def sample(
-    model: Denoiser, shape: Sequence[int], solver: SolverLike = ...,
-    steps: int | None = ..., grid: GridLike = ..., *, return_result: Literal[True], **rest: Any,
-) -> Result: ...  # fmt: skip
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: SolverLike = ...,
+    steps: int | None = ...,
+    grid: GridLike = ...,
+    seed: int | Tensor = ...,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = ...,
+    x_init: Tensor | None = ...,
+    cond: dict[str, Any] | None = ...,
+    nfe: int | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+    final: str = ...,
+    progress: bool = ...,
+    callback: Callable[[StepInfo], None] | None = ...,
+    return_result: Literal[True],
+    on_failure: str = ...,
+    graph: bool = ...,
+) -> Result: ...
 @overload
 def sample(
-    model: Denoiser, shape: Sequence[int], solver: SolverLike = ...,
-    steps: int | None = ..., grid: GridLike = ..., seed: int | Tensor = ..., **rest: Any,
-) -> Tensor: ...  # fmt: skip
-def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out here
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: SolverLike = ...,
+    steps: int | None = ...,
+    grid: GridLike = ...,
+    seed: int | Tensor = ...,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = ...,
+    x_init: Tensor | None = ...,
+    cond: dict[str, Any] | None = ...,
+    nfe: int | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+    final: str = ...,
+    progress: bool = ...,
+    callback: Callable[[StepInfo], None] | None = ...,
+    return_result: Literal[False] = ...,
+    on_failure: str = ...,
+    graph: bool = ...,
+) -> Tensor: ...
+def sample(
     model: Denoiser,
     shape: Sequence[int],
     solver: SolverLike = SOLVER,
-    steps: int | None = 20,
+    steps: int | None = None,
     grid: GridLike = GRID,
     seed: int | Tensor = 0,
+    *,
     sample_ids: Tensor | Sequence[int] | None = None,
     x_init: Tensor | None = None,
     cond: dict[str, Any] | None = None,
+    nfe: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     final: str = "denoise",
@@ -269,19 +346,26 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
 ) -> Tensor | Result:
     """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
 
-    model: a `Denoiser`. shape: (B, ...). solver, steps, grid, final: what to integrate with and
-    where (`ud.solvers.names()`, `ud.solvers.GRIDS`; how the last step ends: `grids.times`); by
-    default `Relay`, which calls the network once a step.
-    seed, sample_ids: see `Sampler.init`. x_init: the state at the grid's first time, e.g. from
-    `ud.encode`. dtype: of the network's input and of the result; by default the network's own for
-    the one (float64 for a float64 x_init) and the state's, float32 at least, for the other. A table
-    has steps, grid and end of its own: with one those three are not looked at. cond: keyword
-    arguments for the network. callback: called after each row with a `StepInfo`. on_failure: 'raise'
-    a `SolverError` that names step and samples where NaN or Inf appeared, or 'return' what there is,
-    with `status`. graph: capture the run in one CUDA graph (for many runs of one shape keep the graph
-    instead: `Sampler.capture`); no callback then.
+    model: a `Denoiser`.
+    shape: (B, ...).
+    solver, steps, nfe, grid, final: what to integrate with and where; see `Sampler`. The default is
+        `Relay` with 20 steps, which calls the network once a step.
+    seed, sample_ids: see `Sampler.init`. The same seed gives the same samples, 0 by default.
+    x_init: the state at the grid's first time, e.g. of `ud.encode`; by default noise.
+    cond: keyword arguments for the network.
+    dtype: of the network's input and of the result. By default the network is handed the type of
+        its parameters and the result has the state's, float32 or that of a float64 x_init.
+    device: by default that of x_init, else the network's.
+    progress: draw a bar.
+    callback: called after each row with a `StepInfo`.
+    return_result: return a `Result` with `nfe` and `status` in the place of the tensor.
+    on_failure: 'raise' a `SolverError` that names the step and the samples where NaN or Inf
+        appeared, or 'return' what there is, with `status`.
+    graph: capture the run in one CUDA graph, without callbacks. For many runs of one shape keep the
+        graph: `Sampler.capture`.
 
-    Gradients flow only if x_init requires them. Raises ValueError for bad input before any call.
+    Gradients flow only if x_init requires them. Raises ValueError and TypeError for bad input,
+    before any call.
     """
     if on_failure not in ("raise", "return"):
         raise InvalidValue(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
@@ -295,24 +379,25 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     if graph and callback is not None:
         raise InvalidValue("graph=True leaves no moment between steps to call `callback`")
     state_dtype = torch.float64 if wide else dtype
-    sampler = Sampler(model, solver, steps, grid, final=final, dtype=state_dtype, device=device)
-    cond = {**model.cond, **(cond or {})}
-    times = sampler.tableau.times.tolist()
+    sampler = Sampler(
+        model, solver, steps, grid, nfe=nfe, final=final, dtype=state_dtype, device=device
+    )
+    first = sampler.init(shape, seed, sample_ids, x_init)
 
     def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
-        state = sampler.init(shape, seed, sample_ids, x_init)
-        for i, t in enumerate(track(times, "sampling", sampler.nfe, progress and watch is None)):
-            out = model.net(state.x_in, state.t_in, **cond)
-            state = sampler.tell(state, out)
+        x = first.x
+        steps = sampler.steps(first, cond)
+        for step in track(steps, "sampling", sampler.nfe, progress and watch is None):
+            x = step.x
             if watch is not None:
-                watch(i, out, state.x)
+                watch(step.row, step.out, step.x)
             elif callback is not None:
-                callback(StepInfo(i, t, sampler.sample_of(state), out))
-        return state.x
+                callback(step)
+        return x
 
     with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
         x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
-        status, message = verdict(x, run, times)
+        status, message = verdict(x, run, sampler.plan.times)
     x = x if dtype is None else x.to(dtype)
     calls = sampler.nfe * calls_of(model.net)
     result = Result(x, calls, sampler.tableau.times, status)
@@ -321,9 +406,30 @@ def sample(  # type: ignore[misc]  # **rest stands for the arguments spelled out
     return result if return_result else x
 
 
-def _padded(history: tuple[Tensor, ...], size: int, x: Tensor) -> tuple[Tensor, ...]:
-    """Fill missing history with x: its coefficients are 0, so it does not take part."""
-    return history + (x,) * (size - len(history))
+def _table(
+    solver: SolverLike,
+    model: Denoiser,
+    steps: int | None,
+    nfe: int | None,
+    grid: GridLike,
+    final: str,
+) -> Tableau | SpectralTable:
+    """The table that a run goes by."""
+    if nfe is not None and steps is not None:
+        raise InvalidValue(f"steps={steps} and nfe={nfe} were both given: leave one out")
+    given = isinstance(solver, Tableau | SpectralTable)
+    if nfe is not None and (given or not isinstance(grid, grids.Grid)):
+        what = "table" if given else "grid"
+        raise InvalidValue(
+            f"nfe={nfe} chooses the number of steps, but this {what} has its own: leave nfe out"
+        )
+    if isinstance(solver, Tableau | SpectralTable):
+        return solver
+    if nfe is not None and isinstance(grid, grids.Grid):
+        return largest(get(solver), model, grid, final, nfe // calls_of(model.net))
+    steps = STEPS if steps is None else steps
+    t = grids.times(grid, model.process, steps, final, model.t_min)
+    return get(solver).tableau(model.process, t)
 
 
 def _for_model(grid: GridLike, model: Denoiser) -> GridLike:

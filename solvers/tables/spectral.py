@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,22 @@ class SpectralTable:
 
     @property
     def nfe(self) -> int:
+        """Network evaluations of one run."""
         return len(self.times)
+
+    @property
+    def noise(self) -> Tensor:
+        """[N, 0, d]: no row draws a normal."""
+        return self.state[:, :0]
+
+    @property
+    def draws(self) -> Tensor:
+        """int64 [N, 0]."""
+        return torch.zeros(self.nfe, 0, dtype=torch.int64)
+
+    def frame(self, model: Denoiser, device: torch.device, dtype: torch.dtype) -> Frame:
+        """Between a model's samples and the components that the table acts on."""
+        return Frame.of(self, model, device, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +60,15 @@ class Frame:
     """Between a model's samples and the components that a spectral table acts on; all it holds is on
     the device and in the state's type, so that a CUDA graph can capture it.
 
-    alpha [N + 2]: at grid[0], at every call, at grid[-1]. c_in [N]: scale of the network's input.
+    alpha [N + 2]: at grid[0], at every call, at grid[-1].
     shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
     """
 
     stats: Statistics
     entry: Tensor
-    alpha: tuple[float, ...]
-    c_in: tuple[float, ...]
-    shift: tuple[float, ...]
+    alpha: Tensor
+    shift: Tensor
+    fused: ClassVar[bool] = False
 
     @classmethod
     def of(cls, table: SpectralTable, model: Denoiser, device: Any, dtype: torch.dtype) -> Frame:
@@ -78,9 +93,8 @@ class Frame:
             )
         skip, scale = model.coefficients("data", table.times)
         shift = (skip * alpha[1:-1] - 1) / scale
-        c_in = model.network_scale(table.times)
-        numbers = (tuple(v.tolist()) for v in (alpha, c_in, shift))
-        return cls(table.stats.to(device, dtype), table.entry.to(device, dtype), *numbers)
+        numbers = (v.to(device, dtype) for v in (table.entry, alpha, shift))
+        return cls(table.stats.to(device, dtype), *numbers)
 
     def fits(self, shape: Sequence[int]) -> None:
         """Raises ValueError unless samples of this shape (B, ...) have the statistics' components."""
@@ -91,27 +105,25 @@ class Frame:
                 "take statistics of data of the model's own kind"
             )
 
-    def enter(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
         """x at grid[0] -> u at the first call."""
-        u = self.stats.q.into(x.flatten(1) - self._mean(x, 0))
-        return (u * self.entry).reshape(x.shape)
+        return (self._turned(x, 0) * self.entry).reshape(x.shape)
 
-    def asked(self, u: Tensor, row: int) -> Tensor:
-        """u -> the network's input at call `row`."""
-        return self.c_in[row] * self.sample(u, row + 1)
+    def into(self, x: Tensor, row: int) -> Tensor:
+        """x at call `row` -> u there."""
+        return self._turned(x, row + 1).reshape(x.shape)
 
-    def leave(self, u: Tensor) -> Tensor:
-        """u -> x at grid[-1]."""
-        return self.sample(u, len(self.alpha) - 1)
-
-    def sample(self, u: Tensor, i: int) -> Tensor:
-        """u -> x where alpha[i] is taken."""
-        return (self.stats.q.back(u.flatten(1)) + self._mean(u, i)).reshape(u.shape)
+    def sample(self, u: Tensor, row: int) -> Tensor:
+        """u -> x at call `row`, or at grid[-1] after the last."""
+        return (self.stats.q.back(u.flatten(1)) + self._mean(u, row + 1)).reshape(u.shape)
 
     def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
         """What the network returned at that call -> what the table's read-out takes."""
         shifted = out.to(dtype).flatten(1) + self.shift[row] * self.stats.mean.to(out.device, dtype)
         return self.stats.q.into(shifted).reshape(out.shape)
+
+    def _turned(self, x: Tensor, i: int) -> Tensor:
+        return self.stats.q.into(x.flatten(1) - self._mean(x, i))
 
     def _mean(self, x: Tensor, i: int) -> Tensor:
         return self.alpha[i] * self.stats.mean.to(x.device, x.dtype)

@@ -13,14 +13,41 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...models import Denoiser
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The frame of a table that acts on samples as they are."""
+
+    entry: tuple[float, float]
+    fused: ClassVar[bool] = True  # c_in x of the table's last column is the network's input
+
+    def fits(self, shape: Sequence[int]) -> None:
+        """Samples of any shape do."""
+
+    def enter(self, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
+        """x where the run starts -> x at the first call; z draws the entry's normal."""
+        scale, noise = self.entry
+        return x if self.entry == (1.0, 0.0) else scale * x + noise * z()
+
+    def into(self, x: Tensor, row: int) -> Tensor:
+        return x
+
+    def sample(self, u: Tensor, row: int) -> Tensor:
+        return u
+
+    def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
+        return out
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +118,10 @@ class Tableau:
     def stochastic(self) -> bool:
         """Whether any normal is drawn after the initial one."""
         return self.entry[1] != 0 or bool((self.noise != 0).any())
+
+    def frame(self, model: Denoiser, device: torch.device, dtype: torch.dtype) -> Identity:
+        """Between samples and what the table acts on: the samples themselves."""
+        return Identity(self.entry)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tableau) and self.to_json() == other.to_json()

@@ -1,0 +1,109 @@
+"""What a run is between two network calls, what a callback sees, and what a run ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Made(NamedTuple):
+    """What a row made together with the state `of`: the network's next input, and the components
+    that the table acts on (x itself but for a spectral table)."""
+
+    of: Tensor
+    x_in: Tensor
+    components: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that a run needs to go on: a value, to be kept, forked, pickled or sent elsewhere.
+
+    x: [B, ...], the state at the time of its row; after the last row, the sample.
+    t_in: [B], the time to call the network with; None when the run is over.
+    row: rows done.
+    states, datas: histories, most recent first; what is not there yet stands in as x.
+    seed, sample_ids: int64 [1] or [B] and int64 [B], whose noise this is.
+    c_in, dtype: scale and type of the network's input.
+    made: see `Made`; it counts only as long as x is the tensor it was made with.
+
+    `state.replace(x=...)` goes on from another x. Do not write into `x`: other states share it.
+    """
+
+    x: Tensor
+    t_in: Tensor | None
+    row: int
+    states: tuple[Tensor, ...]
+    datas: tuple[Tensor, ...]
+    seed: Tensor
+    sample_ids: Tensor
+    c_in: Tensor
+    dtype: torch.dtype
+    made: Made | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether `x` is the sample."""
+        return self.t_in is None
+
+    @property
+    def x_in(self) -> Tensor | None:
+        """What to call the network with, c_in x: memory of its own. None when the run is over."""
+        if self.done:
+            return None
+        if self.made is not None and self.made.of is self.x:
+            return self.made.x_in
+        return network_input(self.x, self.c_in, self.dtype)
+
+    def replace(self, **changes: Any) -> State:
+        """The same state but for some fields, e.g. `x`: what the network is asked follows from it."""
+        return with_changes(self, **changes)
+
+    _replace = replace  # as of a named tuple
+
+
+torch.serialization.add_safe_globals([State, Made])  # torch.load takes them with weights_only=True
+
+
+def network_input(x: Tensor, c_in: Tensor, dtype: torch.dtype) -> Tensor:
+    """c_in x in the network's type, never x itself: networks may work in place."""
+    return (x * c_in).to(dtype)
+
+
+class StepInfo(NamedTuple):
+    """One row of a run, as a callback sees it.
+
+    row: its index. t: where the network was called. x [B, ...]: the new state. out: the network's
+    output. before, after: the states around it. readout: (skip, scale) of D = skip x + scale out.
+    clip: the model's.
+    """
+
+    row: int
+    t: float
+    x: Tensor
+    out: Tensor
+    before: State
+    after: State
+    readout: tuple[float, float]
+    clip: tuple[float, float] | None
+
+    @property
+    def denoised(self) -> Tensor:
+        """D(x, t) of the state before the row, [B, ...]: the estimate of the sample."""
+        skip, scale = self.readout
+        d = skip * self.before.x + scale * self.out.to(self.x.dtype)
+        return d if self.clip is None else d.clamp(*self.clip)
+
+
+class Result(NamedTuple):
+    """x [B, ...]; nfe: network calls, of which guidance makes several at each of the float64 times
+    [N]; status int64 [B]: codes of `Status`."""
+
+    x: Tensor
+    nfe: int
+    times: Tensor
+    status: Tensor
