@@ -138,7 +138,8 @@ class Sampler:
 
         def z0() -> Tensor:
             """The normal of the table's entry."""
-            place = {**ENTRY.at(), "draw": self.plan.draw0}
+            place = ENTRY.at()
+            place["draw"] += self.plan.draw0
             return normal(shape, seed, ids, **place, device=self.device).to(self.dtype)
 
         frame = self.plan.frame
