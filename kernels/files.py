@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,13 @@ def write_tensors(path: str | Path, value: Any) -> Path:
     return atomically(path, write)
 
 
-def usable(folder: str | Path, needs: int = 0, name: str = "out") -> Path:
+def usable(
+    folder: str | Path, needs: int = 0, files: Iterable[str] = (), name: str = "out"
+) -> Path:
     """Create the folder and make sure, before any work, that files can be written into it.
 
-    needs: bytes that will be written, 0 where that is not known. name: of the caller's argument.
+    needs: bytes that will be written, 0 where that is not known.
+    files: names of what will be written. name: of the caller's argument.
 
     Raises UnusableFolder, an OSError.
     """
@@ -85,6 +88,12 @@ def usable(folder: str | Path, needs: int = 0, name: str = "out") -> Path:
         raise UnusableFolder(
             f"{error.strerror}: {folder}: {name} must be a folder that can be written to"
         ) from None
+    for file in files:
+        if (folder / file).is_dir():
+            raise UnusableFolder(
+                f"{os.strerror(errno.EISDIR)}: {folder / file}: a file of that name is to be written "
+                f"into {name}; move it away, or name another {name}"
+            )
     free = space.f_bavail * space.f_frsize if space else needs
     if free < needs:
         raise UnusableFolder(

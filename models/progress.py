@@ -74,7 +74,8 @@ def bar(show: bool) -> Iterator[Bar]:
     except ImportError:
         yield _Lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    words = TextColumn("{task.description}", markup=False)  # brackets of a name are its own
+    columns = (words, BarColumn(), MofNCompleteColumn(), Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         yield _RichBar(drawn)
 

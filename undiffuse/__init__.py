@@ -13,7 +13,7 @@ from . import kernels, models, solvers
 from .kernels.errors import UndiffuseError
 from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, guidance, targets
 from .models.checkpoint import load, load_default
-from .models.training import train
+from .models.training.train import train
 from .solvers import (
     Sampler,
     SolverError,

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.files import usable
 from ..data.sets import Data, load
 from ..denoiser import Denoiser
 from ..processes import VP, LearnedVP, Process, registry
 from ..variational import VLB, Hybrid
 from .learned_schedule import LearnedSchedule
 from .losses import LOSSES
-from .monitor import reporter
 from .trainer import Loss, Settings, Trainer
 
 OBJECTIVES: dict[str, Loss] = {
@@ -68,15 +68,17 @@ def train(
     Raises ValueError for bad arguments and where
     out holds a run with others, TrainingError (with `.step`) when the loss is not finite.
     """
-    try:
-        chosen = Settings(**settings)
-    except TypeError:
-        known = ", ".join(f.name for f in dataclasses.fields(Settings))
-        raise InvalidValue(f"settings must be among {known}; got {', '.join(settings)}") from None
+    known = [f.name for f in dataclasses.fields(Settings)]
+    if unknown := [name for name in settings if name not in known]:
+        raise InvalidValue(f"settings must be among {', '.join(known)}; got {', '.join(unknown)}")
+    chosen = Settings(**settings)
     process = _process(process)
     objective, config = _loss(loss, process), dict(network_config or {})
+    where = _device(device)
     if isinstance(objective, Hybrid):
         config["outputs"] = 2
+    if out is not None:
+        usable(out, files=("model.safetensors", "state.pt", "loss.jsonl", "loss.png"))
     run = Trainer(
         load(data),
         process,
@@ -87,13 +89,24 @@ def train(
         time=time,
         sigma_data=sigma_data,
         out=None if out is None else Path(out),
-        device=torch.device(device or "cpu"),
+        device=where,
     )
     if resume:
         run.restore()
-    with reporter(chosen.steps, run.step, progress) as report:
-        run.advance(report)
+    run.advance(progress)
     return run.averaged()
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    try:
+        found = torch.device(device or "cpu")
+        torch.empty(0, dtype=torch.float32, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise InvalidValue(f"device {device!r} cannot be used here: {why}") from None
+    if found.type == "meta":
+        raise InvalidValue("device is 'meta', which holds no numbers: choose another device")
+    return found
 
 
 def _process(process: Process | str | None) -> Process:

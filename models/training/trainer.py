@@ -20,16 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ...kernels.errors import InvalidValue, RunFailure
-from ...kernels.files import write_tensors, write_text
-from ..checkpoint import Checkpoint
+from ...kernels.checks import whole
+from ...kernels.errors import InvalidType, InvalidValue, RunFailure
+from ...kernels.files import atomically, write_tensors, write_text
+from ..checkpoint import Checkpoint, load
 from ..data.formats import UNREADABLE
 from ..data.sets import Data
 from ..denoiser import Denoiser
 from ..dequantize import fill
 from ..networks import network_for
 from ..processes import LearnedVP, Process, registry
-from .monitor import Report, plot
+from ..progress import bar
 
 Loss = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -51,9 +52,19 @@ class TrainingError(RunFailure):
 class Settings:
     """What a training run is, but for its data and process; recorded in checkpoints.
 
-    Ranges: steps, batch, every >= 1; lr > 0; 0 <= ema < 1; clip > 0 (norm of the gradient);
-    warmup >= 0 steps; 0 <= drop_label <= 1; raises ValueError outside. bfloat16: run the network
-    in it by autocast (weights and moments stay float32); None: on CUDA devices only.
+    steps: of the optimiser, >= 1. batch: events a step, >= 1.
+    lr: peak learning rate, 0 < lr <= 1 (AdamW moves a weight by about lr a step).
+    ema: decay of the averaged weights, 0 <= ema < 1.
+    seed: 64 bits.
+    clip: largest norm of the gradient, > 0. weight_decay: AdamW's, >= 0.
+    warmup: steps in which the learning rate rises, >= 0.
+    every: steps between checkpoints, >= 1.
+    held_out: fraction of the events that is not trained on, 0 <= held_out < 1.
+    dequantize: fill the width of the levels of quantised data with uniform noise.
+    conditional: give the network the labels. drop_label: how often one is left out, 0 to 1.
+    bfloat16: run the network in it by autocast (weights and moments stay float32); None: on CUDA.
+
+    Raises ValueError or TypeError, naming the field.
     """
 
     steps: int = 10_000
@@ -72,21 +83,39 @@ class Settings:
     bfloat16: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "every"):
-            if getattr(self, name) < 1:
-                raise InvalidValue(f"{name} must be >= 1; got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise InvalidValue(f"{name} must be > 0; got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise InvalidValue(f"ema must lie in [0, 1); got {self.ema}")
-        if not 0 <= self.drop_label <= 1:
-            raise InvalidValue(f"drop_label must lie in [0, 1]; got {self.drop_label}")
+        for name, least in (("steps", 1), ("batch", 1), ("every", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise InvalidType(f"{name} must be a whole number >= {least}; got {value!r}")
+            if value < least:
+                raise InvalidValue(f"{name} must be >= {least}; got {value}")
+        whole("seed", self.seed, -(2**63), 2**64)
+        for name, holds, words in _RANGES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidType(f"{name} must be a number; got {value!r}")
+            if not (math.isfinite(value) and holds(value)):
+                raise InvalidValue(f"{name} must {words}; got {value}")
+        for name in ("dequantize", "conditional", "bfloat16"):
+            value = getattr(self, name)
+            if not (isinstance(value, bool) or (value is None and name == "bfloat16")):
+                raise InvalidType(f"{name} must be True or False; got {value!r}")
 
     def learning_rate(self, step: int) -> float:
         """lr(k) of the module's first lines, k = 0..steps-1."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("lr", lambda v: v > 0, "be > 0"),
+    ("lr", lambda v: v <= 1, "be <= 1, since AdamW moves a weight by about lr a step"),
+    ("ema", lambda v: 0 <= v < 1, "lie in [0, 1)"),
+    ("clip", lambda v: v > 0, "be > 0"),
+    ("weight_decay", lambda v: v >= 0, "be >= 0"),
+    ("held_out", lambda v: 0 <= v < 1, "lie in [0, 1)"),
+    ("drop_label", lambda v: 0 <= v <= 1, "lie in [0, 1]"),
+)
 
 
 class Trainer:
@@ -128,6 +157,7 @@ class Trainer:
         self.start = registry.to_dict(process)  # before a schedule is learned
         self.net, process = _trained(net, process, device)
         self.denoiser = Denoiser(net, process, predicts=predicts, time=time, sigma_data=sigma_data)
+        _can_be_sampled(self.denoiser)
         self.average = AveragedModel(self.net, multi_avg_fn=self._average)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -139,19 +169,27 @@ class Trainer:
 
     # --- the loop ------------------------------------------------------------------------------
 
-    def advance(self, report: Report) -> None:
-        """Run to the last step, with a checkpoint every `every` steps and at the end."""
-        settings = self.settings
-        while self.step < settings.steps:
-            self._one_step()
-            last = self.step == settings.steps
-            save = last or self.step % settings.every == 0
-            if save or self.step % _CHECK == 0:
-                self._look(save)
-                row = self.history[-1]
-                report(self.step, row["loss"], row.get("held_out"))
-            if save:
-                self._keep()
+    def advance(self, progress: bool) -> None:
+        """Run to the last step, with a checkpoint every `every` steps and at the end.
+
+        progress: show the steps, the loss and the held-out loss on standard error.
+        """
+        settings, held, shown = self.settings, "", self.step
+        with bar(progress) as shows:
+            shows.say("training")
+            shows.total(settings.steps - self.step)
+            while self.step < settings.steps:
+                self._one_step()
+                save = self.step == settings.steps or self.step % settings.every == 0
+                if save or self.step % _CHECK == 0:
+                    self._look(save)
+                    row = self.history[-1]
+                    held = f", held out {row['held_out']:.4f}" if "held_out" in row else held
+                    shows.say(f"training, loss {row['loss']:.4f}{held}")
+                    shows.advance(self.step - shown)
+                    shown = self.step
+                if save:
+                    self._keep()
 
     def _one_step(self) -> None:
         settings = self.settings
@@ -274,29 +312,89 @@ class Trainer:
         plot(self.history, self.out / "loss.png")
 
     def restore(self) -> None:
-        """Take up the state in `out`, if there is one of this very run."""
+        """Take up the state in `out`, if there is one of this very run.
+
+        A finished run whose other files are gone or damaged gets them again.
+        """
         path = None if self.out is None else self.out / "state.pt"
         if path is None or not path.exists():
             return
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
             theirs = json.loads(state["description"])
-        except UNREADABLE as e:
-            raise InvalidValue(
-                f"{path} cannot be resumed from ({e}); pass resume=False, or --restart"
-            ) from None
+            parts = {k: state[k] for k in ("net", "average", "optimizer", "generator")}
+            step, history = int(state["step"]), list(state["history"])
+        except _DAMAGED as e:
+            raise _not_resumable(path, e) from None
         ours = json.loads(json.dumps(self._description()))
         for key in ours:
             if ours[key] != theirs.get(key):
                 raise InvalidValue(
-                    f"{path} is of a run with other arguments: {key} was {theirs.get(key)}, is "
-                    f"now {ours[key]}; choose another out, or start over with resume=False, or --restart"
+                    f"{path} is of a run with other arguments: {key} was {theirs.get(key)}, is now "
+                    f"{ours[key]}; choose another out, or start over with resume=False, or --restart"
                 )
-        self.net.load_state_dict(state["net"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.step, self.history = state["step"], state["history"]
+        try:
+            self.net.load_state_dict(parts["net"])
+            self.average.load_state_dict(parts["average"])
+            self.optimizer.load_state_dict(parts["optimizer"])
+            self.generator.set_state(parts["generator"])
+        except _DAMAGED as e:
+            raise _not_resumable(path, e) from None
+        self.step, self.history = step, history
+        if step >= self.settings.steps and not self._is_kept():
+            self._keep()
+
+    def _is_kept(self) -> bool:
+        """Whether the network on the disk can be read and is of this step."""
+        assert self.out is not None
+        try:
+            return load(self.out / "model.safetensors").training.get("step") == self.step
+        except (InvalidValue, OSError):
+            return False
+
+
+_DAMAGED = (*UNREADABLE, TypeError, AttributeError, IndexError, RecursionError)
+
+
+def _not_resumable(path: Path, error: Exception) -> InvalidValue:
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InvalidValue(
+        f"{path} cannot be resumed from, it is damaged ({why:.200}); start over with resume=False, "
+        "or --restart"
+    )
+
+
+def _can_be_sampled(model: Denoiser) -> None:
+    """Raises ValueError where the data cannot be told from the prediction at the start of sampling."""
+    last = torch.tensor(model.process.t_max, dtype=torch.float64)
+    try:
+        model.coefficients("data", last)
+    except InvalidValue:
+        raise InvalidValue(
+            f"predicts={model.predicts!r} says nothing of the data at t={float(last):g} of "
+            f"{model.process}, where alpha is 0: a network so trained could not be sampled from; "
+            "train with predicts='v', 'edm' or 'flow', or end the process before, e.g. "
+            "Flow(t_max=0.999)"
+        ) from None
+    model.network_time(last)  # which says itself where it is infinite
+
+
+def plot(history: list[dict[str, float]], path: Path) -> None:
+    """The loss curve as a PNG, where matplotlib is installed; a bound may be negative."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    positive = all(r["loss"] > 0 and r.get("held_out", 1) > 0 for r in history)
+    scale = "log" if positive else "linear"
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale=scale)
+    axes.plot([r["step"] for r in history], [r["loss"] for r in history], label="training", lw=0.8)
+    held = [(r["step"], r["held_out"]) for r in history if "held_out" in r]
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", ms=3, label="held out, averaged weights")
+    axes.legend()
+    atomically(path, lambda p: figure.savefig(p, format="png", dpi=120))
 
 
 def _trained(net: nn.Module, process: Process, device: torch.device) -> tuple[nn.Module, Process]:
