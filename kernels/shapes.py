@@ -7,6 +7,9 @@ from torch import Tensor
 
 
 def column(c: Tensor, x: Tensor) -> Tensor:
-    """c [B] as [B, 1, ...] against x [B, *event]: in x's dtype, or bool if c is a mask."""
-    c = c if c.dtype == torch.bool else c.to(x.dtype)
-    return c.reshape(-1, *(1,) * (x.ndim - 1))
+    """c [B] as [B, 1, ...] against x [B, *event]: on x's device, in its dtype, or bool if c is a
+    mask. A c without dimensions stays a number, wherever it is."""
+    dtype = torch.bool if c.dtype == torch.bool else x.dtype
+    if c.ndim == 0:
+        return c.to(dtype)
+    return c.to(x.device, dtype).reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,189 @@
+"""Conditions: what a network is told beside x and t, as trees whose leaves may belong to samples.
+
+A tree is any nesting of dicts, lists, tuples, named tuples and dataclasses. Its leaves are
+
+    a tensor or array of length B     a row for each sample: rows follow their samples
+    a tensor or array of length 1     shared by all samples, as is one without dimensions
+    `shared(value)`                   shared by all samples, whatever its length
+    anything else                     numbers, text, None, modules: shared
+
+and a tensor or array of another length is refused, by its path in the tree.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..kernels.errors import InvalidType, InvalidValue
+
+Leaf = Callable[[Any, str], Any]
+"""(leaf, path) -> what stands in its place."""
+
+
+class Shared:
+    """A condition, or a part of one, that all samples share; made by `shared`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        kind = type(self.value).__name__
+        size = f" {tuple(self.value.shape)}" if _has_rows(self.value) else ""
+        return f"shared({kind}{size})"
+
+
+def shared(value: Any) -> Shared:
+    """Mark a condition, or a part of one, as the same for all samples of a batch.
+
+        ud.log_prob(model, x, cond={"context": ud.shared(context)})
+
+    value: handed to the network as it is. Needed for tensors and arrays that are longer than 1: their
+        first dimension would be taken for the samples'.
+    """
+    return value if isinstance(value, Shared) else Shared(value)
+
+
+def check(cond: Any, batch: int, name: str = "cond") -> None:
+    """Raise ValueError for a leaf that neither has `batch` rows nor is shared, naming its path."""
+
+    def leaf(value: Any, path: str) -> Any:
+        if _has_rows(value) and len(value) not in (1, batch):
+            raise InvalidValue(
+                f"{path} has length {len(value)} and the batch has {batch} samples: give it a row "
+                f"for each sample or length 1, or mark it as the same for all, ud.shared(...)"
+            )
+        return value
+
+    walk(leaf, cond, name)
+
+
+def named(cond: Any) -> dict[str, Any]:
+    """`cond` as a dict; None is none. Raises TypeError for what is no mapping of names."""
+    if cond is None:
+        return {}
+    if not isinstance(cond, Mapping) or not all(isinstance(key, str) for key in cond):
+        raise InvalidType(
+            "cond must be a dict of keyword arguments for the network, e.g. {'label': labels}; "
+            f"got {type(cond).__name__}"
+        )
+    return dict(cond)
+
+
+def rows(cond: Any, index: Tensor, batch: int) -> Any:
+    """The conditions of the samples `index` (int64 [n]) out of `batch`; what is shared stays."""
+
+    def leaf(value: Any, path: str) -> Any:
+        if not _has_rows(value) or len(value) != batch or batch == 1:
+            return value
+        if isinstance(value, Tensor):
+            return value[index.to(value.device)]
+        return value[index.cpu().numpy()]
+
+    return walk(leaf, cond)
+
+
+def plain(cond: dict[str, Any]) -> dict[str, Any]:
+    """The same without the marks of `shared`: what the network is handed."""
+    return {
+        key: value if type(value) is Tensor else walk(_unmarked, value)
+        for key, value in cond.items()
+    }  # fmt: skip
+
+
+def joined(a: Any, b: Any, batch: int) -> Any:
+    """One tree of 2 B rows, those of `a` and then those of `b`; raises `CannotJoin`.
+
+    Leaves of equal kind, type and trailing shape are joined; numbers, text and marked leaves must be
+    the same in both.
+    """
+    if isinstance(a, Shared) or not _has_rows(a):
+        inner = None if isinstance(a, Shared) else _children(a)
+        if inner is None:
+            if a is b or _same(a, b):
+                return a
+            raise CannotJoin
+        other = _children(b)
+        if type(a) is not type(b) or other is None or list(inner) != list(other):
+            raise CannotJoin
+        return _rebuilt(a, {key: joined(inner[key], other[key], batch) for key in inner})
+    if a is b and len(a) == 1:
+        return a
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or b.ndim == 0:
+        raise CannotJoin
+    if a.shape[1:] != b.shape[1:] or (a.dtype, a.device) != (b.dtype, b.device):
+        raise CannotJoin
+    if not {len(a), len(b)} <= {1, batch}:
+        raise CannotJoin
+    return torch.cat([v.expand(batch, *v.shape[1:]) for v in (a, b)])
+
+
+class CannotJoin(Exception):
+    """Two trees of conditions have no common batch."""
+
+
+def walk(leaf: Leaf, value: Any, path: str = "cond") -> Any:
+    """The tree with every leaf replaced; parts in which nothing changes stay the same objects."""
+    inner = _children(value)
+    if inner is None:
+        return leaf(value, path)
+    changed = {key: walk(leaf, part, path + _step(value, key)) for key, part in inner.items()}
+    if all(changed[key] is part for key, part in inner.items()):
+        return value
+    return _rebuilt(value, changed)
+
+
+def _unmarked(value: Any, path: str) -> Any:
+    return value.value if isinstance(value, Shared) else value
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Shared) and isinstance(b, Shared):
+        return a.value is b.value
+    simple = (int, float, complex, str, bytes, bool, type(None))
+    return isinstance(a, simple) and type(a) is type(b) and a == b
+
+
+def _children(value: Any) -> dict[Any, Any] | None:
+    """The parts of a container by key, index or field; None for a leaf."""
+    if isinstance(value, Tensor | str | nn.Module | type):
+        return None
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return None
+
+
+def _step(value: Any, key: Any) -> str:
+    return f".{key}" if is_dataclass(value) and not isinstance(value, Mapping) else f"[{key!r}]"
+
+
+def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
+    """A container like `value` of these parts."""
+    if isinstance(value, tuple):
+        made = parts.values()
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if type(value) in (dict, list):
+        return parts if isinstance(value, dict) else list(parts.values())
+    again = copy.copy(value)
+    for key, part in parts.items():
+        if isinstance(value, Mapping | list):
+            again[key] = part
+        else:
+            object.__setattr__(again, key, part)
+    return again
