@@ -9,6 +9,7 @@ if __name__ == "models":
 from . import adapters, data, guidance, variational
 from .checkpoint import Checkpoint, load_default
 from .checkpoint import load as load_checkpoint
+from .conditions import shared
 from .denoiser import Denoiser
 from .dequantize import Levels
 from .ito import ItoSDE
@@ -68,6 +69,7 @@ __all__ = [
     "load_checkpoint",
     "load_default",
     "score_matching",
+    "shared",
     "train",
     "variational",
 ]

@@ -158,7 +158,7 @@ def _first(process: Process) -> float:
 class ScaledFlow:
     """The flow of `model` for a batch of given size; lam_data > lam_noise are its two ends.
 
-    cond: keyword arguments of the network; tensors with one row a sample follow their samples.
+    cond: keyword arguments of the network; their rows follow their samples (models.conditions).
     t_min: see `start_time`. forwards counts network evaluations, [B] int64.
     """
 
@@ -169,9 +169,7 @@ class ScaledFlow:
         cond: dict[str, Any] | None = None,
         t_min: float | None = None,
     ) -> None:
-        self.model, self.batch = model, batch
-        self.cond = {**model.cond, **(cond or {})}
-        self.own = {k for k, v in self.cond.items() if _per_row(v, batch)}  # rows are samples'
+        self.model, self.batch = model.told(cond, batch), batch
         self.scale = model.sigma_data
         process = model.process
         self.t_min = start_time(model, t_min)
@@ -195,16 +193,15 @@ class ScaledFlow:
 
     def readout(self, x_hat: Tensor, lam: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a, b, out) with D = a x^ + b out, out = net(alpha x^); a, b float64 [n]."""
-        model, t = self.model, self.time(lam)
+        model, t = self.model.rows(rows, self.batch), self.time(lam)
         alpha = model.process.alpha(t)
         x = column(alpha, x_hat) * x_hat
-        cond = self._of_rows(rows)
         self.forwards = self.forwards.to(rows.device)
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         if model.clip is None:
             skip, scale = model.coefficients("data", t)
-            return skip * alpha, scale, model.raw(x, t, **cond)
-        return torch.zeros_like(t), torch.ones_like(t), model(x, t, **cond)
+            return skip * alpha, scale, model.raw(x, t)
+        return torch.zeros_like(t), torch.ones_like(t), model(x, t)
 
     def residual(self, x_hat: Tensor, lam: Tensor, rows: Tensor) -> Tensor:
         """r = D - x^ = s^^2 grad log p^, formed without cancelling x^ where the network allows."""
@@ -280,13 +277,5 @@ class ScaledFlow:
 
     def part(self, rows: Tensor) -> ScaledFlow:
         """The flow of these samples alone, with counts of its own."""
-        part = ScaledFlow(self.model, len(rows), self._of_rows(rows), self.t_min)
-        part.own = self.own  # one shared by all samples may happen to be as long as the part
-        return part
-
-    def _of_rows(self, rows: Tensor) -> dict[str, Any]:
-        return {k: v[rows] if k in self.own else v for k, v in self.cond.items()}
-
-
-def _per_row(value: Any, batch: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+        part = self.model.rows(rows, self.batch)
+        return ScaledFlow(part, len(rows), t_min=self.t_min)

@@ -13,6 +13,7 @@ from . import kernels, models, solvers
 from .kernels.errors import UndiffuseError
 from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, guidance, targets
 from .models.checkpoint import load, load_default
+from .models.conditions import shared
 from .models.training.train import train
 from .solvers import (
     Sampler,
@@ -51,6 +52,7 @@ __all__ = [
     "probability_flow",
     "reverse_sde",
     "sample",
+    "shared",
     "solvers",
     "targets",
     "train",

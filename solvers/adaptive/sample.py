@@ -84,7 +84,7 @@ def sample_ode_adaptively(
         x_hat = run.x if exponential else flow.leave(run.x)
         x = x_hat * float(model.process.alpha(model.t_min))
         if final == "denoise":
-            x = model(x, model.t_min, **(cond or {}))
+            x = flow.model(x, model.t_min)
             flow.forwards += 1
     result = AdaptiveResult(x, flow.forwards, run.accepted, run.rejected, run.status)
     raise_if_failed(run.status, result, on_failure)

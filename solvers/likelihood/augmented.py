@@ -117,8 +117,8 @@ def by_torchdiffeq(
     def velocity(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = t.double().clamp(flow.t_min, process.t_max)  # torchdiffeq steps past the end
         if model.clip is None:
-            return *model.coefficients("flow", t), model.raw(x, t, **flow.cond)
-        return *convert(process, t, "data", "flow", model.sigma_data), model(x, t, **flow.cond)
+            return *model.coefficients("flow", t), model.raw(x, t)
+        return *convert(process, t, "data", "flow", model.sigma_data), model(x, t)
 
     def rhs(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         nonlocal calls

@@ -211,22 +211,24 @@ def _bound(
     name = "calls" if discrete else "steps"
     if name in options:
         raise InvalidValue(f"{name} follows from target_std_error; got both, {options[name]}")
+    options = dict(options)
+    model = model.told(options.pop("cond", None), len(y))
     pilot: dict[str, Any] = {**options, name: PILOT}
     first = elbo(
         model, y, seed=_seed(seed, ASIDE), sample_ids=ids, on_failure="return", **pilot
     )  # fmt: skip
     # twice what the pilot says, since it errs itself; 0 for a datum that failed
     wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
-    cond = {**model.cond, **(options.get("cond") or {})}  # its own rows follow their samples too
-    options = {**options, "cond": cond, "on_failure": "return"}
     calls = (2 ** wanted.cpu().clamp(16, MOST).log2().ceil()).long()
     value, error = torch.empty(2, len(y), dtype=torch.float64)
     nfe, status = torch.full_like(calls, first.nfe), first.status.cpu()
     for count in sorted(set(calls.tolist())):
         rows = (calls == count).nonzero().flatten()
-        some = {**_rows(options, rows, len(y)), name: count}
+        part, some = model.rows(rows, len(y)), {**options, name: count}
         own = seed[rows] if isinstance(seed, Tensor) and seed.ndim else seed
-        found = elbo(model, y[rows], seed=own, sample_ids=ids[rows], **some)
+        found = elbo(
+            part, y[rows], seed=own, sample_ids=ids[rows], on_failure="return", **some
+        )  # fmt: skip
         value[rows], error[rows] = found.log_prob.cpu(), found.std_error.cpu()
         nfe[rows] += found.nfe
         status[rows] = worse(status[rows], found.status.cpu())
@@ -234,12 +236,6 @@ def _bound(
     return value, error, nfe, status
 
 
-def _rows(options: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
-    cond = {
-        k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v
-        for k, v in options["cond"].items()
-    }
-    return {**options, "cond": cond}
 
 
 def _seed(seed: int | Tensor, repeat: int) -> int | Tensor:

@@ -56,13 +56,13 @@ def sample_learned_variance(
     alpha, sigma = process.alpha(nodes), process.sigma(nodes)
     if bool((alpha.square() + sigma.square() - 1).abs().max() > 1e-6):
         raise InvalidValue(f"learned variances need alpha^2 + sigma^2 = 1; {process} has another")
-    bar, cond = alpha.square().tolist(), {**model.cond, **(cond or {})}
+    bar, model = alpha.square().tolist(), model.told(cond, int(shape[0]))
 
     def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
         state = sampler.init(shape, seed, sample_ids, x_init)
         x, times = state.x, nodes[:-1].tolist()
         for i, t in enumerate(track(times, "sampling", len(times), progress and watch is None)):
-            d, o = data_and_variance(model, x, t, **cond)
+            d, o = data_and_variance(model, x, t)
             noise = (x - float(alpha[i]) * d) / float(sigma[i])
             x = ddpm_step(
                 x, noise, bar[i], bar[i + 1], variance=o, clip=model.clip,
