@@ -236,8 +236,6 @@ def _bound(
     return value, error, nfe, status
 
 
-
-
 def _seed(seed: int | Tensor, repeat: int) -> int | Tensor:
     """The seed of a repeat, 64 bits with wrap-around; repeat 0 has the caller's."""
     if isinstance(seed, Tensor):

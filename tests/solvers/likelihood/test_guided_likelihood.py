@@ -89,7 +89,7 @@ def test_rows_follow_their_samples(name):
     """Solvers that ask about some of the batch at a time: each sample by itself gives the same to
     the bit, so that none meets the rows of another."""
     whole, ids = guidances(slice(None))[name], torch.arange(B)
-    cond = {"cond": {"mean": SHIFT[0]}} if name == "cfg" else {}
+    cond = {"cond": {"mean": ud.shared(SHIFT[0])}} if name == "cfg" else {}
 
     def all_of(model, x, ids):
         lp = ud.log_prob(model, x, sample_ids=ids, t_min=1e-3, rtol=1e-2, atol=1e-2, **cond)
