@@ -242,12 +242,15 @@ class Sampler:
         call: State -> the network's output; by default the model's own network.
         edit: State -> State, applied before each call.
         """
-        given = {**self.model.cond, **(cond or {})}
+        given = self.model.given(cond, len(state.x))
         plan = self.plan
         while not state.done:
             before = state if edit is None else edit(state)
             if call is None:
-                out = self.model.net(before.x_in, before.t_in, **given)
+                x_in, t_in = before.x_in, before.t_in
+                if x_in is None or t_in is None:
+                    return  # `edit` ended the run
+                out = self.model.call(x_in, t_in, given, plan.times[before.row])
             else:
                 out = call(before)
             state, i = self.tell(before, out), before.row
