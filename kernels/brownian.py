@@ -17,8 +17,18 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_sample_ids, as_seed, check_batch, sent
-from .errors import InvalidValue
+from .checks import (
+    as_sample_ids,
+    as_seed,
+    as_shape,
+    check_batch,
+    check_device,
+    check_field,
+    check_streams,
+    sent,
+    whole,
+)
+from .errors import InvalidType, InvalidValue
 from .streams import tag_of
 
 CELL = 1 << 31  # draws of the cells' own increments; below it, heap numbers of the splits
@@ -69,6 +79,34 @@ def _fake(
     return seed.new_empty(shape, dtype=torch.float32)
 
 
+def _check(
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    shape: Sequence[int],
+    coefficients: Tensor,
+    draws: Tensor,
+    tag: int,
+) -> None:
+    if not shape or any(n < 0 for n in shape):
+        raise InvalidValue(f"shape must be [B, ...] of sizes that are not negative; got {shape}")
+    check_streams(seed, shape[0], seed, sample_ids, tag)
+    for name, v, dtype in (
+        ("coefficients", coefficients, torch.float32),
+        ("draws", draws, torch.int64),
+    ):
+        if v.dtype != dtype or v.dim() != 2 or len(v) not in (1, shape[0]):
+            raise InvalidValue(
+                f"{name} must be {dtype} [1, J] or [{shape[0]}, J]; got {v.dtype} {list(v.shape)}"
+            )
+        check_device(name, v, seed.device)
+    if coefficients.shape[1] != draws.shape[1]:
+        raise InvalidValue(
+            f"coefficients and draws must be of one length J; got {coefficients.shape[1]} and "
+            f"{draws.shape[1]}"
+        )
+    check_field("draws", draws, 32)
+
+
 _weighted = dispatch.define(
     "weighted_noise",
     "(Tensor seed, Tensor? sample_ids, SymInt[] shape, Tensor coefficients, Tensor draws, int tag) "
@@ -77,7 +115,18 @@ _weighted = dispatch.define(
     native=_native,
     triton="triton_brownian:weighted_noise",
     fake=_fake,
+    check=_check,
 )
+
+
+def _times(name: str, value: object) -> Tensor:
+    """Times as float64 on the host."""
+    try:
+        if isinstance(value, Tensor):
+            return value.cpu().to(torch.float64)
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidType(f"{name} must be a time or times; got {value!r}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +152,13 @@ class BrownianPath:
     _knots: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        knots = torch.as_tensor(self.knots, dtype=torch.float64).cpu()
-        if knots.dim() != 1 or len(knots) < 2 or not bool((knots.diff() > 0).all()):
+        object.__setattr__(self, "shape", tuple(as_shape(self.shape)))
+        knots = _times("knots", self.knots)
+        rising = len(knots) >= 2 and bool((knots.diff() > 0).all())
+        if knots.dim() != 1 or not rising or not bool(torch.isfinite(knots).all()):
             raise InvalidValue(f"knots must be two or more strictly increasing times; got {knots}")
-        if self.depth < 0 or self._base(len(knots) - 1) + self.depth > 30:
+        tag_of("brownian", self.subdraw)
+        if self._base(len(knots) - 1) + whole("depth", self.depth, 0, 2**16) > 30:
             raise InvalidValue(
                 f"cells * 2^depth must not exceed 2^30; got {len(knots) - 1} cells, depth "
                 f"{self.depth}"
@@ -138,9 +190,11 @@ class BrownianPath:
 
     def row(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients (float64) and draw indices (int64), both [1 or B, J], of W(t) - W(s)."""
-        start, stop = (torch.as_tensor(v, dtype=torch.float64).cpu().reshape(-1) for v in (s, t))
+        start, stop = (_times(name, v).reshape(-1) for name, v in (("s", s), ("t", t)))
         start, stop = torch.broadcast_to(start, stop.shape), torch.broadcast_to(stop, start.shape)
         check_batch("s and t", start, self.shape[0])
+        if bool((start.isnan() | stop.isnan()).any()):
+            raise InvalidValue(f"s and t must be numbers; got s={s} and t={t}")
         if bool((start > stop).any()):
             raise InvalidValue(f"s must not exceed t; got s={s} and t={t}")
         low, high = float(self._knots[0]), float(self._knots[-1])

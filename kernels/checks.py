@@ -2,9 +2,11 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import InvalidType, InvalidValue
@@ -13,6 +15,7 @@ INTEGERS = (
     torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -50,7 +53,7 @@ def as_shape(shape: Sequence[int]) -> list[int]:
 
 def check_float(name: str, dtype: torch.dtype) -> None:
     """Raise TypeError unless dtype is one that arithmetic is made in."""
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    if dtype not in FLOATS:
         raise InvalidType(
             f"{name} must be torch.float32, float64, bfloat16 or float16; got {dtype}"
         )
@@ -131,15 +134,18 @@ def ids_or_places(
     return torch.arange(batch, dtype=torch.int64, device=device) if ids is None else ids
 
 
-def check_field(name: str, values: Tensor, bits: int) -> None:
-    """Raise ValueError where a number does not fit into its field of the counter.
-
-    It reads host memory without an operator; numbers on a device, or of a trace, are not read.
-    """
+def on_host(values: Tensor) -> NDArray[Any] | None:
+    """The numbers of a tensor in host memory, read without an operator; None for numbers on a
+    device or of a trace."""
     if torch.compiler.is_compiling() or type(values) is not Tensor or values.device.type != "cpu":
-        return
-    numbers = values.numpy()
-    if (numbers >> bits).any():
+        return None
+    return np.asarray(values.numpy())
+
+
+def check_field(name: str, values: Tensor, bits: int) -> None:
+    """Raise ValueError where a number on the host does not fit into its field of the counter."""
+    numbers = on_host(values)
+    if numbers is not None and (numbers >> bits).any():
         raise InvalidValue(
             f"{name} must lie in [0, 2^{bits}); got {numbers.min()} to {numbers.max()}"
         )
@@ -155,16 +161,53 @@ def check_batch(name: str, tensor: Tensor, batch: int) -> None:
 
 def check_operands(x: Tensor, **groups: Sequence[Tensor]) -> None:
     """Raise unless x is floating [B, ...] and every tensor of the named groups fits it."""
-    if x.dim() < 1 or not x.dtype.is_floating_point:
-        raise InvalidType(f"x must be floating and [B, ...]; got {x.dtype} {list(x.shape)}")
+    if not isinstance(x, Tensor):
+        raise InvalidType(f"x must be a tensor [B, ...]; got {type(x).__name__}")
+    if x.dim() < 1 or x.dtype not in FLOATS or x.layout != torch.strided:
+        raise InvalidType(
+            f"x must be floating and [B, ...]; got {x.dtype} {list(x.shape)} {x.layout}"
+        )
     for name, group in groups.items():
         for v in group:
+            if not isinstance(v, Tensor):
+                raise InvalidType(f"{name} must be a tensor like x; got {type(v).__name__}")
             if v.shape != x.shape:
                 raise InvalidValue(
                     f"{name} must have the shape of x, {list(x.shape)}; got {list(v.shape)}"
                 )
-            if not v.dtype.is_floating_point:
-                raise InvalidType(f"{name} must be floating; got {v.dtype}")
+            if v.dtype not in FLOATS or v.layout != torch.strided:
+                raise InvalidType(f"{name} must be floating; got {v.dtype} {v.layout}")
+            check_device(name, v, x.device)
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raise ValueError unless the tensor lives where the others do."""
+    if tensor.device != device:
+        raise InvalidValue(f"{name} must be on {device}, where x is; it is on {tensor.device}")
+
+
+def check_vector(name: str, tensor: Tensor, dtype: torch.dtype, batch: int, x: Tensor) -> None:
+    """Raise unless the tensor is [1] or [batch] of this dtype, on the device of x."""
+    if tensor.dtype != dtype or tensor.layout != torch.strided:
+        raise InvalidType(f"{name} must be {dtype}; got {tensor.dtype}")
+    check_batch(name, tensor, batch)
+    check_device(name, tensor, x.device)
+
+
+def check_streams(
+    x: Tensor, batch: int, seed: Tensor, sample_ids: Tensor | None, tag: int, draw: int = 0
+) -> None:
+    """Raise unless seed, ids, tag and draw name a stream for each of `batch` samples, where x is."""
+    check_vector("seed", seed, torch.int64, batch, x)
+    if sample_ids is not None:
+        check_vector("sample_ids", sample_ids, torch.int64, batch, x)
+        if list(sample_ids.shape) != [batch]:
+            raise InvalidValue(
+                f"sample_ids must have shape [{batch}]; got {list(sample_ids.shape)}"
+            )
+        check_field("sample_ids", sample_ids, 48)
+    whole("tag", tag, 0, 2**16)
+    whole("draw", draw, 0, 2**32)
 
 
 def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, columns: int) -> None:
@@ -178,9 +221,13 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
             f"table must be [rows, {columns}] or [rows, {columns}, {each}] = skip, w0, w1, c_in and "
             f"one column per state, data prediction and noise; got {list(table.shape)}"
         )
-    if row.dtype != torch.int64:
-        raise InvalidType(f"row must be int64; got {row.dtype}")
-    check_batch("row", row, x.shape[0])
+    check_device("table", table, x.device)
+    check_vector("row", row, torch.int64, x.shape[0], x)
+    rows = on_host(row)
+    if not len(table) or (rows is not None and ((rows < 0) | (rows >= len(table))).any()):
+        raise InvalidValue(
+            f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}"
+        )
     if draws is None:
         return
     if draws.dtype != torch.int64 or draws.dim() != 2 or len(draws) != len(table):
@@ -188,7 +235,19 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
             f"draws must be int64 [{len(table)}, M], a row for each of the table's; got "
             f"{draws.dtype} {list(draws.shape)}"
         )
+    check_device("draws", draws, x.device)
     check_field("draws", draws, 32)
+
+
+def check_limits(clip: Sequence[float]) -> list[float]:
+    """The two numbers of a clip, low <= high."""
+    try:
+        limits = [float(v) for v in clip]
+    except (TypeError, ValueError):
+        raise InvalidType(f"clip must be two numbers (low, high); got {clip!r}") from None
+    if len(limits) != 2 or not limits[0] <= limits[1]:
+        raise InvalidValue(f"clip must be two numbers (low, high), low <= high; got {clip!r}")
+    return limits
 
 
 def sent(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
@@ -198,28 +257,37 @@ def sent(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None =
     return tensor.to(device, dtype or tensor.dtype, non_blocking=there)
 
 
-def as_float64(batch: int, **values: float | Tensor | None) -> list[Tensor]:
-    """The named values as float64 tensors [1] or [B], or ValueError; on a device if one of them is."""
-    found = [_float64(name, v) for name, v in values.items()]
+def as_numbers(batch: int, **values: object) -> list[Tensor]:
+    """The named values as tensors [1] or [batch], or an error that names one of them.
+
+    Numbers of the host are float64 there. If one is a tensor on a device all go there, as float64
+    only where it is given so: not every device has it.
+    """
+    found = [_row(name, v) for name, v in values.items()]
     for name, tensor in zip(values, found, strict=True):
         if tensor.numel() not in (1, batch):
             raise InvalidValue(
                 f"{name} must be a number or a tensor [{batch}], one per sample; got "
                 f"{tensor.numel()} elements"
             )
-    device = next((v.device for v in found if v.device.type != "cpu"), torch.device("cpu"))
-    return [sent(v, device) for v in found]
+    away = [v for v in found if v.device.type != "cpu"]
+    if not away:
+        return [v.to(torch.float64) for v in found]
+    wide = any(v.dtype == torch.float64 for v in away)
+    dtype = torch.float64 if wide else torch.float32
+    return [sent(v, away[0].device, dtype) for v in found]
 
 
-def _float64(name: str, value: float | Tensor | None) -> Tensor:
-    """A number or tensor as float64 in one row, where it is; no number of the host gets a device."""
-    if isinstance(value, Tensor):
-        if value.dtype.is_complex or value.dtype == torch.bool:
-            raise InvalidType(f"{name} must be real numbers; got {value.dtype}")
-        return value.to(torch.float64).reshape(-1)
-    try:
-        return torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        raise InvalidType(
-            f"{name} must be a number or a tensor of them; got {type(value).__name__} {value!r}"
-        ) from None
+def _row(name: str, value: object) -> Tensor:
+    """A number or tensor of numbers in one row, where it is; float64 if it was none."""
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(value).__name__
+            raise InvalidType(
+                f"{name} must be a number or a tensor of them; got {kind} {value!r}"
+            ) from None
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        raise InvalidType(f"{name} must be real numbers; got {value.dtype}")
+    return value.reshape(-1)

@@ -115,6 +115,7 @@ def define(
     reference: Callable[..., Any],
     triton: str,
     fake: Callable[..., Any],
+    check: Callable[..., None],
     native: Callable[..., Any] | None = None,
     leader: int = 0,
     backward: Callable[..., Any] | None = None,
@@ -124,7 +125,9 @@ def define(
 
     triton: "module:function" in this folder, imported at the first use. leader: position of the
     argument whose device and dtype decide. native: the compiled CPU path, tried first; it returns
-    None where it cannot take the arguments. backward, setup_context: as in register_autograd.
+    None where it cannot take the arguments. check: raises for arguments that do not fit together;
+    it runs below every door, also that of torch.ops, for the compiled paths read memory by bare
+    pointers. backward, setup_context: as in register_autograd.
     """
     module, function = triton.split(":")
 
@@ -132,7 +135,12 @@ def define(
         package = __name__.rpartition(".")[0]
         return getattr(importlib.import_module(f"{package}.{module}"), function)(*args)
 
+    def anywhere(*args: Any) -> Any:
+        check(*args)
+        return reference(*args)
+
     def on_cpu(*args: Any) -> Any:
+        check(*args)
         path = _mode.get().path
         if path == "auto" and native is not None and (result := native(*args)) is not None:
             return result
@@ -143,6 +151,7 @@ def define(
         return run_triton(*args)
 
     def on_gpu(*args: Any) -> Any:
+        check(*args)
         path, x = _mode.get().path, args[leader]
         if path == "triton":
             if obstacle := why_not_triton(x):
@@ -160,12 +169,16 @@ def define(
             warnings.warn(f"Triton failed; undiffuse uses PyTorch instead: {error}", stacklevel=2)
             return reference(*args)
 
+    def traced(*args: Any) -> Any:
+        check(*args)
+        return fake(*args)
+
     _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, on_cpu, "CPU")
     _LIBRARY.impl(name, on_gpu, "CUDA")
     qualified = f"undiffuse::{name}"
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    torch.library.register_fake(qualified, traced, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_LIBRARY

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_float64, as_sample_ids, as_seed, check_batch, check_operands, sent
+from .checks import (
+    as_numbers,
+    as_sample_ids,
+    as_seed,
+    check_operands,
+    check_streams,
+    check_vector,
+    sent,
+)
 from .errors import InvalidValue
 from .linear import linear_step
 from .linear_reference import compute_dtype
@@ -54,7 +62,8 @@ def _updated(x: Tensor, score: Tensor, z: Tensor, gain: Tensor, batch_mean: bool
     dtype, batch = compute_dtype(x), x.shape[0]
     z = z.to(dtype)
     s = score.reshape(batch, -1).to(dtype)
-    squares = torch.stack([v.double().square().sum(1) for v in (z, s)])  # [2, B]
+    wide = torch.float64 if x.device.type == "cpu" else dtype  # not every device has float64
+    squares = torch.stack([v.to(wide).square().sum(1) for v in (z, s)])  # [2, B]
     if batch_mean:
         squares = squares.sqrt().mean(1, keepdim=True).square()
     zz, ss = squares.to(dtype)
@@ -76,6 +85,21 @@ def _fake(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _check(
+    x: Tensor,
+    score: Tensor,
+    gain: Tensor,
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    draw: int,
+    tag: int,
+    batch_mean: bool,
+) -> None:
+    check_operands(x, score=(score,))
+    check_vector("gain", gain, compute_dtype(x), x.shape[0], x)
+    check_streams(x, x.shape[0], seed, sample_ids, tag, draw)
+
+
 _langevin_step = dispatch.define(
     "langevin_step",
     "(Tensor x, Tensor score, Tensor gain, Tensor seed, Tensor? sample_ids, int draw, int tag, "
@@ -84,6 +108,7 @@ _langevin_step = dispatch.define(
     native=_native,
     triton="triton_langevin:langevin_step",
     fake=_fake,
+    check=_check,
 )
 
 
@@ -119,7 +144,7 @@ def langevin_step(
         raise InvalidValue(f"norm must be one of {NORMS}; got {norm!r}")
     batch = x.shape[0]
     if step_size is not None:
-        (size,) = as_float64(batch, step_size=step_size)
+        (size,) = as_numbers(batch, step_size=step_size)
         eps = sent(size, x.device)
         zero = torch.zeros_like(eps)
         columns = (zero, zero + 1, zero, zero + 1, zero + 1, eps, (2 * eps).sqrt())
@@ -130,8 +155,7 @@ def langevin_step(
             sample_ids=sample_ids, purpose="corrector", subdraw=subdraw,
         ).x  # fmt: skip
     seeds = as_seed(seed, x.device)
-    check_batch("seed", seeds, batch)
-    factor, ratio = as_float64(batch, alpha=alpha, snr=snr)
+    factor, ratio = as_numbers(batch, alpha=alpha, snr=snr)
     gain = 2 * factor * ratio**2
     out: Tensor = _langevin_step(
         x, score, sent(gain, x.device, compute_dtype(x)), seeds,

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native
-from .checks import as_sample_ids, as_seed, check_batch, check_operands, check_table
-from .errors import InvalidValue
+from .checks import (
+    as_sample_ids,
+    as_seed,
+    check_float,
+    check_limits,
+    check_operands,
+    check_streams,
+    check_table,
+)
+from .errors import InvalidType, InvalidValue
 from .linear_reference import (
     C_IN,
     HEAD,
@@ -105,6 +113,41 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     return (g_x, g_outs, g_states, g_data, *[None] * 10)
 
 
+def _check(
+    x: Tensor,
+    outs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    data: Sequence[Tensor],
+    variance: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    draws: Tensor | None,
+    seed: Tensor | None,
+    sample_ids: Tensor | None,
+    tag: int,
+    keep_data: bool,
+    next_dtype: torch.dtype | None,
+    limits: Sequence[float] | None,
+) -> None:
+    if not 1 <= len(outs) <= 2:
+        raise InvalidValue(f"out must be a tensor or a pair of tensors; got {len(outs)} of them")
+    learned = () if variance is None else (variance,)
+    check_operands(x, out=outs, states=states, data=data, variance=learned)
+    noises = 0 if draws is None else draws.shape[-1] if draws.dim() else 1
+    if learned and not noises:
+        raise InvalidValue("variance scales the first noise, but draws has none")
+    columns = HEAD + 2 + len(states) + len(data) + noises + len(learned)
+    check_table(x, table, row, draws, columns)
+    if draws is not None:
+        if seed is None:
+            raise InvalidValue("seed must be given where draws are")
+        check_streams(x, x.shape[0], seed, sample_ids, tag)
+    if limits is not None:
+        check_limits(limits)
+    if next_dtype is not None:
+        check_float("next_dtype", next_dtype)
+
+
 _linear_step = dispatch.define(
     "linear_step",
     "(Tensor x, Tensor[] outs, Tensor[] states, Tensor[] data, Tensor? variance, Tensor table, "
@@ -114,6 +157,7 @@ _linear_step = dispatch.define(
     triton="triton_linear:linear_step",
     native=_native,
     fake=fake,
+    check=_check,
     setup_context=_setup_context,
     backward=_backward,
 )
@@ -154,25 +198,20 @@ def linear_step(
     table, noise and variance count as constants.
     Raises ValueError or TypeError for operands that do not fit together.
     """
-    outs = (out,) if isinstance(out, Tensor) else tuple(out)
-    if not 1 <= len(outs) <= 2:
-        raise InvalidValue(f"out must be a tensor or a pair of tensors; got {len(outs)} of them")
-    learned = () if variance is None else (variance,)
-    check_operands(x, out=outs, states=states, data=data, variance=learned)
-    noises = 0 if draws is None else draws.shape[-1]
-    if learned and not noises:
-        raise InvalidValue("variance scales the first noise, but draws has none")
-    columns = HEAD + 2 + len(states) + len(data) + noises + len(learned)
-    check_table(x, table, row, draws, columns)
+    outs = out if isinstance(out, (tuple, list)) else (out,)
+    for name, v in (("x", x), *(("out", v) for v in outs), ("table", table), ("row", row)):
+        if not isinstance(v, Tensor):
+            raise InvalidType(f"{name} must be a tensor; got {type(v).__name__}")
+    limits = None if clip is None else check_limits(clip)
+    tag = tag_of(purpose, subdraw)
     seeds = ids = None
     if draws is not None:
         seeds = as_seed(seed, x.device)
-        check_batch("seed", seeds, x.shape[0])
         ids = as_sample_ids(sample_ids, x.shape[0], x.device)
     with dispatch.past_autograd(x, *outs, *states, *data):
         new, *rest = _linear_step(
             x, outs, states, data, variance, table, row, draws, seeds, ids,
-            tag_of(purpose, subdraw), keep_data, next_dtype, clip,
+            tag, keep_data, next_dtype, limits,
         )  # fmt: skip
     return LinearStep(
         new, rest[0] if keep_data else None, rest[-1] if next_dtype is not None else None

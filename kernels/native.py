@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import philox
+from .errors import InvalidValue
 
 FLAGS = [
     "-std=c11",
@@ -194,7 +195,7 @@ def linear(
 ) -> None:
     """One step: inputs x, outs, states, data; results x', D, x_in; contiguous float32 [B, ...].
 
-    counts: of outs, states and data; the rest as in `linear_step`. Raises IndexError for a row
+    counts: of outs, states and data; the rest as in `linear_step`. Raises ValueError for a row
     that the table has not got.
     """
     x = inputs[0]
@@ -209,7 +210,9 @@ def linear(
         0 if draws is None else draws.shape[1],
     )  # fmt: skip
     if not _run(lib.undiffuse_linear, rows * -(-n // BLOCK), x.numel(), arguments):
-        raise IndexError(f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}")
+        raise InvalidValue(
+            f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}"
+        )
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native, philox
-from .checks import as_sample_ids, as_seed, as_shape, check_batch, check_float, whole
+from .checks import as_sample_ids, as_seed, as_shape, check_float, check_streams, whole
 from .errors import InvalidValue
 from .streams import MAX_DRAW, tag_of
 
@@ -58,6 +58,26 @@ def _fake(
     return seed.new_empty(shape, dtype=torch.float32)
 
 
+def _check(
+    seed: Tensor,
+    sample_ids: Tensor | None,
+    shape: Sequence[int],
+    draw: int,
+    tag: int,
+    element0: int,
+    kind: int,
+) -> None:
+    if not shape or any(n < 0 for n in shape):
+        raise InvalidValue(f"shape must be [B, ...] of sizes that are not negative; got {shape}")
+    check_streams(seed, shape[0], seed, sample_ids, tag, draw)
+    whole("kind", kind, 0, len(KINDS))
+    if element0 < 0 or element0 + math.prod(shape[1:]) > MAX_ELEMENT:
+        raise InvalidValue(
+            f"element0 must be in [0, 2^34), with all elements of a sample; got {element0} and "
+            f"{math.prod(shape[1:])} elements"
+        )
+
+
 _noise = dispatch.define(
     "noise",
     "(Tensor seed, Tensor? sample_ids, SymInt[] shape, int draw, int tag, int element0, int kind) "
@@ -66,6 +86,7 @@ _noise = dispatch.define(
     triton="triton_noise:noise",
     native=_native,
     fake=_fake,
+    check=_check,
 )
 
 
@@ -85,15 +106,9 @@ def _draw(
     check_float("dtype", dtype)
     draw = whole("draw", draw, 0, MAX_DRAW)
     element0 = whole("element0", element0, 0, MAX_ELEMENT)
-    if element0 + math.prod(shape[1:]) > MAX_ELEMENT:
-        raise InvalidValue(
-            f"element0 + elements of a sample must not exceed 2^34; got {element0} + "
-            f"{math.prod(shape[1:])}"
-        )
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
     seeds = as_seed(seed, device)
-    check_batch("seed", seeds, shape[0])
     ids = as_sample_ids(sample_ids, shape[0], device)
     tag = tag_of(purpose, subdraw)
     out: Tensor = _noise(seeds, ids, shape, draw, tag, element0, KINDS.index(kind))

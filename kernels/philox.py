@@ -98,8 +98,12 @@ def sin_cos(word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sqrt_rounded(x: Tensor) -> Tensor:
-    """Correctly rounded float32 square root (torch.sqrt is off by an ulp on some CPU builds)."""
-    return x.double().sqrt().float()
+    """Correctly rounded float32 square root.
+
+    On a CPU by way of float64, for torch.sqrt is off by an ulp on some builds; a GPU's own is
+    correctly rounded, and not every device has float64.
+    """
+    return x.double().sqrt().float() if x.device.type == "cpu" else x.sqrt()
 
 
 def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A Runge-Kutta stage or step, with the scaled norm of its embedded error, in one launch."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .checks import as_float64, check_operands, sent
-from .errors import InvalidValue
+from .checks import as_numbers, check_device, check_operands, check_vector, sent
+from .errors import InvalidType, InvalidValue
 from .linear_reference import compute_dtype, present
 
 
@@ -51,12 +52,28 @@ def _fake(
     return [new, x.new_empty(x.shape[0], dtype=compute_dtype(x))]
 
 
+def _check(
+    x: Tensor, stages: Sequence[Tensor], weights: Tensor, dt: Tensor, rtol: float, atol: float
+) -> None:
+    check_operands(x, stages=stages)
+    if weights.dim() != 2 or len(weights) not in (1, 2) or weights.shape[1] != len(stages):
+        raise InvalidValue(
+            f"weights and error must have one number per stage, {len(stages)}; got "
+            f"{list(weights.shape[1:])}"
+        )
+    if weights.dtype != compute_dtype(x):
+        raise InvalidType(f"weights must be {compute_dtype(x)}; got {weights.dtype}")
+    check_device("weights", weights, x.device)
+    check_vector("dt", dt, compute_dtype(x), x.shape[0], x)
+
+
 _runge_kutta = dispatch.define(
     "runge_kutta_step",
     "(Tensor x, Tensor[] stages, Tensor weights, Tensor dt, float rtol, float atol) -> Tensor[]",
     reference=_reference,
     triton="triton_runge_kutta:runge_kutta_step",
     fake=_fake,
+    check=_check,
 )
 
 
@@ -80,15 +97,21 @@ def runge_kutta_step(
     Hairer, Norsett & Wanner, "Solving ODEs I", II.4, eq. 4.11.
     """
     check_operands(x, stages=stages)
-    rows = [weights] if error is None else [weights, error]
-    table = torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in rows])
-    if table.shape[1:] != (len(stages),):
-        raise InvalidValue(
-            f"weights and error must have one number per stage, {len(stages)}; got "
-            f"{list(table.shape[1:])}"
-        )
+    if not stages:
+        raise InvalidValue("stages must hold at least one tensor; got none")
+    rows = {"weights": weights} if error is None else {"weights": weights, "error": error}
+    for name, row in rows.items():
+        if len(row) != len(stages):
+            raise InvalidValue(f"{name} must have one number per stage, {len(stages)}; got {row}")
+    table = torch.stack(as_numbers(len(stages), **rows))
+    if error is not None:
+        for name, bound in (("rtol", rtol), ("atol", atol)):
+            if not 0 <= bound < math.inf:
+                raise InvalidValue(f"{name} must be a number >= 0; got {bound!r}")
+        if rtol == atol == 0:
+            raise InvalidValue("one of rtol and atol must be > 0; got 0 and 0")
     dtype = compute_dtype(x)
-    (h,) = as_float64(x.shape[0], dt=dt)
+    (h,) = as_numbers(x.shape[0], dt=dt)
     result: list[Tensor] = _runge_kutta(
         x, list(stages), sent(table, x.device, dtype), sent(h, x.device, dtype), rtol, atol
     )

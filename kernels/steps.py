@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import as_float64, sent
+from .checks import as_numbers, check_operands, sent
 from .errors import InvalidValue
 from .linear import linear_step
 from .linear_reference import compute_dtype
@@ -63,8 +63,9 @@ def euler_maruyama_step(
     float64. Returns x' in x's dtype. Raises ValueError if dt is not positive, and as `linear_step`.
     Song et al., "Score-based generative modeling through SDEs", ICLR 2021, eq. 6 and 46.
     """
-    rate, diffusion, step = as_float64(x.shape[0], f=f, g=g, dt=dt)
-    if not (isinstance(dt, Tensor) and dt.is_cuda) and not bool((torch.as_tensor(dt) > 0).all()):
+    check_operands(x, score=(score,))
+    rate, diffusion, step = as_numbers(x.shape[0], f=f, g=g, dt=dt)
+    if step.device.type == "cpu" and not bool((step > 0).all()):
         raise InvalidValue(f"dt must be positive: it counts from noise to data; got {dt}")
     zero = torch.zeros_like(step)
     columns = (zero, zero + 1, 1 - rate * step, diffusion**2 * step, diffusion * step.sqrt())
@@ -97,6 +98,7 @@ def ddpm_step(
     Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020, eq. 6, 7 and 11;
     Nichol & Dhariwal, "Improved DDPM", ICML 2021, eq. 15.
     """
+    check_operands(x, noise=(noise,))
     learned = variance if isinstance(variance, Tensor) else None
     if learned is None and variance not in ("small", "large"):
         raise InvalidValue(f"variance must be 'small', 'large' or a tensor; got {variance!r}")
@@ -106,7 +108,7 @@ def ddpm_step(
             "alpha_bar must satisfy 0 < alpha_bar_t < alpha_bar_s <= 1; got "
             f"{alpha_bar_t} and {alpha_bar_s}"
         )
-    now, then = as_float64(x.shape[0], alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
+    now, then = as_numbers(x.shape[0], alpha_bar_t=alpha_bar_t, alpha_bar_s=alpha_bar_s)
     a = now / then
     small = (1 - a) * (1 - then) / (1 - now)
     large = 1 - a

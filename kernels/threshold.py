@@ -35,12 +35,23 @@ def _fake(x: Tensor, ratio: float, maximum: float) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _check(x: Tensor, ratio: float, maximum: float) -> None:
+    check_operands(x)
+    if not 0 <= ratio <= 1:
+        raise InvalidValue(f"ratio must be in [0, 1]; got {ratio}")
+    if not maximum >= 1:
+        raise InvalidValue(f"maximum must be at least 1; got {maximum}")
+    if not x.numel():
+        raise InvalidValue(f"x must not be empty; got {list(x.shape)}")
+
+
 _threshold = dispatch.define(
     "dynamic_threshold",
     "(Tensor x, float ratio, float maximum) -> Tensor",
     reference=_reference,
     triton="triton_threshold:dynamic_threshold",
     fake=_fake,
+    check=_check,
 )
 
 

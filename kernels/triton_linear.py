@@ -44,15 +44,18 @@ def taken(pointer, offset, mask, c, EACH: tl.constexpr):
     return c * v
 
 
-@triton.jit(do_not_specialize=["size", "quads", "total", "low", "high"])
+@triton.jit(do_not_specialize=["size", "quads", "total", "low", "high", "length"])
 def linear_kernel(
     x, outs, states, data, variance, table, row, draws, seed, ids, results, size, quads, total, low, high,
+    length,
     COLUMNS: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr, DRAWS: tl.constexpr, TAG: tl.constexpr,
     KEEP: tl.constexpr, CLIP: tl.constexpr, MODE: tl.constexpr, SEEDS: tl.constexpr,
     Q: tl.constexpr, FLAT: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     b, c0, offset, mask, inside = tile(size, quads, Q, FLAT, ALIGNED, total)
     index = per_sample(row, b, inside, ROWS, FLAT)
+    known = (index >= 0) & (index < length)  # of another row nothing is read, and x' is NaN
+    index = tl.where(known, index, 0)
     columns, stride, there = table + index * COLUMNS, 1, None
     if FLAT and ROWS:
         columns, there = columns[:, None], inside[:, None]
@@ -71,7 +74,8 @@ def linear_kernel(
         clamped = tl.minimum(tl.maximum(d, low), high)
         d = clamped + d * 0.0  # NaN where D is NaN or infinite: clamping must not hide a failure
 
-    new = column(columns, HEAD, stride, there) * v
+    known = known[:, None] if FLAT and ROWS else known
+    new = tl.where(known, column(columns, HEAD, stride, there), float("nan")) * v
     for k in tl.static_range(len(states)):
         c = column(columns, HEAD + 1 + k, stride, there)
         new += taken(states[k], offset, mask, c, EACH)
@@ -126,7 +130,7 @@ def linear_step(
     with dispatch.device_guard(x):
         linear_kernel[block.grid](
             x, *operands, variance, table, row, draws, seed, sample_ids, tuple(results),
-            x[0].numel(), block.quads, block.total, float(low), float(high),
+            x[0].numel(), block.quads, block.total, float(low), float(high), len(table),
             COLUMNS=table.shape[1], EACH=each, ROWS=int(row.numel() > 1),
             DRAWS=0 if draws is None else draws.shape[1], TAG=tag, KEEP=keep_data,
             CLIP=limits is not None, MODE=noise_mode(),

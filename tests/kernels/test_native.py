@@ -80,7 +80,7 @@ def test_a_row_that_is_not_there_is_refused(built) -> None:
     # the compiled file would read past the table
     o = operands((2, 8))
     for row in ([5], [-1], [0, 5]):
-        with pytest.raises(IndexError, match=r"row must lie in \[0, 5\)"):
+        with pytest.raises(ValueError, match=r"row must lie in \[0, 5\)"):
             step(o, torch.tensor(row))
 
 

@@ -1,0 +1,46 @@
+"""Every tensor says what it is and where: torch's default dtype and device belong to the user.
+
+A compiled kernel writes float32 into the memory it is given: memory of another default dtype is too
+short. A run on a named device must not put its tables on whatever device is the default.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FACTORIES = {
+    "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace",
+    "logspace", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor",
+    "tril_indices", "triu_indices", "zeros",
+}  # fmt: skip
+# a room is added once it is clean
+ROOMS = ["kernels", "solvers/adaptive"]
+FILES = [f for room in ROOMS for f in sorted((ROOT / room).glob("*.py"))]
+
+
+def unnamed(source: str) -> list[str]:
+    """Calls of torch's factories that leave the dtype or the device to the defaults."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        base = node.func.value
+        if isinstance(base, ast.Name) and base.id == "torch" and node.func.attr in FACTORIES:
+            named = {k.arg for k in node.keywords}
+            if None not in named and (missing := {"dtype", "device"} - named):
+                found.append(f"line {node.lineno}: torch.{node.func.attr} without {sorted(missing)}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_factories_name_dtype_and_device(path):
+    assert not unnamed(path.read_text())
+
+
+def test_an_unnamed_one_would_be_seen():
+    assert unnamed("torch.empty(3)") == ["line 1: torch.empty without ['device', 'dtype']"]
+    assert unnamed("torch.zeros(2, dtype=torch.int64)") == ["line 1: torch.zeros without ['device']"]
+    assert not unnamed("torch.zeros(2, dtype=d, device=x.device); torch.zeros_like(x)")
+    assert not unnamed("torch.empty(2, **options)")
