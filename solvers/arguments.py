@@ -37,7 +37,8 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
             raise TypeError
         number = operator.index(value)
     except (TypeError, RuntimeError):
-        raise InvalidType(f"{name} must be a whole number {bound}; got {_named(value)}") from None
+        kind = InvalidValue if isinstance(value, float) else InvalidType
+        raise kind(f"{name} must be a whole number {bound}; got {_named(value)}") from None
     if number < least or (most is not None and number > most):
         raise InvalidValue(f"{name} must be a whole number {bound}; got {number}")
     return number
@@ -65,14 +66,19 @@ def positive(name: str, value: Any, most: float = math.inf) -> float:
     return number
 
 
+LEAST = {torch.float32: 1e-7, torch.float64: 1e-13}
+"""The finest tolerance of a step by dtype: about one rounding of float32, a thousand of float64.
+Below it the error estimate is rounding, and steps shrink without end."""
+
+
 def tolerance(name: str, value: Any, dtype: torch.dtype = torch.float64) -> float:
-    """A tolerance that the arithmetic of `dtype` can hold: finite and at least its rounding."""
-    number = positive(name, value)
-    least = torch.finfo(dtype).eps
-    if number < least:
+    """A tolerance of a step: from what the arithmetic of `dtype` can hold to 1."""
+    number, least = positive(name, value), LEAST.get(dtype, 1e-7)
+    if not least <= number <= 1:
+        finer = ", or hand in float64" if number < least and dtype != torch.float64 else ""
         raise InvalidValue(
-            f"{name} must be at least the rounding of {_short(dtype)}, {least:.2g}; got {number:g}: "
-            + ("hand in float64" if dtype == torch.float32 else "no arithmetic here is finer")
+            f"{name} must lie in [{least:g}, 1] for {_short(dtype)}; got {number:g}: "
+            f"{'raise' if number < least else 'lower'} it{finer}"
         )
     return number
 
@@ -176,9 +182,15 @@ def event_batch(name: str, value: Any, shape: Sequence[int] | None = None) -> Te
         raise InvalidValue(f"{name} must be [B, ...] with B >= 1; got {tuple(value.shape)}")
     if value.is_meta:
         raise InvalidValue(f"{name} is on the meta device and holds no numbers: move it to another")
-    if not bool(torch.isfinite(value).all()):
+    most = math.sqrt(torch.finfo(value.dtype).max)
+    if not bool((value.abs() <= most).all()):
         bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InvalidValue(f"{name} must be finite; samples {bad[:8]} hold NaN or Inf")
+        if bad:
+            raise InvalidValue(f"{name} must be finite; samples {bad[:8]} hold NaN or Inf")
+        raise InvalidValue(
+            f"{name} must be below {most:.2g} in size, since densities square it; "
+            f"got {float(value.abs().max()):.2g}"
+        )
     return value
 
 
@@ -204,6 +216,11 @@ def seed_of(value: Any, batch: int, device: torch.device | str) -> int | Tensor:
     made = as_seed(value, device)
     check_batch("seed", made, batch)
     return made if isinstance(value, Tensor) else operator.index(value)
+
+
+def seeds_of(seed: int | Tensor, rows: Tensor) -> int | Tensor:
+    """The seeds of these samples: the one of all, or their own."""
+    return seed[rows] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
 
 
 def device(name: str, value: Any) -> torch.device:

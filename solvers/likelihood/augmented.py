@@ -33,6 +33,31 @@ from ...models.readout import convert
 from ..adaptive.ode import integrate, rms
 from ..flow import ScaledFlow
 from ..outcome import Status
+from .options import Chosen
+from .result import LogProb
+
+
+def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor) -> LogProb:
+    """log p of x by one ODE; how: resolved."""
+    v = None
+    if how.trace != "exact":
+        kind = "rademacher" if how.trace == "hutchinson" else how.trace
+        v = traces.probes(kind, int(how.probes), x, seed, ids)
+    rtol, atol = how.rtol, how.atol
+    solver, gaussian = how.solver, how.trace == "gaussian"
+    if how.backend == "native":
+        found = native(flow, x, v, solver, rtol, atol, how.max_steps, gaussian)
+        prior = flow.prior(found.latent)
+    else:
+        found = by_torchdiffeq(flow, x, v, solver, rtol, atol, gaussian)
+        prior = flow.model.process.prior.log_prob(found.latent)
+    unknown = torch.full_like(found.change, torch.nan)
+    return LogProb(
+        log_prob=prior + found.change, std_error=found.std_error, path_error=found.path_error,
+        defect=unknown, prior_gap=unknown, truncation=unknown, latent=found.latent,
+        status=found.status, nfe=found.forwards, products=found.products, rejected=found.rejected,
+        t_min=flow.t_min, blur=flow.blur,
+    )  # fmt: skip
 
 
 class Augmented(NamedTuple):

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,10 +27,27 @@ from torch import Tensor
 
 from ...kernels.shapes import column
 from ...models.jacobian import colours
+from .. import arguments
 from ..adaptive.dense import DensePath
-from ..adaptive.ode import rms
+from ..adaptive.ode import OdeSolution, integrate, rms
 from ..flow import ScaledFlow
+from ..outcome import Status, status_failed
+from .options import Chosen
 from .probing import Nodes, Prober
+from .result import LogProb
+
+LONGEST = 2.0  # of a step in lambda: the trace may bend as e^(2 lambda) where the path is straight
+MOST = 8  # Gauss nodes a step, by default; exact for polynomials of degree 15
+LAID = {True: (1, 0.1), False: (3, 0.2)}
+"""Of an exact trace, or one that is probed: the fewest nodes a step, and the share of log p's
+absolute tolerance, atol d nats, that the nodes of a step may miss. Three nodes average over the
+roughness of a trained network's trace (tests/solvers/likelihood/test_trained_errors.py)."""
+FINEST = {torch.float32: 1e-6, torch.float64: 1e-10}  # tolerances that a target may ask for
+STEEPEST = 100.0
+"""The defect is left out of log p where it exceeds so many times atol d. A path within the tolerance
+of the flow has a defect of about |score| times its step's error, and |score| <= STEEPEST sqrt(d)
+allows for data with features a hundred times finer than their scale. More is no density's score,
+but that of a velocity network whose flow has another density."""
 
 
 def lay(
@@ -176,3 +195,114 @@ def spend(
 def chunk_rows(batch: int, d: int) -> int:
     """How many nodes to evaluate at once: as many as the caller's batch, or 2^18 numbers."""
     return max(batch, math.ceil((1 << 18) / d), 1)
+
+
+def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor) -> LogProb:
+    """log p of x by the path first and the trace at its nodes; how: resolved."""
+    batch, d = x.shape[0], x[0].numel()
+    goal, path_goal = (_variance(v, d) for v in (how.target_std_error, how.target_solver_error))
+    rtol, atol, trace = how.rtol, how.atol, how.trace
+    path = integrate(
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=how.solver,
+        rtol=rtol, atol=atol, max_step=LONGEST, max_steps=how.max_steps, dense=True,
+    )  # fmt: skip
+    status = path.status.clone()
+    fine = status == Status.OK
+    if not bool(fine.any()):  # no path to lay a node on
+        return _nothing(flow, x, status, path.rejected)
+    with torch.no_grad():
+        least, share = LAID[trace == "exact"]
+        points = how.points
+        orders = range(least, MOST + 1) if points is None else range(points, points + 1)
+        allowed = min(atol * d, math.inf if path_goal is None else math.sqrt(path_goal))
+        nodes, bound = lay(flow, cast(DensePath, path.path), orders, share * allowed, fine)
+        chunk = how.max_rows or chunk_rows(batch, d)
+        prober = Prober(flow, nodes, seed, ids, chunk, how.control)
+        if trace == "exact":
+            prober.visit(torch.arange(len(nodes.sample)), d, exact=True)
+            variance, noise = nodes.lam.new_zeros(batch), 0 * nodes.weight
+        else:
+            goals = None if goal is None else nodes.lam.new_full((batch,), goal)
+            variance = spend(prober, how.probes, how.max_probes, goals)
+            noise = prober.variance() / nodes.weight.square()
+        total, defect = change(nodes, batch)
+        error = path_error(nodes, cast(DensePath, path.path), bound, noise, orders[-1])
+        latent, mean = _far_end(flow, path)
+        prior = flow.prior(latent)
+        value = prior - total
+        value = torch.where(defect.abs() > STEEPEST * atol * d, value - defect, value)
+        odd = fine & ~torch.isfinite(value)  # at a node, or at the far end
+        status[odd] = int(Status.NETWORK_NOT_FINITE)
+        gap = flow.prior(latent, mean) - prior
+    if goal is not None:
+        missed = (variance > goal * (1 + 1e-9)) & (status == Status.OK)
+        status[missed] = int(Status.TARGET_NOT_MET)
+    return LogProb(
+        log_prob=value, std_error=variance.sqrt(), path_error=error, defect=defect, prior_gap=gap,
+        truncation=torch.full_like(value, torch.nan), latent=latent, status=status,
+        nfe=flow.forwards, products=prober.products, rejected=path.rejected, t_min=flow.t_min,
+        blur=flow.blur,
+    )  # fmt: skip
+
+
+def tighten(
+    flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor, found: LogProb,
+    free: bool,
+) -> None:  # fmt: skip
+    """Run the samples whose solver_error exceeds target_solver_error again, in place, at a tenth of
+    the tolerances at a time, down to what x's dtype can tell. Samples that still exceed it, or all
+    that do if the tolerances are the caller's (free=False), have status TARGET_NOT_MET."""
+    goal = cast(float, _variance(how.target_solver_error, x[0].numel()))
+    finest = FINEST[x.dtype] if free else how.rtol
+
+    def missed() -> Tensor:
+        return ~status_failed(found.status) & (found.solver_error.square() > goal)
+
+    stuck = torch.zeros_like(found.status, dtype=torch.bool)  # tighter steps were not to be had
+    while how.rtol > 1.01 * finest and len(rows := (missed() & ~stuck).nonzero()):
+        rows = rows.flatten()
+        how = replace(how, rtol=0.1 * how.rtol, atol=0.1 * how.atol)
+        part = flow.part(rows)
+        again = run(part, x[rows], how, arguments.seeds_of(seed, rows), ids[rows])
+        worked = ~status_failed(again.status)
+        stuck[rows[~worked]] = True
+        for name in ("nfe", "products", "rejected"):
+            getattr(found, name)[rows] += getattr(again, name)
+        for name in (
+            "log_prob",
+            "std_error",
+            "path_error",
+            "defect",
+            "prior_gap",
+            "latent",
+            "status",
+        ):
+            getattr(found, name)[rows[worked]] = getattr(again, name)[worked]
+    found.status[missed()] = int(Status.TARGET_NOT_MET)
+
+
+def _variance(bits: float | None, d: int) -> float | None:
+    """The variance, nats^2, of a standard error in bits/dim."""
+    return None if bits is None else (bits * d * math.log(2)) ** 2
+
+
+def _far_end(flow: ScaledFlow, path: OdeSolution) -> tuple[Tensor, Tensor]:
+    """x at t_max, and alpha D there: the mean that the prior leaves out. The path's own slope gives
+    D at the end of a step, so no call is needed."""
+    far = torch.tensor([flow.lam_noise], dtype=torch.float64)
+    slope = cast(DensePath, path.path).slope(far)[:, 0]
+    n, ratio = float(flow.norm(flow.lam_noise)), math.exp(-flow.lam_noise)
+    x_hat = path.x * n
+    data = slope * n + x_hat * (1 - (ratio / n) ** 2)
+    process = flow.model.process
+    return flow.latent(path.x, data), data * float(process.alpha(process.t_max))
+
+
+def _nothing(flow: ScaledFlow, x: Tensor, status: Tensor, rejected: Tensor) -> LogProb:
+    """Of samples that all failed on their way."""
+    nan = torch.full_like(status, torch.nan, dtype=torch.float64)
+    return LogProb(
+        log_prob=nan, std_error=nan, path_error=nan, defect=nan, prior_gap=nan, truncation=nan,
+        latent=torch.full_like(x, torch.nan), status=status, nfe=flow.forwards,
+        products=torch.zeros_like(status), rejected=rejected, t_min=flow.t_min, blur=flow.blur,
+    )  # fmt: skip

@@ -240,14 +240,17 @@ def test_conditions_follow_their_samples():
     assert (r.prior_gap.abs() > 1e-3).any()
 
 
-def test_truncation_is_estimated_to_first_order():
-    """VE from sigma 0.1: the blur costs (1 - x^2/c) blur^2/(2c) each, to 15 % at blur^2/c 0.04."""
-    target = ud.targets.Gaussian(torch.zeros(6), 0.25)
+@pytest.mark.parametrize("d", [6, 16])
+@pytest.mark.parametrize("variance", [0.25, 0.01, 1e-4])
+def test_truncation_is_that_of_a_gaussian(d, variance):
+    """VE from sigma 0.1, of data wider and 10 times tighter than that: p_0/p_blurred is known, and
+    the estimate is exact of a Gaussian, in few components and by one probe (isotropic) in many."""
+    target = ud.targets.Gaussian(torch.zeros(d), variance)
     process = ud.VE(sigma_min=0.1)
-    x = target.sample(8, seed=3)
+    x = target.sample(8, seed=3).double()
     r = log_prob(target.denoiser(process), x, trace="exact", truncation=True)
     exact = target.log_prob(x) - target.log_prob(x, r.t_min, process)
-    assert (r.truncation - exact).abs().max() < 0.15 * exact.abs().max()
+    assert (r.truncation - exact).abs().max() < 1e-5 * exact.abs().max()
     assert exact.abs().max() > 0.05 and abs(r.blur - 0.1) < 1e-3
     assert torch.isnan(log_prob(target.denoiser(process), x[:1]).truncation).all()
 
@@ -327,8 +330,8 @@ def test_bad_input_is_refused_before_any_call():
         ({"method": "quadratur"}, "did you mean 'quadrature'"),
         ({"method": "quadrature", "backend": "torchdiffeq"}, "needs method='augmented'"),
         ({"method": "augmented", "target_std_error": 0.1}, "needs method='quadrature'"),
-        ({"target_std_error": -1.0}, "target_std_error must be > 0"),
-        ({"sample_ids": [1]}, r"sample_ids must be int64 \[2\]"),
+        ({"target_std_error": -1.0}, "target_std_error must be finite and > 0"),
+        ({"sample_ids": [1]}, "sample_ids"),
         ({"rtol": 0.0}, "rtol must be finite and > 0"),
         ({"t_min": 2.0}, r"t_min must lie in \(0, t_max=1\)"),
         ({"solver": "dopri6"}, "did you mean 'dopri"),
@@ -364,9 +367,9 @@ def test_what_does_not_fit_is_named_before_any_call():
     with pytest.raises(TypeError, match="control must be a Statistics; got int"):
         log_prob(model, x, control=3)
     for name, value in itertools.product(("max_rows", "points"), (0, 2.5)):
-        with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1; got {value}"):
+        with pytest.raises(ValueError, match=rf"{name} must be a whole number .*; got {value}"):
             log_prob(model, x, **{name: value})
-    with pytest.raises(ValueError, match="target_solver_error must be > 0 bits/dim; got 0"):
+    with pytest.raises(ValueError, match="target_solver_error must be finite and > 0; got 0"):
         log_prob(model, x, target_solver_error=0)
     with pytest.raises(ValueError, match="target_solver_error needs method='quadrature'"):
         log_prob(model, x, target_solver_error=0.1, method="augmented")
@@ -390,7 +393,9 @@ def test_max_rows_bounds_what_the_network_is_given_and_changes_no_bit():
     few = log_prob(model, x, max_rows=3)
     assert max(sizes) == 4  # the path's own steps; nodes come three at a time
     assert torch.equal(few.log_prob, whole.log_prob) and torch.equal(few.products, whole.products)
-    assert "log_prob=tensor" in repr(few) and "latent" not in repr(few)
+    assert [line.split()[0] for line in repr(few).splitlines()] == [
+        "log_prob", "std_error", "solver_error", "left",
+    ]  # fmt: skip
 
 
 def test_samples_run_again_for_a_target_are_the_same_in_any_batch():
