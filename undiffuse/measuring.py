@@ -78,11 +78,11 @@ def _bench(commands: Any) -> None:
                  "what is done of NFE against quality is in --out, and the same command goes on "
                  "(orders, adaptive, kernels and likelihood begin anew)")  # fmt: skip
     p.add_argument("what", nargs="?", default="nfe",
-                   choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "models", "compare",
+                   choices=["nfe", "orders", "adaptive", "kernels", "likelihood", "compare",
                             "merge"],
                    help="nfe: network calls against quality; orders: declared and measured; "
                    "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
-                   "against exact values; models: losses, guidance and their pictures; compare: what "
+                   "against exact values; compare: what "
                    "became worse between two results (then the exit code is 1); merge: join run "
                    "folders in --out")  # fmt: skip
     p.add_argument("runs", nargs="*", metavar="MODEL or RESULT", help="of nfe: the network, as "
@@ -112,8 +112,7 @@ def _bench(commands: Any) -> None:
                    "default: error of deterministic solvers, log_density_gap and sw2 of stochastic "
                    "ones")  # fmt: skip
     p.add_argument("--features", default=None, metavar="NAME", help="of frechet, kid, "
-                   "precision, recall: torch-fidelity (which torchmetrics has its own from) or "
-                   "clean-fid, Inception's where that library is installed, for images in [-1, 1]; or "
+                   "precision, recall: "
                    "package.module:function or file.py:function that returns a network's features; "
                    "default: the components")  # fmt: skip
     p.add_argument("--batch", type=int, default=None, help="samples a cell and seed; "
@@ -161,10 +160,6 @@ def _run_bench(args: argparse.Namespace) -> int | None:
         from .bench.kernels.run import run as run_kernels
 
         run_kernels(args.out, args.device)
-    elif args.what == "models":
-        from .bench.models.gallery import run as run_models
-
-        run_models(args.out / "models", seed=args.seed, device=args.device, quick=args.quick)
     else:
         from .bench.nfe.run import run
 

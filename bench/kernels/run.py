@@ -24,7 +24,7 @@ from ... import kernels as K
 from ...kernels.files import write_text
 from ..peers.k_diffusion import sampling as k_sampling
 from ..problems.plans import Unavailable
-from . import machine_code, step_cost
+from . import step_cost
 from .cases import Call, cases, gate
 
 HEAD_START = 30_000_000  # cycles, some 15 ms
@@ -208,28 +208,9 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def machine_code_table(out: Path) -> None:
-    """Write machine-code.json, every kernel's figures for each target, and .md, sm_90's beside
-    their budgets: compiled here, whatever devices there are."""
-    found, lines = {}, []
-    for target in machine_code.TARGETS:
-        try:
-            found[target] = machine_code.read(target)
-        except (ImportError, RuntimeError) as error:
-            print(f"no machine code for {target}: {error}")
-    if "sm_90" in found:
-        lines = machine_code.table(found["sm_90"])
-        write_text(out / "machine-code.md", "\n".join(lines) + "\n")
-        print("\n".join(["machine code for sm_90, instructions on the shortest path", *lines]))
-    if found:
-        keep = ("per_element", "registers", "local", "shared")
-        slim = {t: {c: {k: f[k] for k in keep} for c, f in fs.items()} for t, fs in found.items()}
-        write_text(out / "machine-code.json", json.dumps(slim, indent=1) + "\n")
-
-
 def run(out: Path, device: str | None = None) -> dict[str, Any]:
-    """Gate, speed, then machine code; writes kernels-<device>.json and .png as they are found, and
-    machine-code.json and .md, into out and returns the figures of the first."""
+    """Gate, then speed; writes kernels-<device>.json and .png as they are found into out, and returns
+    the figures."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -263,7 +244,6 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
         plot(result["records"], out / f"{name}.png")
         report(result)
     keep()
-    machine_code_table(out)
     return result
 
 

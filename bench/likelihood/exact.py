@@ -26,7 +26,6 @@ from ...models.progress import Bar, bar
 from ...models.statistics import Statistics
 from ..peers.likelihood import Found, Way, by_scipy, by_torchdiffeq, ours
 from ..report.table import Table, markdown, short, show
-from . import real as real_likelihood
 
 PEERS: dict[str, Way] = {
     "scipy RK45 1e-5, 1 probe (score_sde's way)": by_scipy,
@@ -64,7 +63,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure, print and write likelihood.json and likelihood.md; returns what the JSON holds.
 
-    batch: images a row (200; 16 with quick). quick: digits64 and the shipped network alone. Errors
+    batch: images a row (200; 16 with quick). quick: digits64 alone. Errors
     and standard errors are in bits/dim.
     """
     out, count = Path(out), batch or (16 if quick else 200)
@@ -80,11 +79,10 @@ def run(
             found.append(_exact("images768", some, count, FEW, seed, device, shown))
         shown.say("alone and in a batch")
         coupling = _coupling(seed, device)
-        real = real_likelihood.measure(seed, device, shown, quick)
     made = [_table(f["target"], f["rows"]) for f in found]
-    made += [_coupling_table(coupling), *real_likelihood.tables(real)]
+    made += [_coupling_table(coupling)]
     show(made)
-    record = {"seed": seed, "targets": found, "coupling": coupling, "networks": real}
+    record = {"seed": seed, "targets": found, "coupling": coupling}
     write_text(out / "likelihood.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     write_text(out / "likelihood.md", "\n".join(markdown(t) for t in made) + "\n")
     return record

@@ -87,7 +87,7 @@ class Spec:
         if seen is None:
             return problem
         if isinstance(seen, str):
-            seen = load_features(seen, (-1, 1) if self.target else self.trained().data_range)
+            seen = load_features(seen)
         apply(seen, problem.start[:2])  # what does not fit is refused before anything runs
         return replace(problem, features=seen)
 

@@ -90,8 +90,8 @@ def run(
     choice that fits two minutes); a solver by its name, by file.py:name of one's own, or itself.
     peers: by library or name; None is all that are installed, [] none. targets: exact ones by name,
     [] for none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws
-    of stochastic ones. features: of frechet, kid, precision and recall, a library's or
-    "module:function" or a callable; None is the components. seeds: several, each with samples of its
+    of stochastic ones. features: of frechet, kid, precision and recall, by
+    "module:function", or a callable; None is the components. seeds: several, each with samples of its
     own, shown as one (pooling.py); None is [seed]. batch: samples of a seed; None is 256, or 16 for a
     network of large events. device: of the trained network. final: how our grids end. quick: fewer
     samples and costs. likelihood: bits/dim of held-out data; None: of a network of small events, it

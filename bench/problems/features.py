@@ -2,8 +2,8 @@
 
 `--features package.module:function` or `file.py:function` names a function without arguments that
 returns the features: a callable of samples [n, *event], in the range the model has them, with values
-[n, k]. bench/mnist_lenet.py is a complete example. `torch-fidelity` and `clean-fid` are Inception-v3's
-pool through those libraries (inception.py). Without it the features are the components themselves.
+[n, k]. examples/mnist_lenet.py is a complete example, and examples/inception.py has Inception-v3's
+pool through the libraries that have it. Without it the features are the components themselves.
 """
 
 from __future__ import annotations
@@ -15,28 +15,23 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models.checkpoint import from_code
-from . import inception
 
 Features = Callable[[Tensor], Tensor]
 BATCH = 256
 """Samples that a feature network is given at a time."""
 
 
-def load(spec: str, span: tuple[float, float] = (-1.0, 1.0)) -> Features:
-    """The features of a library by its name, or those that the named function returns; that code is
-    run. span: the range of the data, for Inception.
+def load(spec: str) -> Features:
+    """The features that the named function returns; its code is run.
 
-    Raises ValueError for another form of name, TypeError where it returns something else,
-    ImportError where the library is absent, and what the code raises.
+    Raises ValueError for another form of name, TypeError where it returns something else, and what
+    the code raises.
     """
-    if spec in inception.NAMED:
-        return inception.NAMED[spec](span)
     made = from_code(spec)
     if made is None:
         raise InvalidValue(
-            f"features must be {', '.join(inception.NAMED)}, or package.module:function or "
-            "file.py:function, a function without arguments that returns a callable [n, *event] -> "
-            f"[n, k]; got {spec!r}"
+            "features must be package.module:function or file.py:function, a function without "
+            f"arguments that returns a callable [n, *event] -> [n, k]; got {spec!r}"
         )
     if not callable(made):
         raise InvalidType(f"{spec} must return a callable; got {type(made).__name__}")

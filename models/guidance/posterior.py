@@ -14,7 +14,7 @@ D' = D + (sigma^2/alpha) grad log p(y | x_t), whose V is not differentiated,
 The system is solved by conjugate gradients. On Gaussian data 'mmps' is the posterior, once the
 iterations suffice; the others are not. On a mixture none of them has the weights of the modes, since
 x_0 | x_t is no Gaussian there; where log p(y | x_t) is known, `classifier` guidance by it has
-(`undiffuse bench models` measures all of them).
+(tests/models/test_known_posteriors.py measures all of them).
 """
 
 from __future__ import annotations

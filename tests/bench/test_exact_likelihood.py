@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from undiffuse.bench.likelihood import exact as exact_likelihood
-from undiffuse.bench.likelihood import real as real_likelihood
 from undiffuse.bench.peers import likelihood as likelihood_peers
 from undiffuse.models import VP, Denoiser, GaussianMixture
-from undiffuse.models.progress import Bar
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +65,6 @@ def test_a_value_depends_on_its_batch_in_the_peers_only(record):
     assert apart["quadrature, default"] < 1e-12 and apart[CLASSIC] < 1e-8  # rounding
 
 
-@pytest.mark.slow
-def test_the_bound_lies_above_the_ode_on_the_shipped_network(record):
-    (network,) = record["networks"]
-    assert network["bound"] > network["ode"] - 2 * network["bound_error"]
-    assert 1 < network["ode"] < 4 and network["ode_error"] < 0.02  # 3 bits of 17 levels
-
-
 def test_the_peers_give_one_number_and_the_exact_one_without_a_probe_s_error():
     """In one dimension a Rademacher probe is the exact trace, so RK45 and dopri5 agree with the
     density, up to the prior's mismatch; the score_sde way calls the network twice."""
@@ -92,15 +83,6 @@ def test_the_peers_give_one_number_and_the_exact_one_without_a_probe_s_error():
     torch.testing.assert_close(found.log_prob, other.log_prob, rtol=0, atol=1e-3)
     assert (found.log_prob - law.log_prob(x)).abs().max() < 1e-2
     assert found.std_error.isnan().all() and other.std_error.isnan().all()
-
-
-def test_a_network_that_is_not_here_is_a_line_with_the_reason(monkeypatch, tmp_path):
-    monkeypatch.setenv("UNDIFFUSE_DATA", str(tmp_path))
-    monkeypatch.delitem(real_likelihood.NETWORKS, "digits (ships with the package)")
-    (record,) = real_likelihood.measure(0, None, Bar(), quick=False)
-    assert "set UNDIFFUSE_DATA" in record["skipped"]
-    (table,) = real_likelihood.tables([record])
-    assert table.rows[0][0] == "ddpm_mnist_cnn" and "no weights" in table.rows[0][-1]
 
 
 def test_an_empty_benchmark_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The kernel benchmark: its gate, the ratios it reports, and the machine code's table."""
+"""The kernel benchmark: its gate and the ratios it reports."""
 
 import json
 
@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from undiffuse import kernels as K
-from undiffuse.bench.kernels import machine_code, step_cost
 from undiffuse.bench.kernels import run as kernels
+from undiffuse.bench.kernels import step_cost
 from undiffuse.bench.kernels.cases import gate
-from undiffuse.kernels.budget import INSTRUCTIONS
 
 CPU = torch.device("cpu")
 
@@ -40,7 +39,6 @@ def test_the_gate_is_green_and_names_what_is_wrong(monkeypatch, operator, named)
 
 def test_no_speed_is_reported_on_a_red_gate(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(kernels, "gate", lambda device: ["noise at 7 elements"])
-    monkeypatch.setattr(machine_code, "TARGETS", {})
     result = kernels.run(tmp_path, "cpu")
     assert result["failures"] == ["noise at 7 elements"] and result["records"] == []
     assert "red gate, no speeds: noise at 7 elements" in capsys.readouterr().out
@@ -68,13 +66,3 @@ def test_the_loops_that_are_compared_compute_the_same():
         state = sampler.tell(state, out)
     torch.manual_seed(0)
     assert torch.allclose(step_cost.by_hand(shape, out)(), state.x, atol=1e-4)
-
-
-def test_the_table_of_machine_code_shows_each_case_beside_its_budget():
-    found = {
-        case: {"per_element": 1.5, "registers": 40, "local": 0} for case in list(INSTRUCTIONS)[:2]
-    }
-    lines = machine_code.table(found)
-    assert (
-        lines[2] == f"| {next(iter(found))} | 1.5 | {next(iter(INSTRUCTIONS.values()))} | 40 | 0 |"
-    )

@@ -24,8 +24,7 @@ def copy(tmp_path, monkeypatch):
 
 def test_the_readme_says_what_the_committed_results_say(copy):
     before = (copy / "README.md").read_text(encoding="utf-8")
-    readme.main()
-    assert (copy / "README.md").read_text(encoding="utf-8") == before, (
+    assert readme.updated(before, RESULTS) == before, (
         "README.md disagrees with bench/results: run `python -P -m undiffuse.bench.readme`"
     )
 
@@ -33,13 +32,12 @@ def test_the_readme_says_what_the_committed_results_say(copy):
 def test_another_result_is_another_readme(copy):
     path = copy / RESULTS / "grids.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    front = result["front"]["digits64"]["10"]["ours"]
-    front |= {"error": 0.0123456, "solver": "heun", "grid": "cosine"}
+    result["front"]["digits64"]["10"]["ours"]["error"] = 0.0123456
     result["front"]["digits64"]["20"]["default"]["error"] = 0.0765432
     path.write_text(json.dumps(result))
     before = (copy / "README.md").read_text(encoding="utf-8")
     after = readme.updated(before, RESULTS)
-    assert after != before and "| 0.012 |" in after and "`heun` on `cosine` (10)" in after
+    assert after != before and "| 0.012 |" in after
     assert any("our default" in line and "| 0.077 |" in line for line in after.splitlines())
     # what stands around the markers stays
     assert after.partition(readme.BEGIN)[0] == before.partition(readme.BEGIN)[0]

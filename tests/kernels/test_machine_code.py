@@ -4,8 +4,8 @@ from importlib.metadata import version
 
 import pytest
 
-from undiffuse.bench.kernels import machine_code
-from undiffuse.kernels.budget import INSTRUCTIONS, REGISTERS, WIDE_REGISTERS
+from . import machine_code
+from .budget import INSTRUCTIONS, REGISTERS, WIDE_REGISTERS
 
 # by metadata: this process may only import triton under its interpreter
 OLD = tuple(map(int, version("triton").split(".")[:2])) < (3, 9)

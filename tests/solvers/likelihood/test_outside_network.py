@@ -13,7 +13,8 @@ import torch
 
 import undiffuse as ud
 
-DATA = Path(os.environ.get("UNDIFFUSE_DATA", Path(__file__).parents[3] / "../shared/data"))
+ROOT = Path(__file__).parents[3]
+DATA = Path(os.environ.get("UNDIFFUSE_DATA", ROOT / "../shared/data"))
 WEIGHTS = DATA / "ddpm_mnist_cnn" / "ddpm_mnist_starter.pth"
 pytestmark = pytest.mark.skipif(
     not WEIGHTS.exists(), reason=f"{WEIGHTS} is absent; set UNDIFFUSE_DATA to the data folder"
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 def model() -> ud.Denoiser:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDIFFUSE_DATA", str(DATA))
-        return ud.load("undiffuse.bench.mnist_ddpm:mnist_cnn").denoiser
+        return ud.load(f"{ROOT / 'examples/mnist_ddpm.py'}:mnist_cnn").denoiser
 
 
 def test_the_published_noise_error_is_met(model):

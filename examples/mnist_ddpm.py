@@ -1,6 +1,6 @@
 """A published MNIST DDPM as a benchmark: a real network that nobody trained for this package.
 
-    UNDIFFUSE_DATA=folder undiffuse bench --checkpoint undiffuse.bench.mnist_ddpm:mnist_cnn
+    UNDIFFUSE_DATA=folder undiffuse bench --checkpoint examples/mnist_ddpm.py:mnist_cnn
 
 The folder holds ddpm_mnist_cnn/ddpm_mnist_starter.pth (Y. Zhang, MIT licence) and, as held-out data,
 mnist_test/t10k-images-idx3-ubyte.gz; neither is part of the package.
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models import VP, Denoiser
-from ..models.checkpoint import Checkpoint
+from undiffuse.models import VP, Denoiser
+from undiffuse.models.checkpoint import Checkpoint
 
 WEIGHTS = Path("ddpm_mnist_cnn", "ddpm_mnist_starter.pth")
 IMAGES = Path("mnist_test", "t10k-images-idx3-ubyte.gz")

@@ -8,7 +8,7 @@ registers allow; Triton 3.9 needs two to ten per cent less than Triton 3.6, both
 REGISTERS = 64
 WIDE_REGISTERS = 96  # the last Runge-Kutta stage reads eight tensors, thresholding keeps counts
 
-# case of bench/machine_cases.py -> instructions per element; other targets get a fifth more
+# case of machine_cases.py -> instructions per element; other targets get a fifth more
 INSTRUCTIONS = {
     "noise float32 fast": 23,
     "noise float32 exact": 51,

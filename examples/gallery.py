@@ -1,44 +1,35 @@
-"""`undiffuse bench models`: what models/ can do, as pictures and as numbers on known laws.
+"""Pictures of what models can do: python examples/gallery.py [--out DIR] [--steps N] [--seed N]
 
     class.png       digits drawn by class, without and with classifier-free guidance
     inpaint.png     held-out digits completed from their upper half
     colour.png      tinted digits coloured in from their grey
     annealed.png    digits by annealed and by plain Langevin dynamics
-    weights.png     the same two on a mixture of known weights
-    summary.json, table.md    the tables of model_checks.py, posterior_checks.py, ito_checks.py
-                    and learned_checks.py, and a number for each picture
+    numbers.json    a number for each picture
 
-Small networks are trained on the way, into networks/ of the same folder; a run that was killed
+Two small networks are trained on the way, into networks/ of the same folder; a run that was killed
 takes up their training where it was.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
-from ...kernels.files import atomically, write_text
-from ...models import EDM, Denoiser, load_default
-from ...models.adapters import retime
-from ...models.data.drawing import pyplot, sample_grid
-from ...models.data.sets import Data, load
-from ...models.guidance.combine import cfg, inpaint, posterior
-from ...models.ito import annealed_langevin, langevin
-from ...models.training.train import train
-from ...solvers import sample
-from ...solvers.store import environment
-from ..report.table import Table, markdown, plain
-from . import ito_checks, learned_checks, model_checks, posterior_checks
+from undiffuse.kernels.files import write_text
+from undiffuse.models import EDM, Denoiser, load_default
+from undiffuse.models.adapters import retime
+from undiffuse.models.data.drawing import sample_grid
+from undiffuse.models.data.sets import Data, load
+from undiffuse.models.guidance.combine import cfg, inpaint, posterior
+from undiffuse.models.ito import annealed_langevin, langevin
+from undiffuse.models.training.train import train
+from undiffuse.solvers import sample
 
-STEPS = 3000
 NOISE = 0.05  # of the measurements of inpainting and colourisation
 HOW = ("dpmpp-2m", 40, "karras")
 SCALE = 2.0  # of classifier-free guidance
@@ -46,101 +37,29 @@ Row = tuple[str, Tensor]
 
 
 def run(
-    out: Path,
-    *,
-    seed: int = 0,
-    steps: int | None = None,
-    device: str | None = None,
-    progress: bool = True,
-    quick: bool = False,
-) -> dict[str, Any]:
-    """Train, draw and measure; writes into `out` and returns the content of summary.json.
+    out: Path, steps: int = 3000, seed: int = 0, device: str | None = None, progress: bool = True
+) -> dict[str, dict[str, float]]:
+    """Train, draw, and write into `out`; returns the content of numbers.json.
 
-    steps: optimiser steps of the network by class, 3,000 by default; the others take half. quick: a
-    tenth of the training, fewer samples: the pictures are then poor. Raises ValueError for steps <
-    2, and where `out` holds networks of another run.
+    steps: optimiser steps of the network by class; the one of tinted digits takes half.
     """
-    if steps is not None and steps < 2:
-        raise InvalidValue(f"steps must be >= 2; got {steps}")
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # small states: more threads only wait for each other
-        return _run(out, seed, steps or (STEPS // 10 if quick else STEPS), device, progress, quick)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _run(
-    out: Path, seed: int, steps: int, device: str | None, progress: bool, quick: bool
-) -> dict[str, Any]:
-    began = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    few = 2000 if quick else 4000
-
-    def say(what: str) -> None:
-        if progress:
-            print(f"{time.monotonic() - began:5.0f} s  {what}", file=sys.stderr)
-
-    say("losses, guidance, posteriors and reversed diffusions on exact targets")
-    walks, found = model_checks.langevin_weights(few, seed)
-    summary: dict[str, Any] = {
-        "seed": seed, "steps": steps, "environment": environment(),
-        "loss_gradients": model_checks.loss_gradients(seed=seed),
-        "guidance": model_checks.guidance_accuracy(few, seed),
-        "langevin": walks,
-        "posterior": posterior_checks.posterior_errors(few, seed),
-        "ito": ito_checks.zoo(5 * few, seed),
-    }  # fmt: skip
-    draw_weights(out / "weights.png", found)
-    say(f"a class-conditional network of the digits, {steps} steps")
-    nets, half = out / "networks", steps // 2
-    how: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    how = {"seed": seed, "device": device, "progress": progress}
+    nets = out / "networks"
     by_class = train("digits", conditional=True, out=nets / "class", steps=steps, **how)
-    say(f"a network of tinted digits, {half} steps")
     seen, held = load("digits").split()
     colours = train(
         tinted(seen, range(6)), network="unet", batch=128, held_out=0.0,
-        out=nets / "tint", steps=half, **how,
+        out=nets / "tint", steps=steps // 2, **how,
     )  # fmt: skip
-    say("pictures")
     shipped = load_default().denoiser
-    summary["pictures"] = {
+    found = {
         "class": draw_classes(out / "class.png", by_class, seed, device),
         "inpaint": draw_inpainting(out / "inpaint.png", shipped, seed),
         "colour": draw_colours(out / "colour.png", colours, held, seed, device),
         "annealed": draw_annealed(out / "annealed.png", shipped, seed),
     }
-    say(f"likelihood weighting, {half} steps")
-    summary["likelihood_weighting"] = model_checks.likelihood_weighting(half, **how)
-    say(f"learned variances and a learned schedule, {half} steps")
-    summary["variances"] = learned_checks.variances(half, nets, **how)
-    summary["schedules"] = learned_checks.schedules(half, nets, **how)
-    report(out, summary)
-    say(f"written to {out}")
-    return summary
-
-
-def report(out: Path, summary: dict[str, Any]) -> None:
-    """Write table.md and summary.json, and print the tables."""
-    shown = [
-        *model_checks.tables(summary),
-        posterior_checks.table(summary["posterior"]),
-        ito_checks.table(summary["ito"]),
-        *learned_checks.tables(summary["variances"], summary["schedules"]),
-        _pictures(summary["pictures"]),
-    ]
-    write_text(out / "table.md", "\n".join(markdown(t) for t in shown))
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print("\n\n".join(plain(t) for t in shown))
-
-
-def _pictures(numbers: dict[str, dict[str, float]]) -> Table:
-    """What each picture's function returned."""
-    rows = [
-        [f"{name}.png", ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in found.items())]
-        for name, found in numbers.items()
-    ]
-    return Table("Of the pictures", ["picture", "numbers"], rows, [[False] * 2 for _ in rows])
+    write_text(out / "numbers.json", json.dumps(found, indent=1) + "\n")
+    return found
 
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -288,23 +207,14 @@ def draw_annealed(path: Path, model: Denoiser, seed: int) -> dict[str, float]:
     }
 
 
-def draw_weights(path: Path, found: dict[str, Tensor]) -> None:
-    """Histograms of plain and annealed Langevin on two modes, over the exact density."""
-    plt = pyplot()
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    grid = torch.linspace(-7, 7, 400, dtype=torch.float64)
-    density = model_checks.TWO_MODES.log_prob(grid[:, None]).exp()
-    for ax, (name, x) in zip(axes, found.items(), strict=True):
-        ax.hist(x.numpy(), bins=70, range=(-7, 7), density=True, color="#a9bfd8")
-        ax.plot(grid, density, color="#1f5fb4", lw=1.6)
-        share = float((x > 0).double().mean())
-        ax.set_title(f"{name}: {share:.2f} of the mass at +4", loc="left", fontsize=11)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("density")
-    axes[1].text(-6.8, 0.5, f"line: exact,\n{model_checks.RIGHT:g} at +4", color="#1f5fb4")
-    atomically(path, lambda part: fig.savefig(part, dpi=120, format="png"))
-    plt.close(fig)
-
-
 def _rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("out/gallery"))
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None)
+    print(json.dumps(run(**vars(parser.parse_args())), indent=1))

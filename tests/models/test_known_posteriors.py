@@ -5,7 +5,7 @@ Two problems, each with the first coordinates measured, y = A x_0 + NOISE N(0, I
     a Gaussian in five dimensions, two of them measured: the posterior is a Gaussian
     a mixture of three in the plane, one coordinate measured: the posterior is a mixture
 
-Every method of models/posterior.py, imputation and RePaint, and guidance by log p(y | x_t), exact
+Every method of models/guidance/posterior.py, imputation and RePaint, and guidance by log p(y | x_t), exact
 and with x_t in the place of x_0. Errors are of the coordinates that were not measured. Imputation
 and RePaint know no noise of the measurement: they are held against the noise-free conditional.
 """
@@ -16,13 +16,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from ...models import VP, Denoiser, GaussianMixture
-from ...models.guidance.combine import classifier, inpaint, posterior
-from ...solvers import DDIM, Restart, Solver, sample
-from ..report.table import Table
+from undiffuse.models import VP, Denoiser, GaussianMixture
+from undiffuse.models.guidance.combine import classifier, inpaint, posterior
+from undiffuse.solvers import DDIM, Restart, Solver, sample
 
 Row = dict[str, Any]
 F64 = torch.float64
@@ -180,19 +180,69 @@ def log_normal(off: Tensor, cov: Tensor) -> Tensor:
     return out
 
 
-def table(rows: list[Row]) -> Table:
-    """As text."""
-    body = [
-        [r["method"], str(r["nfe"] or "-"), f"{r['mean_error']:.3f}", f"{r['cov_error']:.3f}",
-         _numbers(r["weights"]), _numbers(r["truth"]), f"{r['weight_error']:.3f}"] for r in rows
-    ]  # fmt: skip
-    columns = ["method", "calls", "mean", "covariance", "weights", "exact", "largest error"]
-    title = (
-        f"Posterior of y = A x_0 + {NOISE:g} N(0, I), coordinates not measured: relative errors "
-        "on a Gaussian, mode weights on a mixture"
-    )
-    return Table(title, columns, body, [[False] * len(columns) for _ in body])
+# --- tests ------------------------------------------------------------------------------------
 
 
-def _numbers(values: list[float]) -> str:
-    return " ".join(f"{v:.2f}" for v in values)
+def whole_posterior(problem):
+    """p(x_0 | y) of all coordinates by information form: P' = P + A^T A / noise^2."""
+    d, m = problem.prior.means.shape[1], len(problem.y)
+    a = torch.eye(d, dtype=F64)[:m]
+    means, covs, logits = [], [], []
+    for w, mean, cov in zip(
+        problem.prior.weights, problem.prior.means, problem.prior.covs, strict=True
+    ):
+        precision = torch.linalg.inv(cov) + a.T @ a / NOISE**2
+        covs.append(torch.linalg.inv(precision))
+        shift = torch.linalg.solve(cov, mean) + a.T @ problem.y / NOISE**2
+        means.append(covs[-1] @ shift)
+        evidence = torch.distributions.MultivariateNormal(
+            a @ mean, a @ cov @ a.T + NOISE**2 * torch.eye(m, dtype=F64)
+        )
+        logits.append(w.log() + evidence.log_prob(problem.y))
+    weights = torch.softmax(torch.stack(logits), 0)
+    return GaussianMixture(weights, torch.stack(means), torch.stack(covs))
+
+
+@pytest.mark.parametrize("make", [gaussian, mixture])
+def test_the_exact_laws_are_the_posterior(make):
+    problem = make()
+    whole, m = whole_posterior(problem), len(problem.y)
+    law = problem.conditional(NOISE)
+    torch.testing.assert_close(law.weights, whole.weights)
+    torch.testing.assert_close(law.means, whole.means[:, m:])
+    torch.testing.assert_close(law.covs, whole.covs[:, m:, m:])
+    # guidance by the exact evidence is the posterior's own denoiser at every time
+    guided = classifier(problem.prior.denoiser(PROCESS), problem.log_evidence)
+    x = torch.randn(7, whole.means.shape[1], dtype=F64, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.02, 1.0, 7, dtype=F64)
+    torch.testing.assert_close(guided(x, t), whole.denoiser(PROCESS)(x, t), rtol=1e-6, atol=1e-6)
+
+
+def test_responsibilities_average_to_the_weights():
+    law = mixture().conditional(NOISE)
+    found = responsibilities(law, law.sample(20_000, seed=1)).mean(0)
+    assert float((found - law.weights).abs().max()) < 4 * (0.25 / 20_000) ** 0.5
+
+
+def test_without_noise_the_measured_coordinate_is_conditioned_on():
+    # bivariate normal: E[b | a] = mu_b + rho (a - mu_a), in each component
+    problem = mixture()
+    law = problem.conditional(0.0)
+    cov, mean = problem.prior.covs, problem.prior.means
+    wanted = mean[:, 1] + cov[:, 0, 1] / cov[:, 0, 0] * (problem.y - mean[:, 0])
+    torch.testing.assert_close(law.means[:, 0], wanted)
+
+
+@pytest.mark.slow
+def test_posteriors_are_as_good_as_their_approximation():
+    n = 2000  # the errors of exact draws are about sqrt(d/n) and sqrt(2 d/n)
+    rows = {r["method"]: r for r in posterior_errors(n)}
+    for exact in ("exact draws", "mmps", "guidance, exact log p(y|x_t)"):
+        assert rows[exact]["mean_error"] < 4 / math.sqrt(n), exact
+        assert rows[exact]["cov_error"] < 6 / math.sqrt(n), exact
+    for weak in ("tmpd", "dps", "guidance, x_t for x_0", "imputation, ddpm"):
+        assert rows[weak]["mean_error"] > 4 / math.sqrt(n), weak
+    assert rows["RePaint"]["mean_error"] < 0.6 * rows["imputation, ddpm"]["mean_error"]
+    # on the mixture only exact guidance has the weights, to sqrt(1/4n) and Heun's error
+    assert rows["guidance, exact log p(y|x_t)"]["weight_error"] < 4 * math.sqrt(0.25 / n)
+    assert min(rows[m]["weight_error"] for m in ("mmps", "tmpd", "pigdm", "dps", "RePaint")) > 0.05

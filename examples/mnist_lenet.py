@@ -1,7 +1,7 @@
 """Features of the LeNet that Frechet distances on MNIST are customarily taken in, as an example.
 
-    UNDIFFUSE_DATA=folder undiffuse bench --checkpoint undiffuse.bench.mnist_ddpm:mnist_cnn \\
-        --features undiffuse.bench.mnist_lenet:features --metrics frechet,kid,precision,recall
+    UNDIFFUSE_DATA=folder undiffuse bench --checkpoint examples/mnist_ddpm.py:mnist_cnn \\
+        --features examples/mnist_lenet.py:features --metrics frechet,kid,precision,recall
 
 The folder holds metric_lenet_mnist/lenet_tanh.pth (A. F. Ansari, Apache-2.0); it is no part of the
 package.
@@ -9,16 +9,17 @@ package.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mnist_ddpm import folder
-from .problems.features import Features
-
-WEIGHTS = Path("metric_lenet_mnist", "lenet_tanh.pth")
+WEIGHTS = Path(
+    os.environ.get("UNDIFFUSE_DATA", "../shared/data"), "metric_lenet_mnist", "lenet_tanh.pth"
+)
 
 
 class LeNet(nn.Module):
@@ -46,15 +47,14 @@ class LeNet(nn.Module):
 
 def lenet() -> LeNet:
     """The network with its weights. Raises FileNotFoundError where the folder does not hold them."""
-    path = folder() / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; set UNDIFFUSE_DATA to the data folder")
+    if not WEIGHTS.is_file():
+        raise FileNotFoundError(f"no weights at {WEIGHTS}; set UNDIFFUSE_DATA to the data folder")
     net = LeNet().requires_grad_(False).eval()
-    net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    net.load_state_dict(torch.load(WEIGHTS, weights_only=True, map_location="cpu"))
     return net
 
 
-def features() -> Features:
-    """Features of images [n, 1, 28, 28] in [-0.5, 0.5], as `mnist_ddpm` makes them; [n, 84]."""
+def features() -> Callable[[Tensor], Tensor]:
+    """Features of images [n, 1, 28, 28] in [-0.5, 0.5], as mnist_ddpm.py makes them; [n, 84]."""
     net = lenet()
     return lambda x: net((x + 0.5).clamp(0, 1))

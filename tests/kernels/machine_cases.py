@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...kernels import (
+from undiffuse.kernels import (
     triton_brownian,
     triton_langevin,
     triton_linear,
@@ -90,7 +90,7 @@ def threshold(dtype: torch.dtype) -> Launch:
 
 
 def cases() -> dict[str, Launch]:
-    """Launches by name; kernels/budget.py has the budget of each."""
+    """Launches by name; budget.py has the budget of each."""
     found = {}
     for noise in ("fast", "exact"):
         found[f"noise float32 {noise}"] = fill(noise)

@@ -1,6 +1,6 @@
 """Compiles the kernels as they are launched, without a GPU, and reads what the compiler made.
 
-Run as a module, in a process of its own without TRITON_INTERPRET, it prints one JSON object
+Run as a script, in a process of its own without TRITON_INTERPRET, it prints one JSON object
 {case: figures}. The launchers run as they are; only Triton's driver is replaced by one that names
 a target, and the launch itself stops after compilation.
 """
@@ -8,7 +8,6 @@ a target, and the launch itself stops after compilation.
 from __future__ import annotations
 
 import heapq
-import importlib.util
 import json
 import os
 import re
@@ -18,9 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from ...kernels.budget import INSTRUCTIONS
-from ...kernels.errors import MissingPackage, RunFailure
 
 Figures = dict[str, Any]
 Code = Sequence[tuple[str, str, str, str]]
@@ -34,33 +30,17 @@ def read(target: str) -> dict[str, Figures]:
     """Figures of every case for a target of TARGETS: instructions and per_element (on the shortest
     path), registers, local (bytes spilled), shared, loads, stores.
 
-    Raises ImportError where Triton is not installed, RuntimeError with the compiler's words where
-    it cannot compile for the target.
+    Raises RuntimeError with the compiler's words where it cannot compile for the target.
     """
-    if importlib.util.find_spec("triton") is None:
-        raise MissingPackage("reading machine code needs triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, target],
+        [sys.executable, "-P", __file__, target],
         check=False, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     if done.returncode:
-        raise RunFailure(done.stderr[-2000:])
+        raise RuntimeError(done.stderr[-2000:])
     found: dict[str, Figures] = json.loads(done.stdout)
     return found
-
-
-def table(found: dict[str, Figures]) -> list[str]:
-    """Lines of Markdown: what each case costs beside its budget."""
-    lines = [
-        "| kernel | instructions an element | budget | registers | spilled |",
-        "|---|---|---|---|---|",
-    ]
-    for case, f in found.items():
-        lines.append(
-            f"| {case} | {f['per_element']} | {INSTRUCTIONS[case]} | {f['registers']} | {f['local']} |"
-        )
-    return lines
 
 
 def distance(code: Code, position: dict[int, int], start: int, goal: int | None) -> int | None:
@@ -103,7 +83,7 @@ def shortest_path(text: str) -> int:
         return max(ways)[1]
     whole = distance(code, position, 0, None)
     if whole is None:
-        raise RunFailure("no way to the end was found")
+        raise RuntimeError("no way to the end was found")
     return whole
 
 
@@ -135,7 +115,7 @@ def number(pattern: str, text: str) -> int:
     """The first number that the pattern's group finds."""
     found = re.search(pattern, text)
     if found is None:
-        raise RunFailure(f"the compiler's listing has no {pattern!r}")
+        raise RuntimeError(f"the compiler's listing has no {pattern!r}")
     return int(found.group(1))
 
 
@@ -197,7 +177,8 @@ def main(name: str) -> None:
     import torch
     import triton
 
-    from .machine_cases import cases
+    sys.path.insert(0, str(Path(__file__).parent))
+    from machine_cases import cases
 
     target = TARGETS[name]
     if target[0] == "hip":

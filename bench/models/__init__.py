@@ -1,1 +1,0 @@
-"""`undiffuse bench models`: what models/ claims, on laws that are known."""
