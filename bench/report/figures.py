@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.data.drawing import pyplot, save, strip
+from ...models.data.drawing import line_of, pyplot, save
 from ...solvers.store import Record
 from ..measures.quality import Measure
 from .table import interval, kind
@@ -210,4 +210,4 @@ def sample_panels(path: Path, rows: Sequence[tuple[str, Panels]], across: int = 
 
 def _tile(x: Tensor, across: int) -> Tensor:
     """Pictures [n, C, H, W] as lines of `across`."""
-    return torch.cat([strip(part, across) for part in torch.split(x, across)])
+    return torch.cat([line_of(part, across) for part in torch.split(x, across)])

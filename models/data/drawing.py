@@ -45,7 +45,7 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
     """One line of pictures a row, [n, C, H, W] in [-1, 1], the row's name at its left."""
     plt = pyplot()
     n = max(len(x) for _, x in rows)
-    strips = [strip(x, n) for _, x in rows]
+    strips = [line_of(x, n) for _, x in rows]
     margin, unit = 1.9, 0.62
     wide, high = unit * n + margin, unit * len(rows) + 0.45
     fig = plt.figure(figsize=(wide, high))
@@ -63,7 +63,7 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
     plt.close(fig)
 
 
-def strip(x: Tensor, n: int) -> Tensor:
+def line_of(x: Tensor, n: int) -> Tensor:
     """Pictures [m, C, H, W] side by side with white rims: [H + 1, n (W + 1), C or none]."""
     image = (x.detach().float().cpu().clamp(-1, 1) + 1) / 2
     missing = n - len(image)
