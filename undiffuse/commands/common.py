@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .kernels.errors import InvalidValue
+from ..kernels.errors import InvalidValue
 
 MODEL = (
     "checkpoint of `undiffuse train`, or package.module:function or file.py:function that returns "
@@ -14,29 +16,32 @@ MODEL = (
 )
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says defaults, but for those that an option's own words have."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def command(
-    commands: Any, name: str, run: Any, text: str, kept: str = "nothing was written"
-) -> argparse.ArgumentParser:
-    """A command of the parser, whose options are parsed and handed to run(args). kept: what is left
-    of a run that was interrupted, and how to go on."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=_Help
-    )
-    parser.set_defaults(run=run, kept=kept)
-    return parser
+def default(function: Any, name: str) -> Any:
+    """The default that the function itself declares for an argument."""
+    return inspect.signature(function).parameters[name].default
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of a registry, for a line of help."""
+    return ", ".join(names)
+
+
+def commas(values: Iterable[Any]) -> str:
+    """Values as one would type them: 5,8,10."""
+    return ",".join(str(v) for v in values)
 
 
 def common(parser: argparse.ArgumentParser, out: str) -> None:
     """--out, --seed and --device."""
     parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="where to write")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same numbers")
+    parser.add_argument("--seed", type=int, default=0, help="64 bits; same seed, same numbers")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; default: the CPU")
 
 
@@ -47,17 +52,33 @@ def dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
                         help=f"of the network's parameters and of the states{own}")  # fmt: skip
 
 
-def usable(device: str | None) -> None:
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for a device that is none or is not here, and for seeds that do not fit."""
+    if (device := getattr(args, "device", None)) is not None:
+        usable(device)
+    for seed in (getattr(args, "seed", None) or 0, *(getattr(args, "seeds", None) or ())):
+        if not -(2**63) <= seed < 2**64:
+            raise InvalidValue(f"--seed must be a whole number of 64 bits; got {seed}")
+
+
+def usable(device: str) -> None:
     """Raises ValueError for a device that is none, or is not here."""
-    if device is None:
-        return
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
         raise InvalidValue(f"--device {device!r} cannot be used here: {why}") from None
+    if torch.device(device).type == "meta":
+        raise InvalidValue("--device 'meta' cannot be used here: it holds no numbers")
+
+
+def needs_one(args: argparse.Namespace, *options: str) -> None:
+    """Raises ValueError for a list option that was given and is empty."""
+    for name in options:
+        if getattr(args, name) == []:
+            raise InvalidValue(f"--{name} must name at least one, a,b; got ''")
 
 
 def names(text: str) -> list[str]:
@@ -77,7 +98,7 @@ def checkpoint(path: str | None, device: str | None, dtype: str | None = None) -
     """The `Checkpoint` that MODEL names, on the device; in dtype if that is asked for."""
     import torch
 
-    from .models import checkpoint as files
+    from ..models import checkpoint as files
 
     loaded = files.load_default(device) if path is None else files.load(path, device)
     net: Any = loaded.denoiser.net
@@ -89,3 +110,20 @@ def checkpoint(path: str | None, device: str | None, dtype: str | None = None) -
 def without(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options of a command as keyword arguments, but for those."""
     return {k: v for k, v in vars(args).items() if k not in ("run", "command", "kept", *names)}
+
+
+def draw_picture(path: Path, x: Any, loaded: Any, title: str) -> None:
+    """The first 64 samples as rows of eight, where they are pictures and matplotlib is there."""
+    from ..models.data.drawing import is_picture, sample_grid
+
+    if not is_picture(loaded.event_shape):
+        return
+    lo, hi = loaded.data_range
+    shown = (x[:64] - lo) * (2 / (hi - lo)) - 1
+    rows = [("", shown[i : i + 8]) for i in range(0, len(shown), 8)]
+    try:
+        sample_grid(path, rows, title)
+    except (ImportError, OSError) as error:  # what was computed is on the disk by now
+        print(f"no {path.name}: {error}")
+    else:
+        print(f"picture: {path}")

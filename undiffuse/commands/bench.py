@@ -1,0 +1,143 @@
+"""NFE against quality, orders, likelihood and kernels, peers in the same run."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..kernels.errors import InvalidValue
+from .common import MODEL, commas, common, listed, names, needs_one, numbers, without
+
+KEPT = (
+    "what is done of NFE against quality is in --out, and the same command goes on "
+    "(orders, adaptive, kernels and likelihood begin anew)"
+)
+MANY = 10**6
+KINDS = {
+    "nfe": (0, 1), "orders": (0, 0), "adaptive": (0, 0), "kernels": (0, 0), "likelihood": (0, 0),
+    "compare": (2, 2), "merge": (2, MANY),
+}  # fmt: skip
+"""What is measured, and how many results or models it takes: at least and at most."""
+
+
+def options(p: argparse.ArgumentParser) -> None:
+    from ..bench.measures.quality import MEASURES
+    from ..bench.nfe import run as nfe
+    from ..bench.peers.samplers import PEERS
+    from ..models.named_targets import TARGETS
+    from ..solvers import GRIDS
+
+    p.add_argument("what", nargs="?", default="nfe",
+                   choices=list(KINDS),
+                   help="nfe: network calls against quality; orders: declared and measured; "
+                   "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
+                   "against exact values; compare: what became worse between two results (then the "
+                   "exit code is 1); merge: join run folders in --out")  # fmt: skip
+    p.add_argument("runs", nargs="*", metavar="MODEL or RESULT", help="of nfe: the network, as "
+                   "--checkpoint; of compare: two run folders or files of pytest-benchmark; of merge: "
+                   "two run folders or more")  # fmt: skip
+    p.add_argument("--checkpoint", default=None, help=MODEL + "; none: no network")
+    p.add_argument("--data", default=None, help="data that the network never saw, as for `train`; "
+                   "default: what its training held out")  # fmt: skip
+    p.add_argument("--solvers", type=names, default=None, metavar="A,B",
+                   help="names (see `undiffuse solvers`), package.module:name or file.py:name that "
+                   "makes a solver of yours, JSON or folders that `tune` or `statistics` wrote; "
+                   "default: a choice of twelve")  # fmt: skip
+    p.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls; "
+                   f"default: {commas(nfe.NFE)}")  # fmt: skip
+    p.add_argument("--grid", type=names, default=None, metavar="A,B",
+                   help=f"{listed(GRIDS)}; equidistributed: measured by a pilot run; "
+                   f"default: {commas(nfe.GRIDS)}")  # fmt: skip
+    p.add_argument("--peers", type=names, default=None, metavar="A,B", help="libraries or "
+                   f"rows of theirs ({listed(sorted({q.library for q in PEERS}))}); '' for none; "
+                   "default: all that are installed")  # fmt: skip
+    p.add_argument("--targets", type=names, default=None, metavar="A,B",
+                   help=f"laws with exact scores: {listed(TARGETS)}; '' for none; "
+                   "default: digits64")  # fmt: skip
+    p.add_argument("--metrics", type=names, default=None, metavar="A,B",
+                   help=f"{listed(MEASURES)}; default: error (to the exact trajectory) of "
+                   "deterministic solvers, log_density_gap and sw2 of stochastic ones")  # fmt: skip
+    p.add_argument("--features", default=None, metavar="NAME", help="of frechet, kid, "
+                   "precision, recall: package.module:function or file.py:function that returns a network's features; "
+                   "default: the components")  # fmt: skip
+    p.add_argument("--batch", type=int, default=None, help="samples a cell and seed; "
+                   f"default: {nfe.BATCH}, {nfe.LARGE_BATCH} of a network of large events")  # fmt: skip
+    p.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=None,
+                   help="bits/dim of held-out data; default: only of small events")  # fmt: skip
+    p.add_argument("--seeds", type=numbers, default=None, metavar="0,1,2",
+                   help="several, pooled into one row each; default: --seed alone")  # fmt: skip
+    p.add_argument("--workers", type=int, default=1, help="processes; changes no "
+                   "number, as torchrun does not")  # fmt: skip
+    p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
+    common(p, "out/bench")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    least, most = KINDS[args.what]
+    if not least <= len(args.runs) <= most:
+        raise InvalidValue(
+            "nfe takes at most one model, compare two results, merge two or more, the others "
+            f"nothing; got {len(args.runs)}: {' '.join(args.runs)}"
+        )
+    needs_one(args, "nfe", "grid", "metrics", "seeds")
+    if args.batch is not None and args.batch < 1:
+        raise InvalidValue(f"--batch must be >= 1; got {args.batch}")
+    if args.what != "compare":
+        from ..kernels.files import usable
+
+        usable(args.out)
+    return _RUNS[args.what](args)
+
+
+def _nfe(args: argparse.Namespace) -> None:
+    from ..bench.nfe.run import run as measure
+    from ..solvers.tables.grids import named
+
+    if args.runs and args.checkpoint is not None:
+        raise InvalidValue(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")
+    for grid in args.grid or ():
+        if grid != "equidistributed":
+            named(grid)
+    args.checkpoint = args.runs[0] if args.runs else args.checkpoint
+    measure(**without(args, "what", "runs"))
+
+
+def _orders(args: argparse.Namespace) -> None:
+    from ..bench.orders.run import run as measure
+
+    measure(args.out, solvers=args.solvers)
+
+
+def _adaptive(args: argparse.Namespace) -> None:
+    from ..bench.adaptive import run as measure
+
+    measure(args.out, batch=args.batch, seed=args.seed, quick=args.quick)
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    from ..bench.kernels.run import run as measure
+
+    measure(args.out, args.device)
+
+
+def _likelihood(args: argparse.Namespace) -> None:
+    from ..bench.likelihood.exact import run as measure
+
+    measure(args.out, batch=args.batch, seed=args.seed, device=args.device, quick=args.quick)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ..bench.compare import run as compare
+
+    return compare(*args.runs)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from ..bench.nfe.pooling import merge
+
+    merge(args.runs, args.out)
+
+
+_RUNS = {
+    "nfe": _nfe, "orders": _orders, "adaptive": _adaptive, "kernels": _kernels,
+    "likelihood": _likelihood, "compare": _compare, "merge": _merge,
+}  # fmt: skip
