@@ -10,7 +10,19 @@ import torch
 from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
-from .multistep_engine import CLOCKS, FORMS, Weights, body, finish, multistep, weights
+from .multistep_engine import (
+    CLOCKS,
+    FORMS,
+    Ending,
+    Weights,
+    body,
+    check_ending,
+    counted,
+    endings,
+    finish,
+    multistep,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -25,16 +37,25 @@ class Adams(Solver):
     't' is DEIS's t-AB; 'data', 'lambda' the exponential method DPM-Solver++ stands on; 'velocity',
     'flow' is Adams-Bashforth on x/(alpha + sigma), regular also at alpha = 0.
     The first steps use the points there are. Order: points.
-    Raises ValueError for an unknown form or clock, or points outside 1..6.
+
+    points: predictions that a step goes through, 1..6.
+    form: 'noise', 'data' or 'velocity', what is a polynomial.
+    clock: 'lambda', 'sigma', 'flow' or 't', the variable it is one in.
+    name: of the table.
+    ending: the most points in the last steps; (2, 1) is diffusers' `lower_order_final` of DEIS. A
+        denoising jump counts as a step of one point.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     points: int = 3
     form: str = "noise"
     clock: str = "lambda"
     name: str = "adams"
+    ending: Ending = ()
 
     def __post_init__(self) -> None:
         check_points(self.points)
+        check_ending(self.ending)
         if self.form not in FORMS:
             raise InvalidValue(f"form must be one of {', '.join(FORMS)}; got {self.form!r}")
         if self.clock not in CLOCKS:
@@ -49,7 +70,8 @@ class Adams(Solver):
         return float(self.points)
 
     def rows(self, path: Path) -> Tableau:
-        rule = weights(body(path), self.points, self.form, self.clock)
+        ending = endings(path, self.ending)
+        rule = weights(body(path), self.points, self.form, self.clock, ending=ending)
         return multistep(
             f"{self.name}-{self.points}", path, self.form, rule,
             order=self.order, weak_order=self.weak_order,
@@ -73,13 +95,19 @@ class IPNDM(Solver):
         x_t/alpha_t = x_s/alpha_s + (sigma_t/alpha_t - sigma_s/alpha_s) sum_h w_h eps_{i-h}
 
     Order `points` where sigma/alpha falls in equal steps; on other smooth grids the weights are
-    off by O(h) and the order is 2 for every points >= 2. Raises ValueError outside 1..4.
+    off by O(h) and the order is 2 for every points >= 2.
+
+    points: predictions that a step goes through, 1..4.
+    ending: the most points in the last steps, as for `Adams`.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     points: int = 4
+    ending: Ending = ()
 
     def __post_init__(self) -> None:
         check_points(self.points, 4)
+        check_ending(self.ending)
 
     @property
     def order(self) -> float:
@@ -93,10 +121,9 @@ class IPNDM(Solver):
         inner = body(path)
         n = len(inner.t) - 1
         w = torch.zeros(n, self.points, dtype=torch.float64)
-        start = 0 if bool(torch.isfinite(inner.lam[0])) else 1
-        for i in range(min(n, start + self.points)):
-            row = FIXED[max(0, min(self.points - 1, i - start))]
-            w[i:, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        count = counted(inner, self.points, endings(path, self.ending))
+        for k in range(1, self.points + 1):
+            w[count == k, :k] = torch.tensor(FIXED[k - 1], dtype=torch.float64)
         one_step = weights(inner, 1, "noise")
         rule = Weights(one_step.carry, one_step.points * w, one_step.noise)
         return multistep(
@@ -106,9 +133,9 @@ class IPNDM(Solver):
 
 
 def check_points(points: int, most: int = 6) -> None:
-    """Raises ValueError unless 1 <= points <= most."""
-    if points != int(points) or not 1 <= points <= most:
-        raise InvalidValue(f"points must be a whole number in 1..{most}; got {points}")
+    """Raises ValueError unless `points` is an int in 1..most."""
+    if isinstance(points, bool) or not isinstance(points, int) or not 1 <= points <= most:
+        raise InvalidValue(f"points must be a whole number in 1..{most}; got {points!r}")
 
 
 Mean = dict[int, float]

@@ -9,15 +9,28 @@ and a method is a rule for D inside the integral (Lu et al. 2022b, DPM-Solver++)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
-from .multistep_engine import body, constant_noise, multistep, no_noise, weights
+from .multistep_engine import (
+    Ending,
+    Weights,
+    body,
+    check_ending,
+    constant_noise,
+    counted,
+    endings,
+    multistep,
+    no_noise,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -64,38 +77,59 @@ class DPMSolverPP(Solver):
               + sigma_t sqrt(1 - e^{-2 eta h}) z
         D~  = D_i + (D_i - D_{i-1}) / (2r),   r = h_{i-1}/h_i        (order 2)
 
+    The first steps use what history there is. With noise the law is of order 2 at most, since D
+    along a noisy path is not smooth.
+
     order: 1 (DDIM for eta = 0), 2, or 3, which integrates the parabola through three predictions
-    exactly; the published third-order formula is `DPMSolverPP3Compat`, of order 2. The first
-    steps use what history there is. With noise the law is of order 2 at most, since D along a
-    noisy path is not smooth. eta >= 0: 0 the probability flow, 1 the reverse SDE.
-    Raises ValueError for another order or eta.
+        exactly; the published third-order formula is `DPMSolverPP3Compat`, of order 2.
+    eta: share of noise >= 0; 0 is the probability flow, 1 the reverse SDE.
+    form: 'data' as above, or 'noise', the multistep DPM-Solver (Lu et al. 2022), where
+
+        x_t = alpha_t/alpha_s x_s - (1 + eta) sigma_t (e^h - 1) eps~ + sigma_t sqrt(eta (e^{2h} - 1)) z
+
+    solver_type: of order 2, 'midpoint' as above, or 'heun', which integrates the line through two
+        predictions exactly (both as in diffusers).
+    ending: the most points in the last steps; (2, 1) is diffusers' `lower_order_final`, (1,) its
+        `euler_at_final`. A denoising jump counts as a step of one point.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     order: int = 2
     eta: float = 0.0
+    form: str = "data"
+    solver_type: str = "midpoint"
+    ending: Ending = ()
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise InvalidValue(f"order must be 1, 2 or 3; got {self.order}")
-        check_eta(self.eta)
+        check_multistep(self.eta, self.form, self.solver_type, self.ending)
 
     @property
     def weak_order(self) -> float:
         return float(min(self.order, 2) if self.eta else self.order)
 
     def rows(self, path: Path) -> Tableau:
-        inner = body(path)
-        tau = torch.full_like(inner.h, self.eta**0.5)
-        decay = constant_noise(tau) if self.eta else no_noise
-        rule = weights(inner, 3 if self.order == 3 else 1, decay=decay)
-        if self.order == 2 and len(inner.h):
-            lean = torch.zeros_like(inner.h)  # 1/(2r): how far D~ leans along D_i - D_{i-1}
-            lean[1:] = 0.5 * inner.h[1:] / inner.h[:-1]
-            rule = rule._replace(points=rule.points * torch.stack([1 + lean, -lean], 1))
+        rule = self.rule(body(path), endings(path, self.ending))
+        kind = "dpmpp" if self.form == "data" else "dpm-solver"
         return multistep(
-            f"dpmpp-{self.order}m" + ("-sde" if self.eta else ""), path, "data", rule,
+            f"{kind}-{self.order}m" + ("-sde" if self.eta else ""), path, self.form, rule,
             order=1.0 if self.eta else float(self.order), weak_order=self.weak_order,
         )  # fmt: skip
+
+    def rule(self, inner: Path, ending: Ending) -> Weights:
+        """The rule of every step of `body(path)`."""
+        tau = torch.full_like(inner.h, self.eta**0.5)
+        decay = constant_noise(tau) if self.eta else no_noise
+        midpoint = self.order == 2 and self.solver_type == "midpoint"
+        points = 1 if midpoint else self.order
+        rule = weights(inner, points, self.form, decay=decay, ending=ending)
+        if midpoint and len(inner.h):
+            lean = torch.zeros_like(inner.h)  # 1/(2r): how far D~ leans along D_i - D_{i-1}
+            lean[1:] = 0.5 * inner.h[1:] / inner.h[:-1]
+            lean[counted(inner, 2, ending) < 2] = 0.0
+            rule = rule._replace(points=rule.points * torch.stack([1 + lean, -lean], 1))
+        return rule
 
 
 @dataclass(frozen=True)
@@ -108,48 +142,70 @@ class DPMSolverPP3Compat(Solver):
     D'' stands for half of h^2 times the second derivative (a divided difference), where phi_3
     calls for the whole; hence the order. At few steps on a Karras grid it is often the more
     accurate of the two, and published FIDs were computed with it (Lu et al. 2022b, appendix B).
-    Raises ValueError for eta < 0.
+
+    eta: share of noise >= 0, as for `DPMSolverPP`.
+    form: 'data' as above, or 'noise', the same with sigma_t, h and e^h - 1 (Lu et al. 2022).
+    solver_type: of the steps of two points, as for `DPMSolverPP`; 'heun' is k-diffusion's 3M SDE.
+    ending: the most points in the last steps, as for `DPMSolverPP`.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     eta: float = 0.0
+    form: str = "data"
+    solver_type: str = "midpoint"
+    ending: Ending = ()
 
     order: ClassVar[float] = 2.0
     weak_order: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
+        check_multistep(self.eta, self.form, self.solver_type, self.ending)
 
     def rows(self, path: Path) -> Tableau:
-        inner = body(path)
-        two = DPMSolverPP(2, self.eta).rows(inner) if len(inner.h) else None
-        tau = torch.full_like(inner.h, self.eta**0.5)
-        rule = weights(inner, 3, decay=constant_noise(tau) if self.eta else no_noise)
-        if two is not None:
-            rule.points[:, :2] = torch.nn.functional.pad(two.data, (0, 1))[:, :2]
-            rule.points[:, 2:] = 0.0
-        start = 2 if bool(torch.isfinite(inner.lam[0])) else 3
-        h = inner.h[start:]
-        if len(h):
-            r0, r1 = inner.h[start - 1 : -1] / h, inner.h[start - 2 : -2] / h
-            big = (1 + self.eta) * h
-            phi1 = torch.expm1(-big)
-            phi2 = phi1 / big + 1
-            phi3 = phi2 / big - 0.5
-            d1, d2 = 1 / r0, 1 / r1  # weights of the two differences
-            bend = phi2 * r0 / (r0 + r1) - phi3 / (r0 + r1)
-            now, before = d1 * (phi2 + bend), d2 * bend
-            columns = torch.stack([-phi1 + now, -now - before, before], 1)
-            rule.points[start:] = inner.alpha[start + 1 :, None] * columns
+        inner, ending = body(path), endings(path, self.ending)
+        two = DPMSolverPP(2, self.eta, self.form, self.solver_type).rule(inner, ending)
+        wide = torch.nn.functional.pad(two.points, (0, 3 - two.points.shape[1]))
+        at = (counted(inner, 3, ending) == 3).nonzero().flatten()
+        if len(at):
+            wide[at] = self._third(inner, at)
+        kind = "dpmpp" if self.form == "data" else "dpm-solver"
         return multistep(
-            "dpmpp-3m-compat" + ("-sde" if self.eta else ""), path, "data", rule,
+            f"{kind}-3m-compat" + ("-sde" if self.eta else ""), path, self.form,
+            two._replace(points=wide),
             order=1.0 if self.eta else 2.0, weak_order=self.weak_order,
         )  # fmt: skip
 
+    def _third(self, inner: Path, at: Tensor) -> Tensor:
+        """Weights of the three predictions in the steps `at`."""
+        h = inner.h[at]
+        r0, r1 = inner.h[at - 1] / h, inner.h[at - 2] / h
+        if self.form == "data":
+            sign, big, scale = -1.0, (1 + self.eta) * h, inner.alpha[at + 1]
+        else:
+            sign, big, scale = 1.0, h, -(1 + self.eta) * inner.sigma[at + 1]
+        phi1 = torch.expm1(sign * big)
+        phi2 = phi1 / big - sign
+        phi3 = phi2 / big - 0.5
+        d1, d2 = 1 / r0, 1 / r1  # weights of the two differences
+        bend = phi2 * r0 / (r0 + r1) + sign * phi3 / (r0 + r1)
+        now, before = d1 * (phi2 + bend), d2 * bend
+        return scale[:, None] * torch.stack([sign * phi1 + now, -now - before, before], 1)
+
+
+def check_multistep(eta: float, form: str, solver_type: str, ending: Ending) -> None:
+    """Raises ValueError for settings that `DPMSolverPP` and its like do not know."""
+    check_eta(eta)
+    if form not in ("data", "noise"):
+        raise InvalidValue(f"form must be 'data' or 'noise'; got {form!r}")
+    if solver_type not in ("midpoint", "heun"):
+        raise InvalidValue(f"solver_type must be 'midpoint' or 'heun'; got {solver_type!r}")
+    check_ending(ending)
+
 
 def check_eta(eta: float) -> None:
-    """Raises ValueError unless eta >= 0."""
-    if not eta >= 0:
-        raise InvalidValue(f"eta must be >= 0; got {eta}")
+    """Raises ValueError unless 0 <= eta < inf."""
+    if not 0 <= eta < math.inf:
+        raise InvalidValue(f"eta must be finite and >= 0; got {eta}")
 
 
 SOLVERS: dict[str, Solver] = {

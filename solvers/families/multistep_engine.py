@@ -6,14 +6,17 @@ A step from s to t is exact but for one integral over lambda,
 
 where P is the form of the prediction that is interpolated, and a and m follow from it:
 
-    'data'      P = D                     a = alpha_t/alpha_s e^{-A},  m = alpha_t A' e^{-(A_t - A)}
-    'noise'     P = (x - alpha D)/sigma   a = alpha_t/alpha_s,         m = -alpha_t e^{-lambda}
-    'velocity'  P = noise - D             a = c_t/c_s,                 m = -c_t r (1 - r)
+    'data'      P = D                     a = sigma_t/sigma_s e^{h - A},  m = alpha_t A' e^{-(A_t - A)}
+    'noise'     P = (x - alpha D)/sigma   a = alpha_t/alpha_s,            m = -alpha_t A' e^{-lambda}
+    'velocity'  P = noise - D             a = c_t/c_s,                    m = -c_t r (1 - r)
 
 with c = alpha + sigma and r = sigma/c. A = int (1 + tau^2) dlambda counts decay from the step's
-start: tau = 0 is the probability flow, tau = 1 the reverse SDE (only 'data' takes noise, and
-c^2 = sigma_t^2 (1 - e^{-2 int tau^2})). A family says in which clock P is a polynomial, through
-how many points, and whether the step is corrected once D at its end is known.
+start: tau = 0 is the probability flow, tau = 1 the reverse SDE. The noise is
+
+    'data'      sigma_t sqrt(1 - e^{-2 int tau^2})        'noise'  alpha_t sqrt(int 2 tau^2 e^{-2 lambda})
+
+and 'velocity' takes none. A family says in which clock P is a polynomial, through how many points,
+and whether the step is corrected once D at its end is known.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType, InvalidValue
 from ..tables.solver import Path
 from ..tables.tableau import Tableau
 
@@ -40,6 +44,8 @@ CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
 """Variables in which a prediction can be a polynomial, as functions of lambda."""
 
 Decay = Callable[[Path, Tensor], tuple[Tensor, Tensor]]
+Ending = tuple[int, ...]
+"""At most so many points in the last steps: (2, 1) two in the last but one and one in the last."""
 
 
 def no_noise(path: Path, lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,11 +103,17 @@ def weights(
     *,
     ahead: bool = False,
     decay: Decay = no_noise,
+    ending: Ending = (),
 ) -> Weights:
     """Integrate the polynomial through the last `points` predictions exactly over every step.
 
-    Fewer points are used where there are fewer, or where lambda is infinite. path: finite lambda
-    (but for the first node). ahead: also through the prediction at the step's end.
+    path: `body` of the solver's path; its first lambda may be infinite.
+    points: predictions that a step goes through; fewer where there are fewer, where lambda is
+        infinite, or where `ending` says so.
+    form, clock: what is a polynomial, and in which variable; keys of FORMS and CLOCKS.
+    ahead: whether the polynomial also goes through the prediction at the step's end.
+    decay: A and A' of the noise; for the forms 'data' and 'noise'.
+    ending: at most so many points in the last steps.
     """
     n = len(path.t) - 1
     infinite = not bool(torch.isfinite(path.lam[0]))
@@ -113,6 +125,7 @@ def weights(
     back = torch.arange(n)[:, None] - torch.arange(points)
     used = (back >= 0) & usable[back.clamp(min=0)]
     used[:1, :1] = True
+    used &= torch.arange(points) < limits(n, points, ending)[:, None]
     nodes = torch.where(usable, ticks, 0.0)[back.clamp(min=0)]
     if ahead:
         nodes = torch.cat([ticks[1:, None], nodes], 1)
@@ -128,16 +141,62 @@ def weights(
     else:
         h = path.h[:, None]
         inside = path.lam[:-1, None] + h * u  # [n, G]
+        (gone, rate), (total, _) = decay(path, inside), decay(path, path.lam[1:, None])
         if form == "noise":
-            measure, carry = -alpha[:, None] * torch.exp(-inside) * h, alpha / path.alpha[:-1]
+            fresh = -alpha[:, None] * torch.exp(-inside) * h
+            measure, carry = rate * fresh, alpha / path.alpha[:-1]
+            grown = 2 * (rate - 1) * torch.exp(-2 * inside) * h  # int 2 tau^2 e^{-2 lambda}
+            noise = alpha * torch.sqrt((grown * w).sum(1).clamp(min=0.0))
         else:
-            (gone, rate), (total, _) = decay(path, inside), decay(path, path.lam[1:, None])
             measure = alpha[:, None] * rate * torch.exp(gone - total) * h
             extra = (total - h)[:, 0].clamp(min=0.0)  # int tau^2
             carry = sigma / path.sigma[:-1] * torch.exp(-extra)
             noise = sigma * torch.sqrt(-torch.expm1(-2 * extra))
     basis = lagrange(CLOCKS[clock](path, inside), nodes, used)
     return Weights(carry, torch.einsum("g,ng,ngh->nh", w, measure, basis), noise)
+
+
+def limits(n: int, points: int, ending: Ending) -> Tensor:
+    """The most predictions that each of n steps may go through, [n]."""
+    most = torch.full((n,), points)
+    if tail := ending[-n:] if n else ():
+        most[n - len(tail) :] = torch.tensor(tail).clamp(max=points)
+    return most
+
+
+def counted(path: Path, points: int, ending: Ending = ()) -> Tensor:
+    """How many predictions each step of `weights` goes through in 'data' or 'noise' form, [n]."""
+    n = len(path.t) - 1
+    first = int(not bool(torch.isfinite(path.lam[0])))
+    most = limits(n, points, ending)
+    return torch.minimum((torch.arange(n) - first + 1).clamp(min=1), most)
+
+
+def endings(path: Path, ending: Ending) -> Ending:
+    """The part of `ending` that is for `body(path)`: a denoising jump is the last step of one point."""
+    return ending[:-1] if path.ends_clean else ending
+
+
+def check_ending(ending: Ending) -> None:
+    """Raises ValueError unless it holds whole numbers >= 1, TypeError unless it is a tuple."""
+    if not isinstance(ending, tuple):
+        raise InvalidType(f"ending must be a tuple of numbers of points; got {ending!r}")
+    for k in ending:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InvalidValue(f"ending must hold whole numbers of points >= 1; got {ending}")
+
+
+def lean(rule: Weights, rows: Tensor, half: Tensor, base: int) -> Weights:
+    """Where `rows` [n] says so, weigh the difference of two predictions by `half` [n], not exactly.
+
+    x_t = carry x_s + w P_base + half (P_0 - P_1),   w the sum of the row's weights
+    """
+    points = rule.points.clone()
+    whole = points[rows].sum(1)
+    points[rows] = 0.0
+    points[rows, 0], points[rows, 1] = half[rows], -half[rows]
+    points[rows, base] += whole
+    return rule._replace(points=points)
 
 
 def readout(path: Path, form: str) -> tuple[Tensor, Tensor]:

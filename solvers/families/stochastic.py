@@ -14,7 +14,17 @@ from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .adams import check_points
 from .exponential import DDIM
-from .multistep_engine import body, constant_noise, multistep, weights
+from .multistep_engine import (
+    Ending,
+    body,
+    check_ending,
+    constant_noise,
+    counted,
+    endings,
+    lean,
+    multistep,
+    weights,
+)
 from .single_step_engine import Node, Stage, legs, single_step
 
 
@@ -146,25 +156,34 @@ class SASolver(Solver):
               + alpha_t int (1 + tau^2) e^{-(1 + tau^2)(lambda_t - lambda)} D dlambda,  T = tau^2 h
 
     with D the polynomial through the last `predictor` predictions; once D is known at the step's
-    end the step is redone with the polynomial through `corrector` of them, that one included
-    (0: no corrector), with the same normal. tau is `tau` in steps that start at a ratio
-    sigma/alpha inside `window`, else 0; the marginals are the same for every tau. The default
-    window is the authors' 0.2 < t < 0.8 of linear VP. Law: order 2, since D on a noisy path is
-    not smooth; for tau = 0 the predictor's order, one more where the corrector has more points.
-    Raises ValueError for numbers of points outside 1..4 (0..5), tau < 0 or an empty window.
+    end the step is redone with the polynomial through `corrector` of them, that one included,
+    with the same normal. A line, through two predictions, is weighed as the authors' code does it:
+    its slope's integral is replaced by alpha_t (1 + tau^2) h^2/2, from which it differs by O(h^3).
+    The marginals are the same for every tau. Law: order 2, since D on a noisy path is not smooth;
+    for tau = 0 the predictor's order, one more where the corrector has more points.
+
+    predictor: predictions that a step goes through, 1..4.
+    corrector: those that it is corrected with, 1..5; 0 for no corrector.
+    tau: size of the noise >= 0 in steps that start at a ratio sigma/alpha inside `window`, else 0.
+    window: (low, high) in sigma/alpha; the default is the authors' 0.2 < t < 0.8 of linear VP.
+    ending: the most points of the predictor in the last steps, of the corrector one more; (3, 2, 1)
+        is diffusers' `lower_order_final`. A denoising jump counts as a step of one point.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     predictor: int = 3
     corrector: int = 4
     tau: float = 1.0
     window: tuple[float, float] = (0.72, 25.0)
+    ending: Ending = ()
 
     def __post_init__(self) -> None:
         check_points(self.predictor, 4)
         if self.corrector:
             check_points(self.corrector, 5)
-        if not self.tau >= 0:
-            raise InvalidValue(f"tau must be >= 0; got {self.tau}")
+        check_ending(self.ending)
+        if not 0 <= self.tau < math.inf:
+            raise InvalidValue(f"tau must be finite and >= 0; got {self.tau}")
         if not 0 <= self.window[0] < self.window[1]:
             raise InvalidValue(f"window must be (low, high) with low < high; got {self.window}")
 
@@ -181,12 +200,22 @@ class SASolver(Solver):
         return float(max(self.predictor, min(self.corrector, self.predictor + 1)))
 
     def rows(self, path: Path) -> Tableau:
-        inner = body(path)
-        decay = constant_noise(self.noise_of(inner))
-        predict = weights(inner, self.predictor, decay=decay)
+        inner, ending = body(path), endings(path, self.ending)
+        tau, h = self.noise_of(inner), inner.h
+        decay = constant_noise(tau)
+        half = 0.5 * inner.alpha[1:] * (1 + tau.square()) * h
+        predict = weights(inner, self.predictor, decay=decay, ending=ending)
+        if self.predictor > 1:
+            reach = h / torch.cat([h[:1], h[:-1]])
+            predict = lean(
+                predict, counted(inner, self.predictor, ending) == 2, half * reach, base=0
+            )
         correct = None
         if self.corrector:
-            correct = weights(inner, self.corrector - 1, ahead=True, decay=decay)
+            past = self.corrector - 1
+            correct = weights(inner, past, ahead=True, decay=decay, ending=ending)
+            if past:
+                correct = lean(correct, counted(inner, past, ending) == 1, half, base=1)
         return multistep(
             "sa-solver", path, "data", predict, correct,
             order=self.order, weak_order=self.weak_order,

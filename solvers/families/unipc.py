@@ -10,7 +10,17 @@ from ...kernels.errors import InvalidValue
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .adams import check_points
-from .multistep_engine import FORMS, body, multistep, weights
+from .multistep_engine import (
+    FORMS,
+    Ending,
+    body,
+    check_ending,
+    counted,
+    endings,
+    lean,
+    multistep,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -23,16 +33,33 @@ class UniPC(Solver):
         B(h)/2 (P_{i-1} - P_i)/r   and   B(h)/2 (P_{i+1} - P_i).
     The network is called at the predicted state; the corrected one is the next step's base. The
     last step has no call at its end and is not corrected. Order: points + 1 with the corrector.
-    form: 'data' or 'noise'. variant: 'bh1' or 'bh2'. Raises ValueError otherwise.
+
+    points: p, 1..6.
+    variant: 'bh1' or 'bh2', B(h) of the two underdetermined cases.
+    form: 'data' or 'noise', what is a polynomial.
+    corrector: whether steps are corrected at all.
+    uncorrected: the steps that are not, counted from 0 (diffusers' `disable_corrector`).
+    ending: the most points in the last steps, of predictor and corrector alike; (3, 2, 1) is
+        diffusers' `lower_order_final`. A denoising jump counts as a step of one point.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     points: int = 3
     variant: str = "bh2"
     form: str = "data"
     corrector: bool = True
+    uncorrected: tuple[int, ...] = ()
+    ending: Ending = ()
 
     def __post_init__(self) -> None:
         check_points(self.points)
+        check_ending(self.ending)
+        if not isinstance(self.uncorrected, tuple) or not all(
+            isinstance(k, int) and k >= 0 for k in self.uncorrected
+        ):
+            raise InvalidValue(
+                f"uncorrected must be a tuple of steps >= 0; got {self.uncorrected!r}"
+            )
         if self.variant not in ("bh1", "bh2"):
             raise InvalidValue(f"variant must be 'bh1' or 'bh2'; got {self.variant!r}")
         if self.form not in FORMS[:2]:
@@ -47,22 +74,18 @@ class UniPC(Solver):
         return self.order
 
     def rows(self, path: Path) -> Tableau:
-        inner = body(path)
-        predict = weights(inner, self.points, self.form)
-        correct = weights(inner, self.points, self.form, ahead=True)
+        inner, ending = body(path), endings(path, self.ending)
+        h, count = inner.h, counted(inner, self.points, ending)
         half = self._half_b(inner)
-        begin = 0 if bool(torch.isfinite(inner.lam[0])) else 1
-        two = slice(begin + 1, None if self.points == 2 else begin + 2)  # steps from two points
-        if self.points >= 2 and len(half) > begin + 1:
-            h = inner.h
-            lean = half[two] * h[two] / h[begin : begin + len(h[two])]
-            first = predict.points[two].sum(1)
-            predict.points[two] = 0.0
-            predict.points[two, 0], predict.points[two, 1] = first + lean, -lean
-        one = slice(None) if self.points == 1 else slice(0, begin + 1)  # corrected from one
-        whole = correct.points[one].sum(1)
-        correct.points[one] = 0.0
-        correct.points[one, 0], correct.points[one, 1] = half[one], whole - half[one]
+        predict = weights(inner, self.points, self.form, ending=ending)
+        correct = weights(inner, self.points, self.form, ahead=True, ending=ending)
+        if self.points > 1:
+            before = torch.cat([h[:1], h[:-1]])
+            predict = lean(predict, count == 2, half * h / before, base=0)
+        correct = lean(correct, count == 1, half, base=1)
+        for i in self.uncorrected:
+            correct.points[i : i + 1, 0] = 0.0
+            correct.points[i : i + 1, 1:] = predict.points[i : i + 1]
         kind = "" if self.form == "data" else "-noise"
         return multistep(
             f"unipc-{self.points}" + ("" if self.variant == "bh2" else "-bh1") + kind,
