@@ -6,13 +6,13 @@ from .adaptive.ode import Controller, OdeSolution, integrate
 from .adaptive.sample import sample_ode_adaptively
 from .adaptive.sde import AdaptiveResult, sample_sde_adaptively
 from .families.adams import IPNDM, PNDM, Adams
-from .families.composed import Inversion, SparedStart, analytical_first_step
+from .families.composed import Churn, Inversion, ScaledNoise, SparedStart, analytical_first_step
 from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .families.heun import Heun
 from .families.preconditioned import GaussianPreconditioned
 from .families.registry import SOLVERS, get, names
 from .families.relay import Relay
-from .families.restart import Consistency, Restart
+from .families.restart import Consistency, RePaint, Restart
 from .families.runge_kutta import DPM2, Butcher, RungeKutta
 from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .families.stochastic import DDPM, ERSDE, SRA1, EulerMaruyama, ReverseDiffusion, SASolver
@@ -71,6 +71,7 @@ __all__ = [
     "Beta",
     "Bits",
     "Butcher",
+    "Churn",
     "Consistency",
     "Controller",
     "Cosine",
@@ -96,6 +97,7 @@ __all__ = [
     "OdeSolution",
     "Path",
     "Quadratic",
+    "RePaint",
     "Relay",
     "Restart",
     "Result",
@@ -105,6 +107,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "Sampler",
+    "ScaledNoise",
     "ScoreMatch",
     "Shifted",
     "SingleStep",

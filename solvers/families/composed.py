@@ -1,7 +1,8 @@
-"""Tables and solvers made from others: joined, spared their first call, run backwards."""
+"""Solvers made of solvers, and tables of tables: backwards, one call fewer, with other noise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,18 +10,29 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
-from ...models import Process
+from ...models import VP, Process
+from ..tables.grids import times
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .adams import IPNDM
 from .exponential import DDIM, DPMSolverPP
+from .heun import check_churn, churned
 
 
-def _scalar(solver: object) -> None:
+def check_part(name: str, solver: object, stochastic: bool | None = None) -> None:
+    """Raises TypeError unless `solver` can be a part of another, ValueError for the wrong kind.
+
+    name: of the argument. stochastic: what it must be; None takes both.
+    """
     if not isinstance(solver, Solver):
+        remedy = f": write ud.solvers.get({solver!r})" if isinstance(solver, str) else ""
         raise InvalidType(
-            f"solver must be a Solver, whose tables have numbers for coefficients; got {solver!r}"
+            f"{name} must be a Solver, whose tables have numbers for coefficients; "
+            f"got {solver!r}{remedy}"
         )
+    if stochastic is not None and solver.stochastic != stochastic:
+        kind = "stochastic" if stochastic else "deterministic"
+        raise InvalidValue(f"{name} must be a {kind} solver; got {solver}")
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,15 @@ class Inversion(Solver):
     at the grid's last node with sigma > 0: a denoising jump at the end has no inverse and is left
     out. (Song, Meng & Ermon 2021, section 4.3; the network is asked at the noise level the state
     has, where published DDIM inversion tells it the next one's.) Give the data as `x_init`.
-    Raises ValueError for a stochastic solver, TypeError for one that is no `Solver`.
+
+    solver: a deterministic `Solver`.
+    Raises ValueError for a stochastic one, TypeError for what is no `Solver`.
     """
 
     solver: Solver = field(default_factory=DDIM)
 
     def __post_init__(self) -> None:
-        _scalar(self.solver)
-        if self.solver.stochastic:
-            raise InvalidValue(f"only a deterministic solver can be inverted; got {self.solver}")
+        check_part("solver", self.solver, stochastic=False)
 
     @property
     def order(self) -> float:
@@ -77,15 +89,18 @@ class SparedStart(Solver):
 
     On networks that err at high noise a second-order table gains a lot by it at few calls: what it
     does not hear there it does not extrapolate. The only step of a grid is taken with its call.
+
+    solver: any `Solver` whose first row draws one normal at most.
+    variance: of the data, c of `analytical_first_step`, >= 0.
+    Raises ValueError for another variance, TypeError for what is no `Solver`.
     """
 
     solver: Solver = field(default_factory=DDIM)
     variance: float = 1.0
 
     def __post_init__(self) -> None:
-        _scalar(self.solver)
-        if not self.variance >= 0:
-            raise InvalidValue(f"variance must be >= 0; got {self.variance}")
+        check_part("solver", self.solver)
+        check_variance(self.variance)
 
     @property
     def order(self) -> float:
@@ -100,6 +115,112 @@ class SparedStart(Solver):
         if table.nfe < 2:
             return replace(table, order=self.order, weak_order=self.weak_order)
         return analytical_first_step(table, path.process, self.variance)
+
+
+@dataclass(frozen=True)
+class Churn(Solver):
+    """A single-step solver with EDM's churn before each of its steps (Karras et al. 2022, alg. 2).
+
+    A step at ratio sigma/alpha in [s_min, s_max] first goes up to (1 + gamma) times that ratio,
+    gamma = min(churn/n, sqrt(2) - 1) on a grid of n intervals, by adding noise; then `solver` takes
+    it from there to the next node. Churn(DDIM()) is k-diffusion's `sample_euler` with s_churn,
+    Churn(DPM2()) its `sample_dpm_2`; `Heun` has these settings itself.
+
+    solver: a deterministic `Solver` without memory from step to step.
+    churn: S_churn >= 0; 0 changes nothing.
+    s_min, s_max: of sigma/alpha, where it acts.
+    s_noise: what the added noise is scaled by, >= 0; 1 keeps the marginals.
+    Raises ValueError for negative settings or another kind of solver, TypeError for no `Solver`.
+    """
+
+    solver: Solver = field(default_factory=DDIM)
+    churn: float = 40.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_part("solver", self.solver, stochastic=False)
+        check_churn(self)
+        if not memoryless(self.solver):
+            raise InvalidValue(
+                f"solver must be a single-step one: noise breaks the memory of {self.solver}"
+            )
+
+    @property
+    def order(self) -> float:
+        return self.solver.order
+
+    @property
+    def weak_order(self) -> float:
+        """The solver's, as noising is exact; 0 where s_noise makes it a bias."""
+        return 0.0 if self.churn and self.s_noise != 1 else self.solver.weak_order
+
+    def rows(self, path: Path) -> Tableau:
+        hot = churned(path, self.churn, self.s_min, self.s_max)
+        legs = [
+            self.solver.rows(Path.of(path.process, torch.stack([a, b])))
+            for a, b in zip(hot.nodes.t, path.t[1:], strict=True)
+        ]
+        scale, noise = hot.scale.tolist(), (self.s_noise * hot.noise).tolist()
+        lifts = list(zip(scale, noise, strict=True))
+        name = legs[0].name + ("-churn" if self.churn else "")
+        return replace(
+            chain(legs, lifts[1:]), grid=path.t, entry=lifts[0], name=name,
+            order=self.order, weak_order=self.weak_order,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScaledNoise(Solver):
+    """A stochastic solver with all the noise it adds scaled: k-diffusion's `s_noise`.
+
+    solver: a stochastic `Solver`.
+    s_noise: the factor >= 0; another than 1 is a bias that steps do not remove (weak order 0).
+    Raises ValueError for another factor or a deterministic solver, TypeError for no `Solver`.
+    """
+
+    solver: Solver = field(default_factory=lambda: DDIM(eta=1.0))
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_part("solver", self.solver, stochastic=True)
+        if not 0 <= self.s_noise < math.inf:
+            raise InvalidValue(f"s_noise must be finite and >= 0; got {self.s_noise}")
+
+    @property
+    def order(self) -> float:
+        return self.solver.order if self.s_noise == 1 else 0.0
+
+    @property
+    def weak_order(self) -> float:
+        return self.solver.weak_order if self.s_noise == 1 else 0.0
+
+    def rows(self, path: Path) -> Tableau:
+        table = self.solver.rows(path)
+        scale, noise = table.entry
+        return replace(
+            table, noise=self.s_noise * table.noise, entry=(scale, self.s_noise * noise),
+            order=self.order, weak_order=self.weak_order,
+        ).trimmed()  # fmt: skip
+
+
+def memoryless(solver: Solver) -> bool:
+    """Whether its table is that of its steps, each on its own."""
+    process = VP()
+    t = times("log_snr", process, 4)
+    whole = solver.tableau(process, t)
+    legs = chain([solver.tableau(process, t[i : i + 2]) for i in range(4)], [(1.0, 0.0)] * 3)
+    return all(
+        a.shape == b.shape and torch.allclose(a, b)
+        for a, b in ((whole.state, legs.state), (whole.data, legs.data))
+    )
+
+
+def check_variance(variance: float) -> None:
+    """Raises ValueError unless 0 <= variance < inf."""
+    if not 0 <= variance < math.inf:
+        raise InvalidValue(f"variance must be >= 0; got {variance}")
 
 
 SOLVERS: dict[str, Solver] = {
@@ -125,8 +246,7 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
     """
     if tableau.nfe < 2:
         raise InvalidValue("the tableau must make two network calls or more; got one")
-    if not variance >= 0:
-        raise InvalidValue(f"variance must be >= 0; got {variance}")
+    check_variance(variance)
     alpha, sigma = (float(f(tableau.times[0])) for f in (process.alpha, process.sigma))
     gain = alpha * variance / (alpha**2 * variance + sigma**2)
     kept = float(tableau.state[0, 0]) + gain * float(tableau.data[0, 0])  # x_1 = kept x_0 + own z

@@ -205,7 +205,7 @@ def check_multistep(eta: float, form: str, solver_type: str, ending: Ending) -> 
 def check_eta(eta: float) -> None:
     """Raises ValueError unless 0 <= eta < inf."""
     if not 0 <= eta < math.inf:
-        raise InvalidValue(f"eta must be finite and >= 0; got {eta}")
+        raise InvalidValue(f"eta must be >= 0; got {eta}")
 
 
 SOLVERS: dict[str, Solver] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ class Heun(Solver):
     and the step is y' = y + (s' - s)/2 [(y - D)/s + (y1 - D1)/s'] with y1 Euler's. A last
     interval down to sigma = 0 is Euler's alone, so n intervals cost 2n - 1 calls.
 
-    churn: S_churn; before a step's first call, where s_min <= sigma/alpha <= s_max, noise raises
-    the ratio by the factor 1 + min(churn/n, sqrt(2) - 1), scaled by s_noise. The state is scaled
-    along with it, so marginals hold for every process, flows included.
-    clock: None takes 'sigma', or 'flow' for a grid that starts where alpha = 0.
-    Raises ValueError for negative settings or an unknown clock.
+    churn: S_churn >= 0; before a step's first call, where s_min <= sigma/alpha <= s_max, noise
+        raises the ratio by the factor 1 + min(churn/n, sqrt(2) - 1). The state is scaled along
+        with it, so marginals hold for every process, flows included.
+    s_min, s_max: of sigma/alpha, where churn acts.
+    s_noise: what the added noise is scaled by, >= 0; 1 keeps the marginals.
+    clock: 'sigma' or 'flow'; None takes 'sigma', or 'flow' for a grid that starts where alpha = 0.
+    Raises ValueError for another value.
     """
 
     churn: float = 0.0
@@ -40,9 +42,7 @@ class Heun(Solver):
     order: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("churn", "s_min", "s_max", "s_noise"):
-            if not getattr(self, name) >= 0:
-                raise InvalidValue(f"{name} must be >= 0; got {getattr(self, name)}")
+        check_churn(self)
         if self.clock not in (None, "sigma", "flow"):
             raise InvalidValue(f"clock must be 'sigma', 'flow' or None; got {self.clock!r}")
 
@@ -53,14 +53,9 @@ class Heun(Solver):
 
     def rows(self, path: Path) -> Tableau:
         n = len(path.t) - 1
-        ratio = torch.exp(-path.lam[:-1])
-        on = (ratio >= self.s_min) & (ratio <= self.s_max) & torch.isfinite(ratio)
-        gamma = min(self.churn / n, math.sqrt(2) - 1) * on.double()
-        hot = self._churned(path, gamma)  # the nodes at which the steps start
-        one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
-        bring = torch.where(gamma > 0, hot.alpha / path.alpha[:-1], one)
-        added = hot.sigma.square() - (bring * path.sigma[:-1]).square()
-        add = torch.where(gamma > 0, self.s_noise * added.clamp(min=0.0).sqrt(), zero)
+        raised = churned(path, self.churn, self.s_min, self.s_max)
+        hot, bring, add = raised.nodes, raised.scale, self.s_noise * raised.noise
+        one, zero = torch.ones_like(bring), torch.zeros_like(bring)
 
         c0, s0 = self._clock(hot, path)
         c1, s1 = (v[1:] for v in self._clock(path, path))
@@ -95,14 +90,6 @@ class Heun(Solver):
             weak_order=self.weak_order,
         ).trimmed()
 
-    def _churned(self, path: Path, gamma: Tensor) -> Path:
-        """The start of each step at a ratio (1 + gamma) times its own."""
-        t = path.t[:-1]
-        if not self.churn:
-            return Path(path.process, t, path.alpha[:-1], path.sigma[:-1], path.lam[:-1])
-        lifted = path.process.inverse_log_snr(path.lam[:-1] - torch.log1p(gamma))
-        return Path.of(path.process, torch.where(gamma > 0, lifted, t))
-
     def _clock(self, nodes: Path, path: Path) -> tuple[Tensor, Tensor]:
         pure_noise = float(path.alpha[0]) == 0.0
         if (self.clock or ("flow" if pure_noise else "sigma")) == "flow":
@@ -110,6 +97,42 @@ class Heun(Solver):
         else:
             c = nodes.alpha
         return c, nodes.sigma / c
+
+
+class Raised(NamedTuple):
+    """nodes: where each of n steps starts; scale, noise [n]: x there is scale x + noise z."""
+
+    nodes: Path
+    scale: Tensor
+    noise: Tensor
+
+
+def churned(path: Path, churn: float, s_min: float, s_max: float) -> Raised:
+    """The start of each step at a ratio (1 + gamma) times its own (Karras et al. 2022, alg. 2)."""
+    ratio = torch.exp(-path.lam[:-1])
+    on = (ratio >= s_min) & (ratio <= s_max) & torch.isfinite(ratio)
+    gamma = min(churn / len(ratio), math.sqrt(2) - 1) * on.double()
+    one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
+    if not churn:
+        nodes = Path(path.process, path.t[:-1], path.alpha[:-1], path.sigma[:-1], path.lam[:-1])
+        return Raised(nodes, one, zero)
+    lifted = path.process.inverse_log_snr(path.lam[:-1] - torch.log1p(gamma))
+    nodes = Path.of(path.process, torch.where(gamma > 0, lifted, path.t[:-1]))
+    bring = torch.where(gamma > 0, nodes.alpha / path.alpha[:-1], one)
+    added = nodes.sigma.square() - (bring * path.sigma[:-1]).square()
+    return Raised(nodes, bring, torch.where(gamma > 0, added.clamp(min=0.0).sqrt(), zero))
+
+
+def check_churn(settings: Any) -> None:
+    """Raises ValueError unless its churn, s_min, s_max and s_noise are >= 0 and say something."""
+    for name in ("churn", "s_min", "s_max", "s_noise"):
+        value = getattr(settings, name)
+        if not (value >= 0 and (name == "s_max" or value < math.inf)):
+            raise InvalidValue(f"{name} must be >= 0; got {value}")
+    if settings.s_min > settings.s_max:
+        raise InvalidValue(
+            f"s_min must be at most s_max; got {settings.s_min} and {settings.s_max}"
+        )
 
 
 SOLVERS: dict[str, Solver] = {

@@ -36,9 +36,23 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def names() -> list[str]:
-    """Registered names, sorted."""
-    return sorted(SOLVERS)
+ALIASES = {
+    "euler": "ddim",
+    "dpmpp-1m": "ddim",
+    "ddpm": "euler-ancestral",
+    "edm": "heun",
+    "dpm-solver-2": "dpm-2",
+    "unip-2": "dpmpp-2m",
+    "xeab-3": "dpmpp-3m",
+    **{f"zeab-{k}": f"deis-{k}" for k in (2, 3, 4)},
+    **{f"ipndm-v-{k}": f"lms-{k}" for k in (2, 3, 4)},
+}
+"""Names whose tables are another's, up to rounding: alias -> the name that stands for both."""
+
+
+def names(aliases: bool = True) -> list[str]:
+    """Registered names, sorted; aliases=False leaves out those whose tables another name has."""
+    return sorted(name for name in SOLVERS if aliases or name not in ALIASES)
 
 
 def get(name: str | S) -> Solver | S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .composed import chain
 from .exponential import DDIM
-from .multistep_engine import body
+from .multistep_engine import Ending, body, check_ending
 from .runge_kutta import check_share
 from .single_step_engine import Column, Legs, Node, Stage, legs, single_step
 
@@ -30,13 +31,27 @@ class SingleStep(Solver):
         noise: b_1(h) = -sigma (e^h - 1),     b_2(h) = -sigma ((e^h - 1)/h - 1)
 
     alpha, sigma where the stage ends. eta = 1 with order 2 is 'dpmpp-2s-ancestral': the step ends
-    at sigma_down and noise does the rest; its law is of order 2.
-    Raises ValueError for another order or form, or eta outside [0, 1].
+    at sigma_down and noise does the rest; its law is of order 2. Order 3 needs r_2 = 2/3: with
+    other shares, or middles on a grid whose steps of lambda differ, the order is 2.
+
+    order: 2 or 3.
+    form: 'data' or 'noise', what is P.
+    eta: share of noise in [0, 1].
+    shares: the r of the middles, rising in (0, 1); None for those above.
+    on_grid: whether a step spans `order` intervals of the grid and its middles are the nodes
+        between, as in diffusers' DPMSolverSinglestep; what is left over at the end of the grid is a
+        step of lower order. False puts the middles inside each interval.
+    ending: orders of the last steps, 1 (DDIM) to 3; (1, 1) and (2, 1) are what diffusers'
+        `lower_order_final` makes of a number of steps that `order` divides.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
     order: int = 2
     form: str = "data"
     eta: float = 0.0
+    shares: tuple[float, ...] | None = None
+    on_grid: bool = False
+    ending: Ending = ()
 
     def __post_init__(self) -> None:
         if self.order not in (2, 3):
@@ -44,33 +59,111 @@ class SingleStep(Solver):
         if self.form not in ("data", "noise"):
             raise InvalidValue(f"form must be 'data' or 'noise'; got {self.form!r}")
         check_share(self.eta)
+        check_ending(self.ending)
+        if any(k > 3 for k in self.ending):
+            raise InvalidValue(f"ending must hold orders 1, 2 or 3; got {self.ending}")
+        if self.shares is None:
+            return
+        if self.on_grid:
+            raise InvalidValue("shares must be None with on_grid=True: the grid's nodes set them")
+        inside = [0.0, *self.shares, 1.0]
+        if len(self.shares) != self.order - 1 or sorted(set(inside)) != inside:
+            raise InvalidValue(
+                f"shares must be {self.order - 1} numbers rising in (0, 1); got {self.shares}"
+            )
+
+    @property
+    def _smooth_order(self) -> float:
+        exact = not self.on_grid and (self.shares is None or abs(self.shares[-1] - 2 / 3) < 1e-12)
+        own = float(self.order if exact else 2)
+        return min([own, *(k + 1.0 for k in self.ending)])
 
     @property
     def weak_order(self) -> float:
-        return 2.0 if self.eta else float(self.order)
+        return min(2.0, self._smooth_order) if self.eta else self._smooth_order
 
     def rows(self, path: Path) -> Tableau:
+        inner = body(path)
+        n, runs = len(inner.t) - 1, []
+        first = int(n > 0 and not bool(torch.isfinite(inner.lam[0])))
+        orders = self.orders(n - first)
+        if set(orders) <= {self.order} and not self.on_grid:
+            return self._run(path, path, self.order)
+        at = first
+        for k, group in groupby(orders):
+            last = at + len(list(group)) * (k if self.on_grid else 1)
+            runs.append((k, at, last))
+            at = last
+        k, _, last = runs[0] if runs else (1, 0, n)
+        runs[:1] = [(k, 0, last)]  # a first step from pure noise goes with the first run
+        tables = [
+            self._part(path, k, a, b, first if a == 0 else 0, last=b == n) for k, a, b in runs
+        ]
+        joined = chain(tables, [(1.0, 0.0)] * (len(tables) - 1))
+        return replace(
+            joined, grid=path.t, name=self._name(), order=1.0 if self.eta else self._smooth_order,
+            weak_order=self.weak_order,
+        )  # fmt: skip
+
+    def orders(self, intervals: int) -> list[int]:
+        """Of every step through so many intervals of the grid."""
+        tail: list[int] = []
+        for k in reversed(self.ending):
+            if intervals < (k if self.on_grid else 1):
+                break
+            tail.insert(0, k)
+            intervals -= k if self.on_grid else 1
+        if not self.on_grid:
+            return [self.order] * intervals + tail
+        left = intervals % self.order
+        return [self.order] * (intervals // self.order) + [left] * (left > 0) + tail
+
+    def _part(self, path: Path, k: int, a: int, b: int, first: int, *, last: bool) -> Tableau:
+        """The steps of order k from node a to node b, with the jump where they are the last."""
+        t = path.t[a : b + 1]
+        end = path.t[-1:] if last and path.ends_clean else t[:0]
+        stride = k if self.on_grid else 1
+        ends = torch.cat([t[:first], t[first::stride], end])
+        whole = Path.of(path.process, ends)
+        if k == 1:
+            return DDIM(self.eta).rows(whole)
+        return self._run(whole, Path.of(path.process, t[first:]), k)
+
+    def _run(self, path: Path, nodes: Path, order: int) -> Tableau:
+        """Steps of one order through `path`; `nodes` holds their middles where those lie on it."""
         steps = legs(path, self.eta)
-        shares = [0.5] if self.order == 2 else [1 / 3, 2 / 3]
-        nodes = [steps.start, *map(steps.between, shares)]
+        if self.on_grid:
+            middles = [
+                Node(nodes.alpha[j::order], nodes.sigma[j::order], nodes.lam[j::order])
+                for j in range(1, order)
+            ]
+            shares: list[Column] = [(m.lam - steps.start.lam) / steps.h for m in middles]
+        else:
+            usual = (0.5,) if order == 2 else (1 / 3, 2 / 3)
+            shares = list(self.shares if self.shares and order == self.order else usual)
+            middles = [steps.between(r) for r in shares]
+        known = [steps.start, *middles]
         zero = torch.zeros_like(steps.h)
         stages = []
-        for j, node in enumerate([*nodes[1:], steps.end], 1):
+        for j, node in enumerate([*middles, steps.end], 1):
             carry, b1, b2 = self._rule(steps, node)
             weights = [b1, *[zero] * (j - 1)]
             if j > 1:  # lean on the latest stage, at share r of the step
                 r = shares[j - 2]
-                share = shares[1] if j == 2 and self.order == 3 else 1.0
-                lean = b1 / (2 * r) if self.order == 2 else share / r * b2
+                share = shares[1] if j == 2 and order == 3 else 1.0
+                lean = b1 / (2 * r) if order == 2 else share / r * b2
                 weights[0], weights[-1] = weights[0] - lean, weights[-1] + lean
-            lam = node.lam if j < len(nodes) else None
-            stages.append(Stage(lam, *self._columns(nodes, carry, weights)))
+            lam = node.lam if j < len(known) else None
+            stages.append(Stage(lam, *self._columns(known, carry, weights)))
+        return single_step(
+            self._name(), path, steps, stages, eta=self.eta,
+            order=1.0 if self.eta else self._smooth_order, weak_order=self.weak_order,
+        )  # fmt: skip
+
+    def _name(self) -> str:
         kind = "dpmpp" if self.form == "data" else "dpm-solver"
         name = f"{kind}-{self.order}" + ("s" if self.form == "data" else "")
-        return single_step(
-            name + ("-ancestral" if self.eta else ""), path, steps, stages, eta=self.eta,
-            order=1.0 if self.eta else float(self.order), weak_order=self.weak_order,
-        )  # fmt: skip
+        return name + ("-ancestral" if self.eta else "")
 
     def _rule(self, steps: Legs, node: Node) -> tuple[Tensor, Tensor, Tensor]:
         """a, b_1, b_2 from the step's start to `node`."""
@@ -98,41 +191,49 @@ class SingleStep(Solver):
 @dataclass(frozen=True)
 class DPMFast(Solver):
     """DPM-Solver-fast (Lu et al. 2022; k-diffusion's `sample_dpm_fast`): steps of third order
-    and at the end steps of the orders `last`, all in the form 'noise'. (2, 1) makes a number of
-    calls that 3 divides; (1,) and (2,) those with a remainder. k-diffusion's grid is `log_snr`.
+    and at the end steps of the orders `last`, all in the form 'noise'.
 
-    Order: one above the least in `last`, 3 at most, as an error of O(h^(k+1)) is made but once.
-    Raises ValueError for orders in `last` outside 1..3.
+    Order: one above the least in `last`, 3 at most, as an error of O(h^(k+1)) is made but once;
+    with noise 1, and 2 at most in law. k-diffusion's grid is `log_snr`.
+
+    last: orders 1 to 3 of the last steps. (2, 1) makes a number of calls that 3 divides; (1,) and
+        (2,) those with a remainder.
+    eta: share of noise in [0, 1]; a last step that ends above sigma = 0 takes none.
+    Raises ValueError for another value, TypeError for one of another type.
     """
 
-    last: tuple[int, ...] = (2, 1)
+    last: Ending = (2, 1)
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(k in (1, 2, 3) for k in self.last):
-            raise InvalidValue(f"last must hold orders 1, 2 or 3; got {self.last}")
+        if self.last == ():
+            raise InvalidValue("last must hold one order at least; SingleStep(3, 'noise') has none")
+        self._steps(self.eta)
 
     @property
     def order(self) -> float:
-        return float(min([3, *(k + 1 for k in self.last)]))
+        return 1.0 if self.eta else self._steps(0.0).weak_order
 
     @property
     def weak_order(self) -> float:
-        return self.order
+        return self._steps(self.eta).weak_order
+
+    def _steps(self, eta: float) -> SingleStep:
+        return SingleStep(3, "noise", eta, ending=self.last)
 
     def rows(self, path: Path) -> Tableau:
-        n = len(body(path).t) - 1
-        tail = self.last[-n:] if n else ()
-        cuts = [*range(n - len(tail), n), len(path.t) - 1]  # a denoising jump goes with the last
-        legs = [
-            (DDIM() if k == 1 else SingleStep(k, "noise")).rows(
-                Path.of(path.process, path.t[a : b + 1])
-            )
-            for k, a, b in zip((3, *tail), [0, *cuts], cuts, strict=False)
-            if b > a
-        ]
-        joined = chain(legs, [(1.0, 0.0)] * (len(legs) - 1))
+        whole = self._steps(self.eta).rows(path)
+        if self.eta and not path.ends_clean:
+            steps, n = self._steps(self.eta), len(path.t) - 1
+            k = steps.orders(n)[-1]
+            still = SingleStep(3, "noise", ending=(k,))
+            parts = [still.rows(Path.of(path.process, path.t[-2:]))]
+            if n > 1:
+                short = replace(steps, ending=tuple(self.last[:-1]))
+                parts.insert(0, short.rows(Path.of(path.process, path.t[:-1])))
+            whole = chain(parts, [(1.0, 0.0)] * (len(parts) - 1))
         return replace(
-            joined, grid=path.t, name="dpm-fast", order=self.order, weak_order=self.weak_order
+            whole, grid=path.t, name="dpm-fast", order=self.order, weak_order=self.weak_order
         )
 
 
@@ -189,46 +290,54 @@ class SEEDS(Solver):
 
 @dataclass(frozen=True)
 class DPMPPSDE(Solver):
-    """DPM++ SDE of k-diffusion (`sample_dpmpp_sde`), after DPM-Solver++(2S), r = 1/2.
+    """DPM++ SDE of k-diffusion (`sample_dpmpp_sde`), after DPM-Solver++(2S).
 
     Both the middle and the end are reached by going down further and adding noise, as ancestral
     steps do. Their two normals belong to one Brownian path in sigma/alpha: they correlate by
-    sqrt((s - s_mid)/(s - s')). Law: order 2. Raises ValueError for eta outside (0, 1].
+    sqrt((s - s_mid)/(s - s')). The end takes the prediction D_0 + (D_mid - D_0)/(2r). Law: order 2.
+
+    eta: share of noise in [0, 1]; 0 is DPM-Solver++(2S).
+    r: share of the step in lambda at which its middle lies, in (0, 1).
+    Raises ValueError for another value.
     """
 
     eta: float = 1.0
+    r: float = 0.5
 
-    order: ClassVar[float] = 1.0
     weak_order: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.eta <= 1:
-            raise InvalidValue(f"eta must lie in (0, 1]; got {self.eta}")
+        check_share(self.eta)
+        if not 0 < self.r < 1:
+            raise InvalidValue(f"r must lie in (0, 1); got {self.r}")
+
+    @property
+    def order(self) -> float:
+        return 1.0 if self.eta else 2.0
 
     def rows(self, path: Path) -> Tableau:
         steps = legs(path)
-        middle = steps.between(0.5)
-        one = Stage(middle.lam, *self._down(steps.start, middle, 0))
-        states, datas, noises = self._down(steps.start, steps.end, 1)
+        middle = steps.between(self.r)
+        one = Stage(middle.lam, *self._down(steps.start, middle))
+        states, (data,), (noise,) = self._down(steps.start, steps.end)
+        share = 1 / (2 * self.r)  # of D_mid in what the end takes
+        datas = [(1 - share) * data, share * data]
         s0, s, s1 = (torch.exp(-v.lam) for v in (steps.start, middle, steps.end))
         shared = torch.sqrt((s0 - s) / (s0 - s1))
-        noises = [shared * noises[1], torch.sqrt(1 - shared.square()) * noises[1]]
+        noises = [shared * noise, torch.sqrt(1 - shared.square()) * noise]
         return single_step(
             "dpmpp-sde", path, steps, [one, Stage(None, states, datas, noises)],
             eta=self.eta, order=self.order, weak_order=self.weak_order,
         )  # fmt: skip
 
-    def _down(
-        self, a: Node, b: Node, stage: int
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """One ancestral step from a to b with the prediction of `stage`: columns of x, D and z."""
+    def _down(self, a: Node, b: Node) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """One ancestral step from a to b: columns of x, D and z."""
         h = b.lam - a.lam
         log_kept = 0.5 * torch.log1p(self.eta**2 * torch.expm1(-2 * h))
         state = torch.exp(log_kept) * b.sigma / a.sigma
         data = -b.alpha * torch.expm1(log_kept - h)
         noise = b.sigma * torch.sqrt(-torch.expm1(2 * log_kept))
-        before = [torch.zeros_like(h)] * stage
-        return [state], [*before, data], [*before, noise]
+        return [state], [data], [noise]
 
 
 SOLVERS: dict[str, Solver] = {

@@ -34,9 +34,9 @@ class EulerMaruyama(Solver):
 
         x_{t-d} = x - (f x - g^2 (alpha D - x)/sigma^2) d + g sqrt(d) z
 
-    Stable only while g^2 d < sigma^2, so it wants many steps. A last interval down to sigma = 0
-    is one denoising jump. Raises ValueError where g is infinite (alpha = 0, as in `Flow` at
-    t = 1: give it a grid that starts below).
+    Stable only while g^2 d < sigma^2, so it wants many steps. From alpha = 0, where g is infinite,
+    the first step is the ancestral one, alpha D + sigma z. A last interval down to sigma = 0 is
+    one denoising jump.
     """
 
     order: ClassVar[float] = 1.0
@@ -48,6 +48,8 @@ class EulerMaruyama(Solver):
         f, g2 = process.drift_rate(t), process.diffusion(t).square()
         pull = g2 * d / path.sigma[:-1].square()
         state, data, noise = 1 - f * d - pull, pull * path.alpha[:-1], torch.sqrt(g2 * d)
+        if float(path.alpha[0]) == 0.0:
+            state[0], data[0], noise[0] = 0.0, path.alpha[1], path.sigma[1]
         if path.ends_clean:
             state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
         return from_rows(
@@ -183,7 +185,7 @@ class SASolver(Solver):
             check_points(self.corrector, 5)
         check_ending(self.ending)
         if not 0 <= self.tau < math.inf:
-            raise InvalidValue(f"tau must be finite and >= 0; got {self.tau}")
+            raise InvalidValue(f"tau must be >= 0; got {self.tau}")
         if not 0 <= self.window[0] < self.window[1]:
             raise InvalidValue(f"window must be (low, high) with low < high; got {self.window}")
 

@@ -340,6 +340,14 @@ def check(t: Tensor, process: Process, t_min: float | None = None) -> None:
         raise InvalidValue(hint + f"got {first:g} -> {last:g}")
 
 
+def check_count(name: str, value: int | None) -> None:
+    """Raises ValueError unless `value` is None or a whole number >= 1."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidValue(f"{name} must be a whole number >= 1; got {value!r}")
+
+
 def named(name: str) -> Grid:
     """The grid of that name. Raises ValueError with the nearest known name otherwise."""
     return lookup("grid", name, GRIDS)

@@ -208,7 +208,7 @@ def test_inversion_through_the_sampler_and_its_refusals():
     assert float(z.abs().max()) < 5 and float((z - data).abs().max()) > 0.3
     with pytest.raises(ValueError, match=r"starts from data: give them as x_init"):
         ud.sample(model, data.shape, Inversion(), **way)
-    with pytest.raises(ValueError, match="only a deterministic solver can be inverted; got DDPM"):
+    with pytest.raises(ValueError, match="solver must be a deterministic solver; got DDPM"):
         Inversion(SOLVERS["ddpm"])
     with pytest.raises(ValueError, match="two nodes with sigma > 0"):
         Inversion().tableau(process, times("karras", process, 1))
