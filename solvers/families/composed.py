@@ -199,9 +199,10 @@ class ScaledNoise(Solver):
     def rows(self, path: Path) -> Tableau:
         table = self.solver.rows(path)
         scale, noise = table.entry
+        orders = (table.order, table.weak_order) if self.s_noise == 1 else (0.0, 0.0)
         return replace(
             table, noise=self.s_noise * table.noise, entry=(scale, self.s_noise * noise),
-            order=self.order, weak_order=self.weak_order,
+            order=orders[0], weak_order=orders[1],
         ).trimmed()  # fmt: skip
 
 

@@ -175,7 +175,8 @@ class Consistency(Solver):
 
     def rows(self, path: Path) -> Tableau:
         alpha, sigma, t = path.alpha[1:], path.sigma[1:], path.t[1:]
-        if self.gamma == 1:
+        clean = self.gamma == 1 and self.train_steps is None
+        if clean:
             kept = torch.zeros_like(sigma)
         else:
             reached = (1 - self.gamma) * t
@@ -186,7 +187,7 @@ class Consistency(Solver):
             kept = torch.where(sigma > 0, kept, 0.0)  # what is still of eps
         ratio = kept / path.sigma[:-1]
         return from_rows(
-            "lcm" if self.gamma == 1 else "tcd", path.t, path.t[:-1],
+            "lcm" if clean else "tcd", path.t, path.t[:-1],
             [ratio], [alpha - ratio * path.alpha[:-1]],
             [torch.sqrt((sigma.square() - kept.square()).clamp(min=0.0))],
             order=self.order, weak_order=self.weak_order,

@@ -1,14 +1,16 @@
 """Every registered solver has the order it declares: measured slopes, never a golden number."""
 
 import math
-from dataclasses import replace
 
 import pytest
+import torch
 
+import undiffuse as ud
 from undiffuse.bench.orders.convergence import mixture_weak_error, weak_error
 from undiffuse.bench.orders.pathwise import COUPLINGS, Coupling, strong_error
 from undiffuse.bench.orders.run import SINGLE_STEP, TOLERANCE, measure, misses
-from undiffuse.solvers import SOLVERS, Heun
+from undiffuse.solvers import SOLVERS, Heun, names, times
+from undiffuse.solvers.families.registry import ALIASES
 
 from ..exact import (
     MIXTURE_END,
