@@ -19,11 +19,11 @@ from .runge_kutta import check_share
 
 
 class Again(NamedTuple):
-    """From node `bottom` noise takes the sample back to node `top`, `count` times."""
+    """From node `bottom` noise takes the sample back to node `top`, `repeats` times."""
 
     top: int
     bottom: int
-    count: int
+    repeats: int
 
 
 def repeated(inner: Solver, path: Path, jumps: list[Again]) -> Tableau:

@@ -53,7 +53,7 @@ class Legs:
     def h(self) -> Tensor:
         return self.end.lam - self.start.lam
 
-    def between(self, r: float) -> Node:
+    def between(self, r: Column) -> Node:
         """The nodes a share r of the way, in lambda."""
         return Node.at(self.process, self.start.lam + r * self.h)
 
