@@ -102,9 +102,11 @@ def explain(x: Tensor) -> str:
     if x.device.type == "cpu":
         from . import native  # it needs philox, which is no business of the dispatcher
 
-        if x.dtype == torch.float32 and native.in_use():
-            return "native: float32 on the CPU, by the compiled C file (the reference's bits)"
-        return "reference: x is on the CPU"
+        if x.dtype != torch.float32:
+            return f"reference: x is {x.dtype} on the CPU"
+        if reason := native.why():
+            return f"reference: x is on the CPU, and {reason}"
+        return "native: float32 on the CPU, by the compiled C file (the reference's bits)"
     return f"reference: {obstacle}" if obstacle else f"triton: {x.dtype} on {x.device.type}"
 
 

@@ -1,9 +1,15 @@
-"""Builds and loads native.c: the CPU path at memory speed where there is a C compiler.
+"""Builds, keeps and loads native.c: the CPU path at memory speed where there is a C compiler.
 
-Bitwise equal to the PyTorch reference, so that it may be there or not. It is built once per
-machine (about two seconds) when a process has drawn enough noise for that to pay, or when `warm_up`
-asks for it; later processes find it in the cache. UNDIFFUSE_NATIVE=0 switches it off,
-UNDIFFUSE_CACHE names another folder than ~/.cache/undiffuse.
+Bitwise equal to the PyTorch reference, so a run goes on without it, only slower; `why` says why. It
+is built once per machine (about two seconds) when a process has drawn enough noise for that to pay,
+or when `warm_up` asks for it; later processes find it in the cache.
+
+The cache is trusted as far as it can be checked: the file's name holds the digest of its contents,
+file and folder must be the user's own, and a file that does not verify is made again. What is
+loaded is a copy in memory, which no other process can cut short.
+
+UNDIFFUSE_NATIVE=0 switches it off; UNDIFFUSE_CACHE names another folder than ~/.cache/undiffuse; CC
+names the compiler.
 """
 
 import ctypes
@@ -11,11 +17,17 @@ import hashlib
 import itertools
 import os
 import platform
+import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 import threading
+import time
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +35,7 @@ import torch
 from torch import Tensor
 
 from . import philox
-from .errors import InvalidValue
+from .errors import InvalidValue, RunFailure
 
 FLAGS = [
     "-std=c11",
@@ -38,39 +50,211 @@ FLAGS = [
 PAYS = 1 << 22  # normals: drawing them in PyTorch takes about as long as the compiler
 BLOCK = 1024  # of native.c
 PARALLEL = 1 << 17  # elements worth a thread of their own
+TIMEOUT = 120.0  # seconds that a compiler may take
+STALE = 3600.0  # seconds after which a folder of a build that was killed is swept
+
+OFF = "UNDIFFUSE_NATIVE=0 is set"
+NOT_YET = "the compiled file is not built yet: warm_up() builds it, or drawing much noise"
 
 _lock = threading.Lock()
 _library: ctypes.CDLL | None = None
 _settled = os.environ.get("UNDIFFUSE_NATIVE", "1") == "0"
+_reason = OFF if _settled else NOT_YET
 _drawn = 0
 
 
-def library(work: int = 0) -> ctypes.CDLL | None:
+class Unusable(RunFailure):
+    """The compiled path cannot be had; the message says why and what to do."""
+
+
+def library(work: int = 0, wait: bool = False) -> ctypes.CDLL | None:
     """The native library, or None while it is not built (or cannot be).
 
-    work: normals about to be drawn; when the sum over all calls reaches PAYS it is built.
+    work: normals about to be drawn; when the sum over all calls reaches PAYS it is built. wait:
+    whether to wait while another thread builds it; else that thread's noise is PyTorch's till then.
     """
     global _drawn, _library, _settled
-    if _settled:
+    if _settled or not _lock.acquire(blocking=wait):
         return _library
-    with _lock:
+    try:
         if not _settled:
             first, _drawn = _drawn == 0, _drawn + max(work, 1)
             build = _drawn >= PAYS
             if first or build:
-                _library = _load(build)
+                _library = _found(build)
             _settled = build or _library is not None
+    finally:
+        _lock.release()
     return _library
 
 
 def warm_up() -> bool:
     """Build the native CPU path now, if that is possible; whether it is in use."""
-    return library(PAYS) is not None
+    return library(PAYS, wait=True) is not None
 
 
 def in_use() -> bool:
     """Whether the library is loaded; neither loads nor builds it."""
     return _library is not None
+
+
+def why() -> str | None:
+    """Why the compiled path is not in use, or None where it is."""
+    return None if _library is not None else _reason
+
+
+def _after_fork() -> None:
+    """A thread that was building is not in the child, nor will it release the lock there."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+def _found(build: bool) -> ctypes.CDLL | None:
+    """The library of the cache, or a new one if `build`; a failure warns once and is kept."""
+    global _reason
+    try:
+        source = Path(__file__).with_name("native.c").read_text()
+        options = [*FLAGS, *_constants()]
+        identity = "\n".join([source, *options, _processor()])
+        name = "native-" + hashlib.sha256(identity.encode()).hexdigest()[:24]
+        folder = _folder()
+        if folder.exists():
+            _owned(folder, folder.stat())
+        data = _kept(folder, name)
+        if data is None and build:
+            data = _build(folder, name, source, options)
+        return None if data is None else _loaded(data)
+    except (OSError, AttributeError, Unusable) as error:
+        _reason = f"the compiled file cannot be used: {error}"
+        warnings.warn(f"noise and steps on the CPU are slower: {_reason}", stacklevel=2)
+        return None
+
+
+def _folder() -> Path:
+    """Where libraries are kept, an absolute path."""
+    named = os.environ.get("UNDIFFUSE_CACHE", "")
+    try:
+        folder = Path(named).expanduser() if named else Path.home() / ".cache" / "undiffuse"
+    except RuntimeError as error:
+        raise Unusable(f"{error} Set UNDIFFUSE_CACHE to a folder of your own") from None
+    if not folder.is_absolute():
+        raise Unusable(f"UNDIFFUSE_CACHE must be an absolute path; got {str(folder)!r}")
+    return folder
+
+
+def _owned(path: Path, status: os.stat_result) -> None:
+    """Raise unless the file or folder is the user's own and nobody else's to write."""
+    if not hasattr(os, "geteuid"):
+        return
+    if status.st_uid != os.geteuid():
+        raise Unusable(f"{path} belongs to user {status.st_uid}: set UNDIFFUSE_CACHE to your own")
+    others = stat.S_IWOTH if stat.S_ISDIR(status.st_mode) else stat.S_IWOTH | stat.S_IWGRP
+    if status.st_mode & others:
+        raise Unusable(f"{path} can be written by other users: chmod go-w {path}")
+
+
+def _kept(folder: Path, name: str) -> bytes | None:
+    """What the cache holds under this name, if its digest is right; files that fail are removed."""
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with open(descriptor, "rb") as file:
+            _owned(path, os.fstat(descriptor))
+            data = file.read()
+        if path.name == _named(name, data):
+            return data
+        warnings.warn(f"{path} is damaged; it is removed and will be built again", stacklevel=2)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _named(name: str, data: bytes) -> str:
+    return f"{name}-{hashlib.sha256(data).hexdigest()[:32]}.so"
+
+
+def _build(folder: Path, name: str, source: str, options: Sequence[str]) -> bytes:
+    """Compile into a folder of its own, then put the file in place in one step, on the disk."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _owned(folder, folder.stat())
+    _sweep(folder)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+        written, made = Path(scratch) / "native.c", Path(scratch) / "native.so"
+        written.write_text(source)
+        _compile([*_compiler(), *options, str(written), "-o", str(made), "-lm"], Path(scratch))
+        made.chmod(0o600)
+        with made.open("rb") as file:
+            data = file.read()
+            os.fsync(file.fileno())
+        os.replace(made, folder / _named(name, data))
+    with suppress(OSError):  # not every file system lets a folder be flushed
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return data
+
+
+def _compiler() -> list[str]:
+    command = shlex.split(os.environ.get("CC", ""))
+    if command:
+        return command
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if found is None:
+        raise Unusable("there is no C compiler (cc, gcc, clang): install one, or name it in CC")
+    return [found]
+
+
+def _compile(command: list[str], scratch: Path) -> None:
+    """Run the compiler; it and all that it started are ended after TIMEOUT seconds."""
+    with (scratch / "words").open("w+", errors="replace") as words:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True
+        )
+        try:
+            code = process.wait(TIMEOUT)
+        except BaseException as error:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise Unusable(f"{command[0]} did not finish in {TIMEOUT:g} seconds") from None
+        if code:
+            words.seek(0)
+            said = words.read().strip().splitlines()
+            raise Unusable(f"{command[0]} failed ({code}): {' '.join(said[:3])[:300]}")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what builds have left that were killed."""
+    for old in folder.glob("build-*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > STALE:
+                shutil.rmtree(old)
+
+
+def _loaded(data: bytes) -> ctypes.CDLL:
+    """The library of these bytes, from memory of this process or else from a file of its own."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("undiffuse-native")
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            with suppress(OSError):  # no /proc, or memory that may not be executed
+                return _typed(ctypes.CDLL(f"/proc/self/fd/{descriptor}"))
+        finally:
+            os.close(descriptor)
+    with tempfile.TemporaryDirectory(prefix="undiffuse-") as folder:
+        path = Path(folder) / "native.so"
+        path.write_bytes(data)
+        return _typed(ctypes.CDLL(str(path)))
 
 
 def _constants() -> list[str]:
@@ -94,31 +278,6 @@ def _processor() -> str:
     return "".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))}))
 
 
-def _load(build: bool) -> ctypes.CDLL | None:
-    source = Path(__file__).with_name("native.c")
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if not source.exists():
-        return None
-    options = [*FLAGS, *_constants()]
-    identity = "\n".join([source.read_text(), *options, _processor()])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    folder = Path(os.environ.get("UNDIFFUSE_CACHE", Path.home() / ".cache" / "undiffuse"))
-    target = folder / f"native-{name}.so"
-    try:
-        if not target.exists():
-            if not build or compiler is None:
-                return None
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / "native.so"
-                command = [compiler, *options, str(source), "-o", str(made), "-lm"]
-                subprocess.run(command, check=True, capture_output=True)
-                os.replace(made, target)
-        return _typed(ctypes.CDLL(str(target)))
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no working compiler or no place for the cache: PyTorch does the work
-
-
 def _typed(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the arguments, so that it takes Python's numbers as they are."""
     number, address = ctypes.c_int64, ctypes.c_void_p
@@ -126,6 +285,9 @@ def _typed(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.undiffuse_noise.restype = None
     lib.undiffuse_linear.argtypes = [number] * 2 + [address] * 7 + [number] * 11
     return lib
+
+
+# --- calls --------------------------------------------------------------------------------------
 
 
 def _run(function: Any, jobs: int, elements: int, arguments: Sequence[Any]) -> Any:

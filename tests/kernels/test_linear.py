@@ -334,10 +334,7 @@ def test_ddpm_clips_the_data_prediction_and_ends_in_it() -> None:
 # Paths and errors
 
 
-CPU_PATHS = (
-    "reference: x is on the CPU",
-    "native: float32 on the CPU, by the compiled C file (the reference's bits)",
-)
+CPU_PATHS = ("reference: x is on the CPU, and ", "native: float32 on the CPU")
 
 
 def test_forcing_a_path(monkeypatch) -> None:
@@ -353,7 +350,7 @@ def test_forcing_a_path(monkeypatch) -> None:
     double = operands((2, 9), dtype=torch.float64)
     with using("triton"), pytest.raises(RuntimeError, match="float64"):
         step(double, torch.tensor([1]))
-    assert explain(o.x) in CPU_PATHS
+    assert explain(o.x).startswith(CPU_PATHS)
     with using(noise="fast"):
         assert torch.equal(step(o, torch.tensor([1])).x, plain)
     with pytest.raises(ValueError, match="path"), using("gpu"):
