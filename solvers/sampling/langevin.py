@@ -16,9 +16,12 @@ from torch import Tensor
 
 from ...kernels import langevin_step
 from ...kernels.errors import InvalidValue
+from ...kernels.langevin import NORMS
 from ...models import Denoiser
+from .. import arguments
 from ..tables.solver import Solver
-from .sampler import GridLike, Sampler
+from .judge import Watch, judged
+from .sampler import GridLike, sampler_for
 from .state import Result, State
 
 
@@ -26,38 +29,56 @@ def predictor_corrector(
     model: Denoiser,
     shape: Sequence[int],
     predictor: str | Solver = "reverse-diffusion",
-    steps: int = 1000,
+    steps: int | None = 1000,
     grid: GridLike = "uniform",
     *,
     snr: float = 0.16,
     corrections: int = 1,
     first: str = "corrector",
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
+    norm: str = "sample",
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
     x_init: Tensor | None = None,
-    final: str = "denoise",
     cond: dict[str, Any] | None = None,
+    nfe: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    final: str = "denoise",
+    on_failure: str = "raise",
 ) -> Result:
     """Draw samples [B, ...] with `corrections` Langevin steps at every node of the grid.
 
-    predictor: any registered solver whose rows need no history (one or several a step would be
-    corrected in mid-step, so one row a step). first: 'corrector' (score_sde's loop) or
-    'predictor' (the paper's algorithm; no correction after a denoising jump). snr: 0.16, or the
-    values that the models were published with. nfe counts every call.
-    Raises ValueError for a predictor with history or several stages, and for bad settings.
+    predictor: a solver whose rows take one step each and need no history, e.g. 'reverse-diffusion',
+        'euler-maruyama', 'ddpm', 'ddim' or 'euler-ancestral'.
+    steps, nfe, grid, final: see `Sampler`; nfe here counts the predictor's calls.
+    snr: ratio r of a correction's noise to its score, in (0, 1]. On Gaussian data a correction
+        multiplies x by 1 - 2 r^2, which overshoots beyond 1. Published models name theirs.
+    corrections: Langevin steps at each node, >= 0; each calls the network once.
+    first: 'corrector', score_sde's loop, or 'predictor', the paper's algorithm, which corrects
+        after each step but not after a denoising jump.
+    norm: 'sample' takes the norms |z| and |s| of each sample alone; 'batch' their means over the
+        batch, as score_sde does, and then a sample depends on its neighbours.
+    seed, sample_ids, x_init, cond, dtype, device, on_failure: as in `sample`.
+
+    `Result.nfe` counts every call. Raises ValueError for a predictor with history or several
+    stages and for bad settings, SolverError where NaN or Inf appeared.
     """
     if first not in ("corrector", "predictor"):
         raise InvalidValue(f"first must be 'corrector' or 'predictor'; got {first!r}")
-    if not snr > 0 or corrections < 0:
-        raise InvalidValue(f"snr must be > 0 and corrections >= 0; got {snr} and {corrections}")
-    sampler = Sampler(model, predictor, steps, grid, final=final)
+    arguments.choice("norm", norm, NORMS)
+    arguments.positive("snr", snr, 1.0)
+    arguments.whole("corrections", corrections, 0)
+    arguments.on_failure(on_failure)
+    arguments.denoiser(model)
+    sampler = sampler_for(
+        model, predictor, steps, grid, x_init, nfe=nfe, final=final, dtype=dtype, device=device
+    )
     table, process = sampler.tableau, model.process
     if table.nfe != len(table.grid) - 1 or table.state.shape[1] > 1 or table.data.shape[1] > 1:
         raise InvalidValue(
             f"predictor must take one row a step and no history; {table.name} does not: use "
             "'reverse-diffusion', 'euler-maruyama', 'ddpm', 'ddim' or 'euler-ancestral'"
         )
-    cond = {**model.cond, **(cond or {})}
     alpha = process.alpha(table.grid)
     # the paper's algorithm corrects after each step, so at the last node too where that has noise
     ends_noisy = first == "predictor" and float(process.sigma(table.grid[-1])) > 0
@@ -68,26 +89,34 @@ def predictor_corrector(
         x, node = state.x, state.row
         t = float(table.grid[node])
         for j in range(corrections):
-            score = model.score(x, t, **cond)
+            score = model.score(x, t)
             x = langevin_step(
-                x, score, snr=snr, alpha=decay[min(node, len(decay) - 1)], seed=seed,
-                sample_ids=state.sample_ids, draw=sampler.plan.draw0 + node * corrections + j,
+                x, score, snr=snr, alpha=decay[min(node, len(decay) - 1)], norm=norm,
+                seed=state.seed, sample_ids=state.sample_ids,
+                draw=sampler.plan.draw0 + node * corrections + j,
             )  # fmt: skip
         return state.replace(x=x)
 
     def before(state: State) -> State:
         return corrected(state) if state.row or first == "corrector" else state
 
-    with torch.no_grad():
-        state = sampler.init(shape, seed, sample_ids, x_init)
+    start = sampler.init(shape, seed, sample_ids, x_init)
+    model = model.told(cond, len(start.x))
+
+    def run(watch: Watch | None = None) -> Tensor:
+        state = start
         for step in sampler.steps(state, cond, edit=before):
             state = step.after
-        if ends_noisy:
-            state = corrected(state)
+            if watch is not None:
+                watch(step.row, step.out, state.x)
+        return corrected(state).x if ends_noisy else state.x
+
     nodes = table.nfe - (first == "predictor") + ends_noisy
-    nfe = table.nfe + nodes * corrections
-    status = (~torch.isfinite(state.x).flatten(1).all(1)).long() * 2
-    return Result(state.x, nfe, table.times, status)
+    calls = (table.nfe + nodes * corrections) * model.calls
+    with torch.no_grad():
+        x = run()
+        x = x if dtype is None else x.to(dtype)
+        return judged(x, run, table.times, calls, on_failure, process, table)
 
 
 def annealed_langevin(
@@ -98,30 +127,53 @@ def annealed_langevin(
     *,
     steps: int = 10,
     snr: float = 0.316,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_init: Tensor | None = None,
+    cond: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     denoise: bool = True,
+    on_failure: str = "raise",
 ) -> Result:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): `corrections` steps a level.
 
         x' = x + eps s + sqrt(2 eps) z,   eps = 2 (snr sigma)^2
 
-    levels: a grid of `steps` times, noise to data; denoise: end with D at the last level.
-    The step size is fixed by the level, so that on Gaussian data the law is a closed form.
+    levels: a grid of `steps` times, noise to data.
+    corrections: Langevin steps at each level, >= 1.
+    snr: in (0, 1]; beyond 1 a step overshoots where the data are narrow.
+    denoise: end with D at the last level.
+    seed, sample_ids, x_init, cond, dtype, device, on_failure: as in `sample`.
+
+    The step size is fixed by the level, so that on Gaussian data the law is a closed form. Raises
+    ValueError for bad settings, SolverError where NaN or Inf appeared.
     """
-    sampler = Sampler(model, "ddim", steps, levels, final="denoise")
-    times = sampler.tableau.times
-    with torch.no_grad():
-        state = sampler.init(shape, seed, sample_ids)
-        x = state.x
+    arguments.whole("corrections", corrections)
+    arguments.positive("snr", snr, 1.0)
+    arguments.flag("denoise", denoise)
+    arguments.on_failure(on_failure)
+    arguments.denoiser(model)
+    sampler = sampler_for(model, "ddim", steps, levels, x_init, dtype=dtype, device=device)
+    times, start = sampler.tableau.times, sampler.init(shape, seed, sample_ids, x_init)
+    model = model.told(cond, len(start.x))
+
+    def run(watch: Watch | None = None) -> Tensor:
+        x = start.x
         for i, t in enumerate(times.tolist()):
             eps = 2 * (snr * float(model.process.sigma(t))) ** 2
             for j in range(corrections):
+                score = model.score(x, t)
                 x = langevin_step(
-                    x, model.score(x, t), step_size=eps, seed=seed,
-                    sample_ids=state.sample_ids, draw=i * corrections + j,
+                    x, score, step_size=eps, seed=start.seed, sample_ids=start.sample_ids,
+                    draw=sampler.plan.draw0 + i * corrections + j,
                 )  # fmt: skip
-        if denoise:
-            x = model(x, float(times[-1]))
-    status = (~torch.isfinite(x).flatten(1).all(1)).long() * 2
-    return Result(x, len(times) * corrections + int(denoise), times, status)
+                if watch is not None:
+                    watch(i, score, x)
+        return model(x, float(times[-1])) if denoise else x
+
+    calls = (len(times) * corrections + int(denoise)) * model.calls
+    with torch.no_grad():
+        x = run()
+        x = x if dtype is None else x.to(dtype)
+        return judged(x, run, times, calls, on_failure)

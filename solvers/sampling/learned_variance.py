@@ -8,7 +8,7 @@ c depends on the state, so this is no table; the fused step takes o as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,54 +19,68 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ...models.progress import track
 from ...models.variational import VarianceHead, data_and_variance
-from ..outcome import SolverError, verdict
-from .sampler import GridLike, Sampler
+from .. import arguments
+from .judge import Watch, judged
+from .sampler import GridLike, sampler_for
 from .state import Result
 
 
 def sample_learned_variance(
     model: Denoiser,
     shape: Sequence[int],
-    steps: int = 100,
+    steps: int | None = 100,
     grid: GridLike = "uniform",
     *,
     seed: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     x_init: Tensor | None = None,
-    final: str = "denoise",
     cond: dict[str, Any] | None = None,
+    nfe: int | None = None,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    final: str = "denoise",
     progress: bool = False,
+    on_failure: str = "raise",
 ) -> Result:
     """Draw samples [B, ...] of a model whose net is a `VarianceHead`, e.g. trained by 'hybrid'.
 
     The steps and their normals are those of `sample(model, shape, "ddpm", ...)`, which is what
     this is where o = -1. beta and beta~ are of the grid's own steps, as in strided sampling. A
     last step down to sigma = 0 is the denoising jump, without noise.
+
+    steps, nfe, grid, final: see `Sampler`.
+    seed, sample_ids, x_init, cond, dtype, device, progress, on_failure: as in `sample`.
+
     Raises SolverError where NaN or Inf appeared, TypeError for another net, and ValueError for a
     process with alpha^2 + sigma^2 other than 1.
     """
+    arguments.on_failure(on_failure)
+    arguments.flag("progress", progress)
+    arguments.denoiser(model)
     if not isinstance(model.net, VarianceHead):
         kind = type(model.net).__name__
         raise InvalidType(
             f"learned variances need a VarianceHead, as 'hybrid' trains; net is {kind}"
         )
-    sampler = Sampler(model, "ddpm", steps, grid, final=final, device=device)
+    sampler = sampler_for(
+        model, "ddpm", steps, grid, x_init, nfe=nfe, final=final, dtype=dtype, device=device
+    )
     process, nodes = model.process, sampler.tableau.grid
     alpha, sigma = process.alpha(nodes), process.sigma(nodes)
     if bool((alpha.square() + sigma.square() - 1).abs().max() > 1e-6):
         raise InvalidValue(f"learned variances need alpha^2 + sigma^2 = 1; {process} has another")
-    bar, model = alpha.square().tolist(), model.told(cond, int(shape[0]))
+    bar, draw0 = alpha.square().tolist(), sampler.plan.draw0
+    start = sampler.init(shape, seed, sample_ids, x_init)
+    model = model.told(cond, len(start.x))
 
-    def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
-        state = sampler.init(shape, seed, sample_ids, x_init)
-        x, times = state.x, nodes[:-1].tolist()
+    def run(watch: Watch | None = None) -> Tensor:
+        x, times = start.x, nodes[:-1].tolist()
         for i, t in enumerate(track(times, "sampling", len(times), progress and watch is None)):
             d, o = data_and_variance(model, x, t)
             noise = (x - float(alpha[i]) * d) / float(sigma[i])
             x = ddpm_step(
                 x, noise, bar[i], bar[i + 1], variance=o, clip=model.clip,
-                seed=state.seed, sample_ids=state.sample_ids, draw=i + 1,
+                seed=start.seed, sample_ids=start.sample_ids, draw=draw0 + i + 1,
             )  # fmt: skip
             if watch is not None:
                 watch(i, torch.stack([d, o], 1), x)
@@ -74,8 +88,5 @@ def sample_learned_variance(
 
     with torch.no_grad():
         x = run()
-        status, message = verdict(x, run, nodes[:-1].tolist())
-    result = Result(x, len(nodes) - 1, nodes[:-1], status)
-    if message:
-        raise SolverError(message, status, result)
-    return result
+        x = x if dtype is None else x.to(dtype)
+        return judged(x, run, nodes[:-1], sampler.nfe * model.calls, on_failure)

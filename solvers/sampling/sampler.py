@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 from ...kernels import linear_step, normal
-from ...kernels.checks import as_seed, check_batch, ids_or_places
+from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
-from ...models.guidance.rule import calls_of
 from ...models.progress import track
-from ..arguments import device_of, dtype_of
+from .. import arguments
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
-from ..outcome import SolverError, verdict
 from ..tables import grids
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
+from . import entry
 from .budget import largest
 from .graph import GraphedRun
+from .judge import Watch, judged
 from .plan import compose
 from .state import Made, Result, State, StepInfo, network_input
 
@@ -57,7 +57,8 @@ class Sampler:
     nfe: network calls to spend at most, in the place of steps; as many steps as they pay for.
     grid: a name, a `Grid` or times; final: how the last step ends. See `ud.solvers.times`.
     dtype: of the network's input; by default that of its parameters. The state is float64 with
-        float64 and float32 with all others.
+        float64 and float32 with all others; float64 keeps the state alone in it where the
+        parameters are narrower.
     device: by default the network's.
 
     Raises ValueError and TypeError for what does not fit, before any call.
@@ -80,15 +81,10 @@ class Sampler:
             model = Denoiser(_no_network, model, predicts=predicts)
         if not isinstance(model, Denoiser):
             raise InvalidType(f"model must be a Denoiser or a Process; got {type(model).__name__}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise InvalidValue(f"dtype must be a floating type; got {dtype}")
-        dtype = dtype or dtype_of(model)
         self.model = model
-        self.device = torch.device(device or device_of(model))
-        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.net_dtype = dtype
+        self.device = entry.place(model, device)
+        self.dtype, self.net_dtype, t_dtype = entry.types(model, dtype)
         self.tableau = _table(solver, model, steps, nfe, _for_model(grid, model), final)
-        t_dtype = torch.float64 if self.net_dtype == torch.float64 else torch.float32
         self.plan = compose(self.tableau, model, self.device, self.dtype, t_dtype)
 
     @property
@@ -117,12 +113,9 @@ class Sampler:
         Raises ValueError where later rows look back at states before `row`: go on from a kept
         `State` then.
         """
-        if not isinstance(shape, Sequence):
-            raise InvalidType(f"shape must be (batch, ...); got {shape!r}")
-        shape = tuple(int(n) for n in shape)
-        if len(shape) < 2 or min(shape) < 1:
-            raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {shape}")
-        ids = ids_or_places(sample_ids, shape[0], self.device)
+        shape = arguments.batch_shape("shape", shape)
+        entry.allocatable(shape, self.dtype, self.device)
+        ids = arguments.sample_ids(sample_ids, shape[0], self.device)
         seed = as_seed(seed, self.device)
         check_batch("seed", seed, shape[0])
         self.plan.frame.fits(shape)
@@ -130,11 +123,8 @@ class Sampler:
         if x_init is None:
             z = normal(shape, seed, ids, **INITIAL.at(), device=self.device)
             x = z.to(self.dtype) * self.plan.start
-        elif not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape:
-            got = tuple(getattr(x_init, "shape", ())) or type(x_init).__name__
-            raise InvalidValue(f"x_init must be a tensor of shape {shape}; got {got}")
         else:
-            x = x_init.to(self.device, self.dtype).contiguous()
+            x = entry.start_state(x_init, shape).to(self.device, self.dtype).contiguous()
 
         def z0() -> Tensor:
             """The normal of the table's entry."""
@@ -149,7 +139,7 @@ class Sampler:
 
     def _starts_at(self, row: int, x_init: Tensor | None) -> None:
         """Raises ValueError unless a run can start at this row, with or without x_init."""
-        table = self.tableau
+        table, row = self.tableau, arguments.whole("row", row, 0)
         if row not in range(self.nfe):
             raise InvalidValue(f"row must lie in 0..{self.nfe - 1}, the rows of the run; got {row}")
         if x_init is None and (row or table.grid[0] < table.grid[-1]):
@@ -205,6 +195,18 @@ class Sampler:
                 f"out, what the network returned, must have the shape of x {tuple(state.x.shape)}; "
                 f"got {got}"
             )
+        if out.device != state.x.device:
+            raise InvalidValue(
+                f"out, what the network returned, must be on the device of x, {state.x.device}; "
+                f"got {out.device}"
+            )
+        lengths = len(state.states), len(state.datas)
+        if state.row >= self.nfe or lengths != (self.plan.states, self.plan.datas):
+            raise InvalidValue(
+                f"state is of another sampler: it has done {state.row} rows and keeps {lengths} "
+                f"states and predictions; {self.tableau.name} has {self.nfe} rows and keeps "
+                f"{(self.plan.states, self.plan.datas)}"
+            )
         plan, i, made = self.plan, state.row, state.made
         last, frame = i == self.nfe - 1, plan.frame
         asis = made is not None and made.of is state.x
@@ -224,7 +226,7 @@ class Sampler:
             clip=self.model.clip,
         )
         states = (u, *state.states)[: plan.states]
-        datas = () if step.data is None else (step.data, *state.datas)[: plan.datas]
+        datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
         return self._state(step.x, step.x_in, i + 1, states, datas, state.seed, state.sample_ids)
 
     def steps(
@@ -371,24 +373,19 @@ def sample(
     Gradients flow only if x_init requires them. Raises ValueError and TypeError for bad input,
     before any call.
     """
-    if on_failure not in ("raise", "return"):
-        raise InvalidValue(f"on_failure must be 'raise' or 'return'; got {on_failure!r}")
-    if not isinstance(model, Denoiser):
-        raise InvalidType(f"model must be a Denoiser; got {type(model).__name__}")
-    if isinstance(x_init, Tensor):
-        device = x_init.device if device is None else device
-        wide = x_init.dtype == torch.float64 and dtype is None
-    else:
-        wide = False
+    arguments.on_failure(on_failure)
+    arguments.denoiser(model)
+    for name, value in (("progress", progress), ("return_result", return_result), ("graph", graph)):
+        arguments.flag(name, value)
+    entry.callback(callback)
     if graph and callback is not None:
         raise InvalidValue("graph=True leaves no moment between steps to call `callback`")
-    state_dtype = torch.float64 if wide else dtype
-    sampler = Sampler(
-        model, solver, steps, grid, nfe=nfe, final=final, dtype=state_dtype, device=device
+    sampler = sampler_for(
+        model, solver, steps, grid, x_init, nfe=nfe, final=final, dtype=dtype, device=device
     )
     first = sampler.init(shape, seed, sample_ids, x_init)
 
-    def run(watch: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
+    def run(watch: Watch | None = None) -> Tensor:
         x = first.x
         steps = sampler.steps(first, cond)
         for step in track(steps, "sampling", sampler.nfe, progress and watch is None):
@@ -401,13 +398,37 @@ def sample(
 
     with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
         x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
-        status, message = verdict(x, run, sampler.plan.times)
     x = x if dtype is None else x.to(dtype)
-    calls = sampler.nfe * calls_of(model.net)
-    result = Result(x, calls, sampler.tableau.times, status)
-    if message and on_failure == "raise":
-        raise SolverError(message, status, result)
+    table = sampler.tableau
+    calls = sampler.nfe * model.calls
+    with torch.no_grad():
+        result = judged(x, run, table.times, calls, on_failure, model.process, table)
     return result if return_result else x
+
+
+def sampler_for(
+    model: Denoiser,
+    solver: SolverLike,
+    steps: int | None,
+    grid: GridLike,
+    x_init: Tensor | None,
+    *,
+    nfe: int | None = None,
+    final: str = "denoise",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Sampler:
+    """The sampler of a whole run: by default on the device of x_init, and as wide as a float64 one.
+
+    Raises ValueError for the meta device, whose tensors hold no numbers.
+    """
+    if isinstance(x_init, Tensor):
+        device = x_init.device if device is None else device
+        dtype = torch.float64 if dtype is None and x_init.dtype == torch.float64 else dtype
+    sampler = Sampler(model, solver, steps, grid, nfe=nfe, final=final, dtype=dtype, device=device)
+    if sampler.device.type == "meta":
+        raise InvalidValue("device is 'meta', which holds no numbers: choose another device")
+    return sampler
 
 
 def _table(
@@ -430,8 +451,9 @@ def _table(
     if isinstance(solver, Tableau | SpectralTable):
         return solver
     if nfe is not None and isinstance(grid, grids.Grid):
-        return largest(get(solver), model, grid, final, nfe // calls_of(model.net))
-    steps = STEPS if steps is None else steps
+        nfe = entry.count("nfe", nfe)
+        return largest(get(solver), model, grid, final, nfe // model.calls)
+    steps = STEPS if steps is None else entry.count("steps", steps)
     t = grids.times(grid, model.process, steps, final, model.t_min)
     return get(solver).tableau(model.process, t)
 

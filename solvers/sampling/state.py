@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...kernels.errors import InvalidValue
 
 
 class Made(NamedTuple):
@@ -59,9 +61,28 @@ class State:
             return self.made.x_in
         return network_input(self.x, self.c_in, self.dtype)
 
-    def replace(self, **changes: Any) -> State:
-        """The same state but for some fields, e.g. `x`: what the network is asked follows from it."""
-        return with_changes(self, **changes)
+    def replace(
+        self,
+        *,
+        x: Tensor | None = None,
+        seed: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> State:
+        """The same state but for what is given; what the network is asked next follows from it.
+
+        Raises ValueError for an x of another shape or device.
+        """
+        if x is not None and (x.shape != self.x.shape or x.device != self.x.device):
+            raise InvalidValue(
+                f"x must be {tuple(self.x.shape)} on {self.x.device}; got {tuple(x.shape)} on "
+                f"{x.device}"
+            )
+        return with_changes(
+            self,
+            x=self.x if x is None else x.to(self.x.dtype),
+            seed=self.seed if seed is None else seed,
+            sample_ids=self.sample_ids if sample_ids is None else sample_ids,
+        )
 
     _replace = replace  # as of a named tuple
 

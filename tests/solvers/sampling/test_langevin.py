@@ -73,7 +73,7 @@ def test_a_sample_is_its_own_and_every_call_is_counted(first):
         ({"predictor": "heun"}, "predictor must take one row a step and no history; heun"),
         ({"predictor": "dpmpp-2m"}, "no history; dpmpp-2m"),
         ({"first": "both"}, "first must be 'corrector' or 'predictor'; got 'both'"),
-        ({"snr": 0.0}, "snr must be > 0"),
+        ({"snr": 0.0}, "snr must be finite and > 0 and <= 1; got 0"),
     ],
 )
 def test_bad_input_says_what_must_hold(options, message):
