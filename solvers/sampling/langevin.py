@@ -18,6 +18,7 @@ from ...kernels import langevin_step
 from ...kernels.errors import InvalidValue
 from ...kernels.langevin import NORMS
 from ...models import Denoiser
+from ...models.guidance.rule import calls_of
 from .. import arguments
 from ..tables.solver import Solver
 from .judge import Watch, judged
@@ -112,7 +113,7 @@ def predictor_corrector(
         return corrected(state).x if ends_noisy else state.x
 
     nodes = table.nfe - (first == "predictor") + ends_noisy
-    calls = (table.nfe + nodes * corrections) * model.calls
+    calls = (table.nfe + nodes * corrections) * calls_of(model.net)
     with torch.no_grad():
         x = run()
         x = x if dtype is None else x.to(dtype)
@@ -172,7 +173,7 @@ def annealed_langevin(
                     watch(i, score, x)
         return model(x, float(times[-1])) if denoise else x
 
-    calls = (len(times) * corrections + int(denoise)) * model.calls
+    calls = (len(times) * corrections + int(denoise)) * calls_of(model.net)
     with torch.no_grad():
         x = run()
         x = x if dtype is None else x.to(dtype)

@@ -22,6 +22,7 @@ from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
+from ...models.guidance.rule import calls_of
 from ...models.progress import track
 from .. import arguments
 from ..families.preconditioned import GaussianPreconditioned
@@ -400,7 +401,7 @@ def sample(
         x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
     x = x if dtype is None else x.to(dtype)
     table = sampler.tableau
-    calls = sampler.nfe * model.calls
+    calls = sampler.nfe * calls_of(model.net)
     with torch.no_grad():
         result = judged(x, run, table.times, calls, on_failure, model.process, table)
     return result if return_result else x
@@ -452,7 +453,7 @@ def _table(
         return solver
     if nfe is not None and isinstance(grid, grids.Grid):
         nfe = entry.count("nfe", nfe)
-        return largest(get(solver), model, grid, final, nfe // model.calls)
+        return largest(get(solver), model, grid, final, nfe // calls_of(model.net))
     steps = STEPS if steps is None else entry.count("steps", steps)
     t = grids.times(grid, model.process, steps, final, model.t_min)
     return get(solver).tableau(model.process, t)

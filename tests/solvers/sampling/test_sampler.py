@@ -211,7 +211,7 @@ def test_wrong_kinds_of_argument_are_named():
             call()
     with pytest.raises(ValueError, match="x_init must be a tensor"):
         ud.sample(model, (1, 2), x_init=[[0.0, 0.0]])
-    with pytest.raises(ValueError, match="what the network returned"):
+    with pytest.raises(TypeError, match="net must return one tensor"):
         ud.sample(ud.Denoiser(lambda x, t: None, ud.VP()), (1, 2))
     with pytest.raises(ValueError, match="t_max=80"):
         ud.sample(ud.Denoiser(refuse, ud.EDM()), (1, 2), grid="trailing")
