@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench.problems import targets
+from undiffuse.models import named_targets as targets
 from undiffuse.models.statistics import Statistics
 from undiffuse.solvers.likelihood.log_prob import LAID, log_prob
 

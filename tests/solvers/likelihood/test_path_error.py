@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench.problems import targets
+from undiffuse.models import named_targets as targets
 from undiffuse.solvers.likelihood.log_prob import log_prob
 
 from .densities import at_start, digits64, mixture
