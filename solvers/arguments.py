@@ -10,9 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +21,6 @@ from ..kernels.errors import InvalidType, InvalidValue
 from ..models import Denoiser
 
 T = TypeVar("T")
-KINDS = {"float32": "float", "float64": "double"}  # what data may be, and how to cast to it
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -66,6 +63,7 @@ def positive(name: str, value: Any, most: float = math.inf) -> float:
     return number
 
 
+WITHOUT_FLOAT64 = ("mps",)
 LEAST = {torch.float32: 1e-7, torch.float64: 1e-13}
 """The finest tolerance of a step by dtype: about one rounding of float32, a thousand of float64.
 Below it the error estimate is rounding, and steps shrink without end."""
@@ -194,6 +192,17 @@ def event_batch(name: str, value: Any, shape: Sequence[int] | None = None) -> Te
     return value
 
 
+def data(model: Any, x: Any, name: str = "x") -> None:
+    """Raises unless the model is a `Denoiser` and x data [B, *event] on a device with float64."""
+    denoiser(model)
+    event_batch(name, x)
+    if x.device.type in WITHOUT_FLOAT64:
+        raise InvalidValue(
+            f"{name} is on {x.device}, which has no float64, and log densities are summed in it: "
+            f"move the network and {name} to the CPU"
+        )
+
+
 def batch_shape(name: str, value: Any) -> tuple[int, ...]:
     """Sizes (B, *event), all >= 1."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
@@ -258,29 +267,6 @@ def dtype_of(model: Denoiser) -> torch.dtype:
             if p.dtype.is_floating_point:
                 return p.dtype
     return torch.float32
-
-
-@contextmanager
-def naming_dtypes(model: Denoiser, x: Tensor) -> Iterator[None]:
-    """Says whose dtypes disagree, as a TypeError, where torch only says that some do.
-
-    Known only at the call: a network may cast its input itself.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        net = model.net
-        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
-        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
-        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
-            raise
-        have = " and ".join(sorted(map(str, found)))
-        cast = min(map(_short, found))
-        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
-        raise InvalidType(
-            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
-            f"net.{KINDS[_short(x.dtype)]}()"
-        ) from error
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,6 +155,25 @@ def _first(process: Process) -> float:
     return process.t_max - float(process.inverse_log_snr(first))
 
 
+class Level(NamedTuple):
+    """The schedule at some lambda, float64 [n]: D = a x^ + b out, and share = s^^2/n^2."""
+
+    t: Tensor
+    alpha: Tensor
+    norm: Tensor
+    share: Tensor
+    a: Tensor
+    b: Tensor
+
+    def residual(self, x_hat: Tensor, out: Tensor) -> Tensor:
+        """r = D - x^."""
+        return column(self.a - 1, x_hat) * x_hat + column(self.b, x_hat) * out
+
+    def velocity(self, x_hat: Tensor, residual: Tensor) -> Tensor:
+        """du/dlambda = (r + x^ s^^2/n^2)/n."""
+        return (residual + column(self.share, x_hat) * x_hat) / column(self.norm, x_hat)
+
+
 class ScaledFlow:
     """The flow of `model` for a batch of given size; lam_data > lam_noise are its two ends.
 
@@ -187,42 +206,41 @@ class ScaledFlow:
         ratio = torch.exp(-torch.as_tensor(lam, dtype=torch.float64))
         return torch.sqrt(ratio.square() + self.scale**2)  # hypot rounds otherwise in other batches
 
-    def time(self, lam: Tensor) -> Tensor:
-        process = self.model.process
-        return process.inverse_log_snr(lam).clamp(self.t_min, process.t_max)
+    def at(self, lam: Tensor) -> Level:
+        """The schedule at lambda [n]: computed once for all that is done there."""
+        model, norm = self.model, self.norm(lam)
+        t = model.process.inverse_log_snr(lam).clamp(self.t_min, model.process.t_max)
+        alpha, share = model.process.alpha(t), torch.exp(-2 * lam) / norm**2
+        if model.clip is not None:
+            return Level(t, alpha, norm, share, torch.zeros_like(t), torch.ones_like(t))
+        skip, scale = model.coefficients("data", t)
+        return Level(t, alpha, norm, share, skip * alpha, scale)
 
-    def readout(self, x_hat: Tensor, lam: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, b, out) with D = a x^ + b out, out = net(alpha x^); a, b float64 [n]."""
-        model, t = self.model.rows(rows, self.batch), self.time(lam)
-        alpha = model.process.alpha(t)
-        x = column(alpha, x_hat) * x_hat
+    def output(self, x_hat: Tensor, at: Level, rows: Tensor) -> Tensor:
+        """out with D = a x^ + b out: the network's output at alpha x^, or D itself if clipped."""
+        model, x = self.model.rows(rows, self.batch), column(at.alpha, x_hat) * x_hat
         self.forwards = self.forwards.to(rows.device)
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         if model.clip is None:
-            skip, scale = model.coefficients("data", t)
-            return skip * alpha, scale, model.raw(x, t)
-        return torch.zeros_like(t), torch.ones_like(t), model(x, t)
+            return model.output(x, at.t, model.cond)
+        return model.read("data", x, at.t, model.cond)
 
     def residual(self, x_hat: Tensor, lam: Tensor, rows: Tensor) -> Tensor:
         """r = D - x^ = s^^2 grad log p^, formed without cancelling x^ where the network allows."""
-        a, b, out = self.readout(x_hat, lam, rows)
-        return column(a - 1, x_hat) * x_hat + column(b, x_hat) * out
-
-    def velocity(self, x_hat: Tensor, lam: Tensor, residual: Tensor) -> Tensor:
-        """du/dlambda = (r + x^ s^^2/n^2)/n."""
-        n = self.norm(lam)
-        return (residual + column(torch.exp(-2 * lam) / n**2, x_hat) * x_hat) / column(n, x_hat)
+        at = self.at(lam)
+        return at.residual(x_hat, self.output(x_hat, at, rows))
 
     def score(self, lam: Tensor, u: Tensor, slope: Tensor) -> Tensor:
         """Gradient of log p^ in u where du/dlambda is `slope`, like u [n, *event], float64: n r/s^^2
-        with the r that `velocity` makes that slope of."""
+        with the r that `Level.velocity` makes that slope of."""
         weight = self.norm(lam).square() * torch.exp(2 * lam)
         return column(weight, u.double()) * slope - u
 
     def field(self, lam: Tensor, u: Tensor, rows: Tensor) -> Tensor:
         """du/dlambda: the right-hand side for `adaptive_ode.integrate`."""
-        x_hat = column(self.norm(lam), u) * u
-        return self.velocity(x_hat, lam, self.residual(x_hat, lam, rows))
+        at = self.at(lam)
+        x_hat = column(at.norm, u) * u
+        return at.velocity(x_hat, at.residual(x_hat, self.output(x_hat, at, rows)))
 
     # --- the two ends -------------------------------------------------------------------------
 
@@ -263,7 +281,8 @@ class ScaledFlow:
     def _jump(self) -> tuple[float, float]:
         """(a, b) with x at t_max = a x^ + b D: DDIM from lam_noise; b = 0 where nothing is cut."""
         process = self.model.process
-        t = self.time(torch.tensor(self.lam_noise, dtype=torch.float64))
+        lam = torch.tensor(self.lam_noise, dtype=torch.float64)
+        t = process.inverse_log_snr(lam).clamp(self.t_min, process.t_max)
         ratio = process.alpha(t) * process.sigma(process.t_max) / process.sigma(t)
         weight = process.alpha(process.t_max) - ratio
         cut = self.lam_noise > float(process.log_snr(process.t_max))

@@ -89,20 +89,20 @@ def native(
 
     def rhs(lam: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         u = y[:, :d].reshape(-1, *x.shape[1:])
-        x_hat = (column(flow.norm(lam), u) * u).detach().requires_grad_()
+        at = flow.at(lam)
+        x_hat = (column(at.norm, u) * u).detach().requires_grad_()
         with torch.enable_grad():
-            a, b, out = flow.readout(x_hat, lam, rows)
+            out = flow.output(x_hat, at, rows)
             if v is None:
                 terms = traces.exact(out, x_hat)[:, None]
             else:
                 mine = v[:, rows]
                 terms = (mine * traces.products(out, x_hat, mine)).flatten(2)
                 terms = terms.movedim(0, 1).flatten(1)
-        held, free = x_hat.detach(), out.detach()
-        residual = column(a - 1, held) * held + column(b, held) * free
-        du = flow.velocity(held, lam, residual).flatten(1)
+        held = x_hat.detach()
+        du = at.velocity(held, at.residual(held, out.detach())).flatten(1)
         # sums to d - tr dD/dx^ over the parts of a probe
-        rate = column((1 - a) * (d / parts), terms) - column(b, terms) * terms
+        rate = column((1 - at.a) * (d / parts), terms) - column(at.b, terms) * terms
         return torch.cat([du, rate], 1)
 
     def norm(e: Tensor) -> Tensor:

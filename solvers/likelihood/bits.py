@@ -102,8 +102,7 @@ def bits_per_dim(
         raise InvalidValue(f"by must be one of {', '.join(METHODS)}; got {by!r}")
     if repeats < 1:
         raise InvalidValue(f"repeats must be >= 1; got {repeats}")
-    arguments.denoiser(model)
-    arguments.event_batch("x", x)
+    arguments.data(model, x)
     arguments.on_failure(on_failure)
     if target_std_error is not None:
         if not target_std_error > 0:

@@ -380,7 +380,10 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
     both = [i for i in bits[0] if i in bits[1]]
     gap = mean_interval(torch.tensor([bits[1][i] - bits[0][i] for i in both]))
     gaps = {"bits_per_dim": gap.value, "lo": gap.lo, "hi": gap.hi}
-    rows: list[tuple[str, ...]] = [("", "bits/dim", "lo", "hi", "error of an item", "calls", "seconds"), ("---",) * 7]
+    rows: list[tuple[str, ...]] = [
+        ("", "bits/dim", "lo", "hi", "error of an item", "calls", "seconds"),
+        ("---",) * 7,
+    ]
     rows += [
         (method, *_interval(s), f"{s['item_std_error']:.4f}", f"{s['nfe']:.0f}",
          f"{s['seconds']:.1f}") for method, s in found.items()

@@ -42,8 +42,7 @@ def differentiable_log_prob(
     with `probes` Rademacher probes held along the path, unbiased for log p and so for its gradient.
     The network must be twice differentiable. Raises ValueError or TypeError before any call.
     """
-    arguments.denoiser(model)
-    arguments.event_batch("x", x)
+    arguments.data(model, x)
     if steps < 1 or probes < 1:
         raise InvalidValue(f"steps and probes must be >= 1; got {steps} and {probes}")
     if trace not in ("exact", "hutchinson"):
@@ -57,16 +56,16 @@ def differentiable_log_prob(
 
     def field(lam: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """du/dlambda, and d - tr dD/dx^."""
-        x_hat = column(flow.norm(lam), u) * u
+        at = flow.at(lam)
+        x_hat = column(at.norm, u) * u
         if not x_hat.requires_grad:
             x_hat.requires_grad_()
-        a, b, out = flow.readout(x_hat, lam, rows)
+        out = flow.output(x_hat, at, rows)
         if v is None:
             form = traces.exact(out, x_hat, create_graph=True)
         else:
             form = (v * traces.products(out, x_hat, v, create_graph=True)).flatten(2).sum(2).mean(0)
-        residual = column(a - 1, x_hat) * x_hat + column(b, x_hat) * out
-        return flow.velocity(x_hat, lam, residual), d * (1 - a) - b * form
+        return at.velocity(x_hat, at.residual(x_hat, out)), d * (1 - at.a) - at.b * form
 
     def step(lam: Tensor, h: Tensor, u: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         wide = h.to(u.dtype)
@@ -79,7 +78,7 @@ def differentiable_log_prob(
             total + h / 6 * (r1 + 2 * r2 + 2 * r3 + r4),
         )
 
-    with torch.enable_grad(), arguments.naming_dtypes(model, x):
+    with torch.enable_grad():
         u, total = flow.enter(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
         grid = torch.linspace(flow.lam_data, flow.lam_noise, steps + 1, dtype=torch.float64)
         for i in range(steps):

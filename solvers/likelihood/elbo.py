@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,7 +39,11 @@ from ..flow import start_time
 from ..outcome import Status, raise_if_failed
 from .elbo_terms import Chain, Decoder, Terms, continuous, discrete
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 LOG2 = math.log(2)
+MOST_STEPS = 10**6  # a chain is held in memory, and takes so many network calls
 FORMS = ("discrete", "continuous", "i-mmse")
 VARIANCES = ("small", "large", "learned")
 DECODERS = {"gaussian": "DDPM's discretised Gaussian", "vdm": "VDM's softmax"}
@@ -100,61 +104,156 @@ class Elbo:
         return "L_T prior", "L_t diffusion", "L_0 reconstruction"
 
 
+class ElboOptions(TypedDict, total=False):
+    """The options of `elbo` by name, for type checkers: the fields of `Bound` but time and steps."""
+
+    calls: int | None
+    variance: str | None
+    spacing: float
+    bounds: tuple[float, float]
+    decoder: str
+    pilot: bool
+    t_min: float | None
+    reference: Statistics | None
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Which bound `elbo` computes, and from what: checked when made, before any network call.
+
+    time: 'discrete', 'continuous', or 'i-mmse': a density's, without the two ends, so that what lies
+        below t_min is left out. Default: 'discrete' for tabled processes and networks that are told
+        an index, else 'continuous'.
+    steps: in discrete time the N of the chain t = i/N, 2 to 10^6, by default the network's own;
+        otherwise the number of network calls, 8 to 10^6, by default 100.
+    calls: estimate the sum over a discrete chain from so many of its terms, drawn by importance,
+        >= 8. Default: all are taken.
+    variance: of p(x_s | x_t) in discrete time: 'learned' (default for a `VarianceHead`), 'small'
+        (beta~, the posterior's; default) or 'large' (beta, DDPM's fixedlarge).
+    spacing: distance of the data's levels, e.g. 2/255; the bound is then on the probability of the
+        levels. Default 0: on a density.
+    bounds: lowest and highest level, (lo, hi). Default (-1, 1).
+    decoder: 'gaussian' (default), DDPM's discretised Gaussian, whose end levels take the tails, or
+        'vdm', the softmax over levels of Kingma et al. (2021).
+    pilot: draw lambda by importance (default), or uniformly if False.
+    t_min: where time starts, in (0, t_max); default as of `log_prob`.
+    reference: mean and covariance of data like x, `Statistics.of(data)`: the closer, the smaller the
+        error. Default: mean 0 and variance sigma_data^2. A full covariance is a matrix product, which
+        rounds otherwise in another batch.
+
+    Raises ValueError or TypeError for an option that does not fit.
+    """
+
+    time: str | None = None
+    steps: int | None = None
+    calls: int | None = None
+    variance: str | None = None
+    spacing: float = 0.0
+    bounds: tuple[float, float] = (-1.0, 1.0)
+    decoder: str = "gaussian"
+    pilot: bool = True
+    t_min: float | None = None
+    reference: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("time", FORMS), ("variance", VARIANCES)):
+            if getattr(self, name) is not None:
+                arguments.choice(name, getattr(self, name), known)
+        arguments.choice("decoder", self.decoder, DECODERS)
+        arguments.flag("pilot", self.pilot)
+        if self.t_min is not None:
+            arguments.positive("t_min", self.t_min)
+        for name, least in (("steps", 2), ("calls", 8)):
+            if getattr(self, name) is not None:
+                arguments.whole(name, getattr(self, name), least, MOST_STEPS)
+        if self.reference is not None and not isinstance(self.reference, Statistics):
+            kind = type(self.reference).__name__
+            raise InvalidType(f"reference must be a Statistics; got {kind}")
+        if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
+            raise InvalidType(f"bounds must be (lo, hi); got {self.bounds!r}")
+        lo, hi = (arguments.finite(f"bounds[{i}]", v) for i, v in enumerate(self.bounds))
+        if not lo < hi:
+            raise InvalidValue(f"bounds must be (lo, hi) with lo < hi; got {self.bounds}")
+        if not 0 <= arguments.finite("spacing", self.spacing) <= hi - lo:
+            raise InvalidValue(
+                f"spacing must lie in [0, {hi - lo:g}], the width of bounds; got {self.spacing}"
+            )
+        if self.time == "i-mmse" and self.spacing:
+            raise InvalidValue(
+                "time='i-mmse' is a density's: dequantise the data and leave spacing 0; "
+                f"got {self.spacing}"
+            )
+        if self.decoder == "vdm" and not self.spacing:
+            raise InvalidValue("decoder='vdm' needs the spacing of the data's levels; got 0")
+
+    def of(self, model: Denoiser) -> Bound:
+        """The same with what depends on the model decided."""
+        form = self.time or natural_time(model)
+        head = isinstance(model.net, VarianceHead)
+        variance = self.variance or ("learned" if head else "small")
+        if form != "discrete":
+            if self.calls is not None:
+                raise InvalidValue(
+                    f"calls needs time='discrete'; got {self.calls} with time={form!r}: give steps"
+                )
+            if self.steps is not None and self.steps < 8:
+                raise InvalidValue(f"steps must be >= 8 in {form} time; got {self.steps}")
+        elif variance == "learned" and not head:
+            raise InvalidType(
+                f"variance='learned' needs a VarianceHead as net; got {type(model.net).__name__}"
+            )
+        return replace(self, time=form, variance=variance)
+
+
 def elbo(
     model: Denoiser,
     x: Tensor,
     time: str | None = None,
     steps: int | None = None,
     *,
-    calls: int | None = None,
-    variance: str | None = None,
-    spacing: float = 0.0,
-    bounds: tuple[float, float] = (-1.0, 1.0),
-    decoder: str = "gaussian",
-    pilot: bool = True,
     seed: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     cond: dict[str, Any] | None = None,
-    t_min: float | None = None,
-    reference: Statistics | None = None,
     on_failure: str = "raise",
+    **options: Unpack[ElboOptions],
 ) -> Elbo:
-    """A lower bound on log p of each sample of x [B, *event], float32 or float64.
+    """A lower bound on log p of each sample, with its standard error and its terms.
 
-    time: 'discrete' (default for tabled processes and time='index' networks), 'continuous', or
-    'i-mmse': a density's, without the two ends, so that what lies below t_min is left out. steps: N
-    of the discrete chain t = i/N, by default the network's own; otherwise the calls (100). calls:
-    estimate the sum over the chain from so many of its terms, drawn by importance; by default all
-    are taken. variance: 'learned' (default for a `VarianceHead`), 'small' (beta~, the posterior's)
-    or 'large' (beta, DDPM's fixedlarge); discrete only. spacing: distance of the data's levels,
-    e.g. 2/255, on `bounds`; the bound is then on the probability of the levels, by DDPM's
-    discretised Gaussian, whose end levels take the tails, or with decoder='vdm' by Kingma et al.'s
-    softmax over levels. 0: on a density. pilot: draw lambda by importance; False: uniformly.
-    reference: `Statistics.of(data)` of data like x, which about halve the error for the same calls
-    (a full covariance is a matrix product, which rounds otherwise in another batch); by default
-    mean 0 and variance sigma_data^2. seed, sample_ids: of the noise. on_failure: 'raise' a
-    SolverError where the network returned NaN or Inf, or 'return' with status.
+        log p(x_0) >= -(L_T + sum_t L_t + L_0)       (Ho et al. 2020, 5; Kingma et al. 2021, 15)
+
+    model: a `Denoiser`.
+    x: data [B, *event], float32 or float64; within `bounds` where it has levels.
+    time: 'discrete', 'continuous' or 'i-mmse'; see `Bound`.
+    steps: of the discrete chain, or network calls in continuous time; see `Bound`.
+    seed: of the noise, a 64-bit int or int64 [B].
+    sample_ids: names of the samples, integers [B]; default 0 ... B - 1.
+    cond: keyword arguments of the network; rows follow their samples.
+    on_failure: 'raise' a SolverError where the network returned NaN or Inf, or 'return' with status.
+    options: the other fields of `Bound`.
 
     Raises ValueError or TypeError for what does not fit, before any call.
     """
-    arguments.denoiser(model)
-    arguments.event_batch("x", x)
+    known = [f.name for f in fields(Bound) if f.name not in ("time", "steps")]
+    arguments.keywords("elbo", options, known)
+    bound = Bound(time, steps, **options)
+    arguments.data(model, x)
     arguments.on_failure(on_failure)
-    form = time or natural_time(model)
-    variance = variance or ("learned" if isinstance(model.net, VarianceHead) else "small")
-    _check_options(model, form, steps, calls, variance, decoder, spacing)
-    _check_range(x, spacing, bounds)
-    start = start_time(model, t_min)
+    seed = arguments.seed_of(seed, len(x), x.device)
+    ids = arguments.sample_ids(sample_ids, len(x), x.device)
+    bound = bound.of(model)
+    form, variance = str(bound.time), str(bound.variance)
+    _check_range(x, bound)
+    start = start_time(model, bound.t_min)
     # a density needs variances: none below the blur at t_min
     least = math.exp(-2 * float(model.process.log_snr(start))) if form == "i-mmse" else 0.0
-    law = _law(model, x, reference, least)
-    chain = Chain(model, x, cond, seed, arguments.sample_ids(sample_ids, len(x)), law)
-    how = Decoder(decoder, spacing, bounds)
-    with torch.no_grad(), arguments.naming_dtypes(model, x):
+    law = _law(model, x, bound.reference, least)
+    chain = Chain(model, x, cond, seed, ids, law)
+    how = Decoder(bound.decoder, bound.spacing, bound.bounds)
+    with torch.no_grad():
         if form == "discrete":
-            terms = discrete(chain, steps, calls, variance, how)
+            terms = discrete(chain, bound.steps, bound.calls, variance, how)
         else:
-            terms = continuous(chain, steps or 100, start, pilot, form, how)
+            terms = continuous(chain, bound.steps or 100, start, bound.pilot, form, how)
     result = _report(terms, chain, form, _convention(how))
     raise_if_failed(result.status, result, on_failure)
     return result
@@ -179,39 +278,12 @@ def natural_time(model: Denoiser) -> str:
     return "discrete" if tabled else "continuous"
 
 
-def _check_options(
-    model: Denoiser, form: str, steps: int | None, calls: int | None, variance: str, decoder: str,
-    spacing: float,
-) -> None:  # fmt: skip
-    for name, value, known in (
-        ("time", form, FORMS), ("variance", variance, VARIANCES), ("decoder", decoder, DECODERS),
-    ):  # fmt: skip
-        if value not in known:
-            raise InvalidValue(f"{name} must be one of {', '.join(known)}; got {value!r}")
-    least = 2 if form == "discrete" else 8
-    if steps is not None and steps < least:
-        raise InvalidValue(f"steps must be >= {least} in {form} time; got {steps}")
-    if calls is not None and (form != "discrete" or calls < 8):
-        raise InvalidValue(f"calls needs time='discrete' and >= 8; got {calls} with time={form!r}")
-    if variance == "learned" and form == "discrete" and not isinstance(model.net, VarianceHead):
-        raise InvalidType(
-            f"variance='learned' needs a VarianceHead as net; got {type(model.net).__name__}"
-        )
-    if form == "i-mmse" and spacing:
+def _check_range(x: Tensor, bound: Bound) -> None:
+    lo, hi = bound.bounds
+    slack = 1e-5 * (hi - lo)
+    if bound.spacing and (float(x.min()) < lo - slack or float(x.max()) > hi + slack):
         raise InvalidValue(
-            f"time='i-mmse' is a density's: dequantise the data and leave spacing 0; got {spacing}"
-        )
-    if decoder == "vdm" and not spacing:
-        raise InvalidValue("decoder='vdm' needs the spacing of the data's levels; got 0")
-
-
-def _check_range(x: Tensor, spacing: float, bounds: tuple[float, float]) -> None:
-    if spacing < 0 or not bounds[0] < bounds[1]:
-        raise InvalidValue(f"spacing must be >= 0 and bounds (lo, hi); got {spacing}, {bounds}")
-    slack = 1e-5 * (bounds[1] - bounds[0])
-    if spacing and (float(x.min()) < bounds[0] - slack or float(x.max()) > bounds[1] + slack):
-        raise InvalidValue(
-            f"x must lie in bounds={bounds}; got {float(x.min()):g} to {float(x.max()):g}"
+            f"x must lie in bounds={bound.bounds}; got {float(x.min()):g} to {float(x.max()):g}"
         )
 
 

@@ -73,9 +73,7 @@ class Chain:
     def noisy(self, t: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """(eps, x_t) at times t [B]."""
         process, x = self.model.process, self.x
-        eps = normal(
-            x.shape, self.seed, self.ids, **BOUND.at(draw), dtype=x.dtype, device=x.device
-        )
+        eps = normal(x.shape, self.seed, self.ids, **BOUND.at(draw), dtype=x.dtype, device=x.device)
         alpha, sigma = (self.column(c(t).to(x.dtype)) for c in (process.alpha, process.sigma))
         return eps, alpha * x + sigma * eps
 

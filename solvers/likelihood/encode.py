@@ -39,11 +39,10 @@ def encode(
         ScaledFlow(model, len(x), cond, t_min),
         arguments.lookup("solver", solver, PAIRS).name,
     )
-    with arguments.naming_dtypes(model, x):
-        run = integrate(
-            flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol,
-            atol=atol, max_steps=max_steps,
-        )  # fmt: skip
+    run = integrate(
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol,
+        atol=atol, max_steps=max_steps,
+    )  # fmt: skip
     raise_if_failed(run.status, run, "raise")
     with torch.no_grad():
         return flow.latent(run.x)
@@ -69,13 +68,12 @@ def decode(
         ScaledFlow(model, len(z), cond, t_min),
         arguments.lookup("solver", solver, PAIRS).name,
     )
-    with arguments.naming_dtypes(model, z):
-        with torch.no_grad():
-            u = flow.from_latent(z)
-        run = integrate(
-            flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
-            max_steps=max_steps,
-        )  # fmt: skip
+    with torch.no_grad():
+        u = flow.from_latent(z)
+    run = integrate(
+        flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
+        max_steps=max_steps,
+    )  # fmt: skip
     raise_if_failed(run.status, run, "raise")
     return flow.leave(run.x)
 
@@ -97,12 +95,15 @@ def interpolate(
     Their latents are joined by `slerp` and decoded. options: as of `encode` (cond, t_min,
     max_steps). Raises what `encode` raises, ValueError for a and b of different shapes or no weight.
     """
+    _checked(model, a, "a", rtol, atol)
+    _checked(model, b, "b", rtol, atol)
     if a.shape != b.shape:
         raise InvalidValue(f"b must have a's shape {tuple(a.shape)}; got {tuple(b.shape)}")
-    if len(weights) == 0:
-        raise InvalidValue("weights must hold at least one number; got none")
+    shares = [arguments.finite(f"weights[{i}]", w) for i, w in enumerate(weights)]
+    if not shares or not all(0 <= w <= 1 for w in shares):
+        raise InvalidValue(f"weights must be numbers in [0, 1], at least one; got {shares}")
     z_a, z_b = (encode(model, v, solver, rtol, atol, **options) for v in (a, b))
-    mixed = [slerp(z_a, z_b, float(w)) for w in weights]
+    mixed = [slerp(z_a, z_b, w) for w in shares]
     return torch.stack([decode(model, z, solver, rtol, atol, **options) for z in mixed])
 
 
@@ -125,6 +126,5 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def _checked(
     model: Denoiser, x: Tensor, name: str, rtol: float, atol: float
 ) -> tuple[float, float]:
-    arguments.denoiser(model)
-    arguments.event_batch(name, x)
+    arguments.data(model, x, name)
     return arguments.tolerance("rtol", rtol, x.dtype), arguments.tolerance("atol", atol, x.dtype)

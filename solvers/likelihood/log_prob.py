@@ -69,8 +69,7 @@ def log_prob(
     """
     arguments.keywords("log_prob", options, (f.name for f in fields(Likelihood)))
     how = Likelihood(**options)
-    arguments.denoiser(model)
-    arguments.event_batch("x", x)
+    arguments.data(model, x)
     arguments.on_failure(on_failure)
     if torch.is_inference_mode_enabled():
         raise RunFailure(
@@ -82,16 +81,15 @@ def log_prob(
     chosen = how.resolved(x)
     flow = ScaledFlow(model, len(x), cond, how.t_min)
     run = quadrature.run if chosen.method == "quadrature" else augmented.run
-    with arguments.naming_dtypes(model, x):
-        found = run(flow, x, chosen, seed, ids)
-        if chosen.method == "quadrature" and chosen.target_solver_error is not None:
-            free = how.rtol is None and how.atol is None
-            quadrature.tighten(flow, x, chosen, seed, ids, found, free)
-        if how.truncation:
-            worth, told = truncation(flow, x, seed, ids)
-            fine = found.status == Status.OK
-            found.status[fine & ~told] = int(Status.BLURRED)
-            found = replace(found, truncation=worth, nfe=flow.forwards)
+    found = run(flow, x, chosen, seed, ids)
+    if chosen.method == "quadrature" and chosen.target_solver_error is not None:
+        free = how.rtol is None and how.atol is None
+        quadrature.tighten(flow, x, chosen, seed, ids, found, free)
+    if how.truncation:
+        worth, told = truncation(flow, x, seed, ids)
+        fine = found.status == Status.OK
+        found.status[fine & ~told] = int(Status.BLURRED)
+        found = replace(found, truncation=worth, nfe=flow.forwards)
     result = _without_failures(replace(found, offset=float(how.offset)))
     raise_if_failed(result.status, result, on_failure, _missed(result, how))
     return result
@@ -121,10 +119,11 @@ def truncation(
     else:
         v = traces.probes("rademacher", 1, x, seed, ids, draw0=TRUNCATION.first)
     with torch.enable_grad():
-        a, b, out = flow.readout(leaf, lam, torch.arange(batch, device=x.device))
+        at = flow.at(lam)
+        out = flow.output(leaf, at, torch.arange(batch, device=x.device))
         w = traces.products(out, leaf, v).double()
-    r = (column(a - 1, x) * x + column(b, x) * out.detach()).double()
-    w = column(1 - a, r) * v.double() - column(b, r) * w  # -blur^2 grad s times each probe
+    r = at.residual(x, out.detach()).double()
+    w = column(1 - at.a, r) * v.double() - column(at.b, r) * w  # -blur^2 grad s times each probe
     if d <= SMALL:
         full = w.flatten(2).movedim(1, 0).cpu()
         e, q = torch.linalg.eigh(torch.nan_to_num(0.5 * (full + full.mT)))

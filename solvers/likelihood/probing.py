@@ -17,7 +17,8 @@ from ...kernels import rademacher
 from ...kernels.shapes import column
 from ...models import jacobian as traces
 from ...models.statistics import Statistics
-from ..flow import ScaledFlow
+from .. import arguments
+from ..flow import Level, ScaledFlow
 
 DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
 
@@ -26,11 +27,22 @@ DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^
 class Nodes:
     """All nodes of all samples in one list of R rows.
 
-    sample, step, index: int64 [R], whose, on which step and which; lam, weight: float64 [R]; x_hat
-    [R, *event]. In order of samples, then of the path.
-    a, b: D = a x^ + b out. defect: s . (du/dlambda - v), float64. size: probes so far, K.
-    total [R, *event]: K times the a_i of trace.py, for out less the control. gains: float64 [R, bits + 1], the
-    squared change of a_i on the way to 2^m probes (0 for m = 0).
+    In order of samples, then of the path. Where they lie, and what the path says there:
+
+    sample, step, index: int64 [R], whose node, on which step, and which of the sample's.
+    lam, weight: float64 [R], lambda and the quadrature's weight.
+    x_hat, slope: [R, *event], x^ and du/dlambda.
+
+    What the network says:
+
+    a, b: float64 [R], D = a x^ + b out.
+    defect: float64 [R], s . (du/dlambda - v).
+    energy: float64 [R], |r|^2/s^^2.
+    size: int64 [R], probes so far, K.
+    form: float64 [R], the estimate of tr d(out)/dx^.
+    total: [R, *event], K times the a_i of models/jacobian.py, of out less the control.
+    gains: float64 [R, bits + 1], the squared change of a_i on the way to 2^m probes, 0 for m = 0.
+    signs: int8 [R, *event], the random signs of the node's block, 0 before they are drawn.
     """
 
     sample: Tensor
@@ -48,6 +60,22 @@ class Nodes:
     form: Tensor
     total: Tensor
     gains: Tensor
+    signs: Tensor
+
+    @classmethod
+    def laid(
+        cls, sample: Tensor, step: Tensor, index: Tensor, lam: Tensor, weight: Tensor,
+        x_hat: Tensor, slope: Tensor, bits: int,
+    ) -> Nodes:  # fmt: skip
+        """Nodes at which the network has not been asked yet; bits: levels of a full Walsh block."""
+        a, b, defect, energy, form = lam.new_zeros(5, len(lam))
+        return cls(
+            sample=sample, step=step, index=index, lam=lam, weight=weight, x_hat=x_hat,
+            slope=slope, a=a, b=b, defect=defect, energy=energy, form=form,
+            size=torch.zeros_like(sample), total=torch.zeros_like(x_hat),
+            gains=lam.new_zeros(len(lam), bits + 1),
+            signs=torch.zeros_like(x_hat, dtype=torch.int8),
+        )  # fmt: skip
 
 
 class Prober:
@@ -72,9 +100,10 @@ class Prober:
             nodes, before = self.nodes, int(self.nodes.size[part[0]])
             x = nodes.x_hat[part].detach().requires_grad_()
             with torch.enable_grad():
-                a, b, out = self.flow.readout(x, nodes.lam[part], nodes.sample[part])
+                at = self.flow.at(nodes.lam[part])
+                out = self.flow.output(x, at, nodes.sample[part])
             if before == 0:
-                self.drift(part, a, b, x.detach(), out.detach())
+                self.enter(part, at, x.detach(), out.detach())
             if exact:
                 nodes.form[part] = traces.exact(out, x).double()
                 count = x[0].numel()
@@ -85,14 +114,13 @@ class Prober:
             here = nodes.sample[part]
             self.products.index_add_(0, here, torch.full_like(here, count))
 
-    def drift(self, part: Tensor, a: Tensor, b: Tensor, x_hat: Tensor, out: Tensor) -> None:
+    def enter(self, part: Tensor, at: Level, x_hat: Tensor, out: Tensor) -> None:
         """Keep what does not depend on probes: the read-out, the defect, and |r|^2/s^^2."""
-        nodes, flow, lam = self.nodes, self.flow, self.nodes.lam[part]
-        residual = column(a - 1, x_hat) * x_hat + column(b, x_hat) * out
-        gap = nodes.slope[part] - flow.velocity(x_hat, lam, residual)
-        inverse = torch.exp(2 * lam)
-        nodes.a[part], nodes.b[part] = a, b
-        nodes.defect[part] = flow.norm(lam) * inverse * dot(residual, gap)
+        nodes, residual = self.nodes, at.residual(x_hat, out)
+        gap = nodes.slope[part] - at.velocity(x_hat, residual)
+        inverse = torch.exp(2 * nodes.lam[part])
+        nodes.a[part], nodes.b[part] = at.a, at.b
+        nodes.defect[part] = at.norm * inverse * dot(residual, gap)
         nodes.energy[part] = inverse * dot(residual, residual)
 
     def extend(self, part: Tensor, out: Tensor, x: Tensor, before: int, size: int) -> None:
@@ -125,15 +153,18 @@ class Prober:
 
     def signs(self, part: Tensor, x: Tensor) -> Tensor:
         """eps of each node: drawn from the counter (sample id, node index)."""
-        nodes, eps = self.nodes, torch.empty_like(x)
-        seed = self.seed
+        nodes = self.nodes
+        if bool((nodes.size[part] > 0).all()):
+            return nodes.signs[part].to(x.dtype)
+        eps = torch.empty_like(x)
         for j in sorted(set(nodes.index[part].tolist())):
             here = (nodes.index[part] == j).nonzero().flatten()
             sample = nodes.sample[part][here]
-            own = seed[sample] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
+            own = arguments.seeds_of(self.seed, sample)
             eps[here] = rademacher(
                 (len(here), *x.shape[1:]), own, self.ids[sample], j, 0, x.dtype, x.device
             )
+        nodes.signs[part] = eps.to(torch.int8)
         return eps
 
     def variance(self) -> Tensor:

@@ -75,11 +75,9 @@ def lay(
     sample, index, lam = real.nonzero(as_tuple=True)[0], order[real], lam[real]
     weight = (0.5 * h * w).flatten(1)[sample, index]
     u, slope = path(filled)[real], path.slope(filled)[real]
-    zero = torch.zeros_like(lam)
-    nodes = Nodes(
+    nodes = Nodes.laid(
         sample, index // orders[-1], index, lam, weight, column(flow.norm(lam), u) * u, slope,
-        zero, zero.clone(), zero.clone(), zero.clone(), torch.zeros_like(sample), zero.clone(),
-        torch.zeros_like(u), zero.new_zeros(len(lam), colours(tuple(u.shape[1:]))[1] + 1),
+        colours(tuple(u.shape[1:]))[1],
     )  # fmt: skip
     return nodes, missed.gather(2, choice[..., None])[..., 0]
 

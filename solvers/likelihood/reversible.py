@@ -54,10 +54,9 @@ class Reversible:
 
         The second differs from it by the step's error, and takes `decode` back to x itself.
         """
-        arguments.denoiser(model)
-        arguments.event_batch("x", x)
+        arguments.data(model, x)
         flow = ScaledFlow(model, len(x), cond, t_min)
-        with torch.no_grad(), arguments.naming_dtypes(model, x):
+        with torch.no_grad():
             y = z = flow.enter(x)
             for lam, h in self._steps(flow, flow.lam_data, flow.lam_noise):
                 y = self.coupling * y + (1 - self.coupling) * z + _midpoint(flow, z, lam, h)
@@ -81,10 +80,9 @@ class Reversible:
                 f"latent must be [2, B, ...], both states; got {tuple(latent.shape)}: "
                 "stack a latent with itself"
             )
-        arguments.denoiser(model)
-        arguments.event_batch("latent", latent)
+        arguments.data(model, latent, "latent")
         flow = ScaledFlow(model, latent.shape[1], cond, t_min)
-        with torch.no_grad(), arguments.naming_dtypes(model, latent):
+        with torch.no_grad():
             y, z = (flow.from_latent(v) for v in latent)
             for lam, h in reversed(self._steps(flow, flow.lam_data, flow.lam_noise)):
                 z = z + _midpoint(flow, y, lam + h, -h)

@@ -60,7 +60,7 @@ def fisher_divergence(
     Raises ValueError for a score of another shape, and times that are not the process's.
     """
     times = _times(model, x, t)
-    with torch.no_grad(), arguments.naming_dtypes(model, x):
+    with torch.no_grad():
         known = score(x, times)
         if known.shape != x.shape:
             raise InvalidValue(
@@ -87,7 +87,7 @@ def implicit_score_matching(
     if sliced and trace == "exact":
         raise InvalidValue("sliced=True needs trace='hutchinson'")
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad(), arguments.naming_dtypes(model, x):
+    with torch.enable_grad():
         s = model.score(leaf, times, **(cond or {}))
         norm = s.detach().double().square().flatten(1).sum(1)
         if trace == "exact":
@@ -105,8 +105,7 @@ def implicit_score_matching(
 
 def _times(model: Denoiser, x: Tensor, t: float | Tensor) -> Tensor:
     """t as float64 [B]; raises TypeError or ValueError for what no score is known of."""
-    arguments.denoiser(model)
-    arguments.event_batch("x", x)
+    arguments.data(model, x)
     times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
     if times.shape not in ((), (1,), (len(x),)):
         raise InvalidValue(f"t must be a number or [{len(x)}]; got {tuple(times.shape)}")

@@ -108,7 +108,9 @@ def jump_loss(
     """
     arguments.denoiser(model)
     arguments.event_batch("x", x)
-    t = model.t_min if t is None else t
+    if probes is not None:
+        probes = arguments.whole("probes", probes)
+    t = model.t_min if t is None else arguments.positive("t", t, model.process.t_max)
     alpha, sigma = float(model.process.alpha(t)), float(model.process.sigma(t))
     if not (alpha > 0 and sigma > 0):
         raise InvalidValue(f"t must have alpha > 0 and sigma > 0; got t={t:g}")

@@ -8,7 +8,8 @@ import torch
 import undiffuse as ud
 from undiffuse.models import named_targets as targets
 from undiffuse.models.statistics import Statistics
-from undiffuse.solvers.likelihood.log_prob import LAID, log_prob
+from undiffuse.solvers.likelihood.log_prob import log_prob
+from undiffuse.solvers.likelihood.quadrature import LAID
 
 from .densities import PROCESSES, at_start, digits64, in_bits, mixture
 
