@@ -28,16 +28,17 @@ T = TypeVar("T")
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """An integer of at least `least` and at most `most`."""
-    bound = f">= {least}" if most is None else f"from {least} to {most}"
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except (TypeError, RuntimeError):
         kind = InvalidValue if isinstance(value, float) else InvalidType
-        raise kind(f"{name} must be a whole number {bound}; got {_named(value)}") from None
-    if number < least or (most is not None and number > most):
-        raise InvalidValue(f"{name} must be a whole number {bound}; got {number}")
+        raise kind(f"{name} must be a whole number >= {least}; got {_named(value)}") from None
+    if number < least:
+        raise InvalidValue(f"{name} must be >= {least}; got {number}")
+    if most is not None and number > most:
+        raise InvalidValue(f"{name} must be <= {most}; got {number}")
     return number
 
 
@@ -58,8 +59,8 @@ def positive(name: str, value: Any, most: float = math.inf) -> float:
     """A finite number > 0 and <= most."""
     number = _real(name, value)
     if not (math.isfinite(number) and 0 < number <= most):
-        limit = "" if most == math.inf else f" and <= {most:g}"
-        raise InvalidValue(f"{name} must be finite and > 0{limit}; got {number}")
+        wanted = "> 0 and finite" if most == math.inf else f"in (0, {most:g}]"
+        raise InvalidValue(f"{name} must be {wanted}; got {number}")
     return number
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,12 @@ from ...models import Denoiser
 from ...models.dequantize import CHOICES, Hook, Levels, ask, dequantised, fill
 from .. import arguments
 from ..outcome import Status, raise_if_failed, worse
-from .elbo import DECODERS, elbo, natural_time
+from .elbo import DECODERS, Bound, ElboOptions, elbo, natural_time
 from .log_prob import log_prob
+from .options import Likelihood, SharedOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 METHODS = ("ode", "elbo")
 APART = -7046029254386353131  # between the seeds of two repeats: an odd number, 2^64/golden ratio
@@ -37,19 +41,28 @@ PILOT, MOST = 64, 4096  # calls of a bound that has a target
 ASIDE = 1 << 32  # between a repeat's seed and its pilot's, in repeats
 
 
+class BitsOptions(SharedOptions, ElboOptions, total=False):
+    """What `bits_per_dim` hands on to `log_prob` or `elbo`, for type checkers."""
+
+    time: str | None
+    steps: int | None
+    cond: dict[str, Any] | None
+
+
 @dataclass(frozen=True, eq=False)
 class Bits:
-    """What `bits_per_dim` found; tensors float64 [B] unless said.
+    """What `bits_per_dim` found. Tensors are [B], float64, in bits/dim, unless said otherwise.
 
-    bits_per_dim: mean over the repeats, offset included. std_error: of that mean, from the spread
-    of the repeats, and never below what their own probes or draws say; of one repeat, from these
-    alone (the noise of the dequantisation is not in it). solver_error: what the path adds, which
-    repeats share and do not show, `LogProb.solver_error` of the worst repeat: on held-out digits and
-    on images unlike them two of sqrt(std_error^2 + solver_error^2) hold 95 to 98 % of the errors of
-    the shipped network, 83 to 93 % with the exact trace, where without the defect it is 82 to 97 and
-    2 to 32 %. Too large for an exact network; 0 for the bound. repeats [B, R]: each by itself. nfe:
-    int64 [B], network evaluations of all repeats. status: int64 [B], codes of `Status`. offset: in
-    bits/dim; convention: what was counted, in words.
+    bits_per_dim: mean over the repeats, offset included.
+    std_error: standard error of that mean, from the spread of the repeats, and at least what their
+        own probes or draws say. The noise of the dequantisation is not in it with one repeat.
+    solver_error: what the path adds, `LogProb.solver_error` of the worst repeat; the repeats share
+        it, so their spread does not show it. 0 for the bound.
+    repeats: [B, R], each by itself.
+    nfe: int64, network evaluations of all repeats.
+    status: int64, codes of `Status`.
+    offset: what was added for the spacing of the levels, bits/dim.
+    convention: what was counted, in words.
     """
 
     bits_per_dim: Tensor
@@ -82,35 +95,42 @@ def bits_per_dim(
     seed: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     on_failure: str = "raise",
-    **options: Any,
+    **options: Unpack[BitsOptions],
 ) -> Bits:
-    """Bits/dim of each datum of x [B, *event]: integers, floats on `levels`, or floats without.
+    """Bits/dim of data, from the flow's log p or from the bound.
 
-    levels: where the levels lie; by default 256 on [-1, 1] for uint8, none for floats. dequantize:
-    must be chosen where there are levels: 'uniform', a hook (variational), or 'none', which is the
-    density at the levels plus the offset, and no bound, by 'ode', and the bound with a discretised
-    decoder by 'elbo'. by: 'ode' (`log_prob`) or 'elbo', with their own `options`. repeats: each
-    with noise and probes of its own. target_std_error: of the mean, in bits/dim, as far as probes
-    or draws make it, and of solver_error (of the bound up to 4096 calls a repeat, or the whole chain); a datum that
-    misses it has status TARGET_NOT_MET. seed, sample_ids: a datum's draws depend on these alone.
+        -1/(d ln 2) [log p(y) - log q(u)] - log2 spacing,    y = x + u dequantised (Ho et al. 2019)
+
+    model: a `Denoiser`.
+    x: data [B, *event]: integers, floats on `levels`, or floats of a density.
+    levels: where the levels lie. Default: 256 on [-1, 1] for uint8, none for floats.
+    dequantize: to be chosen where there are levels: 'uniform', a hook (variational), or 'none'. That
+        is the density at the levels plus the offset by 'ode', and a discretised decoder by 'elbo'.
+    by: 'ode' (`log_prob`) or 'elbo' (`elbo`).
+    repeats: how often, each with noise and probes of its own, >= 1.
+    target_std_error: what std_error of the mean and solver_error are to reach, bits/dim. The bound
+        takes at most 4096 calls a repeat, or the whole chain. A datum that misses it has status
+        TARGET_NOT_MET.
+    seed, sample_ids: a datum's draws depend on these alone.
     on_failure: 'raise' a SolverError, or 'return' with status.
+    options: of `log_prob` or `elbo`, cond among them.
 
     Raises ValueError or TypeError for what does not fit, before any network call.
     """
     x, levels = _placed(x, levels, dequantize)
-    if by not in METHODS:
-        raise InvalidValue(f"by must be one of {', '.join(METHODS)}; got {by!r}")
-    if repeats < 1:
-        raise InvalidValue(f"repeats must be >= 1; got {repeats}")
+    arguments.choice("by", by, METHODS)
+    repeats = arguments.whole("repeats", repeats)
     arguments.data(model, x)
     arguments.on_failure(on_failure)
+    how: dict[str, Any] = dict(options)
+    _check_options(model, by, how)
     if target_std_error is not None:
-        if not target_std_error > 0:
-            raise InvalidValue(f"target_std_error must be > 0 bits/dim; got {target_std_error}")
+        arguments.positive("target_std_error", target_std_error)
         if by == "ode":  # repeats share it: their mean errs no less
-            options = {"target_solver_error": target_std_error, **options}
+            how = {"target_solver_error": target_std_error, **how}
         target_std_error = target_std_error * math.sqrt(repeats)
-    ids = arguments.sample_ids(sample_ids, len(x))
+    seed = arguments.seed_of(seed, len(x), x.device)
+    ids = arguments.sample_ids(sample_ids, len(x), x.device)
     bits, errors = [], []
     solver = torch.zeros(len(x), dtype=torch.float64)
     nfe, status = torch.zeros(2, len(x), dtype=torch.int64)
@@ -119,14 +139,14 @@ def bits_per_dim(
         y, log_q = _dequantised(x, levels, dequantize, own, ids)
         if by == "ode":
             found = log_prob(model, y, target_std_error=target_std_error, seed=own, sample_ids=ids,
-                             on_failure="return", **options)  # fmt: skip
+                             on_failure="return", **how)  # fmt: skip
             parts = found.log_prob, found.bits_std_error, found.nfe, found.status
             path = found.solver_error.cpu()
             solver = torch.maximum(solver, path / (x[0].numel() * math.log(2)))
         else:
             if levels is not None and dequantize == "none":
-                options = {"spacing": levels.spacing, "bounds": levels.bounds, **options}
-            parts = _bound(model, y, target_std_error, own, ids, options)
+                how = {"spacing": levels.spacing, "bounds": levels.bounds, **how}
+            parts = _bound(model, y, target_std_error, own, ids, how)
         bits.append((log_q - parts[0].cpu()) / (x[0].numel() * math.log(2)))
         errors.append(parts[1].cpu())
         nfe = nfe + parts[2].cpu()
@@ -138,12 +158,24 @@ def bits_per_dim(
     variance = error.square().mean(1)
     if repeats > 1:
         variance = torch.maximum(variance, table.var(1))
-    decoder = str(options.get("decoder", "gaussian")) if discretised else ""
+    decoder = str(how.get("decoder", "gaussian")) if discretised else ""
     words = _convention(levels, dequantize, decoder)
     error = (variance / repeats).sqrt()
     result = Bits(table.mean(1), error, solver, table, nfe, status, offset, words)
     raise_if_failed(status, result, on_failure, WORDS)
     return result
+
+
+def _check_options(model: Denoiser, by: str, options: dict[str, Any]) -> None:
+    """Raises for what `log_prob` or `elbo` would refuse: a hook of the dequantisation is called
+    before they are."""
+    kind = Likelihood if by == "ode" else Bound
+    arguments.keywords(
+        f"bits_per_dim(by={by!r})", options, [f.name for f in fields(kind)] + ["cond"]
+    )
+    made = kind(**{name: value for name, value in options.items() if name != "cond"})
+    if isinstance(made, Bound):
+        made.of(model)
 
 
 def _placed(
@@ -185,9 +217,7 @@ def _dequantised(
         return x, none
     if not callable(dequantize):
         return dequantised(x, levels.spacing, seed, ids), none
-    eps = normal(
-        x.shape, seed, ids.to(x.device), **DEQUANTIZE_HOOK.at(), dtype=x.dtype, device=x.device
-    )
+    eps = normal(x.shape, seed, ids, **DEQUANTIZE_HOOK.at(), dtype=x.dtype, device=x.device)
     u, log_q = ask(dequantize, x, eps)
     return fill(x, levels.spacing, u.to(x.dtype)), log_q.cpu()
 
@@ -224,7 +254,7 @@ def _bound(
     for count in sorted(set(calls.tolist())):
         rows = (calls == count).nonzero().flatten()
         part, some = model.rows(rows, len(y)), {**options, name: count}
-        own = seed[rows] if isinstance(seed, Tensor) and seed.ndim else seed
+        own = arguments.seeds_of(seed, rows)
         found = elbo(
             part, y[rows], seed=own, sample_ids=ids[rows], on_failure="return", **some
         )  # fmt: skip

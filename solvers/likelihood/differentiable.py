@@ -1,7 +1,6 @@
 """log p as a function to differentiate: the flow as a continuous normalising flow for training.
 
-The augmented ODE of augmented.py on a fixed grid of lambda by the classical Runge-Kutta method of
-fourth order, in plain autograd. Each step is recomputed in the backward pass (checkpointing), so
+The augmented ODE of augmented.py on a fixed grid of lambda by RK4, in plain autograd. Each step is recomputed in the backward pass (checkpointing), so
 memory holds one state a step, and the gradient is that of the numbers computed, to rounding: no
 adjoint ODE is solved, and none is unstable. Adaptive steps would make log p discontinuous in the
 parameters; the grid is the price of a gradient that agrees with finite differences.
@@ -9,19 +8,42 @@ parameters; the grid is the price of a gradient that agrees with finite differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...kernels.errors import InvalidValue
 from ...kernels.shapes import column
 from ...models import Denoiser
 from ...models import jacobian as traces
 from .. import arguments
+from ..families.runge_kutta import RK4, Butcher
 from ..flow import ScaledFlow
+
+State = tuple[Tensor, Tensor]
+
+
+def runge_kutta(
+    scheme: Butcher, f: Callable[[Tensor, State], State], t: Tensor, h: Tensor, x: State
+) -> State:
+    """One step of an explicit scheme for dx/dt = f(t, x), in plain autograd.
+
+    t: float64 [B]; h: float64, of no dimension; x: two tensors, each stepped in its own dtype.
+    """
+    slopes: list[State] = []
+    y, share = x, 0.0
+    for row in scheme.a:
+        slopes.append(f(t + share * h, y))
+        share = sum(row)
+        y = (_moved(row, h, x[0], slopes, 0), _moved(row, h, x[1], slopes, 1))
+    return y
+
+
+def _moved(row: Sequence[float], h: Tensor, x: Tensor, slopes: list[State], part: int) -> Tensor:
+    lean = sum(w * k[part] for w, k in zip(row, slopes, strict=True) if w)
+    return x + h.to(x.dtype) * lean
 
 
 def differentiable_log_prob(
@@ -36,19 +58,25 @@ def differentiable_log_prob(
     cond: dict[str, Any] | None = None,
     t_min: float | None = None,
 ) -> Tensor:
-    """log p(x) in nats, [B] in x's dtype, with gradients in x and in the network's parameters.
+    """log p(x), [B] in x's dtype, with gradients in x and in the network's parameters.
 
-    steps: of classical RK4, uniform in lambda: 4 evaluations each. trace: 'exact' or 'hutchinson'
-    with `probes` Rademacher probes held along the path, unbiased for log p and so for its gradient.
-    The network must be twice differentiable. Raises ValueError or TypeError before any call.
+    model: a `Denoiser` whose network is twice differentiable.
+    x: data [B, *event], float32 or float64.
+    steps: of RK4, uniform in lambda, >= 1; 4 evaluations each.
+    trace: 'hutchinson' (probes held along the path: unbiased for log p and its gradient) or 'exact'.
+    probes: Rademacher probes of a path, >= 1.
+    seed, sample_ids: a sample's probes depend on these alone.
+    cond: keyword arguments of the network; rows follow their samples.
+    t_min: where time starts, as of `log_prob`.
+
+    Raises ValueError or TypeError for what does not fit, before any network call.
     """
     arguments.data(model, x)
-    if steps < 1 or probes < 1:
-        raise InvalidValue(f"steps and probes must be >= 1; got {steps} and {probes}")
-    if trace not in ("exact", "hutchinson"):
-        raise InvalidValue(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
+    steps, probes = arguments.whole("steps", steps), arguments.whole("probes", probes)
+    arguments.choice("trace", trace, ("exact", "hutchinson"))
+    seed = arguments.seed_of(seed, len(x), x.device)
+    ids = arguments.sample_ids(sample_ids, len(x), x.device)
     flow = ScaledFlow(model, len(x), cond, t_min)
-    ids = arguments.sample_ids(sample_ids, len(x))
     v = None
     if trace == "hutchinson":
         v = traces.probes("rademacher", probes, x.detach(), seed, ids)
@@ -68,15 +96,7 @@ def differentiable_log_prob(
         return at.velocity(x_hat, at.residual(x_hat, out)), d * (1 - at.a) - at.b * form
 
     def step(lam: Tensor, h: Tensor, u: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        wide = h.to(u.dtype)
-        k1, r1 = field(lam, u)
-        k2, r2 = field(lam + h / 2, u + wide / 2 * k1)
-        k3, r3 = field(lam + h / 2, u + wide / 2 * k2)
-        k4, r4 = field(lam + h, u + wide * k3)
-        return (
-            u + wide / 6 * (k1 + 2 * k2 + 2 * k3 + k4),
-            total + h / 6 * (r1 + 2 * r2 + 2 * r3 + r4),
-        )
+        return runge_kutta(RK4, lambda t, state: field(t, state[0]), lam, h, (u, total))
 
     with torch.enable_grad():
         u, total = flow.enter(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -28,17 +28,26 @@ def encode(
     t_min: float | None = None,
     max_steps: int = 1000,
 ) -> Tensor:
-    """The latent of x [B, *event] at t_max, unique to x: the probability flow from data to noise.
+    """The latent of x: the probability flow from data to noise, [B, *event] at t_max.
 
-    Each sample has its own steps: a latent does not depend on its batch. `decode` undoes it up to
-    the tolerance; `Reversible` (reversible.py) is a fixed grid that is undone to rounding.
-    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
+        dx/dt = f x - 1/2 g^2 s(x, t)                               (Song et al. 2021, 13)
+
+    model: a `Denoiser`.
+    x: data [B, *event], float32 or float64.
+    solver: 'bosh3', 'dopri5', 'tsit5' or 'dopri8'.
+    rtol, atol: tolerances of a step in scaled coordinates, from what x's dtype can hold (1e-7 in
+        float32, 1e-13 in float64) to 1.
+    cond: keyword arguments of the network; rows follow their samples.
+    t_min: where the data enter, as of `log_prob`.
+    max_steps: attempted steps of a sample at most, >= 1.
+
+    Each sample has its own steps, so a latent does not depend on its batch. `decode` undoes it up to
+    the tolerance, `Reversible` up to rounding. Raises ValueError or TypeError for what does not fit,
+    before any network call, and SolverError where a sample fails.
     """
-    rtol, atol = _checked(model, x, "x", rtol, atol)
-    flow, name = (
-        ScaledFlow(model, len(x), cond, t_min),
-        arguments.lookup("solver", solver, PAIRS).name,
-    )
+    rtol, atol = _checked(model, x, "x", rtol, atol, max_steps)
+    name = arguments.lookup("solver", solver, PAIRS).name
+    flow = ScaledFlow(model, len(x), cond, t_min)
     run = integrate(
         flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol,
         atol=atol, max_steps=max_steps,
@@ -59,15 +68,14 @@ def decode(
     t_min: float | None = None,
     max_steps: int = 1000,
 ) -> Tensor:
-    """The data of a latent z [B, *event] at t_max: the probability flow from noise to data.
+    """The data of a latent: the probability flow from noise to data, [B, *event] at t_min.
 
-    Raises ValueError or TypeError for bad input, SolverError where a sample fails.
+    z: latents [B, *event] at t_max, float32 or float64. The other arguments, and what is raised, are
+    those of `encode`.
     """
-    rtol, atol = _checked(model, z, "z", rtol, atol)
-    flow, name = (
-        ScaledFlow(model, len(z), cond, t_min),
-        arguments.lookup("solver", solver, PAIRS).name,
-    )
+    rtol, atol = _checked(model, z, "z", rtol, atol, max_steps)
+    name = arguments.lookup("solver", solver, PAIRS).name
+    flow = ScaledFlow(model, len(z), cond, t_min)
     with torch.no_grad():
         u = flow.from_latent(z)
     run = integrate(
@@ -88,13 +96,17 @@ def interpolate(
     atol: float = 1e-5,
     **options: Any,
 ) -> Tensor:
-    """Data between a and b [B, *event], [len(weights), B, *event]: a at weight 0 and b at 1.
+    """Data between a and b, by `slerp` between their latents: [len(weights), B, *event].
 
         path = interpolate(model, x[:1], x[1:2], [0, 0.25, 0.5, 0.75, 1])[:, 0]    # from x_0 to x_1
 
-    Their latents are joined by `slerp` and decoded. options: as of `encode` (cond, t_min,
-    max_steps). Raises what `encode` raises, ValueError for a and b of different shapes or no weight.
+    a, b: data of one shape [B, *event].
+    weights: where between them, numbers in [0, 1]: a at 0, b at 1.
+    solver, rtol, atol, options: as of `encode` (options: cond, t_min, max_steps).
+
+    Raises what `encode` raises.
     """
+    arguments.keywords("interpolate", options, ("cond", "t_min", "max_steps"))
     _checked(model, a, "a", rtol, atol)
     _checked(model, b, "b", rtol, atol)
     if a.shape != b.shape:
@@ -124,7 +136,8 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def _checked(
-    model: Denoiser, x: Tensor, name: str, rtol: float, atol: float
+    model: Denoiser, x: Tensor, name: str, rtol: float, atol: float, max_steps: int = 1
 ) -> tuple[float, float]:
     arguments.data(model, x, name)
+    arguments.whole("max_steps", max_steps)
     return arguments.tolerance("rtol", rtol, x.dtype), arguments.tolerance("atol", atol, x.dtype)

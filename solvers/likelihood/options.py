@@ -21,8 +21,8 @@ FINE = 1e-4  # default tolerance where the trace is exact, so that the path is t
 MOST_POINTS = 64  # Gauss nodes a step: beyond them a step is better halved
 
 
-class Options(TypedDict, total=False):
-    """The options of `log_prob` by name, for type checkers: the fields of `Likelihood`."""
+class SharedOptions(TypedDict, total=False):
+    """The options of `log_prob` that `bits_per_dim` hands on, for type checkers."""
 
     method: str | None
     solver: str | None
@@ -37,10 +37,15 @@ class Options(TypedDict, total=False):
     points: int | None
     control: Statistics | None
     max_rows: int | None
-    target_std_error: float | None
     target_solver_error: float | None
     truncation: bool
     offset: float
+
+
+class Options(SharedOptions, total=False):
+    """The options of `log_prob` by name, for type checkers: the fields of `Likelihood`."""
+
+    target_std_error: float | None
 
 
 @dataclass(frozen=True, eq=False)

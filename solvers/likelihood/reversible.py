@@ -8,8 +8,8 @@ Two states y, z with a coupling c and any one-step increment Psi (McCallum & Fos
 The second line inverts the first by algebra, whatever the network is and however coarse the grid,
 while y keeps the order of Psi. Rounding grows by 1/c a step on the way back (and by what the flow
 and a step too coarse for it magnify), which is why c = 0.99 is near 1; c = 1 would let the two
-states drift apart. Here Psi is the midpoint rule in the
-coordinates of scaled_flow.py: order 2, four network calls a step.
+states drift apart. Here Psi is the midpoint rule in the coordinates of `ScaledFlow`: order 2, four network
+calls a step.
 """
 
 from __future__ import annotations
@@ -20,27 +20,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from .. import arguments
+from ..families.runge_kutta import MIDPOINT
 from ..flow import ScaledFlow
+from .differentiable import runge_kutta
 
 
 @dataclass(frozen=True)
 class Reversible:
-    """The probability flow on `steps` equal steps of lambda, and exactly back.
+    """The probability flow on a fixed grid, and exactly back (McCallum & Foster 2024).
 
-    Raises ValueError for steps < 1 and coupling outside (0, 1].
+    steps: equal steps of lambda, >= 1.
+    coupling: c, in (0, 1]. Rounding grows by 1/c a step on the way back; at 1 the two states drift
+        apart.
+
+    Raises ValueError or TypeError for values outside.
     """
 
     steps: int = 40
     coupling: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InvalidValue(f"steps must be >= 1; got {self.steps}")
-        if not 0 < self.coupling <= 1:
-            raise InvalidValue(f"coupling must lie in (0, 1]; got {self.coupling}")
+        arguments.whole("steps", self.steps)
+        arguments.positive("coupling", self.coupling, 1.0)
 
     def encode(
         self,
@@ -75,6 +79,8 @@ class Reversible:
 
         For a latent without its second state hand in torch.stack([z, z]).
         """
+        if not isinstance(latent, Tensor):
+            raise InvalidType(f"latent must be a tensor; got {type(latent).__name__}")
         if latent.ndim < 3 or len(latent) != 2:
             raise InvalidValue(
                 f"latent must be [2, B, ...], both states; got {tuple(latent.shape)}: "
@@ -96,10 +102,12 @@ class Reversible:
 
 
 def _midpoint(flow: ScaledFlow, u: Tensor, lam: float, h: float) -> Tensor:
-    """h f(u + h/2 f(u))."""
+    """The increment of the midpoint rule, h f(u + h/2 f(u))."""
     rows = torch.arange(len(u), device=u.device)
 
-    def f(u: Tensor, lam: float) -> Tensor:
-        return flow.field(torch.full((len(u),), lam, dtype=torch.float64, device=u.device), u, rows)
+    def f(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        slope = flow.field(t.expand(len(u)), state[0], rows)
+        return slope, slope
 
-    return h * f(u + 0.5 * h * f(u, lam), lam + 0.5 * h)
+    start, step = (torch.tensor(v, dtype=torch.float64, device=u.device) for v in (lam, h))
+    return runge_kutta(MIDPOINT, f, start, step, (u, torch.zeros_like(u)))[1]

@@ -98,7 +98,7 @@ def test_interpolation_of_a_gaussian_is_on_the_sphere_and_ends_in_the_data():
     assert two.log_prob(middle) > two.log_prob(0.55 * a + 0.45 * b) + 10
     with pytest.raises(ValueError, match=r"b must have a's shape \(1, 4\); got \(1, 3\)"):
         interpolate(model, a, b[:, :3])
-    with pytest.raises(ValueError, match="weights must hold at least one number"):
+    with pytest.raises(ValueError, match=r"weights must be numbers in \[0, 1\], at least one"):
         interpolate(model, a, b, [])
 
 
@@ -140,7 +140,7 @@ def test_bad_input_is_refused():
     model = TARGET.denoiser(ud.VP())
     for make, message in [
         (lambda: Reversible(0), "steps must be >= 1; got 0"),
-        (lambda: Reversible(4, 1.5), r"coupling must lie in \(0, 1\]; got 1.5"),
+        (lambda: Reversible(4, 1.5), r"coupling must be in \(0, 1\]; got 1.5"),
         (lambda: Reversible(4).decode(model, X), "both states; got"),
         (lambda: encode(model, X * math.nan), "x must be finite"),
     ]:

@@ -330,9 +330,9 @@ def test_bad_input_is_refused_before_any_call():
         ({"method": "quadratur"}, "did you mean 'quadrature'"),
         ({"method": "quadrature", "backend": "torchdiffeq"}, "needs method='augmented'"),
         ({"method": "augmented", "target_std_error": 0.1}, "needs method='quadrature'"),
-        ({"target_std_error": -1.0}, "target_std_error must be finite and > 0"),
+        ({"target_std_error": -1.0}, "target_std_error must be > 0"),
         ({"sample_ids": [1]}, "sample_ids"),
-        ({"rtol": 0.0}, "rtol must be finite and > 0"),
+        ({"rtol": 0.0}, "rtol must be > 0 and finite"),
         ({"t_min": 2.0}, r"t_min must lie in \(0, t_max=1\)"),
         ({"solver": "dopri6"}, "did you mean 'dopri"),
         ({"on_failure": "ignore"}, "on_failure must be"),
@@ -367,9 +367,9 @@ def test_what_does_not_fit_is_named_before_any_call():
     with pytest.raises(TypeError, match="control must be a Statistics; got int"):
         log_prob(model, x, control=3)
     for name, value in itertools.product(("max_rows", "points"), (0, 2.5)):
-        with pytest.raises(ValueError, match=rf"{name} must be a whole number .*; got {value}"):
+        with pytest.raises(ValueError, match=rf"{name} must be .*; got {value}"):
             log_prob(model, x, **{name: value})
-    with pytest.raises(ValueError, match="target_solver_error must be finite and > 0; got 0"):
+    with pytest.raises(ValueError, match="target_solver_error must be > 0 and finite; got 0"):
         log_prob(model, x, target_solver_error=0)
     with pytest.raises(ValueError, match="target_solver_error needs method='quadrature'"):
         log_prob(model, x, target_solver_error=0.1, method="augmented")
