@@ -108,9 +108,11 @@ class Likelihood:
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("trace", TRACES)):
             arguments.choice(name, getattr(self, name), known)
-        for name in ("rtol", "atol", "t_min", "target_std_error", "target_solver_error"):
+        for name in ("rtol", "atol", "target_std_error", "target_solver_error"):
             if getattr(self, name) is not None:
                 arguments.positive(name, getattr(self, name))
+        if self.t_min is not None and arguments.finite("t_min", self.t_min) < 0:
+            raise InvalidValue(f"t_min must be >= 0, or the process's own; got {self.t_min}")
         for name in ("max_rows", "points"):
             if getattr(self, name) is not None:
                 arguments.whole(
