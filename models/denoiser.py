@@ -202,7 +202,7 @@ class Denoiser:
         """c_noise(t) [B] on x's device, in float32 at least: bfloat16 would round 999 to 1000."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         told = self.network_time(t)
-        if told.ndim == 0 and told.device.type == "cpu":
+        if told.ndim == 0 and told.device.type == "cpu" and not told.requires_grad:
             return torch.full((len(x),), float(told), dtype=dtype, device=x.device)
         return told.to(x.device, dtype).expand(len(x))
 

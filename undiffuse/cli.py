@@ -16,6 +16,10 @@ from .commands.common import Help, check
 from .kernels.errors import UndiffuseError
 
 
+EXTRAS = ("diffusers", "matplotlib", "pandas", "plotly", "rich", "scipy", "sklearn")
+"""Modules that the extra `bench` brings."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0; 1 where `bench compare` finds something worse; 2 for
     what was to be expected, in one line; 130 where it was interrupted, 141 where nobody reads its
@@ -50,7 +54,9 @@ def _expected(error: Exception) -> str | None:
     if isinstance(error, UndiffuseError | OSError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return None if (error.name or "").startswith("undiffuse") else str(error)
+        name = (error.name or "").partition(".")[0]
+        remedy = ": pip install 'undiffuse[bench]'" if name in EXTRAS else ""
+        return None if name == "undiffuse" else f"{error}{remedy}"
     full = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if full or "DefaultCPUAllocator" in str(error):
         return f"out of memory, a smaller --batch needs less: {error}"

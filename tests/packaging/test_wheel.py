@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("solvers", "kernels", "models", "bench")
@@ -79,3 +83,62 @@ def test_unpacked_alone_it_imports_and_samples(wheel, tmp_path):
         check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.stdout.strip() == "(4, 1, 8, 8) True", done.stdout + done.stderr
+
+
+BARE = ["sample --n 4 --steps 3", "train digits --steps 3 --width 8", "likelihood --limit 2",
+        "tune --nfe 3 --starts 16 --iterations 60 --statistics none,diagonal", "solvers"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory) -> Path:
+    """Python of an environment with the wheel and the packages that it declares, and no extra.
+
+    The declared packages are taken from this environment by links, torch's own needs with them, so
+    that nothing is downloaded; what is declared is what is linked, so that a forgotten one fails.
+    """
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    if not python.exists():
+        pytest.skip("links of packages as on POSIX")
+    site = next(folder.glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    todo, seen = ["undiffuse"], set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found = metadata.distribution(name)
+        if name == "undiffuse":
+            (info,) = site.glob("undiffuse-*.dist-info")
+            found = metadata.Distribution.at(info)
+        else:
+            for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+                if top != "__pycache__" and not (site / top).exists():
+                    (site / top).symlink_to(found.locate_file(top))
+        for line in found.requires or ():
+            need = Requirement(line)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                todo.append(canonicalize_name(need.name))
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", BARE)
+def test_without_any_extra_the_commands_run(bare, command, tmp_path):
+    done = subprocess.run(
+        [str(bare), "-P", "-m", "undiffuse", *command.split(), *["--out", "o"][: 2 * (command != "solvers")]],
+        check=False, cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_empty_environment_is_empty(bare):
+    """SciPy is there: torchsde, which is declared, needs it."""
+    extras = ["diffusers", "matplotlib", "plotly", "rich", "sklearn"]
+    code = f"import importlib.util as u; print([m for m in {extras} if u.find_spec(m)])"
+    done = subprocess.run([str(bare), "-P", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
