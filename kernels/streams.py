@@ -66,10 +66,12 @@ BOUND = Stream("user", 1, "x_t of the terms of a variational bound")
 JITTER = Stream("user", 2, "times of an importance-sampled integral")
 DEQUANTIZE = Stream("user", 3, "uniform dequantisation")
 DEQUANTIZE_HOOK = Stream("user", 4, "normals handed to a learned dequantisation")
+TARGET = Stream("user", 5, "draws from an exact target")
+TARGET_COMPONENT = Stream("user", 6, "which component of a mixture such a draw comes from")
 
 STREAMS = (
     INITIAL, COMPONENT, ENTRY, ROWS, CORRECTOR, BROWNIAN, PROBES, TRUNCATION, USER, BOUND, JITTER,
-    DEQUANTIZE, DEQUANTIZE_HOOK,
+    DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT,
 )  # fmt: skip
 
 

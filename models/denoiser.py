@@ -25,6 +25,7 @@ from .readout import (
     convert,
     network_scale,
     network_time,
+    warn_of_pure_noise,
 )
 
 
@@ -105,6 +106,8 @@ class Denoiser:
                 f"time='index' counts steps on t in (0, 1]; {self.process} has "
                 f"t_max={self.process.t_max:g}: use time='continuous' or a callable"
             )
+
+        warn_of_pure_noise(self.process, self.predicts, self.clip, stacklevel=3)
 
     @property
     def t_min(self) -> float:
@@ -344,7 +347,7 @@ def _name_training(net: Any) -> None:
     found = set()
     for m in net.modules():
         chance = isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0
-        share = getattr(m, "dropout", None)  # of attention and recurrent layers
+        share = vars(m).get("dropout")  # of attention and recurrent layers
         inner = isinstance(share, float) and share > 0
         by_name = type(m).__name__ in ("DropPath", "StochasticDepth")
         batch = isinstance(m, nn.modules.batchnorm._BatchNorm)

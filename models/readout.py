@@ -16,6 +16,8 @@ the first coefficient is 0 and the second 1, to the last bit.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue
 from .processes import Process
+from .processes.process import f64, positive
 
 
 class Row(NamedTuple):
@@ -92,13 +95,17 @@ def convert(
     """Coefficients that turn prediction `source` into prediction `target` at times t.
 
     t: float or tensor of any shape; returns `Affine(skip, scale)`, float64, of that shape.
-    Raises ValueError for unknown names, and at a t where `target` cannot be told from `source`
-    (x_0 from the noise at alpha = 0, the noise from x_0 at sigma = 0).
+    source, target: keys of `READOUTS`.
+    sigma_data: standard deviation of the data, > 0, for 'edm'.
+
+    Raises ValueError for other values, and at a t where `target` cannot be told from `source` (x_0
+    from the noise at alpha = 0, the noise from x_0 at sigma = 0).
     """
     for argument, name in (("source", source), ("target", target)):
         if name not in READOUTS:
             raise InvalidValue(f"{argument} must be one of {', '.join(READOUTS)}; got {name!r}")
-    t = torch.as_tensor(t, dtype=torch.float64)
+    positive("sigma_data", sigma_data)
+    t = f64(t)
     if source == target:
         return Affine(torch.zeros_like(t), torch.ones_like(t))
     a = READOUTS[source](process, t, sigma_data)
@@ -124,6 +131,26 @@ def _refuse(t: Tensor, process: Process, source: str, target: str) -> None:
     )
 
 
+def warn_of_pure_noise(process: Process, predicts: str, clip: object, stacklevel: int) -> None:
+    """Warn where the noise at t_max says (next to) nothing of the data, and D is read off it.
+
+    There D = (x - sigma eps)/alpha: an error of the network is multiplied by sigma/alpha. Not where
+    D is clipped.
+    """
+    if predicts not in ("noise", "score") or clip is not None:
+        return
+    lam = float(process.log_snr(process.t_max))
+    if lam < -math.log(process.pure_noise):
+        alpha, ratio = float(process.alpha(process.t_max)), math.exp(min(-lam, 700.0))
+        warnings.warn(
+            f"predicts={predicts!r} at t_max={process.t_max:g} of {process}, where alpha={alpha:.2g}: "
+            f"x is noise alone there, and the network's errors are multiplied by sigma/alpha="
+            f"{ratio:.2g} in the data prediction. Use a network that predicts 'v' or 'data', clip= "
+            "the data prediction to the range of the data, or start the grid later",
+            stacklevel=stacklevel + 1,
+        )
+
+
 def network_scale(process: Process, t: Tensor, predicts: str, sigma_data: float) -> Tensor:
     """c_in: what x is multiplied by before the network sees it; 1 except for 'edm'."""
     if predicts != "edm":
@@ -134,11 +161,17 @@ def network_scale(process: Process, t: Tensor, predicts: str, sigma_data: float)
 def network_time(process: Process, t: Tensor, convention: Any, steps: int) -> Tensor:
     """c_noise: what the network is told about t, float64 of the shape of t.
 
-    'continuous' t itself; 'index' t*steps - 1 in 0..steps-1; 'edm' log(sigma/alpha)/4;
-    'sigma' sigma/alpha; or a callable of the float64 tensor t. Raises ValueError where infinite.
+    convention: 'continuous' t itself; 'index' t*steps - 1 in 0..steps-1; 'edm' log(sigma/alpha)/4;
+        'sigma' sigma/alpha; or a callable of the float64 tensor t, which gives one of its shape.
+    Raises ValueError where it is infinite or of another shape.
     """
     if callable(convention):
         told = torch.as_tensor(convention(t), dtype=torch.float64)
+        if told.shape != t.shape:
+            raise InvalidValue(
+                f"time={convention!r} must give one number for each t, of shape {tuple(t.shape)}; "
+                f"got {tuple(told.shape)}"
+            )
     elif convention == "continuous":
         told = t
     elif convention == "index":

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.noise import normal, uniform
+from ..kernels.streams import TARGET, TARGET_COMPONENT
 from .denoiser import Denoiser
 from .processes import Process
 
@@ -22,17 +24,23 @@ Array = Tensor | Sequence[float] | Sequence[Sequence[float]]
 class GaussianMixture:
     """sum_k weights_k N(means_k, covs_k) on R^d, or on any event shape of d components.
 
-    weights: [K], positive, normalised here. means: [K, *event].
-    covs: [K, d, d] full, [K, d] diagonals, [K] or a float: variances (not deviations).
-    Computed in float64. Raises ValueError for weights that are not positive, for shapes that do
-    not agree and for covariances that are not symmetric positive semi-definite.
+    weights: [K], positive, normalised here.
+    means: [K, *event], finite.
+    covs: [K, d, d] full, [K, d] diagonals, [K] or a number: variances, not deviations, >= 0.
+
+    Computed in float64. Raises TypeError for what holds no real numbers; ValueError for weights that
+    are not positive, means that are not finite, shapes that do not agree and covariances that are
+    not symmetric positive semi-definite.
     """
 
     def __init__(self, weights: Array, means: Array, covs: Array | float) -> None:
-        w = torch.as_tensor(weights, dtype=torch.float64)
-        m = torch.as_tensor(means, dtype=torch.float64)
-        if w.ndim != 1 or not bool((w > 0).all()) or not bool(torch.isfinite(w).all()):
-            raise InvalidValue(f"weights must be a vector of positive numbers; got {weights!r}")
+        w, m = _numbers("weights", weights), _numbers("means", means)
+        if w.ndim != 1 or not bool((w > 0).all()) or not bool(torch.isfinite(w.sum())):
+            raise InvalidValue(
+                f"weights must be a vector of positive numbers with a finite sum; got {weights!r}"
+            )
+        if not bool(torch.isfinite(m).all()):
+            raise InvalidValue(f"means must be finite; got {means!r}")
         if m.ndim < 2 or m.shape[0] != w.shape[0]:
             raise InvalidValue(
                 f"means must be [K, ...] with K={w.shape[0]} components; got {tuple(m.shape)}"
@@ -62,12 +70,21 @@ class GaussianMixture:
         )
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n exact draws, float64 [n, *event]; seeded by torch's CPU generator."""
-        g = torch.Generator().manual_seed(seed)
-        k = torch.multinomial(self.weights, n, replacement=True, generator=g)
-        z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=g)
-        z = z * self._eigenvalues.sqrt()[k]
+        """Exact draws, float64 [n, *event].
+
+        n: how many, >= 1. seed: any 64-bit integer. Draw i depends on the seed and i alone, so that
+        the first draws of a longer run are those of a shorter one.
+        Raises ValueError or TypeError for other values.
+        """
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise InvalidType(f"n must be a whole number; got {n!r}")
+        if n < 1:
+            raise InvalidValue(f"n must be >= 1; got {n}")
         d = self.means.shape[1]
+        u = uniform((n,), seed, **TARGET_COMPONENT.at(), dtype=torch.float64, device="cpu")
+        k = torch.searchsorted(self.weights.cumsum(0)[:-1].contiguous(), u, right=True)
+        z = normal((n, d), seed, **TARGET.at(), dtype=torch.float64, device="cpu")
+        z = z * self._eigenvalues.sqrt()[k]
         basis, few = self._basis.expand(len(self.means), -1, -1), max(1, (1 << 24) // d**2)
         turned = [  # a few at a time: each takes its component's d x d axes along
             torch.einsum("nij,nj->ni", basis[ks], zs)
@@ -78,12 +95,26 @@ class GaussianMixture:
     def log_prob(
         self, x: Tensor, t: float | Tensor = 0.0, process: Process | None = None
     ) -> Tensor:
-        """log p_t(x) in nats, x [B, *event], t float or [B]; t = 0 needs no process. [B]."""
+        """log p_t(x) in nats, [B].
+
+        x: [B, *event]. t: float or [B], in the process's times. process: what noised the data; None
+        at t = 0 only.
+        Raises ValueError for shapes and times that do not fit, and where the law has no density: a
+        variance of 0 that no noise has covered.
+        """
         alpha, sigma = self._scales(x, t, process)
+        if not bool((self._eigenvalues > 0).all()) and not bool((sigma > 0).all()):
+            raise InvalidValue(
+                "the law has no density at t=0: a variance of its covs is 0; ask at t > 0 with a "
+                "process, or give every component a variance > 0"
+            )
         return self._evaluate(x, alpha, sigma)[0].logsumexp(-1).to(_at_least_f32(x.dtype))
 
     def data_prediction(self, x: Tensor, t: float | Tensor, process: Process) -> Tensor:
-        """D(x, t) = E[x_0 | x_t = x], the responsibilities' mean of K Wiener filters."""
+        """D(x, t) = E[x_0 | x_t = x], the responsibilities' mean of K Wiener filters.
+
+        x: [B, *event]. t: float or [B]. process: what noised the data.
+        """
         alpha, sigma = self._scales(x, t, process)
         logp, y, var = self._evaluate(x, alpha, sigma)
         gain = (alpha[:, None, None] * self._eigenvalues.to(x.device) / var) * y  # [B, K, d]
@@ -97,8 +128,10 @@ class GaussianMixture:
         return d.reshape(x.shape).to(x.dtype)
 
     def denoiser(self, process: Process) -> Denoiser:
-        """The exact network for `process`: it predicts data, at any t, and is differentiable."""
-        return Denoiser(lambda x, t: self.data_prediction(x, t, process), process, predicts="data")
+        """The exact network for a process: it predicts data, at any t, and is differentiable."""
+        if not isinstance(process, Process):
+            raise InvalidType(f"process must be a Process, e.g. VP(); got {process!r}")
+        return Denoiser(_Exact(self, process), process, predicts="data")
 
     def _scales(
         self, x: Tensor, t: float | Tensor, process: Process | None
@@ -107,11 +140,14 @@ class GaussianMixture:
             raise InvalidValue(
                 f"x must be [B, {', '.join(map(str, self.event_shape))}]; got {tuple(x.shape)}"
             )
-        times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         if process is None:
-            if not bool((times != 0).any()):
-                return torch.ones_like(times), torch.zeros_like(times)
+            times = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+            if bool((times == 0).all()):
+                return torch.ones_like(times).expand(len(x)), torch.zeros_like(times).expand(len(x))
             raise InvalidValue(f"log_prob at t={t} needs the process that noised the data")
+        if not isinstance(process, Process):
+            raise InvalidType(f"process must be a Process, e.g. VP(); got {process!r}")
+        times = process.inside(t, len(x)).to(x.device).expand(len(x))
         return process.alpha(times), process.sigma(times)
 
     def _evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,17 +168,44 @@ class GaussianMixture:
 
 
 class Gaussian(GaussianMixture):
-    """N(mean, cov) on R^d: mean [*event], cov [d, d], its diagonal [d], or a variance."""
+    """N(mean, cov) on R^d, or on any event shape of d components.
+
+    mean: [*event], finite. cov: [d, d], its diagonal [d], or a variance >= 0.
+    Raises as `GaussianMixture` does.
+    """
 
     def __init__(self, mean: Array, cov: Array | float) -> None:
-        m = torch.as_tensor(mean, dtype=torch.float64)
-        c = torch.as_tensor(cov, dtype=torch.float64)
+        m, c = _numbers("mean", mean), _numbers("cov", cov)
         super().__init__([1.0], m[None], c[None] if c.ndim else c)
+
+
+class _Exact:
+    """net(x, t) of a law and a process; a class, so that it pickles."""
+
+    def __init__(self, law: GaussianMixture, process: Process) -> None:
+        self.law, self.process = law, process
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.law.data_prediction(x, t, self.process)
+
+    def __repr__(self) -> str:
+        return f"exact({type(self.law).__name__})"
+
+
+def _numbers(name: str, values: object) -> Tensor:
+    """Real numbers as float64. Raises TypeError for what holds none."""
+    try:
+        found = torch.as_tensor(values)
+        if found.is_complex():
+            raise TypeError
+        return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidType(f"{name} must hold real numbers; got {values!r}") from None
 
 
 def _eigen(covs: Array | float, count: int, dim: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues [K, d] and bases [K, d, d] (or [1, d, d], the identity, where all are diagonal)."""
-    c = torch.as_tensor(covs, dtype=torch.float64)
+    c = _numbers("covs", covs)
     if c.ndim < 3:
         try:
             values = (c[:, None] if c.ndim == 1 else c).expand(count, dim).clone()

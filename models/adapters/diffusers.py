@@ -41,7 +41,7 @@ def from_diffusers(net: nn.Module, scheduler: Any = None, **options: Any) -> Den
 
     Raises ValueError for a class or configuration that is not known.
     """
-    fields = {f.name for f in dataclasses.fields(Denoiser)} - {"net"}
+    fields = {f.name for f in dataclasses.fields(Denoiser) if f.init} - {"net"}
     if unknown := options.keys() - fields:
         raise InvalidType(
             f"from_diffusers has no option {', '.join(sorted(unknown))}; "

@@ -230,9 +230,10 @@ class TabledVP(_VariancePreserving):
         t = f64(t)
         i, n = self._segment(t), len(self.betas)
         knots, rates = self._knots.to(t.device), self._rates.to(t.device)
-        # from the right knot, so that t = i/N gives the table's entry to the last bit or two
-        # and never below the left one: B is 0 at t = 0, where the difference may round below
-        return torch.clamp(knots[i + 1] - rates[i] * ((i + 1).double() / n - t), min=knots[i])
+        # from the right knot, so that t = i/N gives the table's entry to the last bit or two; but
+        # from 0 near t = 0, where that difference would leave a rounding of either sign
+        right = torch.clamp(knots[i + 1] - rates[i] * ((i + 1).double() / n - t), min=knots[i])
+        return torch.where(t < 0.5 / n, rates[0] * t.clamp(min=0.0), right)
 
     def inverse_beta_integral(self, b: Tensor) -> Tensor:
         n = len(self.betas)
