@@ -81,6 +81,7 @@ class Denoiser:
             )
         if self.clip is not None:
             object.__setattr__(self, "clip", _bounds(self.clip))
+        warn_of_pure_noise(self.process, self.predicts, self.clip, stacklevel=3)
 
     def _resolve_time(self) -> None:
         if self.time is None:
@@ -106,8 +107,6 @@ class Denoiser:
                 f"time='index' counts steps on t in (0, 1]; {self.process} has "
                 f"t_max={self.process.t_max:g}: use time='continuous' or a callable"
             )
-
-        warn_of_pure_noise(self.process, self.predicts, self.clip, stacklevel=3)
 
     @property
     def t_min(self) -> float:

@@ -1,6 +1,7 @@
 """Read-outs against the definitions they replace, at both ends of time."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def test_exact_at_both_ends_of_time():
     assert tuple(map(float, convert(ud.EDM(), 0.0, "edm", "data"))) == (1.0, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:predicts=")
 @pytest.mark.parametrize(
     ("process", "t", "source", "target"),
     [
@@ -159,3 +161,18 @@ def test_clip_clamps_the_data_prediction_and_what_is_read_from_it():
 def test_bad_input_is_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("predicts", ["noise", "score", "v", "data"])
+@pytest.mark.parametrize("process", [ud.Flow(), ud.VP.cosine(), ud.VP(), ud.VE()], ids=repr)
+def test_noise_where_alpha_is_next_to_0_is_warned_of(process, predicts):
+    """D = (x - sigma eps)/alpha; the remedy is named, and where it is applied nothing is said."""
+    told = predicts in ("noise", "score") and process.noisiest_ratio > 999
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ud.Denoiser(lambda x, t: x, process, predicts)
+        ud.Denoiser(lambda x, t: x, process, predicts, clip=(-1, 1))
+    assert len(said) == told
+    if told:
+        assert "alpha=" in str(said[0].message) and "predicts 'v'" in str(said[0].message)
+        assert said[0].filename == __file__
