@@ -33,11 +33,10 @@ from ..models.named_targets import Target, ddpm_process
 from ..models.progress import bar
 from ..solvers import sample_ode_adaptively
 from ..solvers.store import environment
-from .peers.adaptive import Method, k_diffusion, scipy, torchdiffeq
+from .peers.integrators import Method, k_diffusion, scipy, torchdiffeq
 from .problems import problem as problems
 from .problems.plans import Unavailable
-from .problems.problem import Problem, from_unit, to_unit
-from .problems.reference import solve
+from .problems.problem import Problem, from_unit, solve, to_unit
 from .report.table import Table, markdown, short, show
 
 OURS = ("bosh3", "dopri5", "dpm-solver-12", "dpm-solver-23", "dpmpp-23")

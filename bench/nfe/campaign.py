@@ -1,28 +1,33 @@
-"""Running the cells of a benchmark: planned first, then measured once each, alone or by workers.
+"""The cells of a benchmark, a solver at a cost each: prepared, run, counted and measured, once each.
 
-A cell's numbers depend on its key alone, so workers, and the processes of torchrun (ranks.py), give
-what one process gives; they only share the reference, which is on disk. Results are appended by the
-parent as they arrive.
+A cell's numbers depend on its key alone, so workers, and the processes of torchrun, give what one
+process gives; they only share the reference, which is on disk. Results are appended by the parent as
+they arrive. `torchrun --nproc-per-node 2 -m undiffuse bench ...` gives each process its RANK and
+WORLD_SIZE, which are read here: every process measures its share, the first one writes.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidValue, RunFailure
 from ...models.checkpoint import Checkpoint, load, load_default
 from ...models.data.sets import load as load_data
 from ...models.dequantize import dequantised
@@ -30,16 +35,134 @@ from ...models.named_targets import get as get_target
 from ...models.progress import Bar
 from ...solvers.likelihood.items import held_out
 from ...solvers.sampling.tune import network_name
-from ...solvers.store import Record, Store, ratio_of
-from ..measures.quality import Measure, chosen
+from ...solvers.store import Record, Store, made_by, ratio_of
+from ..measures.metrics import Features, apply_features, load_features
+from ..measures.quality import DEFAULT, Measure, Run, chosen, errors
 from ..problems import problem as problems
-from ..problems.features import Features, apply
-from ..problems.features import load as load_features
-from ..problems.plans import Config, Plan, Unavailable, planned
-from ..problems.problem import Problem
-from ..problems.reference import FINER, TOLERANCES, Reference, cached
-from . import cells, ranks
-from .cells import Cell
+from ..problems.plans import Config, Ours, Plan, Unavailable, high_water, plan_of
+from ..problems.problem import (
+    FINER,
+    TOLERANCES,
+    Inapplicable,
+    Problem,
+    Reference,
+    cached,
+    data_prediction,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A configuration with a cost. nfe: the most network calls it may make."""
+
+    problem: Problem
+    config: Config
+    nfe: int
+    measures: tuple[Measure, ...] = DEFAULT
+
+    @cached_property
+    def key(self) -> str:
+        """Everything that determines the numbers, as text."""
+        p, c = self.problem, self.config
+        made = c.coefficients(p) if isinstance(c, Ours) else ""
+        asked = sorted(f"{m.field}:{'/'.join(m.kinds)}" for m in self.measures)
+        run = [p.name, p.fingerprint, c.library, c.name, c.grid, self._final, self.nfe, p.seed]
+        return json.dumps([*run, " ".join(asked), made, made_by(c.library)])
+
+    @property
+    def _final(self) -> str | None:
+        return getattr(self.config, "final", None)
+
+    def head(self) -> Record:
+        """The columns that say which cell this is."""
+        c = self.config
+        return {
+            "key": self.key,
+            "problem": self.problem.name,
+            "library": c.library,
+            "solver": c.name,
+            "grid": c.grid,
+            "final": self._final,
+            "nfe_asked": self.nfe,
+            "batch": len(self.problem.start),
+            "seed": self.problem.seed,
+            "network": self.problem.identity,
+            "versions": made_by(c.library),
+        }
+
+
+class WrongCost(RunFailure):
+    """A solver called the network more, or less, often than it declares."""
+
+
+def run_cell(cell: Cell, plan: Plan, reference: Reference) -> tuple[Record, float]:
+    """The cell's record and the seconds the solver took, its warm-up aside. Failures become a record
+    that says so."""
+    head = {**cell.head(), "nfe": plan.calls, "start": plan.start, "end": plan.end,
+            "stochastic": plan.stochastic}  # fmt: skip
+    began, w = time.perf_counter(), reference.at(plan.start)
+    try:
+        # SciPy's states are NumPy's; for the others this is the warm-up, too
+        held = None if cell.config.library == "scipy" else high_water(cell.problem, plan, w)
+        began = time.perf_counter()
+        w = integrate(cell.problem, plan, w)
+    except Exception as error:  # noqa: BLE001 a peer may raise anything; the row names it
+        message = f"{type(error).__name__}: {error}"
+        return {**head, "status": "failed", "message": message}, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if not bool(torch.isfinite(w).all()):
+        bad = int((~torch.isfinite(w.flatten(1)).all(1)).sum())
+        message = f"diverged: {bad} of {len(w)} samples are not finite"
+        return {**head, "status": "failed", "message": message}, seconds
+    found = measured(cell.problem, plan, w.cpu(), reference, cell.measures)
+    return {**head, "status": "ok", "memory": held, **found}, seconds
+
+
+def integrate(problem: Problem, plan: Plan, w: Tensor) -> Tensor:
+    """Run the plan and hold it to its declared cost. Raises WrongCost."""
+    model, counter = problem.counted()
+    with torch.no_grad():
+        out = plan.run(model, w, problem.seed)
+    if counter.calls != plan.calls:
+        raise WrongCost(f"made {counter.calls} network calls where its table declares {plan.calls}")
+    return out
+
+
+def unavailable(cell: Cell, error: Unavailable) -> Record:
+    """The row of a configuration that cannot run."""
+    return {**cell.head(), "status": "unavailable", "message": str(error)}
+
+
+def measured(
+    problem: Problem, plan: Plan, w: Tensor, reference: Reference, measures: Sequence[Measure]
+) -> dict[str, Any]:
+    """Every number of a finished run with its interval; what does not apply is left out, and why
+    is said under 'left_out'."""
+    out: dict[str, Any] = {}
+    why: dict[str, str] = {}
+    kind = "sde" if plan.stochastic else "ode"
+    seen = Run(problem, w, plan.end, reference, plan.tableau)
+    for m in measures:
+        if kind not in m.kinds:
+            continue
+        try:
+            value, lo, hi = m.evaluate(seen)
+        except Inapplicable as error:
+            why[m.field] = str(error)
+            continue
+        out |= {m.field: value, f"{m.field}_lo": lo, f"{m.field}_hi": hi}
+        if m.field == "error":
+            each = errors(seen)
+            out |= {"error_median": float(each.median()), "error_max": float(each.max())}
+            out["reference_error"] = reference.error
+    return out | ({"left_out": why} if why else {})
+
+
+def clean(problem: Problem, w: Tensor, ratio: float) -> Tensor:
+    """The picture of a state: itself at 0, its data prediction otherwise."""
+    with torch.no_grad():
+        return w if ratio == 0.0 else data_prediction(problem.model, w, ratio)
+
 
 LEVELS = {"small": range(3, len(TOLERANCES) - 1), "narrow": range(1, 4), "large": range(2)}
 """Of the reference: a large problem's tightest is minutes of work, and the rounding of a network in
@@ -49,7 +172,7 @@ float32 is not far below."""
 @dataclass(frozen=True)
 class Spec:
     """What a problem is built from, in any process: an exact target by name, or a checkpoint, by
-    its path or itself (None: the network that ships). features: see features.py."""
+    its path or itself (None: the network that ships). features: see metrics.py."""
 
     batch: int
     seed: int
@@ -88,7 +211,7 @@ class Spec:
             return problem
         if isinstance(seen, str):
             seen = load_features(seen)
-        apply(seen, problem.start[:2])  # what does not fit is refused before anything runs
+        apply_features(seen, problem.start[:2])  # what does not fit is refused before anything runs
         return replace(problem, features=seen)
 
     def _plain(self) -> Problem:
@@ -115,19 +238,19 @@ def measure(
     for. metrics: names of the cells' measures, for the workers. The bar knows of the others already."""
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl", store.writes)
-    planned = _planned(todo, store, shown)
-    spans = {c.key: _span(c, planned, store) for c in todo if _runs(c, planned, store)}
+    ready = _prepared(todo, store, shown)
+    spans = {c.key: _span(c, ready, store) for c in todo if _runs(c, ready, store)}
     ratios = {start for start, _ in spans.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {end for _, end in spans.values()} | {problem.r_min, 0.0}
     for level in LEVELS["large" if problem.large else "narrow" if problem.narrow else "small"]:
         shown.say(f"{problem.name}: reference solution")
         file = reference_file(store, problem)
-        reference = ranks.first(partial(cached, file, problem, ratios, level))
+        reference = first_of_all(partial(cached, file, problem, ratios, level))
         due = [c for c in todo if c.key in spans and not _settled(store, c.key, reference)]
-        planned |= {c.key: _plan(c) for c in due if c.key not in planned}
+        ready |= {c.key: _checked(c) for c in due if c.key not in ready}
         shown.total(sum(c.key in store for c in due))  # those that a finer reference has again
-        for record, seconds in _run(spec, due, planned, reference, workers, metrics):
+        for record, seconds in _run(spec, due, ready, reference, workers, metrics):
             timings.append({"key": record["key"], "seconds": round(seconds, 4)})
             store.append(record)
             shown.say(f"{problem.name}: {record['library']} {record['solver']}")
@@ -137,16 +260,16 @@ def measure(
     return reference
 
 
-def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
-    """The plans of cells that are still to be run, by key; what cannot run becomes its row."""
+def _prepared(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
+    """What is ready of the cells that are still to be run, by key; what cannot run becomes its row."""
     made: dict[str, Plan] = {}
     for cell in todo:
         if cell.key in store and store[cell.key]["status"] != "unavailable":
             continue  # planning may cost network calls, too
         try:
-            made[cell.key] = _plan(cell)
+            made[cell.key] = _checked(cell)
         except Unavailable as error:
-            record = cells.unavailable(cell, error)
+            record = unavailable(cell, error)
             if cell.key not in store:
                 shown.advance()
             if cell.key not in store or store[cell.key] != record:
@@ -154,22 +277,22 @@ def _planned(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
     return made
 
 
-def _runs(cell: Cell, planned: dict[str, Plan], store: Store) -> bool:
+def _runs(cell: Cell, ready: dict[str, Plan], store: Store) -> bool:
     """Whether the cell has a plan or was run."""
-    return cell.key in planned or store[cell.key]["status"] != "unavailable"
+    return cell.key in ready or store[cell.key]["status"] != "unavailable"
 
 
-def _span(cell: Cell, planned: dict[str, Plan], store: Store) -> tuple[float, float]:
+def _span(cell: Cell, ready: dict[str, Plan], store: Store) -> tuple[float, float]:
     """sigma/alpha where the cell starts and ends."""
-    if cell.key in planned:
-        return planned[cell.key].start, planned[cell.key].end
+    if cell.key in ready:
+        return ready[cell.key].start, ready[cell.key].end
     return ratio_of(store[cell.key], "start"), ratio_of(store[cell.key], "end")
 
 
-def _plan(cell: Cell) -> Plan:
+def _checked(cell: Cell) -> Plan:
     """Its plan, if that starts where the model is defined. Raises Unavailable otherwise."""
     problem = cell.problem
-    plan = planned(cell.config, problem, cell.nfe)
+    plan = plan_of(cell.config, problem, cell.nfe)
     if plan.start > problem.r_max * (1 + 1e-3):
         raise Unavailable(
             f"starts at sigma/alpha = {plan.start:.4g}, above the model's {problem.r_max:.4g}"
@@ -196,24 +319,24 @@ def _resolved(record: Record, reference_error: float) -> bool:
 def _run(
     spec: Spec,
     due: list[Cell],
-    planned: dict[str, Plan],
+    ready: dict[str, Plan],
     reference: Reference,
     workers: int,
     metrics: list[str] | None,
 ) -> Iterator[tuple[Record, float]]:
     """Records and seconds as they are ready."""
-    if ranks.size() > 1:
+    if world_size() > 1:
         for cell in due[:1]:
             warm_up(cell.problem)
-        for i in range(0, len(due), ranks.size()):
-            mine = due[i + ranks.rank() :][:1]
-            yield from chain(*ranks.shared([cells.run(c, planned[c.key], reference) for c in mine]))
+        for i in range(0, len(due), world_size()):
+            mine = due[i + rank() :][:1]
+            yield from chain(*gathered([run_cell(c, ready[c.key], reference) for c in mine]))
         return
     if workers == 1 or len(due) < 2:
         for cell in due[:1]:
             warm_up(cell.problem)
         for cell in due:
-            yield cells.run(cell, planned[cell.key], reference)
+            yield run_cell(cell, ready[cell.key], reference)
         return
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")  # fork would copy a running thread pool
@@ -258,4 +381,59 @@ def _work(config: Config, nfe: int, key: str) -> tuple[Record, float]:
             f"{problem.name} is another one in every process: what makes it must be the same "
             f"whenever it is called, or workers be 1; {key} became {cell.key}"
         )
-    return cells.run(cell, planned(config, problem, nfe), _worker["reference"])
+    return run_cell(cell, plan_of(config, problem, nfe), _worker["reference"])
+
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(asked: str | None) -> str | None:
+    """'cuda' becomes this process's own device."""
+    return (
+        f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        if asked == "cuda" and world_size() > 1
+        else asked
+    )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """The processes can talk while the block runs."""
+    mine = world_size() > 1 and not dist.is_initialized()
+    if mine:
+        dist.init_process_group("gloo")
+    try:
+        yield
+        if mine:
+            dist.barrier()  # nobody leaves while another still listens
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def first_of_all(make: Callable[[], T]) -> T:
+    """What `make` returns: called by the first process before the others, which then find its files."""
+    if world_size() == 1:
+        return make()
+    made = make() if rank() == 0 else None
+    dist.barrier()
+    return make() if made is None else made
+
+
+def gathered(mine: T) -> list[T]:
+    """What every process has, in order of rank."""
+    if world_size() == 1:
+        return [mine]
+    held: list[T | None] = [None] * world_size()
+    dist.all_gather_object(held, mine)
+    return held  # type: ignore[return-value]

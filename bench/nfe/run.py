@@ -35,20 +35,16 @@ from ...models.progress import bar
 from ...solvers import Solver
 from ...solvers.sampling.tune import SMALL_EVENT
 from ...solvers.store import Store
-from ..likelihood import heldout
+from ..measures.metrics import Features
 from ..measures.quality import Measure
 from ..measures.quality import chosen as chosen_measures
 from ..peers.samplers import chosen as chosen_peers
-from ..problems.features import Features
-from ..problems.plans import Config
-from ..problems.problem import Problem
-from ..problems.reference import Reference
+from ..problems.plans import Config, default_solvers, ours
+from ..problems.problem import Problem, Reference
 from ..report import table
-from . import campaign, ranks, summary
-from .campaign import Spec
-from .cells import Cell
-from .lineup import default_solvers, ours
-from .pooling import pooled
+from . import campaign, summary
+from .campaign import Cell, Spec, first_of_all, own_device, rank, together, world_size
+from .summary import pooled
 
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
 BATCH, QUICK_BATCH = 256, 64
@@ -92,7 +88,7 @@ def run(
     [] for none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws
     of stochastic ones. features: of frechet, kid, precision and recall, by
     "module:function", or a callable; None is the components. seeds: several, each with samples of its
-    own, shown as one (pooling.py); None is [seed]. batch: samples of a seed; None is 256, or 16 for a
+    own, shown as one (`summary.pooled`); None is [seed]. batch: samples of a seed; None is 256, or 16 for a
     network of large events. device: of the trained network. final: how our grids end. quick: fewer
     samples and costs. likelihood: bits/dim of held-out data; None: of a network of small events, it
     takes minutes for others. workers: processes; the numbers are the same. progress: a bar on
@@ -116,8 +112,8 @@ def run(
         for n in every_seed
         for s in _specs(checkpoint, data, targets, batch, n, device, features, quick)
     ]
-    if workers > 1 and ranks.size() > 1:
-        raise InvalidValue(f"torchrun started {ranks.size()} processes; workers must then be 1")
+    if workers > 1 and world_size() > 1:
+        raise InvalidValue(f"torchrun started {world_size()} processes; workers must then be 1")
     if workers > 1 and isinstance(checkpoint, Checkpoint):
         raise InvalidValue("workers need a checkpoint's file: save it and give its path")
     if workers > 1 and callable(features):
@@ -136,12 +132,12 @@ def run(
         todo.append(_cells(p, [*own, *others], costs, measures))
 
     began = time.perf_counter()
-    writes = ranks.rank() == 0
+    writes = rank() == 0
     references: dict[str, Reference] = {}
     worst: dict[str, float] = {}
     names = None if metrics is None else list(metrics)
-    with bar(progress and writes) as shown, _threads(posed), ranks.together():
-        store = ranks.first(partial(Store, out, writes=writes))
+    with bar(progress and writes) as shown, _threads(posed), together():
+        store = first_of_all(partial(Store, out, writes=writes))
         shown.total(sum(c.key not in store for mine in todo for c in mine))
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
             found = campaign.measure(spec, mine, store, shown, workers, names)
@@ -161,7 +157,7 @@ def run(
         if likelihood and specs[-1].target is None:
             shown.say("bits/dim of held-out data")
             trained, held = specs[-1].trained(), specs[-1].held()
-            result["likelihood"] = heldout.bits_per_dim(trained, held, 8 if quick else 32)
+            result["likelihood"] = summary.held_out_bits(trained, held, 8 if quick else 32)
         tables = summary.write_all(out, posed, every, records, references, measures, result)
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(result, indent=1) + "\n")
@@ -205,7 +201,7 @@ def _specs(
     specs = [Spec(small, seed, target=t, features=features) for t in names]
     if str(checkpoint) != "none":
         given = str(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-        on = ranks.device(None if device is None else str(device))
+        on = own_device(None if device is None else str(device))
         spec = Spec(small, seed, None, given, on, data, features)
         if batch is None and math.prod(spec.trained().event_shape) > SMALL_EVENT:
             spec = replace(spec, batch=QUICK_LARGE_BATCH if quick else LARGE_BATCH)

@@ -1,25 +1,32 @@
-"""What a run comes to: the problems, who is not beaten at each cost, and the pictures."""
+"""What a run comes to: seeds pooled, who is not beaten at each cost, and what is written of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ...kernels.errors import InvalidValue
 from ...kernels.files import write_text
+from ...models.checkpoint import Checkpoint
+from ...models.dequantize import dequantised
+from ...solvers import store
+from ...solvers.intervals import mean_interval
+from ...solvers.likelihood.log_prob import log_prob
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.store import Record, Store, environment
-from ..measures import claims, quality
-from ..measures.quality import Measure
-from ..problems.exact import Inapplicable
-from ..problems.plans import TUNED, Ours, planned
-from ..problems.problem import Problem
-from ..problems.reference import FINER, Reference
+from ..measures import quality
+from ..measures.quality import MEASURES, Measure
+from ..problems.plans import TUNED, Ours, plan_of
+from ..problems.problem import FINER, Inapplicable, Problem, Reference
 from ..report import figures, table
-from ..report.page import write_report
-from .cells import Cell
-from .pictures import draw
+from ..report.figures import draw
+from .campaign import Cell
 
 
 def summarise(
@@ -40,7 +47,7 @@ def summarise(
         "judged_by": judge(measures).field,
         "best": best(records, costs, judge(measures)),
         "front": front(records, costs),
-        "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
+        "broken_claims": [c.sentence() for c in quality.broken(ours, posed[0].process)],
         "notes": [*unresolved(problems), *left_out(records)],
         "cells": len(records),
         "failed": sum(r["status"] == "failed" for r in records),
@@ -153,7 +160,7 @@ def write_all(
     measures: Sequence[Measure],
     summary: dict[str, Any],
 ) -> list[table.Table]:
-    """table.md, the pictures and, where plotly is installed, report.html; returns the tables."""
+    """table.md, the pictures and report.html; returns the tables."""
     shown = all_tables(summary, records, measures)
     seconds = _seconds(Store(out, "timings.jsonl"), records)
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
@@ -171,7 +178,13 @@ def write_all(
     if timed and errors:
         figures.quality_against("seconds", out / "time.png", timed, errors, {})
     pictures = draw(out, posed, todo, records, references, measures)
-    _report(out, todo, records, measures, summary, shown, seconds, pictures)
+    drawn = [("Error and distances against network calls", out / "nfe.png")] * bool(panels)
+    drawn += [("Error against time", out / "time.png")] * bool(timed and errors)
+    best_table = winner(todo, summary)
+    table.page(
+        out / "report.html", "NFE against quality", told(summary), [*drawn, *pictures], shown,
+        [best_table] if best_table else [],
+    )  # fmt: skip
     return shown
 
 
@@ -183,26 +196,6 @@ def _seconds(timings: Store, records: Sequence[Record]) -> dict[str, float]:
         if all(k in timings for k in keys):
             found[r["key"]] = sum(float(timings[k]["seconds"]) for k in keys)
     return found
-
-
-def _report(
-    out: Path,
-    todo: Sequence[Cell],
-    records: Sequence[Record],
-    measures: Sequence[Measure],
-    summary: dict[str, Any],
-    tables: Sequence[table.Table],
-    seconds: dict[str, float],
-    pictures: Sequence[tuple[str, Path]],
-) -> None:
-    try:
-        import plotly  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
-    except ImportError:
-        return
-    write_report(
-        out / "report.html", summary, records, seconds, measures, tables, pictures,
-        winner(todo, summary),
-    )  # fmt: skip
 
 
 def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | None:
@@ -217,14 +210,88 @@ def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | N
             if ours and at == (name, n, "undiffuse"):
                 c = cell.config
                 if (c.name, c.grid) == (ours[0]["solver"], ours[0]["grid"]):
-                    text = repr(planned(c, cell.problem, n).tableau)
+                    text = repr(plan_of(c, cell.problem, n).tableau)
                     return f"The table of {c.name} on {c.grid} at {n} NFE ({name})", text
     return None
+
+
+METHOD = (
+    (
+        "All runs of a problem start from the same noise, on the reference at their own first sigma/alpha, "
+        "and are compared with it at their own last one ('from > to' in the tables), so ends that do not "
+        "match are not counted as errors."
+    ),
+    "The reference is SciPy's DOP853, refined until its own error is a small part of the least shown.",
+    (
+        "The network is told the exact noise level of every call. diffusers rounds most of its timesteps to "
+        "integers; a network of continuous time would see those schedulers worse."
+    ),
+    (
+        "NFE are counted calls; '(n)' follows a number whose run made n calls, fewer than asked. A run that "
+        "makes another number than it declares is a failed row. 'states' are the most batches alive at once "
+        "beside the network, counted."
+    ),
+    (
+        "The grid 'equidistributed' is laid by a pilot run of 64 calls, which is not charged to the rows. "
+        "Rows of 'undiffuse tune' were fitted to the problem."
+    ),
+    (
+        "Intervals are 95 %: bootstrap over samples for means, delete-a-group jackknife for distances. The "
+        "best of many rows is picked after the run."
+    ),
+)
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """The report in sentences: what was measured, what to use, how it was done."""
+    judged = quality.MEASURES[summary["judged_by"]]
+    said = [
+        (
+            "A diffusion model draws a sample by calling its network again and again. NFE, the number of "
+            "calls, is what a sample costs; a solver on a grid of noise levels decides what is gained by "
+            "each."
+        ),
+        *(f"{field}: {quality.MEASURES[field].meaning}." for field in summary["metrics"]),
+    ]
+    for problem, by_cost in summary["best"].items():
+        for cost, (first, *ties) in by_cost.items():
+            value, lo, hi = (
+                table.number(float(first[f"{judged.field}{end}"]), judged)
+                for end in ("", "_lo", "_hi")
+            )
+            line = (
+                f"{problem}, {cost} calls: {_config(first)}, {judged.field} {value} ({lo} to {hi})"
+            )
+            if ties:
+                line += f"; {len(ties)} more cannot be told from it"
+            other = summary["front"].get(problem, {}).get(cost, {}).get("peers")
+            if other and judged.field == "error":
+                line += f"; the best of the peers: {_config(other)}, {table.short(other['error'])}"
+            said.append(f"{line}.")
+    for name, p in summary["problems"].items():
+        seeds = ", ".join(map(str, p["seeds"]))
+        said.append(f"{name}: process {p['process']}, samples of each seed ({seeds}).")
+    versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
+    return [*said, *_about(summary), *METHOD, f"Made with {versions}."]
+
+
+def _config(r: Record) -> str:
+    name = f"{r['solver']} on {r['grid']}"
+    return name if r["library"] == "undiffuse" else f"{r['library']} {name}"
 
 
 def closing(out: Path, summary: dict[str, Any]) -> list[str]:
     """The lines under the tables."""
     lines = ["*: no other row of the column is shown to be better (95 % intervals)."]
+    lines += _about(summary)
+    failed = f", {summary['failed']} failed" if summary["failed"] else ""
+    lines.append(f"{summary['cells']} cells{failed}; {summary['seconds']} s; written to {out}")
+    return lines
+
+
+def _about(summary: dict[str, Any]) -> list[str]:
+    """What the problems were, and what must be known of the numbers."""
+    lines = []
     for name, p in summary["problems"].items():
         lines.append(
             f"{name}: {p['about']}; {p['batch']} samples, sigma/alpha {p['r_max']:.4g} to "
@@ -238,6 +305,148 @@ def closing(out: Path, summary: dict[str, Any]) -> list[str]:
             f"bits/dim of {b['count']} held-out events: {b['bits_per_dim']:.3f} "
             f"({b['lo']:.3f} to {b['hi']:.3f}), {b['nfe']} NFE, {b['trace']} trace"
         )
-    failed = f", {summary['failed']} failed" if summary["failed"] else ""
-    lines.append(f"{summary['cells']} cells{failed}; {summary['seconds']} s; written to {out}")
     return lines
+
+
+Question = tuple[Any, ...]
+
+
+def pooled(records: Sequence[Record]) -> list[Record]:
+    """One record for each configuration and cost, in order of first appearance.
+
+    Values are means over the seeds; half widths of their intervals add in quadrature, as those of
+    independent samples do (seeds of a network are held against draws from the same finite data, so
+    there a distance's interval is a little too short). A failure of one seed fails the whole. Of two
+    records of one seed the one of the larger batch counts; of equal ones each adds its measures.
+
+    Raises ValueError for what is not of one kind: see `check`.
+    """
+    check(records)
+    groups: dict[Question, dict[int, Record]] = {}
+    for r in records:
+        of = groups.setdefault(_question(r), {})
+        held = of.get(r["seed"])
+        if held is None or r["batch"] > held["batch"]:
+            of[r["seed"]] = r
+        elif r["batch"] == held["batch"] and r["status"] == held["status"] == "ok":
+            of[r["seed"]] = {**held, **r, "key": held["key"]}
+    return _told_apart([_mean(list(of.values())) for of in groups.values()])
+
+
+def check(records: Sequence[Record]) -> None:
+    """Raises ValueError where a problem's records are of two networks, or a configuration's of
+    several versions: those are different numbers, not repetitions of one."""
+    networks: dict[str, str] = {}
+    versions: dict[Question, str] = {}
+    for r in records:
+        if "network" not in r or "versions" not in r:
+            raise InvalidValue(f"{r['problem']}: a result of an older format: run it again")
+        held = networks.setdefault(r["problem"], r["network"])
+        if held != r["network"]:
+            raise InvalidValue(
+                f"{r['problem']} is the name of two networks or processes here ({held} and "
+                f"{r['network']}): their results cannot be joined; `undiffuse bench compare` sets "
+                "them side by side"
+            )
+        before = versions.setdefault(_question(r), r["versions"])
+        if before != r["versions"]:
+            raise InvalidValue(
+                f"{r['problem']}: {r['library']} {r['solver']} was run with {before}, and with "
+                f"{r['versions']}: run it again with one, or see what changed with `undiffuse bench "
+                "compare`"
+            )
+
+
+def _question(r: Record) -> Question:
+    return tuple(r[k] for k in ("problem", "library", "solver", "grid", "final", "nfe_asked"))
+
+
+def _told_apart(records: list[Record]) -> list[Record]:
+    """How a run ends, or which table it was, joins the grid's name where that alone tells two
+    configurations apart."""
+    ends: dict[Question, set[Any]] = {}
+    for r in records:
+        ends.setdefault(_question(r)[:4], set()).add(r["final"])
+    return [
+        {**r, "grid": f"{r['grid']}, {r['final']}"} if len(ends[_question(r)[:4]]) > 1 else r
+        for r in records
+    ]
+
+
+def _mean(records: list[Record]) -> Record:
+    if len(records) == 1:
+        return records[0]
+    for r in records:
+        if r["status"] != "ok":
+            return {**r, "message": f"seed {r['seed']}: {r['message']}"}
+    out = {
+        **records[0],
+        "nfe": max(r["nfe"] for r in records),
+        "batch": sum(r["batch"] for r in records),
+        "seed": [r["seed"] for r in records],
+        "keys": [r["key"] for r in records],
+    }
+    for field in ("error_max", "reference_error", "memory"):
+        held = [r[field] for r in records if r.get(field) is not None]
+        out |= {field: max(held)} if held else {}
+    out.pop("error_median", None)  # which is no function of the seeds' medians
+    for field in MEASURES:
+        if all(r.get(field) is not None for r in records):
+            value = sum(r[field] for r in records) / len(records)
+            below, above = (
+                math.hypot(*(r[f"{field}_{end}"] - r[field] for r in records)) / len(records)
+                for end in ("lo", "hi")
+            )
+            out |= {field: value, f"{field}_lo": value - below, f"{field}_hi": value + above}
+    return out
+
+
+def merge(sources: Sequence[str | Path], out: str | Path) -> int:
+    """Join run folders into `out` (results, timings, table.md) and print the tables; returns the
+    number of distinct cells. `undiffuse bench --out` of the joined folder repeats none of them.
+
+    Raises ValueError for fewer than two folders and for runs that do not belong together (`check`),
+    FileNotFoundError for one without results; then nothing is written.
+    """
+    if len(sources) < 2:
+        raise InvalidValue(f"merge joins two folders or more; got {len(sources)}")
+    out, folders = Path(out), [Path(source) for source in sources]
+    check([r for folder in folders for r in store.records_of(folder)])
+    count = store.merge(folders, out)
+    records = pooled(list(Store(out).records.values()))
+    shown = []
+    for problem in dict.fromkeys(r["problem"] for r in records):
+        shown += table.tables(records, problem, list(MEASURES.values()), {})
+    write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
+    table.show(shown, [f"{count} cells of {len(sources)} runs, written to {out}"])
+    return count
+
+
+# --- bits/dim of held-out data ------------------------------------------------------------------
+
+EXACT_DIM = 128
+
+
+def held_out_bits(
+    checkpoint: Checkpoint, x: Tensor, count: int = 32, seed: int = 0
+) -> dict[str, Any]:
+    """Mean bits/dim of the first `count` events of x [M, *event], its 95 % interval over events.
+
+    Returns bits_per_dim, lo, hi, count, nfe, trace, offset (bits added for the levels), t_min and
+    blur (where time is cut off, and the noise left there).
+    """
+    spacing = checkpoint.spacing
+    x = dequantised(x[:count], spacing, seed)
+    offset = -math.log2(spacing) if spacing else 0.0
+    exact = x[0].numel() <= EXACT_DIM
+    how: dict[str, Any] = {"trace": "exact", "rtol": 1e-4, "atol": 1e-4} if exact else {}
+    model = checkpoint.denoiser
+    if isinstance(model.net, torch.nn.Module):
+        x = x.to(next(model.net.parameters(), x).device)
+    found = log_prob(model, x, offset=offset, t_min=model.t_min, **how)  # not trained below
+    e = mean_interval(found.bits_per_dim.cpu(), seed=seed)
+    calls = found.nfe if isinstance(found.nfe, int) else int(found.nfe.max())
+    return {
+        "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "count": len(x), "nfe": calls,
+        "trace": "exact" if exact else "estimated", "offset": offset, "t_min": found.t_min, "blur": found.blur,
+    }  # fmt: skip

@@ -1,5 +1,5 @@
 """Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions (and, in
-generic_peers.py and adaptive_peers.py, the integrators of torchdiffeq, torchsde and SciPy).
+integrators.py, those of torchdiffeq, torchsde and SciPy).
 
 Each is driven as its own documentation does, in its own coordinates, with the start and end that
 its own grid has; the reference is read at those two ratios, so ends that do not match ours are not
@@ -28,8 +28,7 @@ from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process
 from ..problems.plans import Config, Plan, Unavailable
 from ..problems.problem import Problem, data_prediction
-from . import adaptive as adaptive_peers
-from . import generic as generic_peers
+from . import integrators
 from .k_diffusion import sampling as k_sampling
 
 TABLE = 1000
@@ -196,8 +195,8 @@ PEERS: tuple[Config, ...] = (
     KDiffusionPeer("heun", "heun", stages=2),
     KDiffusionPeer("lms", "lms"),
     KDiffusionPeer("dpmpp_2m_sde", "dpmpp_2m_sde", stochastic=True),
-    *generic_peers.PEERS,
-    *adaptive_peers.PEERS,
+    *integrators.FIXED,
+    *integrators.ADAPTIVE,
 )  # fmt: skip
 """Peers in their documented defaults and in their best settings; see the module's first lines."""
 

@@ -1,4 +1,4 @@
-"""A configuration on a grid of a given cost: what will be called, where it starts and ends.
+"""A solver on a grid at a cost: which run, what will be called, where it starts and ends.
 
 A plan is made before anything runs. It knows the number of network calls that the scheme declares,
 and its first and last ratio sigma/alpha, which are what the reference is asked for.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, Process
@@ -30,6 +33,7 @@ from ...solvers import (
     Tableau,
     equidistributed,
     get,
+    names,
     read,
 )
 from ...solvers.sampling.budget import largest
@@ -70,7 +74,7 @@ class Config(Protocol):
         ...
 
 
-def planned(config: Config, problem: Problem, nfe: int) -> Plan:
+def plan_of(config: Config, problem: Problem, nfe: int) -> Plan:
     """The plan with the most network calls <= nfe; guidance may make several an evaluation.
 
     Raises Unavailable where there is none.
@@ -237,3 +241,117 @@ def laid(problem: Problem, grid: str) -> str | Grid:
         return grid
     shape = (PILOT, *problem.start.shape[1:])
     return equidistributed(problem.model, shape, seed=problem.seed + 1)
+
+
+COMMON = (
+    "relay", "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4",
+    "ipndm-3", "ipndm-2-afs", "ddpm", "dpmpp-2m-sde",
+)  # fmt: skip
+"""Looked at first: the default, then what people type."""
+
+
+def default_solvers(process: Process, limit: int = 12) -> list[str]:
+    """The common ones, then of each other family its member of the highest declared order.
+
+    Families are classes of solvers; deterministic and stochastic members count apart. Left out of
+    them: stages (at few calls, what follows from one call a step is ahead), tables that the process
+    does not have, and those that another name has already ('euler-ancestral' is 'ddpm').
+    """
+    t = grid_rules.times("log_snr", process, 8, "t_min")
+    tables: dict[str, str] = {}
+    families: dict[tuple[str, bool], list[tuple[float, str]]] = {}
+    for name in [n for n in COMMON if n in names()] + [n for n in names() if n not in COMMON]:
+        solver = get(name)
+        try:
+            tableau = solver.tableau(process, t)
+        except (ValueError, NotImplementedError):
+            continue
+        if tables.setdefault(content(tableau), name) != name:
+            continue
+        if tableau.nfe > len(t) - 1 and name not in COMMON:
+            continue
+        order = solver.weak_order if tableau.stochastic else solver.order
+        family = families.setdefault((type(solver).__name__, tableau.stochastic), [])
+        family.append((-float(order or 0.0), name))
+    chosen = [n for n in COMMON if n in tables.values()]
+    for members in families.values():
+        if not any(name in chosen for _, name in members):
+            chosen.append(min(members)[1])
+    return chosen[:limit]
+
+
+def ours(
+    solvers: Sequence[str | Solver], grids: Sequence[str], final: str = "t_min"
+) -> list[Config]:
+    """Every solver on every grid, and every file or folder of tables among them on its own.
+
+    solvers: by name, file.py:name (see `solver_of`), or themselves. Raises ValueError, naming the
+    nearest, for unknown names, TypeError for what is no solver.
+    """
+    files = [s for s in solvers if isinstance(s, str) and _is_table(s)]
+    made: list[tuple[str, Solver | None]] = []
+    for s in solvers:
+        if isinstance(s, Solver):
+            made.append((repr(s), s))
+        elif s not in files:
+            solver_of(s)
+            made.append((s, None))
+    for name in grids:
+        if name != MEASURED:
+            grid_rules.named(name)
+    if final not in grid_rules.FINALS:
+        known = ", ".join(map(repr, grid_rules.FINALS))
+        raise InvalidValue(f"final must be one of {known}; got {final!r}")
+    tables = [Ours(name, g, final, given=solver) for name, solver in made for g in grids]
+    return [*tables, *map(Tuned.of, files)]
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith(".json") or (Path(name).is_dir() and name not in names())
+
+
+def high_water(problem: Problem, plan: Plan, w: Tensor) -> float:
+    """Most bytes of states alive at once while the plan runs from w, over the bytes of w.
+
+    A state is any tensor of a whole number of batches, a stored path included; tables of the grid
+    are not. The network is replaced by one that halves its input, so its own memory is left out;
+    what lives inside one operation (a fused step has nothing there) and NumPy's arrays are not seen.
+    """
+
+    def halved(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x * 0.5
+
+    watch = _Watch(w)
+    with torch.no_grad(), watch:
+        plan.run(replace(problem.model, net=halved), w, problem.seed)
+    return watch.most / (w.numel() * w.element_size())
+
+
+class _Watch(TorchDispatchMode):
+    """Counts the bytes of every storage of states that an operation returns, until it is freed."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.most = 0
+        self._batch = w.numel()
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._meet(w)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf)
+        return out
+
+    def _meet(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.numel() == 0 or tensor.numel() % self._batch or storage in self._known:
+            return
+        self._known.add(storage)
+        self.live += storage.nbytes()
+        self.most = max(self.most, self.live)
+        weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size: int) -> None:
+        self.live -= size

@@ -1,18 +1,22 @@
-"""The pictures of a run, as PNG and SVG: quality against NFE and against time, and samples."""
+"""The pictures of a run, as PNG and SVG: quality against NFE and against time, samples, paths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.data.drawing import line_of, pyplot, save
+from ...models.data.drawing import is_picture, line_of, pyplot, save
+from ...solvers import Sampler, Tableau
 from ...solvers.store import Record
-from ..measures.quality import Measure
+from ..measures.quality import MEASURES, Measure
+from ..nfe.campaign import Cell, clean, integrate
+from ..problems.plans import TUNED, plan_of
+from ..problems.problem import Problem, Reference, exact_draw, from_unit
 from .table import interval, kind
 
 OURS = (
@@ -211,3 +215,169 @@ def sample_panels(path: Path, rows: Sequence[tuple[str, Panels]], across: int = 
 def _tile(x: Tensor, across: int) -> Tensor:
     """Pictures [n, C, H, W] as lines of `across`."""
     return torch.cat([line_of(part, across) for part in torch.split(x, across)])
+
+
+SHOWN = 12
+"""Samples a panel."""
+Row = tuple[str, dict[int, Cell]]
+
+
+def draw(
+    out: Path,
+    posed: Sequence[Problem],
+    todo: Sequence[Cell],
+    records: Sequence[Record],
+    references: dict[str, Reference],
+    measures: Sequence[Measure],
+) -> list[tuple[str, Path]]:
+    """Samples of every problem of pictures, paths of every one in the plane; (caption, PNG) each.
+
+    The last problem's samples are samples.png, the first one's paths paths.png; those of others carry
+    their problem's name.
+    """
+    made = []
+    pictured = [p for p in posed if is_picture(p.start.shape[1:])]
+    for p in pictured:
+        file = out / ("samples.png" if p is pictured[-1] else f"samples-{_slug(p.name)}.png")
+        lines = [_panels(p, row, references[p.name]) for row in lineup(p, todo, records, measures)]
+        lines.append(_truth(p, references[p.name]))
+        shown = [(n, [(t, _in_range(p, x)) for t, x in panels]) for n, panels in lines if panels]
+        sample_panels(file, shown)
+        made.append((f"{p.name}: samples from the same noise", file))
+    flat = [p for p in posed if tuple(p.start.shape[1:]) == (2,)]
+    for p in flat:
+        file = out / ("paths.png" if p is flat[0] else f"paths-{_slug(p.name)}.png")
+        rows = lineup(p, todo, records, measures)
+        if draw_paths(file, p, references[p.name], rows):
+            made.append((f"{p.name}: paths in the plane", file))
+    return made
+
+
+def lineup(
+    p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
+) -> list[Row]:
+    """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best that draws noise;
+    each on its best grid, with its cells of three costs among those that ran."""
+    mine = [r for r in records if r["problem"] == p.name and r["status"] == "ok"]
+    ran = {key for r in mine for key in r.get("keys", [r["key"]])}
+    wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
+    found = [held[0] for m in wanted for _, _, held in curves(mine, m)]
+    steady = [r for r in found if not r["stochastic"]]
+    ours = [r for r in steady if r["library"] == "undiffuse"]
+    best = [
+        *ours[:1],
+        *[r for r in steady if r["library"] == TUNED][:1],
+        *[r for r in steady if not r["library"].startswith("undiffuse")][:1],
+        *[r for r in ours if r["solver"] in ("ddim", "dpmpp-2m")],
+        *[r for r in found if r["stochastic"]][:1],
+    ]
+    out: dict[str, dict[int, Cell]] = {}
+    for r in best:
+        who = (r["library"], r["solver"])
+        held = {c.nfe: c for c in todo if c.key in ran and (c.config.library, c.config.name) == who
+                and r["grid"].startswith(c.config.grid)}  # fmt: skip
+        costs = sorted(held)
+        few = sorted({costs[0], costs[len(costs) // 2], costs[-1]}) if costs else []
+        library = "" if r["library"] == "undiffuse" else f"{r['library']} "
+        out.setdefault(f"{library}{r['solver']}\non {r['grid']}", {n: held[n] for n in few})
+    return list(out.items())
+
+
+def _panels(p: Problem, row: Row, reference: Reference) -> tuple[str, list[tuple[str, Tensor]]]:
+    """The row's samples at each of its costs."""
+    name, by_cost = row
+    out = []
+    for n, cell in by_cost.items():
+        plan = plan_of(cell.config, p, n)
+        w = integrate(p, plan, reference.at(plan.start)[:SHOWN])
+        out.append((f"{plan.calls} NFE", clean(p, w, plan.end)))
+    return name, out
+
+
+def _in_range(p: Problem, x: Tensor) -> Tensor:
+    """x with the data's least and largest value at -1 and 1; an exact target's are there."""
+    if p.data is None:
+        return x
+    low, high = float(p.data.min()), float(p.data.max())
+    return (x - low) / max(high - low, 1e-12) * 2 - 1
+
+
+def _truth(p: Problem, reference: Reference) -> tuple[str, list[tuple[str, Tensor]]]:
+    """What the others should look like."""
+    out, count = [], min(SHOWN, len(p.start))
+    if reference.covers([0.0]):
+        out.append(("exact trajectory", reference.at(0.0)[:SHOWN]))
+    if p.data is not None:
+        out.append(("held-out data", p.data[:count]))
+    elif p.law is not None:
+        out.append(("exact samples", p.law.sample(count, seed=p.seed + 1)))
+    return "to compare", out
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def path(problem: Problem, tableau: Tableau, count: int) -> Tensor:
+    """States x/alpha after every row for the first `count` samples, [rows + 1, count, d].
+
+    The states of a multi-stage method include its stages.
+    """
+    process = problem.process
+    nodes = [*tableau.times.tolist(), float(tableau.grid[-1])]
+    w = problem.start[:count]
+    sampler = Sampler(problem.model, tableau, dtype=torch.float64)
+    state = sampler.init(w.shape, problem.seed, x_init=from_unit(process, w, nodes[0]))
+    with torch.no_grad():
+        states = [state.x, *(step.x for step in sampler.steps(state))]
+    alphas = [float(process.alpha(t)) for t in nodes]
+    return torch.stack([x / a for x, a in zip(states, alphas, strict=True)])
+
+
+def draw_paths(
+    file: Path,
+    problem: Problem,
+    reference: Reference,
+    rows: Sequence[tuple[str, Mapping[int, Cell]]],
+    count: int = 40,
+) -> bool:
+    """A panel for each solver that has a table (rows) and each cost (columns), over exact samples in
+    grey; a ring marks where the exact trajectory ends. Returns whether there was any to draw."""
+    shown = []
+    for name, by_cost in rows:
+        made = {n: plan_of(cell.config, problem, n).tableau for n, cell in by_cost.items()}
+        tables = {n: table for n, table in made.items() if table is not None}
+        if tables:
+            shown.append((name.replace("\n", " "), tables))
+    if not shown or not reference.covers([0.0]):
+        return False
+    plt = pyplot()
+    exact = exact_draw(problem, 0.0, 1500, 5)
+    ends = reference.at(0.0)[:count]
+    reach = 1.35 * float(exact.abs().max())
+    columns = max(len(tables) for _, tables in shown)
+    fig, axes = plt.subplots(
+        len(shown), columns, figsize=(2.6 * columns, 2.75 * len(shown)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, (name, tables) in zip(axes, shown, strict=True):
+        for ax, (nfe, tableau) in zip(row, tables.items(), strict=False):
+            ax.set_aspect("equal")
+            ax.set_xlim(-reach, reach)
+            ax.set_ylim(-reach, reach)
+            ax.set_title(f"{name}, {nfe} NFE", fontsize=8)
+            ax.scatter(*exact.T, s=1, color="#d5dae0", lw=0, rasterized=True)
+            states = path(problem, tableau, count)
+            for j in range(states.shape[1]):
+                ax.plot(*states[:, j].T, color=OURS[0], lw=0.5, alpha=0.55)
+            ax.scatter(*states[-1].T, s=7, color=OURS[1], zorder=3, lw=0)
+            ax.scatter(*ends.T, s=7, facecolor="none", edgecolor="#222", lw=0.5, zorder=4)
+    fig.suptitle(
+        f"{problem.name}: paths (blue), their ends (red), where the exact ones end (rings)",
+        fontsize=10,
+    )
+    save(fig, file)
+    plt.close(fig)
+    return True

@@ -1,17 +1,21 @@
-"""The results as tables: on the terminal with rich, as Markdown, or as plain text.
+"""The results as tables: on the terminal with rich, as Markdown, and in one page of HTML.
 
 A row is a solver on a grid, a column a number of network calls. 'states' is the solver's memory: most
-batches of states alive at once, the network's own aside (memory.py). In every column those rows are
+batches of states alive at once, the network's own aside (`plans.high_water`). In every column those rows are
 marked that no other is shown to be better than; where intervals overlap there is no rank.
 """
 
 from __future__ import annotations
 
+import base64
+import html
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
+from ...kernels.files import write_text
 from ...solvers.intervals import Estimate
 from ...solvers.store import Record, ratio_of
 from ..measures.quality import Measure
@@ -100,8 +104,6 @@ def _size(r: Record, m: Measure) -> float:
 
 def _rank(by_cost: dict[int, Record], m: Measure) -> float:
     """Order of the rows: geometric mean of the sizes, failures last."""
-    import math
-
     sizes = [_size(r, m) for r in by_cost.values() if r["status"] == "ok"]
     if not sizes:
         return math.inf
@@ -150,16 +152,6 @@ def short(v: float) -> str:
     return f"{float(f'{v:.2g}'):.6g}" if 1e-4 <= abs(v) < 1e4 or v == 0 else f"{v:.1e}"
 
 
-def plain(t: Table) -> str:
-    """Text with aligned columns; unbeaten cells carry a star."""
-    body = [[c + ("*" if b else " ") for c, b in zip(r, f, strict=True)]
-            for r, f in zip(t.rows, t.best, strict=True)]  # fmt: skip
-    head = [c + " " for c in t.columns]
-    width = [max(len(r[j]) for r in [head, *body]) for j in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) for r in [head, *body]]
-    return "\n".join([t.title, *(line.rstrip() for line in lines)])
-
-
 def markdown(t: Table) -> str:
     """A Markdown table; unbeaten cells are bold, intervals in brackets."""
 
@@ -175,31 +167,71 @@ def markdown(t: Table) -> str:
 
 
 def show(shown: Sequence[Table], lines: Sequence[str] = ()) -> None:
-    """Print on standard output: with rich where it is installed, else plain."""
+    """Print on standard output: with rich where it is installed, else as Markdown. A table that is
+    wider than the terminal is printed whole: no number is cut."""
     try:
         from rich import box
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table as RichTable
         from rich.text import Text
     except ImportError:
-        sys.stdout.write("\n\n".join([*(plain(t) for t in shown), "\n".join(lines)]) + "\n")
+        sys.stdout.write("\n\n".join([*map(markdown, shown), "\n".join(lines)]) + "\n")
         return
-    console: Any = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
     for t in shown:
         drawn = RichTable(title=t.title, title_justify="left", title_style="bold", box=box.SIMPLE)
         for j, name in enumerate(t.columns):
-            wrap = t.columns[-1] == "why" and j == 4
-            drawn.add_column(name, no_wrap=not wrap, justify="left" if j < 4 or wrap else "right")
+            left = j < 4 or t.columns[-1] == "why"
+            drawn.add_column(name, no_wrap=True, justify="left" if left else "right")
         for row, flags in zip(t.rows, t.best, strict=True):
             style = "" if row[0].startswith("undiffuse") else "dim"
-            drawn.add_row(
-                *(
-                    Text(c + "*" * b, "bold green" if b else style)
-                    for c, b in zip(row, flags, strict=True)
-                )
-            )
-        console.print(drawn)
-    for line in lines:
-        console.print(line, highlight=False)
+            cells = zip(row, flags, strict=True)
+            drawn.add_row(*(Text(c + "*" * b, "bold green" if b else style) for c, b in cells))
+        wide = Console(width=10_000)
+        needed = Measurement.get(wide, wide.options, drawn).maximum
+        Console(width=max(Console().width, needed)).print(drawn, crop=False)
+    sys.stdout.write("\n".join(lines) + "\n" * bool(lines))
+
+
+EMBEDDED = 500_000
+"""Bytes of pictures in a page, which grow by a third there."""
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; margin: 0 auto; padding: 1rem;
+max-width: 1180px; } table { border-collapse: collapse; font-size: .85rem; } div { overflow-x: auto; }
+th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e3e7eb; }
+img { max-width: 100%; } pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; }
+td b { color: #14713f; } small { color: #5b6773; display: block; }"""
+
+
+def page(
+    path: Path, title: str, said: Sequence[str], pictures: Sequence[tuple[str, Path]],
+    shown: Sequence[Table], code: Sequence[tuple[str, str]] = (),
+) -> None:  # fmt: skip
+    """Write one HTML file that needs no other: sentences, pictures (caption, PNG), tables, and texts
+    that are set as they are (title, text)."""
+    text = html.escape
+    parts = [f"<h1>{text(title)}</h1>", *(f"<p>{text(line)}</p>" for line in said)]
+    size = 0
+    for caption, png in pictures:
+        size += png.stat().st_size
+        if size > EMBEDDED:  # what does not fit stays a file beside the page
+            parts.append(f"<h2>{text(caption)}</h2><p>{text(png.name)}</p>")
+            continue
+        data = base64.b64encode(png.read_bytes()).decode()
+        alt = text(caption)
+        parts.append(f'<h2>{alt}</h2><img alt="{alt}" src="data:image/png;base64,{data}">')
+    parts += [f"<h2>{text(name)}</h2><pre>{text(lines)}</pre>" for name, lines in code]
+    for t in shown:
+        head = "".join(f"<th>{text(name)}</th>" for name in t.columns)
+        body = "".join(
+            "<tr>" + "".join(
+                f"<td>{f'<b>{text(c)}</b>' if best else text(c)}<small>{text(span)}</small></td>"
+                for c, best, span in line
+            ) + "</tr>" for line in t.cells()
+        )  # fmt: skip
+        parts.append(f"<h2>{text(t.title)}</h2><div><table><tr>{head}</tr>{body}</table></div>")
+    write_text(
+        path,
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>",
+    )

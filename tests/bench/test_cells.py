@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from undiffuse.bench.nfe import cells
-from undiffuse.bench.problems import memory, plans, reference
+import undiffuse as ud
+from undiffuse.bench.nfe import campaign as cells
+from undiffuse.bench.problems import plans
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.models import Denoiser
@@ -35,8 +36,8 @@ def outcome(tamper, size=8):
     problem = problems.exact(get("ring2"), size)
     cell = cells.Cell(problem, Tampered(tamper), 6)
     plan = cell.config.plan(problem, 6)
-    ref = reference.solve(problem, [plan.start, plan.end])
-    return cells.run(cell, plan, ref)[0]
+    ref = problems.solve(problem, [plan.start, plan.end])
+    return cells.run_cell(cell, plan, ref)[0]
 
 
 def test_an_honest_solver_passes():
@@ -74,17 +75,17 @@ def test_guidance_is_two_calls_a_step(module):
     net = Labelled(ring)
     label = torch.tensor([1.0, 0.0], dtype=torch.float64)
     given = net if module else lambda x, t, label=None: net(x, t, label)
-    model = Denoiser(given, ring.process, predicts="data", cond={"label": label})
+    model = Denoiser(given, ring.process, predicts="data", cond={"label": ud.shared(label)})
     guided = replace(ring, model=guidance.cfg(model, 2.0))
-    plan = plans.planned(Ours("dpmpp-2m"), guided, 13)
+    plan = plans.plan_of(Ours("dpmpp-2m"), guided, 13)
     assert plan.calls == 12 and plan.tableau.nfe == 6  # six steps of two calls
     net.calls_made = 0
     cells.integrate(guided, plan, guided.start)  # raises unless that many calls are made
     assert net.calls_made == 12
     with pytest.raises(Unavailable, match="one evaluation makes 2 network calls, not within 1"):
-        plans.planned(Ours("dpmpp-2m"), guided, 1)
+        plans.plan_of(Ours("dpmpp-2m"), guided, 1)
     twice = replace(ring, model=guidance.cfg(guidance.threshold(guidance.cfg(model, 2.0)), 1.5))
-    assert plans.planned(Ours("ddim"), twice, 13).calls == 12
+    assert plans.plan_of(Ours("ddim"), twice, 13).calls == 12
 
 
 def test_guidance_that_calls_more_than_it_declares_is_caught():
@@ -93,7 +94,7 @@ def test_guidance_that_calls_more_than_it_declares_is_caught():
     guided = guidance.cfg(model, 2.0)
     guided.net.calls = 1
     liar = replace(ring, model=guided)
-    plan = plans.planned(Ours("ddim"), liar, 6)
+    plan = plans.plan_of(Ours("ddim"), liar, 6)
     with pytest.raises(cells.WrongCost, match="made 12 network calls where its table declares 6"):
         cells.integrate(liar, plan, liar.start)
 
@@ -103,8 +104,8 @@ def test_memory_is_counted_in_states_and_grows_with_the_history():
 
     def states(name, n=12):
         plan = Ours(name).plan(ring, n)
-        found = memory.high_water(ring, plan, ring.start)
-        assert found == memory.high_water(ring, plan, ring.start)
+        found = plans.high_water(ring, plan, ring.start)
+        assert found == plans.high_water(ring, plan, ring.start)
         return found
 
     few, more, many = states("ddim"), states("dpmpp-2m"), states("vab-4")
@@ -119,7 +120,7 @@ def test_memory_is_counted_in_states_and_grows_with_the_history():
 
     plan = replace(Ours("ddim").plan(ring, 12), run=hoards)
     # w, seven states and the call in flight; what was freed does not count
-    assert memory.high_water(ring, plan, ring.start) == pytest.approx(9, abs=0.01)
+    assert plans.high_water(ring, plan, ring.start) == pytest.approx(9, abs=0.01)
 
 
 def test_a_solver_that_diverges_or_raises_is_a_failed_row():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from undiffuse.bench.measures import claims
+from undiffuse.bench.measures import quality as claims
 from undiffuse.models import EDM, VP, Gaussian
 from undiffuse.solvers import DPMSolverPP, Solver, get, names, sample, times
 

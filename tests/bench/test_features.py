@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from undiffuse.bench.measures import metrics as features
 from undiffuse.bench.nfe import run as nfe
-from undiffuse.bench.problems import features
 from undiffuse.models.data import sets as data
 from undiffuse.solvers import store
 
@@ -138,22 +138,22 @@ def test_features_come_from_a_file_and_reach_the_numbers(tmp_path):
 def test_features_that_are_none_are_refused(tmp_path, code, error, words):
     (tmp_path / "bad.py").write_text(code)
     with pytest.raises(error, match=words):
-        features.load(f"{tmp_path}/bad.py:f")
+        features.load_features(f"{tmp_path}/bad.py:f")
 
 
 def test_a_name_of_another_form_and_values_of_another_shape_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="must be package.module:function or file.py:function"):
-        features.load("inception")
+        features.load_features("inception")
     with pytest.raises(ValueError, match=r"\[5, k\] for 5 samples; got \(5,\)"):
-        features.apply(lambda x: x[:, 0], normals(5, 2, 0))
+        features.apply_features(lambda x: x[:, 0], normals(5, 2, 0))
     with pytest.raises(ValueError, match="1 of them not finite"):
-        features.apply(lambda x: x / x, torch.tensor([[1.0], [0.0]]))
+        features.apply_features(lambda x: x / x, torch.tensor([[1.0], [0.0]]))
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(ImportError, match="pip install torch-fidelity"):
-        features.load(f"{INCEPTION}:torch_fidelity")
+        features.load_features(f"{INCEPTION}:torch_fidelity")
     monkeypatch.setitem(sys.modules, "cleanfid.features", None)
     with pytest.raises(ImportError, match="pip install clean-fid"):
-        features.load(f"{INCEPTION}:clean_fid")
+        features.load_features(f"{INCEPTION}:clean_fid")
 
 
 # --- Inception, where a library has it ----------------------------------------------------------
@@ -194,8 +194,8 @@ def test_torch_fidelity_with_weights_of_chance(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(1)
     images = [torch.randint(0, 256, (40, 3, 16, 16), generator=g, dtype=torch.uint8) for _ in "xy"]
     images[1][:, 0] //= 2
-    seen = features.load(f"{INCEPTION}:torch_fidelity")
-    x, y = (features.apply(seen, i.float() / 127.5 - 1) for i in images)
+    seen = features.load_features(f"{INCEPTION}:torch_fidelity")
+    x, y = (features.apply_features(seen, i.float() / 127.5 - 1) for i in images)
     with torch.no_grad():
         expected = blank(images[0])[0].double()
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)
@@ -219,7 +219,7 @@ def test_clean_fid_sees_each_image_resized_as_its_own_files_are(monkeypatch):
     monkeypatch.setattr(theirs, "feature_extractor", lambda *a, **k: network)
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (3, 3, 16, 20), generator=g, dtype=torch.uint8)
-    found = features.apply(features.load(f"{INCEPTION}:clean_fid"), images / 127.5 - 1)
+    found = features.apply_features(features.load_features(f"{INCEPTION}:clean_fid"), images / 127.5 - 1)
     resize = build_resizer("clean")
     expected = [torch.from_numpy(resize(x.permute(1, 2, 0).numpy())).mean((0, 1)) for x in images]
     torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-5, atol=1e-4)
@@ -242,8 +242,8 @@ def test_the_lenet_reads_digits_and_its_distances_are_the_published_floors(image
     digits = runpy.run_path(str(lenet))["lenet"]().logits(images + 0.5).argmax(1)
     right = digits == torch.tensor(list(labels))
     assert float(right.double().mean()) == pytest.approx(0.9879, abs=2e-4)  # as its notes say
-    seen = features.load(f"{lenet}:features")
-    f = features.apply(seen, images)
+    seen = features.load_features(f"{lenet}:features")
+    f = features.apply_features(seen, images)
     assert f.shape == (10_000, 84)
     g = torch.Generator().manual_seed(0)
     for n, published in ((256, 1.0), (1000, 0.30)):  # a small set against the rest, five times
@@ -251,12 +251,12 @@ def test_the_lenet_reads_digits_and_its_distances_are_the_published_floors(image
         mean = sum(features.frechet(s[:n], s[n:]) for s in sets) / 5
         assert mean == pytest.approx(published, rel=0.25)
     f = sets[0]
-    noise = features.apply(seen, torch.rand(1000, 1, 28, 28, generator=g) - 0.5)
+    noise = features.apply_features(seen, torch.rand(1000, 1, 28, 28, generator=g) - 0.5)
     assert features.frechet(noise, f[:1000]) == pytest.approx(101, rel=0.1)
     assert features.precision(noise, f[:1000]) < 0.05
     assert features.precision(f[1000:2000], f[:1000]) > 0.8
     blurred = [
-        features.apply(seen, images[:500] + s * torch.randn(500, 1, 28, 28, generator=g))
+        features.apply_features(seen, images[:500] + s * torch.randn(500, 1, 28, 28, generator=g))
         for s in (0.0, 0.2, 0.5)
     ]
     for distance in (features.frechet, features.kid):

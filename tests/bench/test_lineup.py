@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from undiffuse.bench.measures import quality
-from undiffuse.bench.nfe import campaign, cells, lineup
+from undiffuse.bench.nfe import campaign
+from undiffuse.bench.nfe import campaign as cells
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import plans
+from undiffuse.bench.problems import plans as lineup
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.models import VP, Gaussian

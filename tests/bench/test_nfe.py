@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from undiffuse.bench.measures import quality
-from undiffuse.bench.nfe import campaign, cells
+from undiffuse.bench.nfe import campaign
+from undiffuse.bench.nfe import campaign as cells
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.peers import samplers as peers
-from undiffuse.bench.problems import exact, plans
+from undiffuse.bench.problems import plans
+from undiffuse.bench.problems import problem as exact
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours
 from undiffuse.models import Denoiser, Flow
@@ -82,7 +84,7 @@ def test_a_second_run_repeats_no_cell_and_a_wider_one_only_what_is_new(tmp_path,
 
 def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch):
     run(tmp_path / "whole")
-    real, count = cells.run, []
+    real, count = cells.run_cell, []
 
     def dies(cell, plan, ref):
         count.append(1)
@@ -90,11 +92,11 @@ def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return real(cell, plan, ref)
 
-    monkeypatch.setattr(cells, "run", dies)
+    monkeypatch.setattr(cells, "run_cell", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
     assert len(store.Store(tmp_path / "cut").records) == 3
-    monkeypatch.setattr(cells, "run", real)
+    monkeypatch.setattr(cells, "run_cell", real)
     keys = computed(monkeypatch)
     run(tmp_path / "cut")
     assert len(keys) == 2 * 2 * len(nfe.GRIDS) - 3
@@ -262,7 +264,7 @@ def test_a_guided_checkpoint_pays_for_both_of_its_calls():
     guided, plain = (campaign.Spec(8, 0, checkpoint=c).build() for c in (checkpoint, None))
     configs = [Ours("dpmpp-2m"), *peers.chosen(["rk4", "RK45"])]
     for config, n in zip(configs, (5, 8, 20), strict=True):
-        twice, once = plans.planned(config, guided, 2 * n), plans.planned(config, plain, n)
+        twice, once = plans.plan_of(config, guided, 2 * n), plans.plan_of(config, plain, n)
         assert twice.calls == 2 * once.calls
         # raises unless that many calls are made, of the network under the guidance
         w = cells.integrate(guided, twice, guided.start)

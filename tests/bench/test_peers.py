@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from undiffuse.bench.nfe.cells import integrate
-from undiffuse.bench.peers import adaptive as adaptive_peers
-from undiffuse.bench.peers import generic as generic_peers
+from undiffuse.bench.nfe.campaign import integrate
+from undiffuse.bench.peers import integrators as adaptive_peers
+from undiffuse.bench.peers import integrators as generic_peers
 from undiffuse.bench.peers import k_diffusion
 from undiffuse.bench.peers import samplers as peers
 from undiffuse.bench.peers.samplers import DiffusersPeer, KDiffusionPeer
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems import reference
+from undiffuse.bench.problems import problem as reference
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
 from undiffuse.models.named_targets import get

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from undiffuse.bench.measures.quality import DEFAULT
-from undiffuse.bench.nfe import cells, pictures, trajectories
-from undiffuse.bench.nfe.cells import Cell
+from undiffuse.bench.nfe import campaign as cells
+from undiffuse.bench.nfe.campaign import Cell
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems.plans import Ours, planned
-from undiffuse.bench.problems.reference import solve
+from undiffuse.bench.problems.plans import Ours, plan_of
+from undiffuse.bench.problems.problem import solve
 from undiffuse.bench.report import figures
 from undiffuse.models.named_targets import get
 
@@ -42,25 +42,25 @@ def records():
 
 
 def test_the_best_of_each_kind_and_ddim_are_shown_at_three_costs():
-    rows = pictures.lineup(RING, TODO, records(), DEFAULT)
+    rows = figures.lineup(RING, TODO, records(), DEFAULT)
     assert [name.split("\n")[0] for name, _ in rows] == ["unipc-3", "peer dpmpp-2m", "ddim", "ddpm"]
     assert all(list(by_cost) == [4, 8, 12] for _, by_cost in rows)
     assert all(c.config.name in name for name, by_cost in rows for c in by_cost.values())
 
 
 def test_the_panels_are_the_samples_that_are_measured():
-    ends = [planned(c.config, RING, c.nfe) for c in TODO]
+    ends = [plan_of(c.config, RING, c.nfe) for c in TODO]
     reference = solve(RING, {0.0, *(p.start for p in ends), *(p.end for p in ends)}, 2)
-    _, panels = pictures._panels(RING, ("unipc-3", {8: TODO[6]}), reference)
-    plan = planned(TODO[6].config, RING, 8)
+    _, panels = figures._panels(RING, ("unipc-3", {8: TODO[6]}), reference)
+    plan = plan_of(TODO[6].config, RING, 8)
     w = cells.integrate(RING, plan, RING.start)
     assert [title for title, _ in panels] == ["8 NFE"]
     torch.testing.assert_close(panels[0][1], cells.clean(RING, w, plan.end))
     # and the path of the same solver ends there, on the data's scale
-    states = trajectories.path(RING, plan.tableau, 3)
+    states = figures.path(RING, plan.tableau, 3)
     torch.testing.assert_close(states[-1], problems.signal(w, plan.end)[:3])
     assert len(states) == 9
-    truth = dict(pictures._truth(RING, reference)[1])
+    truth = dict(figures._truth(RING, reference)[1])
     assert set(truth) == {"exact trajectory", "exact samples"}
     torch.testing.assert_close(truth["exact trajectory"], reference.at(0.0))
 
@@ -68,8 +68,8 @@ def test_the_panels_are_the_samples_that_are_measured():
 def test_pictures_fill_the_range_of_the_data():
     p = replace(RING, data=torch.tensor([[-0.5, 0.0], [0.5, 0.25]]).double(), law=None)
     x = torch.tensor([[-0.5, 0.5, 0.0]])
-    assert pictures._in_range(p, x).tolist() == [[-1.0, 1.0, 0.0]]
-    assert pictures._in_range(RING, x) is x
+    assert figures._in_range(p, x).tolist() == [[-1.0, 1.0, 0.0]]
+    assert figures._in_range(RING, x) is x
 
 
 def test_a_tile_holds_its_pictures_line_by_line():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from undiffuse.bench.nfe import pooling
+from undiffuse.bench.nfe import summary as pooling
 from undiffuse.solvers import store
 
 from .runs import computed, run

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems import reference
+from undiffuse.bench.problems import problem as reference
 from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, SubVP
 from undiffuse.models.named_targets import Target, get
 

@@ -132,7 +132,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from ..bench.nfe.pooling import merge
+    from ..bench.nfe.summary import merge
 
     merge(args.runs, args.out)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench.nfe import lineup
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import plans
+from undiffuse.bench.problems import plans as lineup
 from undiffuse.bench.problems import problem as problems
 from undiffuse.models.named_targets import get
 from undiffuse.models.networks import InItsOwnType
