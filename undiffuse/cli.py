@@ -15,7 +15,7 @@ from .commands import COMMANDS
 from .commands.common import Help, check
 from .kernels.errors import UndiffuseError
 
-EXTRAS = ("diffusers", "matplotlib", "pandas", "plotly", "rich", "scipy", "sklearn")
+EXTRAS = ("diffusers", "matplotlib", "rich", "scipy", "sklearn")
 """Modules that the extra `bench` brings."""
 
 
