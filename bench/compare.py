@@ -21,7 +21,7 @@ import torch
 
 from ..kernels.errors import InvalidValue
 from ..solvers.intervals import mean_interval
-from ..solvers.store import Record, parse
+from ..solvers.store import Record, read
 from .measures.quality import MEASURES
 from .report.table import Table, interval, short, show
 
@@ -104,16 +104,12 @@ def _read(path: Path) -> tuple[str, Any]:
         path = path / "results.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no results at {str(path)!r}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidValue(f"{path} holds no results: {error}") from error
     if path.suffix == ".jsonl":
-        records = {r["key"]: r for r in parse(text)}
+        records = {r["key"]: r for r in read(path) if "problem" in r}
         times = path.with_name("timings.jsonl")
         if times.is_file():
-            for r in parse(times.read_text(encoding="utf-8")):
-                if r["key"] in records:
+            for r in read(times):
+                if r["key"] in records and "seconds" in r:
                     records[r["key"]] = {**records[r["key"]], "seconds": r["seconds"]}
         found: dict[Any, Record] = {}
         for r in records.values():  # a cell that was measured twice, by other measures, is one
@@ -121,11 +117,12 @@ def _read(path: Path) -> tuple[str, Any]:
             found[what] = {**found.get(what, {}), **r}
         return "run of undiffuse bench", found
     try:
-        made = json.loads(text)
+        made = json.loads(path.read_text(encoding="utf-8"))
         return "file of pytest-benchmark", {b["fullname"]: b["stats"] for b in made["benchmarks"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidValue(
-            f"{path} is neither a results.jsonl nor a file of pytest-benchmark: {error!r}"
+            f"{path} holds no results: it is neither a results.jsonl nor a file of pytest-benchmark "
+            f"({error!r:.80})"
         ) from None
 
 

@@ -11,32 +11,43 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from ..kernels.files import write_text
+from ..kernels.files import usable, write_text
 
 Record = dict[str, Any]
 
 
 class Store:
-    """The records of a folder, by key. Creates the folder; repairs a cut last line. writes: False
-    keeps what is appended in memory alone."""
+    """The records of a folder, by key. Creates the folder; leaves out what does not read.
 
-    def __init__(self, folder: Path, name: str = "results.jsonl", writes: bool = True) -> None:
+    needs: entries that a record must have; one without is computed again.
+    writes: False keeps what is appended in memory alone.
+
+    Raises UnusableFolder, an OSError, for a folder that cannot be written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "results.jsonl",
+        writes: bool = True,
+        needs: Sequence[str] = (),
+    ) -> None:
         self.writes = writes
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / name
+        self.path = usable(folder, files=[name]) / name
         self.records: dict[str, Record] = {}
         if self.path.is_file():
-            text = self.path.read_text(encoding="utf-8")
-            for record in parse(text):
-                self.records[record["key"]] = record
-            if writes and text and not text.endswith("\n"):
+            data = self.path.read_bytes()
+            found = [r for r in read(self.path) if all(n in r for n in needs)]
+            self.records = {r["key"]: r for r in found}
+            whole = data.endswith(b"\n") and len(found) == len(data.splitlines())
+            if writes and data and not whole:
                 write_text(self.path, lines(self.records.values()))
 
     def __contains__(self, key: str) -> bool:
@@ -50,10 +61,13 @@ class Store:
         self.records[record["key"]] = record
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(lines([record]))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(lines([record]))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a write does not say of what file
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
 
 def ratio_of(record: Record, end: str) -> float:
@@ -62,15 +76,21 @@ def ratio_of(record: Record, end: str) -> float:
     return math.inf if value is None else float(value)
 
 
+def read(path: Path) -> list[Record]:
+    """The records of a file; bytes that are no UTF-8 spoil their own line."""
+    return parse(path.read_bytes().decode("utf-8", "replace"))
+
+
 def parse(text: str) -> list[Record]:
     """Records of JSON lines; lines that are cut or not records are left out."""
     out = []
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("key"), str):
+        good = isinstance(record, dict) and isinstance(record.get("key"), str)
+        if good and "\ufffd" not in line:
             out.append(record)
     return out
 
@@ -85,7 +105,7 @@ def records_of(folder: Path) -> list[Record]:
     path = folder / "results.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no results.jsonl in {folder}: is it a benchmark's --out?")
-    return parse(path.read_text(encoding="utf-8"))
+    return read(path)
 
 
 def merge(sources: Iterable[Path], out: Path) -> int:
@@ -102,7 +122,7 @@ def merge(sources: Iterable[Path], out: Path) -> int:
         joined: dict[str, Record] = {}
         for folder in sources:
             path = folder / name
-            for record in parse(path.read_text(encoding="utf-8")) if path.is_file() else []:
+            for record in read(path) if path.is_file() else []:
                 held = joined.get(record["key"])
                 if held is None or record.get("status", "ok") == "ok":
                     joined[record["key"]] = record

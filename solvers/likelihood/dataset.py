@@ -36,7 +36,7 @@ from ...models.guidance.rule import leaves
 from ...models.progress import bar
 from ..intervals import mean_interval
 from ..outcome import SolverError, Status
-from ..store import Record, Store, environment, parse
+from ..store import Record, Store, environment, read
 from .bits import METHODS, Bits, bits_per_dim
 from .items import Items, remark
 
@@ -147,7 +147,7 @@ def run(
     keys = [f"{_digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
     if labels is not None:
         keys = [f"{key} {label}" for key, label in zip(keys, labels.tolist(), strict=True)]
-    store = Store(out, "items.jsonl")
+    store = Store(out, "items.jsonl", needs=FIELDS)
     todo = [i for i, key in enumerate(keys) if key not in store]
     began = time.perf_counter()
     told = _Running([store[key] for key in keys if key in store], count, progress)
@@ -266,6 +266,13 @@ def _identity(model: str | Path, trained: Checkpoint) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
+
+
+FIELDS = (
+    "item", "bits_per_dim", "std_error", "solver_error", "repeats", "nfe", "status", "why",
+    "convention",
+)  # fmt: skip
+"""What a row of items.jsonl holds; one without is scored again."""
 
 
 def _records(
@@ -402,7 +409,7 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
 
 def _by_item(folder: Path, head: str) -> dict[int, float]:
     """Bits/dim of the items that the run of that head could score."""
-    rows = parse((folder / "items.jsonl").read_text(encoding="utf-8"))
+    rows = read(folder / "items.jsonl")
     return {r["item"]: r["bits_per_dim"] for r in rows
             if r["head"] == head and r["status"] != "failed"}  # fmt: skip
 

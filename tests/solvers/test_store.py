@@ -67,3 +67,37 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         atomically(path, half)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_does_not_read_is_left_out_and_computed_again(tmp_path):
+    """Bytes that are no UTF-8, a NUL tail, deep JSON, records without what the reader needs."""
+    first = Store(tmp_path)
+    for key in "ab":
+        first.append(record(key))
+    with first.path.open("ab") as file:
+        file.write(b'{"key": "c\xff\xfe"}\n' + b'{"key": "d"}\n' + b"[" * 100_000 + b"\n")
+        file.write(b"3\n\x00\x00\x00")
+    again = Store(tmp_path, needs=("status",))
+    assert set(again.records) == {"a", "b"}
+    again.append(record("c"))
+    assert set(Store(tmp_path, needs=("status",)).records) == set("abc")
+    assert len(again.path.read_text().splitlines()) == 3  # mended
+
+
+def test_a_whole_file_is_not_written_again(tmp_path):
+    """Another process may be appending to it."""
+    first = Store(tmp_path)
+    for value in (1.0, 2.0):
+        first.append(record("a", error=value))
+    before = first.path.stat().st_ino
+    assert Store(tmp_path)["a"]["error"] == 2.0
+    assert first.path.stat().st_ino == before
+
+
+def test_a_store_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(OSError, match="Is a directory: .*results.jsonl"):
+        Store(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="File exists|Not a directory"):
+        Store(tmp_path / "file")
