@@ -25,7 +25,7 @@ from undiffuse.models import EDM, Denoiser, load_default
 from undiffuse.models.adapters import retime
 from undiffuse.models.data.drawing import sample_grid
 from undiffuse.models.data.sets import Data, load
-from undiffuse.models.guidance.combine import cfg, inpaint, posterior
+from undiffuse.models.guidance import cfg, inpaint, posterior
 from undiffuse.models.ito import annealed_langevin, langevin
 from undiffuse.models.training.train import train
 from undiffuse.solvers import sample

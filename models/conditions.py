@@ -99,6 +99,29 @@ def plain(cond: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mapped(fn: Callable[[Tensor], Tensor], cond: Any) -> Any:
+    """The tree with fn of every tensor, marked ones too."""
+
+    def leaf(value: Any, path: str) -> Any:
+        if isinstance(value, Shared):
+            return Shared(walk(leaf, value.value, path))
+        return fn(value) if isinstance(value, Tensor) else value
+
+    return walk(leaf, cond)
+
+
+def moved(cond: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Tensors moved or cast as `torch.Tensor.to` does it; integers are not cast."""
+    device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+
+    def to(value: Tensor) -> Tensor:
+        kind = dtype if value.is_floating_point() else None
+        return value.to(device, kind, non_blocking)
+
+    found: dict[str, Any] = mapped(to, cond)
+    return found
+
+
 def joined(a: Any, b: Any, batch: int) -> Any:
     """One tree of 2 B rows, those of `a` and then those of `b`; raises `CannotJoin`.
 
@@ -139,6 +162,11 @@ def walk(leaf: Leaf, value: Any, path: str = "cond") -> Any:
     if all(changed[key] is part for key, part in inner.items()):
         return value
     return _rebuilt(value, changed)
+
+
+def length(leaf: Any) -> int:
+    """Rows of a tensor or array with dimensions; 1 of anything else."""
+    return len(leaf) if _has_rows(leaf) else 1
 
 
 def _unmarked(value: Any, path: str) -> Any:

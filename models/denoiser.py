@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import operator
-import re
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.errors import InvalidType, InvalidValue, RunFailure
+from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from . import conditions
+from .calling import Seen, called
 from .processes import Process
 from .readout import (
     READOUTS,
@@ -25,6 +24,7 @@ from .readout import (
     convert,
     network_scale,
     network_time,
+    true_time,
     warn_of_pure_noise,
 )
 
@@ -57,7 +57,7 @@ class Denoiser:
     sigma_data: float = None  # type: ignore[assignment]
     clip: tuple[float, float] | None = None
     cond: dict[str, Any] = field(default_factory=dict, repr=False)
-    _seen: _Seen = field(init=False, repr=False, default_factory=lambda: _Seen())
+    _seen: Seen = field(init=False, repr=False, default_factory=Seen)
 
     def __post_init__(self) -> None:
         if not callable(self.net) or isinstance(self.net, type):
@@ -124,6 +124,8 @@ class Denoiser:
         """
         found = {**self.cond, **conditions.named(cond)}
         conditions.check(found, batch)
+        if isinstance(self.net, Combination):
+            self.net.check(batch)
         return found
 
     def told(self, cond: dict[str, Any] | None, batch: int) -> Denoiser:
@@ -131,10 +133,11 @@ class Denoiser:
         return self._with(cond=self.given(cond, batch))
 
     def rows(self, index: Tensor, batch: int) -> Denoiser:
-        """The denoiser of the samples `index` (int64 [n]) of a batch: conditions cut to theirs."""
-        if not self.cond:
+        """The denoiser of the samples `index` (int64 [n]) of a batch: what has rows is cut to theirs."""
+        net = self.net.rows(index, batch) if isinstance(self.net, Combination) else self.net
+        if not self.cond and net is self.net:
             return self
-        return self._with(cond=conditions.rows(self.cond, index, batch))
+        return self._with(net=net, cond=conditions.rows(self.cond, index, batch))
 
     def _with(self, **changes: Any) -> Denoiser:
         """A copy with other fields, known to be valid, that shares what was seen of the network."""
@@ -160,45 +163,74 @@ class Denoiser:
     # --- the network --------------------------------------------------------------------------
 
     @property
+    def networks(self) -> list[Callable[..., Tensor]]:
+        """The networks that are called in the end, each once."""
+        if not isinstance(self.net, Combination):
+            return [self.net]
+        found = [net for model in self.net.models for net in model.networks]
+        return list({id(net): net for net in found}.values())
+
+    def map(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Denoiser:
+        """The denoiser with `change(net)` in the place of every network."""
+        done = {id(net): change(net) for net in self.networks}
+        return self._mapped(done)
+
+    def _mapped(self, done: dict[int, Callable[..., Tensor]]) -> Denoiser:
+        if isinstance(self.net, Combination):
+            models = [model._mapped(done) for model in self.net.models]
+            return self._with(net=self.net.of(models), _seen=Seen())
+        return self._with(net=done[id(self.net)], _seen=Seen())
+
+    def to(self, *args: Any, **kwargs: Any) -> Denoiser:
+        """The denoiser with networks and conditions moved or cast as `torch.Tensor.to` does it.
+
+        Networks that are modules are moved in place, as torch does.
+        """
+        if isinstance(self.net, nn.Module):
+            self.net.to(*args, **kwargs)
+        cond = conditions.moved(self.cond, *args, **kwargs)
+        return self._with(cond=cond)
+
+    @property
     def calls(self) -> int:
         """Network calls of one evaluation, at most."""
-        return 1
+        return self.net.calls if isinstance(self.net, Combination) else 1
+
+    def calls_at(self, t: float, cond: dict[str, Any]) -> int:
+        """Network calls of one evaluation at a time t that is the same for all samples."""
+        return self.net.calls_at(t, cond) if isinstance(self.net, Combination) else 1
 
     def call(
-        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None = None
+        self,
+        x_in: Tensor,
+        t_in: Tensor,
+        cond: dict[str, Any],
+        t: float | Tensor | None = None,
+        fresh: bool = False,
     ) -> Tensor:
         """The network's output at what it is handed: the one place where a network is called.
 
         x_in [B, ...]: c_in x. t_in [B]: c_noise(t). cond: as `given` returns it. t: the process's
-        time, float or [B], where it is known; guidance asks for it.
+        time, float or [B], where it is known; guidance asks for it. fresh: x_in is nobody else's, so that
+        the network may write into it.
         x_in and t_in are left as they are, whatever the network writes into what it is shown. The
         output has x_in's shape and device and a floating type of its own. Raises TypeError or
         ValueError for any other, and where the network's arguments cannot be these.
         """
-        seen = self._seen
-        if not (seen.training or torch.is_grad_enabled()):
-            seen.training = True
-            _name_training(self.net)
-        kept = seen.writes is False and not torch.compiler.is_compiling()
-        shown, told = (x_in, t_in) if kept else (x_in.clone(), t_in.clone())
-        before = _version(shown), _version(told)
-        out = _ask(self.net, shown, told, conditions.plain(cond))
-        if kept and before != (_version(shown), _version(told)):
-            raise RunFailure(
-                "the network writes into its input, which it did not at its first call: let its "
-                "first layer work out of place (inplace=False)"
-            )
-        if not kept and not torch.compiler.is_compiling():
-            seen.writes = before[0] is None or before != (_version(shown), _version(told))
-            if not seen.writes and x_in.device.type == "cpu":  # .data has no version
-                seen.writes = not torch.equal(shown, x_in)
-        return _checked(out, x_in)
+        if isinstance(self.net, Combination):
+            return self.net.evaluate(x_in, t_in, cond, t)
+        return called(self.net, self._seen, x_in, t_in, cond, fresh)
 
-    def output(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """The network's output at x [B, ...] and t, float64 of no dimension or [B], in x's type;
-        cond: as `given` returns it."""
+    def output(
+        self, x: Tensor, t: Tensor, cond: dict[str, Any], t_in: Tensor | None = None
+    ) -> Tensor:
+        """The network's output at x [B, ...] and t, float64 of no dimension or [B], in x's type.
+
+        cond: as `given` returns it. t_in: c_noise(t), where it is known already.
+        """
         x_in = x if self.predicts != "edm" else x * column(self.network_scale(t), x)
-        return self.call(x_in, self._t_in(x, t), cond, t).to(x.dtype)
+        told = self._t_in(x, t) if t_in is None else t_in
+        return self.call(x_in, told, cond, t, fresh=x_in is not x).to(x.dtype)
 
     def _t_in(self, x: Tensor, t: Tensor) -> Tensor:
         """c_noise(t) [B] on x's device, in float32 at least: bfloat16 would round 999 to 1000."""
@@ -230,14 +262,24 @@ class Denoiser:
         """dx/dt of the probability flow, f x - 1/2 g^2 score (Song et al. 2021, 13)."""
         return self.read("flow", x, self._time(x, t), self.given(cond, len(x)))
 
-    def read(self, target: str, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """A read-out by name at x and t, float64 of no dimension or [B]; of the clipped D, if `clip`
-        is set. cond: as `given` returns it."""
-        if self.clip is None:
+    def read(
+        self,
+        target: str,
+        x: Tensor,
+        t: Tensor,
+        cond: dict[str, Any],
+        t_in: Tensor | None = None,
+        clip: bool = True,
+    ) -> Tensor:
+        """A read-out by name, in x's type; arguments as of `output`.
+
+        clip: read it off the clipped D, if the denoiser clips.
+        """
+        if self.clip is None or not clip:
             affine = self.coefficients(target, t)  # first: it may refuse
-            return _apply(affine, x, self.output(x, t, cond))
+            return _apply(affine, x, self.output(x, t, cond, t_in))
         affine = convert(self.process, t, "data", target, self.sigma_data)
-        out = self.output(x, t, cond)
+        out = self.output(x, t, cond, t_in)
         data = _apply(self.coefficients("data", t), x, out).clamp(*self.clip)
         return data if target == "data" else _apply(affine, x, data)
 
@@ -258,118 +300,122 @@ class Denoiser:
         t = t.cpu().double() if t.device.type == "mps" else t.double()
         if t.device.type == "cpu":  # on a device this would be a synchronisation inside the loop
             last = self.process.t_max
-            if not bool(((t >= 0) & (t <= last * (1 + 1e-9))).all()):
-                at = t.flatten()[~((t >= 0) & (t <= last)).flatten()][0]
+            fine = (t >= 0) & (t <= last * (1 + 1e-6))  # t_max in float32 may be above it
+            if not bool(fine.all()):
+                at = t[~fine].flatten()[0]
                 raise InvalidValue(
                     f"t must lie in [0, t_max={last:g}] of {self.process}; got {float(at):g}"
                 )
         return t
 
 
-class _Seen:
-    """What was found out about a network while it was called.
+class Combination(nn.Module):
+    """What stands in the place of a network in a denoiser made of denoisers.
 
-    writes: whether it writes into its input; None before its first call. training: whether its mode
-    was looked at.
+    The denoiser that holds it has the process, the time convention and the conditions of the first of
+    them, so that x_in and t_in reach a network unchanged where a rule asks for raw outputs. A child
+    says what it does in `evaluate`, and names in `held` its attributes whose leaves have rows.
+
+    models: the denoisers that are asked. predicts: what `evaluate` returns is a prediction of.
     """
 
-    def __init__(self) -> None:
-        self.writes: bool | None = None
-        self.training = False
+    held: tuple[str, ...] = ()
 
+    def __init__(self, *models: Denoiser, predicts: str) -> None:
+        super().__init__()
+        for model in models:
+            if not isinstance(model, Denoiser):
+                raise InvalidType(f"model must be a Denoiser; got {_kind(model)}")
+        self.models, self.predicts = models, predicts
+        self.nets = nn.ModuleList([m.net for m in models if isinstance(m.net, nn.Module)])
 
-KINDS = {"float64": "double", "float32": "float", "bfloat16": "bfloat16", "float16": "half"}
+    def denoiser(self) -> Denoiser:
+        """The first denoiser with this in the place of its network."""
+        first = self.models[0]
+        time = "continuous" if callable(first.time) and self.predicts == "data" else first.time
+        made = first._with(net=self, predicts=self.predicts, time=time, _seen=Seen())
+        return made
 
+    def evaluate(
+        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
+    ) -> Tensor:
+        """The prediction, as `Denoiser.call` has it; x_in is x unless predicts is 'edm'."""
+        raise NotImplementedError
 
-def _ask(net: Callable[..., Any], x: Tensor, t: Tensor, cond: dict[str, Any]) -> Any:
-    """net(x, t, **cond); says what is wrong where Python and torch only say that something is."""
-    try:
-        return net(x, t, **cond)
-    except TypeError as error:
-        clash = re.search(r"multiple values for argument '(\w+)'", str(error))
-        if clash is None or clash[1] not in cond:
-            raise
-        raise InvalidType(
-            f"cond[{clash[1]!r}] has the name under which the network takes x or t, its first two "
-            "arguments: rename that argument of the network"
-        ) from error
-    except RuntimeError as error:
-        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
-        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
-        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
-            raise
-        have = " and ".join(sorted(map(str, found)))
-        cast = min(map(str, found)).removeprefix("torch.")
-        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
-        raise InvalidType(
-            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
-            f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
-        ) from error
+    def forward(self, x_in: Tensor, t_in: Tensor, /, **cond: Any) -> Tensor:
+        """As a network, for loops that know no more than that."""
+        return self.evaluate(x_in, t_in, cond, None)
 
+    def calls_at(self, t: float, cond: dict[str, Any]) -> int:
+        """See `Denoiser.calls_at`."""
+        return sum(model.calls_at(t, cond) for model in self.models)
 
-def _checked(out: Any, x: Tensor) -> Tensor:
-    """`out` if it is one floating tensor of x's shape, on x's device."""
-    if not isinstance(out, Tensor):
-        take = "[0]" if isinstance(out, tuple | list) else "['sample']"
-        take = ".sample" if hasattr(out, "sample") else take
-        raise InvalidType(
-            f"net must return one tensor of x's shape {tuple(x.shape)}; it returned "
-            f"{_described(out)}: hand in a function that takes the tensor out, e.g. "
-            f"lambda x, t, **cond: net(x, t, **cond){take}, or use models.adapters"
-        )
-    if out.shape != x.shape:
-        raise InvalidValue(
-            f"net must return the shape of its input {tuple(x.shape)}; got {tuple(out.shape)}"
-        )
-    if not out.is_floating_point():
-        raise InvalidType(f"net must return floating numbers; got {out.dtype}")
-    if out.device != x.device:
-        raise InvalidValue(
-            f"net must return its output on x's device, {x.device}; got one on {out.device}"
-        )
-    return out
+    @property
+    def calls(self) -> int:
+        """See `Denoiser.calls`."""
+        return sum(model.calls for model in self.models)
 
+    def time(self, x: Tensor, t_in: Tensor, t: float | Tensor | None) -> Tensor:
+        """t in float64, of no dimension or [B]; found from t_in where it is not known."""
+        if isinstance(t, Tensor):
+            return t
+        if t is not None:
+            return torch.full((), t, dtype=torch.float64, device="cpu")
+        first = self.models[0]
+        if callable(first.time) and self.predicts != "data":
+            raise InvalidValue(
+                f"the time that {self} needs cannot be told from what time={first.time} makes of it: "
+                "run it through ud.sample or Sampler.steps, which know it"
+            )
+        convention = "continuous" if callable(first.time) else first.time
+        wide = t_in.cpu() if t_in.device.type == "mps" else t_in
+        return true_time(first.process, wide.double(), convention, first.steps)
 
-def _described(out: Any) -> str:
-    kind = type(out).__name__
-    if isinstance(out, dict):
-        return f"a {kind} of {', '.join(map(repr, out)) or 'nothing'}"
-    if isinstance(out, tuple | list):
-        return f"a {kind} of {len(out)}"
-    return kind if out is None else f"an object of type {kind}"
+    def t_in(self, model: Denoiser, t_in: Tensor) -> Tensor | None:
+        """t_in for `model`, if it is told the time as the first one is."""
+        first = self.models[0]
+        alike = model.process == first.process and model.steps == first.steps
+        return t_in if alike and model.time == first.time and not callable(model.time) else None
 
+    # --- what belongs to samples --------------------------------------------------------------
 
-def _name_training(net: Any) -> None:
-    """Warn of layers that depend on the batch or on chance while the network is in training mode."""
-    if not isinstance(net, nn.Module):
-        return
-    found = set()
-    for m in net.modules():
-        chance = isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0
-        share = vars(m).get("dropout")  # of attention and recurrent layers
-        inner = isinstance(share, float) and share > 0
-        by_name = type(m).__name__ in ("DropPath", "StochasticDepth")
-        batch = isinstance(m, nn.modules.batchnorm._BatchNorm)
-        if m.training and (chance or inner or by_name or batch):
-            found.add(type(m).__name__)
-    if found:
-        warnings.warn(
-            f"the network is in training mode, so its {', '.join(sorted(found))} layers depend on "
-            "chance or on the batch: call net.eval() first",
-            UserWarning,
-            stacklevel=4,
-        )
+    def check(self, batch: int) -> None:
+        """Raise ValueError for a held value, or a model's condition, of another length than `batch`."""
+        for name in self.held:
+            conditions.check(getattr(self, name), batch, name)
+        for model in self.models:
+            model.given(None, batch)
 
+    def rows(self, index: Tensor, batch: int) -> Combination:
+        """The same of the samples `index` of a batch."""
+        cut = {name: conditions.rows(getattr(self, name), index, batch) for name in self.held}
+        models = [model.rows(index, batch) for model in self.models]
+        same = all(a is b for a, b in zip(models, self.models, strict=True))
+        if same and all(cut[name] is getattr(self, name) for name in self.held):
+            return self
+        made = self.of(models)
+        for name, value in cut.items():
+            setattr(made, name, value)
+        return made
 
-def _version(x: Tensor) -> int | None:
-    """How often x was written to; None where torch does not count (inference mode)."""
-    return None if x.is_inference() else x._version
+    def of(self, models: Sequence[Denoiser]) -> Combination:
+        """The same of other denoisers."""
+        made = copy.copy(self)
+        made._modules = dict(self._modules)
+        made.models = tuple(models)
+        made.nets = nn.ModuleList([m.net for m in models if isinstance(m.net, nn.Module)])
+        return made
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Combination:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self.held:
+            setattr(self, name, conditions.mapped(fn, getattr(self, name)))
+        self.models = tuple(m._with(cond=conditions.mapped(fn, m.cond)) for m in self.models)
+        return self
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _bounds(clip: Any) -> tuple[float, float]:

@@ -190,4 +190,13 @@ def network_time(process: Process, t: Tensor, convention: Any, steps: int) -> Te
     return told
 
 
+def true_time(process: Process, told: Tensor, convention: Any, steps: int) -> Tensor:
+    """The time t at which `network_time` is `told`, float64; for named conventions."""
+    if convention == "continuous":
+        return told
+    if convention == "index":
+        return (told + 1) / steps
+    return process.inverse_log_snr(-4 * told if convention == "edm" else -told.log())
+
+
 TIME_CONVENTIONS = ("continuous", "index", "edm", "sigma")

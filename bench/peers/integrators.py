@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ...models import Denoiser
-from ...models.guidance.rule import calls_of
 from ...solvers.flow import ScaledFlow, probability_flow, reverse_sde
 from ...solvers.tables import grids
 from ..problems import problem as problems
@@ -122,8 +121,8 @@ def scipy(name: str) -> Method:
             from scipy.integrate import solve_ivp
         except ImportError as error:
             raise Unavailable("not installed (pip install 'undiffuse[bench]')") from error
-        counter = problems.Counter(model.net)
-        flow = probability_flow(replace(model, net=counter), t_min=model.t_min)
+        counter = problems.Counter()
+        flow = probability_flow(model.map(counter.around), t_min=model.t_min)
 
         def slope(t: float, flat: np.ndarray) -> np.ndarray:
             y = torch.from_numpy(flat).to(x).reshape(x.shape)
@@ -145,8 +144,8 @@ def torchdiffeq(name: str, ours: bool = False) -> Method:
     def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
         from torchdiffeq import odeint
 
-        process, counter = model.process, problems.Counter(model.net)
-        counted = replace(model, net=counter)
+        process, counter = model.process, problems.Counter()
+        counted = model.map(counter.around)
         way = {"method": name, "rtol": tol, "atol": tol}
         if not ours:
             span = torch.tensor([process.t_max, model.t_min], dtype=torch.float64)
@@ -169,8 +168,8 @@ def k_diffusion(order: int) -> Method:
     """sample_dpm_adaptive of that order."""
 
     def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-        process, counter = model.process, problems.Counter(model.net)
-        counted = replace(model, net=counter)
+        process, counter = model.process, problems.Counter()
+        counted = model.map(counter.around)
         ends = [problems.ratio_at(process, t) for t in (model.t_min, process.t_max)]
 
         def denoise(y: Tensor, sigma: Tensor) -> Tensor:
@@ -232,7 +231,7 @@ def _calls(problem: Problem, library: str, name: str, tol: float) -> int:
     x = from_unit(problem.process, problem.start, problem.process.t_max)
     with torch.no_grad():
         calls = int(METHODS[library, name].run(problem.model, x, tol)[1].max())
-    return calls // calls_of(problem.model.net)
+    return calls // problem.model.calls
 
 
 ADAPTIVE = tuple(AdaptivePeer(*key) for key in METHODS)

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, Process
 from ...models.checkpoint import from_code
-from ...models.guidance.rule import calls_of
 from ...solvers import (
     GaussianPreconditioned,
     Grid,
@@ -79,7 +78,7 @@ def plan_of(config: Config, problem: Problem, nfe: int) -> Plan:
 
     Raises Unavailable where there is none.
     """
-    each = calls_of(problem.model.net)
+    each = problem.model.calls
     if nfe < each:
         raise Unavailable(f"one evaluation makes {each} network calls, not within {nfe}")
     plan = config.plan(problem, nfe // each)

@@ -34,7 +34,6 @@ from torch import Tensor
 from ...kernels import normal
 from ...kernels.errors import InvalidValue, MissingPackage
 from ...models import Denoiser, GaussianMixture, Process
-from ...models.guidance.rule import calls_of, leaves
 from ...models.named_targets import Target
 from ...models.networks import InItsOwnType
 from ...solvers.outcome import SolverError, Status
@@ -45,28 +44,19 @@ ZERO_RATIO = 1e-5
 
 
 class Counter:
-    """A network that counts its calls and lets them through unchanged.
+    """Counts the calls of the networks that it is put around: `model.map(counter.around)`."""
 
-    Guidance counts as the calls that it makes: by hooks where the networks under it are modules,
-    else as it declares.
-    """
-
-    def __init__(self, net: Callable[..., Tensor]) -> None:
-        self.net = net
+    def __init__(self) -> None:
         self.calls = 0
-        self._under = leaves(net)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        hooks = [m.register_forward_hook(self._count) for m in self._under]
-        try:
-            return self.net(*args, **kwargs)
-        finally:
-            self.calls += 0 if hooks else calls_of(self.net)
-            for hook in hooks:
-                hook.remove()
+    def around(self, net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The network, which lets its calls be counted."""
 
-    def _count(self, *_: Any) -> None:
-        self.calls += 1
+        def counted(*args: Any, **kwargs: Any) -> Tensor:
+            self.calls += 1
+            return net(*args, **kwargs)
+
+        return counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +91,8 @@ class Problem:
     @property
     def narrow(self) -> bool:
         """Whether its network computes in a type narrower than float64."""
-        net = self.model.net
-        return isinstance(net, InItsOwnType) and net.dtype != torch.float64
+        own = (net for net in self.model.networks if isinstance(net, InItsOwnType))
+        return any(net.dtype != torch.float64 for net in own)
 
     @property
     def r_max(self) -> float:
@@ -138,8 +128,7 @@ class Problem:
         threads, the root mean square to three digits.
         """
         known = repr((self.process, self.model.predicts, self.model.time))
-        under: list[Any] = leaves(self.model.net) or [self.model.net]
-        for module in under:
+        for module in self.model.networks:
             if isinstance(module, torch.nn.Module):
                 known += _digest(*(v for _, v in sorted(module.state_dict().items())))
         probes = _probes(self.start)
@@ -153,8 +142,8 @@ class Problem:
 
     def counted(self) -> tuple[Denoiser, Counter]:
         """The model with a network that counts its calls, and the counter."""
-        counter = Counter(self.model.net)
-        return replace(self.model, net=counter), counter
+        counter = Counter()
+        return self.model.map(counter.around), counter
 
 
 def exact(target: Target, batch: int, seed: int = 0) -> Problem:
@@ -198,23 +187,24 @@ def network(
 
 def _callable(p: Problem) -> Problem:
     """The problem with its network in the widest type that it takes, found by one call."""
-    net: Any = p.model.net
-    own = InItsOwnType(net)
-    if not isinstance(net, torch.nn.Module):
-        ways = [net, own]
-    elif p.large:
-        ways = [own]
-    else:
-        ways = [InItsOwnType(copy.deepcopy(net).double()), own]
+
+    def wide(net: Any) -> Any:
+        if isinstance(net, torch.nn.Module):
+            return InItsOwnType(copy.deepcopy(net).double())
+        return net
+
+    modules = any(isinstance(net, torch.nn.Module) for net in p.model.networks)
+    ways = [InItsOwnType] if modules and p.large else [wide, InItsOwnType]
+    own = InItsOwnType(p.model.networks[0])
     for way in ways:
-        tried = replace(p, model=replace(p.model, net=way))
+        tried = replace(p, model=p.model.map(way))
         try:
             with torch.no_grad():
                 data_prediction(tried.model, p.start[:2], min(max(1.0, p.r_min), p.r_max))
         except Exception as error:  # noqa: BLE001 a network of the user's may raise anything
             failed = error
             continue
-        narrower = way is own and len(ways) > 1
+        narrower = way is InItsOwnType and len(ways) > 1
         return replace(tried, about=f"{p.about}; called in {own.dtype}") if narrower else tried
     raise InvalidValue(
         f"the network of {p.name} cannot be called with x {own.dtype} of shape "

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...kernels.errors import InvalidType
 from ...kernels.shapes import column
-from ..denoiser import Denoiser
+from ..denoiser import Combination, Denoiser
 from ..processes import EDM, VE, VP, Flow, Process, SubVP
 from .modules import Linear, callable_net
 
@@ -83,30 +84,40 @@ def retime(model: Denoiser, process: Process) -> Denoiser:
         raise InvalidType(f"model must be a Denoiser; got {type(model).__name__}")
     if not isinstance(process, Process):
         raise InvalidType(f"process must be a Process, e.g. EDM(); got {process!r}")
-    if process == model.process:
-        return model
-    return Denoiser(
-        Retimed(model, process), process, predicts="data", sigma_data=model.sigma_data,
-        clip=model.clip, cond=model.cond,
-    )  # fmt: skip
+    return model if process == model.process else Retimed(model, process).denoiser()
 
 
-class Retimed(nn.Module):
-    """The data prediction of a denoiser of one process, called with x and t of another."""
+class Retimed(Combination):
+    """See `retime`."""
+
+    title = "retime"
 
     def __init__(self, model: Denoiser, process: Process) -> None:
-        super().__init__()
-        self.model, self.process = replace(model, cond={}), process
-        self.net = model.net
-
-    def forward(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
-        t = t.double()
-        ours = self.model.process.inverse_log_snr(self.process.log_snr(t))
-        ratio = self.model.process.alpha(ours) / self.process.alpha(t)
-        return self.model(column(ratio, x) * x, ours, **cond)
+        super().__init__(model, predicts="data")
+        self.process = process
 
     def __repr__(self) -> str:
-        return "retime"
+        return self.title
+
+    def denoiser(self) -> Denoiser:
+        return replace(super().denoiser(), process=self.process, time="continuous")
+
+    def evaluate(
+        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
+    ) -> Tensor:
+        at = torch.as_tensor(t_in if t is None else t, dtype=torch.float64)
+        ours = self.ours(at)
+        ratio = self.models[0].process.alpha(ours) / self.process.alpha(at)
+        return self.models[0].read("data", column(ratio, x_in) * x_in, ours, cond)
+
+    def ours(self, t: Tensor) -> Tensor:
+        """The time of the model's own process at which the noise is that of `process` at t."""
+        found = self.models[0].process.inverse_log_snr(self.process.log_snr(t))
+        return torch.as_tensor(found)
+
+    def calls_at(self, t: float, cond: dict[str, Any]) -> int:
+        at = self.ours(torch.full((), t, dtype=torch.float64, device="cpu"))
+        return self.models[0].calls_at(float(at), cond)
 
 
 class KDiffusionModel(nn.Module):

@@ -25,14 +25,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
-from ..denoiser import Denoiser
+from ..denoiser import Combination, Denoiser
 from ..readout import convert
-from .rule import apply_rule, data_and_vjp
+from .rule import data_and_vjp, finite
 
 Operator = Callable[[Tensor], Tensor]
 METHODS = ("dps", "pigdm", "tmpd", "mmps")
+
+
+class Measured(Combination):
+    """See `posterior`."""
+
+    held = ("y",)
+
+    def __init__(
+        self,
+        model: Denoiser,
+        y: Tensor,
+        operator: Operator,
+        adjoint: Operator | None,
+        noise: float,
+        method: str,
+        data_variance: float,
+        iterations: int,
+    ) -> None:
+        super().__init__(model, predicts="data")
+        self.y, self.operator, self.adjoint, self.noise = y, operator, adjoint, noise
+        self.method, self.data_variance, self.iterations = method, data_variance, iterations
+        self.tried = False  # whether the operator's gradient was compared with its differences
+
+    @property
+    def title(self) -> str:
+        return f"posterior({self.method}, noise={self.noise:g}, iterations={self.iterations})"
+
+    def __repr__(self) -> str:
+        return self.title
+
+    def evaluate(
+        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
+    ) -> Tensor:
+        model, x, y, at = self.models[0], x_in, self.y, self.time(x_in, t_in, t)
+        d, vjp = data_and_vjp(model, x, at, cond, self.t_in(model, t_in))
+        tweedie = column(convert(model.process, at, "score", "data").scale, x)  # sigma^2/alpha
+        if not self.tried:
+            _try(self.operator, self.adjoint, d, y)
+            self.tried = True
+        measured, tangent, transpose = _linearised(self.operator, self.adjoint, d)
+        covariance = _covariance(self.method, model, at, x, tweedie, vjp, self.data_variance)
+
+        def system(u: Tensor) -> Tensor:
+            if covariance is None:
+                return self.noise**2 * u
+            return self.noise**2 * u + tangent(covariance(transpose(u)))
+
+        u = conjugate_gradients(system, y.to(d) - measured, self.iterations)
+        return d + tweedie * vjp(transpose(u))
 
 
 def posterior(
@@ -59,35 +108,51 @@ def posterior(
         nearly for a network (digits: off by 0.47 of its norm at sigma/alpha = 1), which many
         iterations amplify: for networks one to three.
 
-    Raises ValueError for values outside, and at the call where A's output has not y's shape.
+    Raises TypeError or ValueError for bad settings, and at the first call where A's output has not y's
+    shape or A passes no gradient (or the adjoint is not A's), which would guide nothing.
     """
     if method not in METHODS:
         raise InvalidValue(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if not noise > 0:
+    for name, value in (("operator", operator), ("adjoint", adjoint)):
+        if not callable(value) and not (name == "adjoint" and value is None):
+            raise InvalidType(f"{name} must be callable on batches; got {value!r}")
+    _numbers("y", y)
+    if not finite("noise", noise) > 0:
         raise InvalidValue(f"noise must be > 0, the measurement's standard deviation; got {noise}")
+    finite("data_variance", data_variance, 0)
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise InvalidType(f"iterations must be a whole number; got {iterations!r}")
     if iterations < 1:
         raise InvalidValue(f"iterations must be >= 1; got {iterations}")
+    return Measured(
+        model, y, operator, adjoint, noise, method, data_variance, iterations
+    ).denoiser()
 
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], y: Tensor) -> Tensor:
-        d, vjp = data_and_vjp(model, x, t, cond)
-        tweedie = column(convert(model.process, t, "score", "data").scale, x)  # sigma^2/alpha
-        measured, tangent, transpose = _linearised(operator, adjoint, d)
-        if measured.shape[1:] != y.shape[1:] or len(y) not in (1, len(x)):
+
+class Inpainted(Combination):
+    """See `inpaint`."""
+
+    held = ("known", "mask")
+    title = "inpaint"
+
+    def __init__(self, model: Denoiser, known: Tensor, mask: Tensor) -> None:
+        super().__init__(model, predicts="data")
+        self.known, self.mask = known, mask
+
+    def __repr__(self) -> str:
+        return self.title
+
+    def evaluate(
+        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
+    ) -> Tensor:
+        model, at = self.models[0], self.time(x_in, t_in, t)
+        if self.known.shape[1:] != x_in.shape[1:]:
             raise InvalidValue(
-                f"operator must map D to y's shape {tuple(y.shape)}; got {tuple(measured.shape)}"
+                f"known and mask are of events {tuple(self.known.shape[1:])}; the samples are "
+                f"{tuple(x_in.shape[1:])}"
             )
-        covariance = _covariance(method, model, t, x, tweedie, vjp, data_variance)
-
-        def system(u: Tensor) -> Tensor:
-            if covariance is None:
-                return noise**2 * u
-            return noise**2 * u + tangent(covariance(transpose(u)))
-
-        u = conjugate_gradients(system, y.to(d) - measured, iterations)
-        return d + tweedie * vjp(transpose(u))
-
-    title = f"posterior({method}, noise={noise:g}, iterations={iterations})"
-    return apply_rule(model, title, rule, "data", rows={"y": y})
+        d = model.read("data", x_in, at, cond, self.t_in(model, t_in))
+        return torch.where(self.mask.to(x_in.device).bool(), self.known.to(d), d)
 
 
 def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
@@ -99,24 +164,37 @@ def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
     The rest is not drawn from the exact conditional, not even on Gaussian data: `posterior` with a
     mask as operator is closer.
 
-    known: [B, ...] or [1, ...]; mask: of values 0 and 1, broadcasts against it.
-    Raises ValueError where they do not fit each other.
+    known: [B, ...] or [1, ...], finite where mask is 1.
+    mask: of values 0 and 1 and as many dimensions as `known`, against which it broadcasts; or of one
+        event's shape.
+
+    Raises TypeError or ValueError where they do not fit each other.
     """
+    for name, value in (("known", known), ("mask", mask)):
+        if not isinstance(value, Tensor):
+            raise InvalidType(f"{name} must be a tensor; got {type(value).__name__}")
+    if mask.ndim != known.ndim and mask.shape != known.shape[1:]:
+        raise InvalidValue(
+            f"mask must have the dimensions of known {tuple(known.shape)}, or its event's shape; got "
+            f"{tuple(mask.shape)}: add the missing axes, e.g. mask[:, None]"
+        )
     try:
         shape = torch.broadcast_shapes(known.shape, mask.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise InvalidValue(
             f"mask must broadcast against known {tuple(known.shape)}; got {tuple(mask.shape)}"
         ) from None
+    if shape[1:] != known.shape[1:] and known.shape[1:].numel() != 1:
+        raise InvalidValue(
+            f"mask must not be larger than known's events {tuple(known.shape[1:])}; "
+            f"got {tuple(mask.shape)}"
+        )
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise InvalidValue("mask must hold 0 (unknown) and 1 (known) only")
     known, mask = known.expand(shape), mask.expand(shape)
-
-    def rule(x: Tensor, t: Tensor, cond: dict[str, Any], known: Tensor, mask: Tensor) -> Tensor:
-        d = model(x, t, **cond)
-        return torch.where(mask.to(x.device).bool(), known.to(d), d)
-
-    return apply_rule(model, "inpaint", rule, "data", rows={"known": known, "mask": mask})
+    if not bool((torch.isfinite(known) | (mask == 0)).all()):
+        raise InvalidValue("known must be finite where mask is 1")
+    return Inpainted(model, known, mask).denoiser()
 
 
 def conjugate_gradients(system: Operator, b: Tensor, iterations: int) -> Tensor:
@@ -186,3 +264,41 @@ def _linearised(
         return out
 
     return value, tangent, transpose
+
+
+def _try(operator: Operator, adjoint: Operator | None, d: Tensor, y: Tensor) -> None:
+    """Compare u . A'(v) by differences with v . A'^T(u), once: they must be the same number.
+
+    An operator under no_grad, detached in part, or rounded passes another gradient than its values'.
+    """
+    value = operator(d)
+    if not isinstance(value, Tensor) or value.shape[1:] != y.shape[1:]:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidValue(f"operator must map D to y's shape {tuple(y.shape)}; got {got}")
+    point = d.detach()
+    v, u = (  # any directions will do that no structure of an image has
+        torch.cos(1.618 * (i + torch.arange(z.numel(), device=z.device)) ** 2 % 6.2832).to(z)
+        for i, z in enumerate((point, value))
+    )
+    v, u = v.reshape(point.shape), u.reshape(value.shape)
+    step = 1e-2 * (point.square().mean().sqrt() + 1)
+    with torch.no_grad():
+        slope = (operator(point + step * v) - operator(point - step * v)) / (2 * step)
+    _, _, transpose = _linearised(operator, adjoint, point)
+    pulled = transpose(u).detach()
+    ours, theirs = (v * pulled).flatten(1).sum(1), (u * slope).flatten(1).sum(1)
+    unit = (v.norm() * pulled.norm() + u.norm() * slope.norm()) / len(d) ** 0.5
+    if not bool(((ours - theirs).abs() <= 0.1 * unit.clamp(min=1e-12)).all()):
+        name = "operator's gradient" if adjoint is None else "adjoint"
+        raise InvalidValue(
+            f"the {name} does not belong to the values of operator: by differences u . A v is "
+            f"{float(theirs[0]):g}, by transposition {float(ours[0]):g}; drop no_grad, detach and "
+            "rounding from the operator, or hand in its transpose as adjoint"
+        )
+
+
+def _numbers(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim < 1:
+        raise InvalidType(f"{name} must be a tensor [B, ...] or [1, ...]; got {value!r:.60}")
+    if not bool(torch.isfinite(value).all()):
+        raise InvalidValue(f"{name} must be finite")

@@ -32,7 +32,6 @@ from ...models import Denoiser
 from ...models.checkpoint import Checkpoint, from_code, load
 from ...models.data.drawing import pyplot
 from ...models.dequantize import Hook, Levels
-from ...models.guidance.rule import leaves
 from ...models.progress import bar
 from ..intervals import mean_interval
 from ..outcome import SolverError, Status
@@ -247,9 +246,8 @@ def _identity(model: str | Path, trained: Checkpoint) -> str:
     if not path.is_file():
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
         content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
-        nets: list[Any] = [*leaves(denoiser.net)] or [denoiser.net]
         values = [
-            v for n in nets if isinstance(n, torch.nn.Module) for v in n.state_dict().values()
+            v for n in denoiser.networks if isinstance(n, torch.nn.Module) for v in n.state_dict().values()
         ]
         for value in [*values, *denoiser.cond.values()]:
             if isinstance(value, torch.Tensor):

@@ -18,7 +18,6 @@ from ...kernels import langevin_step
 from ...kernels.errors import InvalidValue
 from ...kernels.langevin import NORMS
 from ...models import Denoiser
-from ...models.guidance.rule import calls_of
 from .. import arguments
 from ..tables.solver import Solver
 from .judge import Watch, judged
@@ -112,8 +111,9 @@ def predictor_corrector(
                 watch(step.row, step.out, state.x)
         return corrected(state).x if ends_noisy else state.x
 
-    nodes = table.nfe - (first == "predictor") + ends_noisy
-    calls = (table.nfe + nodes * corrections) * calls_of(model.net)
+    at = table.grid.tolist()
+    at = at[first == "predictor" : table.nfe] + at[table.nfe :] * ends_noisy
+    calls = sum(model.calls_at(t, model.cond) for t in [*sampler.plan.times, *at * corrections])
     with torch.no_grad():
         x = run()
         x = x if dtype is None else x.to(dtype)
@@ -173,7 +173,8 @@ def annealed_langevin(
                     watch(i, score, x)
         return model(x, float(times[-1])) if denoise else x
 
-    calls = (len(times) * corrections + int(denoise)) * calls_of(model.net)
+    at = times.tolist() * corrections + times[-1:].tolist() * denoise
+    calls = sum(model.calls_at(t, model.cond) for t in at)
     with torch.no_grad():
         x = run()
         x = x if dtype is None else x.to(dtype)

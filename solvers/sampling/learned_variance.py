@@ -17,7 +17,6 @@ from torch import Tensor
 from ...kernels import ddpm_step
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
-from ...models.guidance.rule import calls_of
 from ...models.progress import track
 from ...models.variational import VarianceHead, data_and_variance
 from .. import arguments
@@ -90,4 +89,4 @@ def sample_learned_variance(
     with torch.no_grad():
         x = run()
         x = x if dtype is None else x.to(dtype)
-        return judged(x, run, nodes[:-1], sampler.nfe * calls_of(model.net), on_failure)
+        return judged(x, run, nodes[:-1], sampler.nfe * model.calls, on_failure)

@@ -22,7 +22,6 @@ from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
-from ...models.guidance.rule import calls_of
 from ...models.progress import track
 from .. import arguments
 from ..families.preconditioned import GaussianPreconditioned
@@ -253,7 +252,7 @@ class Sampler:
                 x_in, t_in = before.x_in, before.t_in
                 if x_in is None or t_in is None:
                     return  # `edit` ended the run
-                out = self.model.call(x_in, t_in, given, plan.times[before.row])
+                out = self.model.call(x_in, t_in, given, plan.times[before.row], fresh=True)
             else:
                 out = call(before)
             state, i = self.tell(before, out), before.row
@@ -401,7 +400,8 @@ def sample(
         x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
     x = x if dtype is None else x.to(dtype)
     table = sampler.tableau
-    calls = sampler.nfe * calls_of(model.net)
+    told = model.given(cond, len(x))
+    calls = sum(model.calls_at(t, told) for t in sampler.plan.times)
     with torch.no_grad():
         result = judged(x, run, table.times, calls, on_failure, model.process, table)
     return result if return_result else x
@@ -453,7 +453,7 @@ def _table(
         return solver
     if nfe is not None and isinstance(grid, grids.Grid):
         nfe = entry.count("nfe", nfe)
-        return largest(get(solver), model, grid, final, nfe // calls_of(model.net))
+        return largest(get(solver), model, grid, final, nfe // model.calls)
     steps = STEPS if steps is None else entry.count("steps", steps)
     t = grids.times(grid, model.process, steps, final, model.t_min)
     return get(solver).tableau(model.process, t)

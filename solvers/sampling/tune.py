@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def _posed(
     name = network_name(None if model is None else str(model))
     own = loaded.denoiser
     if isinstance(own.net, torch.nn.Module) and dtype_of(own) != torch.float32:
-        own = replace(own, net=InItsOwnType(own.net))  # states are float32
+        own = own.map(InItsOwnType)  # states are float32
     return name, own, loaded.event_shape, training_data(loaded, data)
 
 

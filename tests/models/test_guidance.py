@@ -11,10 +11,16 @@ import torch
 import undiffuse as ud
 from undiffuse.models import EDM, READOUTS, VE, VP, Denoiser, Flow, GaussianMixture
 from undiffuse.models.guidance import combine as guidance
-from undiffuse.models.guidance.rule import true_time
 from undiffuse.models.readout import TIME_CONVENTIONS, convert
+from undiffuse.models.readout import true_time as time_of
 
 F64 = torch.float64
+
+
+def true_time(model, told):
+    return time_of(model.process, told.double(), model.time, model.steps)
+
+
 MEANS = torch.tensor([[1.5, 0.5], [-1.0, 1.0], [0.0, -1.5]], dtype=F64)
 COVS = torch.tensor([0.2, 0.4, 0.1], dtype=F64)
 TARGET = GaussianMixture([0.5, 0.3, 0.2], MEANS, COVS)

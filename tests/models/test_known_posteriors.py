@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.models import VP, Denoiser, GaussianMixture
-from undiffuse.models.guidance.combine import classifier, inpaint, posterior
+from undiffuse.models.guidance import classifier, inpaint, posterior
 from undiffuse.solvers import DDIM, Restart, Solver, sample
 
 Row = dict[str, Any]
