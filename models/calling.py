@@ -149,7 +149,7 @@ def _name_training(net: Any) -> None:
     found = set()
     for m in net.modules():
         chance = isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0
-        share = getattr(m, "dropout", None)  # of attention and recurrent layers
+        share = vars(m).get("dropout")  # of attention and recurrent layers
         inner = isinstance(share, float) and share > 0
         by_name = type(m).__name__ in ("DropPath", "StochasticDepth")
         batch = isinstance(m, nn.modules.batchnorm._BatchNorm)

@@ -11,8 +11,7 @@ from undiffuse.bench.nfe import campaign as cells
 from undiffuse.bench.problems import plans
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
-from undiffuse.models import Denoiser
-from undiffuse.models.guidance import combine as guidance
+from undiffuse.models import Denoiser, guidance
 from undiffuse.models.named_targets import get
 
 pytest.importorskip("scipy")

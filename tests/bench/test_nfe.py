@@ -17,10 +17,9 @@ from undiffuse.bench.problems import plans
 from undiffuse.bench.problems import problem as exact
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours
-from undiffuse.models import Denoiser, Flow
+from undiffuse.models import Denoiser, Flow, guidance
 from undiffuse.models import progress as nfe_bar
 from undiffuse.models.checkpoint import Checkpoint, load_default
-from undiffuse.models.guidance import combine as guidance
 from undiffuse.models.named_targets import get
 from undiffuse.solvers import store
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import GaussianMixture, Objective, load_default, train
+from undiffuse.models import GaussianMixture, Objective, guidance, load_default, train
 from undiffuse.models.data.sets import load
-from undiffuse.models.guidance import combine as guidance
 
 
 def held_out_error(model, x, noise, draws=4):

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import EDM, READOUTS, VE, VP, Denoiser, Flow, GaussianMixture
-from undiffuse.models.guidance import combine as guidance
+from undiffuse.models import EDM, READOUTS, VE, VP, Denoiser, Flow, GaussianMixture, guidance
 from undiffuse.models.readout import TIME_CONVENTIONS, convert
 from undiffuse.models.readout import true_time as time_of
 

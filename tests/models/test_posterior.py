@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian
-from undiffuse.models.guidance import combine as guidance
+from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, guidance
 from undiffuse.models.guidance.posterior import conjugate_gradients
 
 F64 = torch.float64
@@ -157,7 +156,7 @@ def test_bad_values_are_refused():
         ValueError, match=r"operator must map D to y's shape \(1, 3\); got \(2, 5\)"
     ):
         wrong(torch.zeros(2, D, dtype=F64), 0.5)
-    with pytest.raises(ValueError, match="mask must broadcast against known"):
+    with pytest.raises(ValueError, match="mask must have the dimensions of known"):
         guidance.inpaint(model, torch.zeros(1, D), torch.zeros(3))
     with pytest.raises(ValueError, match="mask must hold 0"):
         guidance.inpaint(model, torch.zeros(1, D), torch.full((D,), 0.5))

@@ -6,8 +6,7 @@ import torch
 
 import undiffuse as ud
 from undiffuse import solvers
-from undiffuse.models import EDM, VE, VP, Flow, GaussianMixture, Levels, SubVP
-from undiffuse.models.guidance import combine as guidance
+from undiffuse.models import EDM, VE, VP, Flow, GaussianMixture, Levels, SubVP, guidance
 from undiffuse.solvers import Statistics
 
 pytestmark = [
