@@ -28,7 +28,7 @@ from undiffuse.models.data.sets import Data, load
 from undiffuse.models.guidance import cfg, inpaint, posterior
 from undiffuse.models.ito import annealed_langevin, langevin
 from undiffuse.models.training.train import train
-from undiffuse.solvers import sample
+from undiffuse.solvers.sampling.sampler import sample
 
 NOISE = 0.05  # of the measurements of inpainting and colourisation
 HOW = ("dpmpp-2m", 40, "karras")

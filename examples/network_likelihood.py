@@ -17,9 +17,9 @@ import torch
 
 from undiffuse.models.checkpoint import Checkpoint, load, load_default
 from undiffuse.models.dequantize import dequantised
-from undiffuse.solvers import log_prob
 from undiffuse.solvers.likelihood.elbo import elbo
 from undiffuse.solvers.likelihood.items import held_out
+from undiffuse.solvers.likelihood.log_prob import log_prob
 
 STRATA = 200  # network calls of the bound
 

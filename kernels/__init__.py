@@ -39,3 +39,7 @@ __all__ = [
     "using",
     "warm_up",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

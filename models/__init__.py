@@ -73,3 +73,7 @@ __all__ = [
     "train",
     "variational",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,17 +15,10 @@ from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, guidance, targ
 from .models.checkpoint import load, load_default
 from .models.conditions import shared
 from .models.training.train import train
-from .solvers import (
-    Sampler,
-    SolverError,
-    decode,
-    elbo,
-    encode,
-    log_prob,
-    probability_flow,
-    reverse_sde,
-    sample,
-)
+from .solvers import Sampler, SolverError, decode, encode, probability_flow, reverse_sde
+from .solvers.likelihood.elbo import elbo
+from .solvers.likelihood.log_prob import log_prob
+from .solvers.sampling.sampler import sample
 
 __version__ = "0.1.0"
 
@@ -57,3 +50,7 @@ __all__ = [
     "targets",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

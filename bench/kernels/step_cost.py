@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...models import VP, Denoiser
-from ...solvers import Sampler, sample
+from ...solvers import Sampler
+from ...solvers.sampling.sampler import sample
 from ..peers.k_diffusion import sampling as k_sampling
 from ..problems.plans import Unavailable
 

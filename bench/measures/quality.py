@@ -33,9 +33,10 @@ import torch
 from torch import Tensor
 
 from ...models import Process
-from ...solvers import Solver, Tableau, gaussian_law, get, marginal
+from ...solvers import Solver, Tableau, get
 from ...solvers.arguments import lookup
 from ...solvers.intervals import Estimate, mean_interval
+from ...solvers.tables.law import gaussian_law, marginal
 from ..problems.problem import (
     Inapplicable,
     Problem,

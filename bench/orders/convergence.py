@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...models import EDM, VE, VP, Flow, GaussianMixture, Process
-from ...solvers import Solver, SparedStart, Tableau, gaussian_law, marginal
+from ...solvers import Solver, SparedStart, Tableau
+from ...solvers.tables.law import gaussian_law, marginal
 
 PROCESSES: dict[str, Process] = {"vp": VP(), "ve": VE(), "edm": EDM(), "flow": Flow()}
 # a window of lambda in which the mixture below goes from one blurred mode to its three

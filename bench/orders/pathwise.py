@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import Process
-from ...solvers import Path, SASolver, Solver, response
+from ...solvers import SASolver, Solver
 from ...solvers.families.multistep_engine import Decay, constant_noise, gauss
 from ...solvers.families.stochastic import er_decay
+from ...solvers.tables.law import response
+from ...solvers.tables.solver import Path
 from .convergence import MEAN, VAR, grid
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ...models import Denoiser
 from ...models import jacobian as traces
-from ...solvers import log_prob
 from ...solvers.flow import probability_flow, start_time
+from ...solvers.likelihood.log_prob import log_prob
 from ...solvers.outcome import SolverError, Status
 
 TOLERANCE = 1e-5

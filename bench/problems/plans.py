@@ -25,7 +25,6 @@ from ...models import Denoiser, Process
 from ...models.checkpoint import from_code
 from ...solvers import (
     GaussianPreconditioned,
-    Grid,
     Sampler,
     Solver,
     SpectralTable,
@@ -33,10 +32,11 @@ from ...solvers import (
     equidistributed,
     get,
     names,
-    read,
 )
 from ...solvers.sampling.budget import largest
+from ...solvers.sampling.tuning import read
 from ...solvers.tables import grids as grid_rules
+from ...solvers.tables.grids import Grid
 from .problem import Problem, from_unit, ratio_at, to_unit
 
 

@@ -4,3 +4,7 @@ from .combine import autoguidance, cfg, cfgpp, classifier, threshold
 from .posterior import inpaint, posterior
 
 __all__ = ["autoguidance", "cfg", "cfgpp", "classifier", "inpaint", "posterior", "threshold"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,7 +18,7 @@ from ...models.statistics import Statistics
 from .. import arguments
 
 
-def start(
+def initial_states(
     process: Process,
     shape: Sequence[int],
     law: Statistics | GaussianMixture | None = None,

@@ -18,9 +18,15 @@ from ...models import Denoiser, Process
 from ...models.progress import track
 from ...models.statistics import Statistics
 from ..families.preconditioned import residual_weights
-from ..families.tuned import Learned, reach
+from ..families.tuned import Learned, reach, read
 from ..tables.grids import times
 from .sampler import sample
+
+__all__ = ["Fit", "FitError", "Learned", "fit", "read", "references"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class FitError(RunFailure):

@@ -28,6 +28,25 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
 from ..arguments import lookup
 
+__all__ = [
+    "GRIDS",
+    "Beta",
+    "Cosine",
+    "Discrete",
+    "Grid",
+    "Karras",
+    "Laplace",
+    "LogSNR",
+    "Quadratic",
+    "Shifted",
+    "Uniform",
+    "times",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Grid(ABC):
     """A rule that lays n nodes between t_max and t_min."""

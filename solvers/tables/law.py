@@ -15,6 +15,12 @@ from torch import Tensor
 from ...models import Process
 from .tableau import Tableau
 
+__all__ = ["Law", "gaussian_law", "marginal", "response"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Law(NamedTuple):
     """Mean and variance of the output, one entry a component, float64."""

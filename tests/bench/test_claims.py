@@ -8,7 +8,8 @@ import torch
 
 from undiffuse.bench.measures import quality as claims
 from undiffuse.models import EDM, VP, Gaussian
-from undiffuse.solvers import DPMSolverPP, Solver, get, names, sample, times
+from undiffuse.solvers import DPMSolverPP, Solver, get, names, times
+from undiffuse.solvers.sampling.sampler import sample
 
 
 @dataclass(frozen=True)

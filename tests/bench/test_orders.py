@@ -7,7 +7,8 @@ from typing import ClassVar
 import pytest
 
 from undiffuse.bench.orders import run as orders
-from undiffuse.solvers import DDIM, SOLVERS
+from undiffuse.solvers import DDIM
+from undiffuse.solvers.families.registry import SOLVERS
 
 
 @dataclass(frozen=True)

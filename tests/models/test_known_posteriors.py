@@ -22,7 +22,8 @@ from torch import Tensor
 
 from undiffuse.models import VP, Denoiser, GaussianMixture
 from undiffuse.models.guidance import classifier, inpaint, posterior
-from undiffuse.solvers import DDIM, Restart, Solver, sample
+from undiffuse.solvers import DDIM, Restart, Solver
+from undiffuse.solvers.sampling.sampler import sample
 
 Row = dict[str, Any]
 F64 = torch.float64

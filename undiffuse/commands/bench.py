@@ -24,7 +24,7 @@ def options(p: argparse.ArgumentParser) -> None:
     from ..bench.nfe import run as nfe
     from ..bench.peers.samplers import PEERS
     from ..models.named_targets import TARGETS
-    from ..solvers import GRIDS
+    from ..solvers.tables.grids import GRIDS
 
     p.add_argument("what", nargs="?", default="nfe",
                    choices=list(KINDS),

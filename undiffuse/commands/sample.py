@@ -17,8 +17,8 @@ PILOT = 32
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..solvers import GRIDS, sample
-    from ..solvers.sampling.sampler import STEPS
+    from ..solvers.sampling.sampler import STEPS, sample
+    from ..solvers.tables.grids import GRIDS
 
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ..kernels.files import usable
-    from ..solvers import Sampler, equidistributed, read, sample, sample_learned_variance
-    from ..solvers.sampling.sampler import GRID, STEPS
+    from ..solvers import Sampler, equidistributed, sample_learned_variance
+    from ..solvers.sampling.sampler import GRID, STEPS, sample
+    from ..solvers.sampling.tuning import read
 
     if args.n < 1 or args.batch < 1:
         raise InvalidValue(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")

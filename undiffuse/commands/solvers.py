@@ -13,7 +13,8 @@ STEPS = 10
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..models import PROCESSES
-    from ..solvers import GRIDS, sample
+    from ..solvers.sampling.sampler import sample
+    from ..solvers.tables.grids import GRIDS
 
     p.add_argument("name", nargs="?", help="print this solver's tableau")
     p.add_argument("--steps", type=int, default=5, help="steps of the printed tableau")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.solvers import ExponentialPair, SingleStep, SolverError, sample_ode_adaptively
+from undiffuse.solvers import SingleStep, SolverError, sample_ode_adaptively
+from undiffuse.solvers.adaptive import ExponentialPair
 from undiffuse.solvers.adaptive.exponential_pair import EXPONENTIAL
 from undiffuse.solvers.adaptive.ode import Controller, integrate
 from undiffuse.solvers.adaptive.sample import METHODS

@@ -10,7 +10,6 @@ from undiffuse.models.bases import Columns
 from undiffuse.models.targets import GaussianMixture
 from undiffuse.solvers import (
     DDIM,
-    SOLVERS,
     Adams,
     DPMSolverPP,
     GaussianPreconditioned,
@@ -21,12 +20,12 @@ from undiffuse.solvers import (
     Statistics,
     Tableau,
     UniPC,
-    analytical_first_step,
-    gaussian_law,
-    response,
     times,
 )
+from undiffuse.solvers.families.composed import analytical_first_step
+from undiffuse.solvers.families.registry import SOLVERS
 from undiffuse.solvers.tables.grids import Discrete
+from undiffuse.solvers.tables.law import gaussian_law, response
 
 from ..exact import (
     MIXTURE_END,
@@ -75,7 +74,7 @@ def test_the_sampler_draws_the_spared_row_s_normal_where_later_rows_see_it():
     x = ud.sample(model, (20_000, 2), solver=spared, seed=1, dtype=torch.float64)
     assert len(calls) == 8
     start = gaussian_law(
-        spared, process, 0.0, c, init=ud.solvers.Law(*torch.eye(2)[:, :1].double())
+        spared, process, 0.0, c, init=ud.solvers.law.Law(*torch.eye(2)[:, :1].double())
     )
     # five standard errors of 40,000 numbers
     assert abs(float(x.var()) / float(start.var) - 1) < 5 * (2 / 40_000) ** 0.5

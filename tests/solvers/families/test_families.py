@@ -12,7 +12,6 @@ import undiffuse as ud
 from undiffuse.kernels import normal
 from undiffuse.models.targets import GaussianMixture
 from undiffuse.solvers import (
-    SOLVERS,
     Consistency,
     DPMSolverPP,
     Heun,
@@ -23,11 +22,11 @@ from undiffuse.solvers import (
     Solver,
     Tableau,
     UniPC,
-    gaussian_law,
-    marginal,
     names,
     times,
 )
+from undiffuse.solvers.families.registry import SOLVERS
+from undiffuse.solvers.tables.law import gaussian_law, marginal
 
 from ..exact import evaluate
 

@@ -13,7 +13,8 @@ import undiffuse as ud
 from undiffuse.bench.peers import k_diffusion
 from undiffuse.bench.problems.plans import Unavailable
 from undiffuse.models.targets import GaussianMixture
-from undiffuse.solvers import SOLVERS, DPMFast, get
+from undiffuse.solvers import DPMFast, get
+from undiffuse.solvers.families.registry import SOLVERS
 
 from ..exact import evaluate
 

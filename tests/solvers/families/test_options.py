@@ -26,11 +26,10 @@ from undiffuse.solvers import (
     ScaledNoise,
     SingleStep,
     UniPC,
-    gaussian_law,
-    marginal,
     times,
 )
 from undiffuse.solvers.families.composed import chain
+from undiffuse.solvers.tables.law import gaussian_law, marginal
 
 from ..exact import MIXTURE_END, MIXTURE_START, evaluate, grid, mixture_denoiser, slope
 

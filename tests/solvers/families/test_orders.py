@@ -9,8 +9,8 @@ import undiffuse as ud
 from undiffuse.bench.orders.convergence import mixture_weak_error, weak_error
 from undiffuse.bench.orders.pathwise import COUPLINGS, Coupling, strong_error
 from undiffuse.bench.orders.run import SINGLE_STEP, TOLERANCE, measure, misses
-from undiffuse.solvers import SOLVERS, Heun, names, times
-from undiffuse.solvers.families.registry import ALIASES
+from undiffuse.solvers import Heun, names, times
+from undiffuse.solvers.families.registry import ALIASES, SOLVERS
 
 from ..exact import (
     MIXTURE_END,

@@ -8,7 +8,8 @@ import torch
 import undiffuse as ud
 from undiffuse import cli
 from undiffuse.models.targets import GaussianMixture
-from undiffuse.solvers import GRIDS, IPNDM, DPMSolverPP, Laplace, Relay, times
+from undiffuse.solvers import IPNDM, DPMSolverPP, Relay, times
+from undiffuse.solvers.tables.grids import GRIDS, Laplace
 
 LAW = GaussianMixture([0.6, 0.4], [[-1.0, 0.5], [0.8, -0.3]], 0.05)
 PROCESSES = {

@@ -8,11 +8,10 @@ import torch
 
 import undiffuse as ud
 from undiffuse.models import PROCESSES
-from undiffuse.solvers import (
+from undiffuse.solvers import decode, encode
+from undiffuse.solvers.likelihood import (
     Reversible,
-    decode,
     differentiable_log_prob,
-    encode,
     fisher_divergence,
     implicit_score_matching,
     interpolate,

@@ -12,9 +12,10 @@ from undiffuse.models import VP, Checkpoint, Denoiser, Levels
 from undiffuse.models.checkpoint import load, load_default
 from undiffuse.models.data import sets as data
 from undiffuse.models.statistics import Statistics
-from undiffuse.solvers import bits_per_dim, log_prob
+from undiffuse.solvers import bits_per_dim
 from undiffuse.solvers.likelihood import dataset as dataset_likelihood
 from undiffuse.solvers.likelihood import items
+from undiffuse.solvers.likelihood.log_prob import log_prob
 
 SHAPE = (1, 2, 2)
 MODEL = """

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.solvers import Adams, Equidistributed, Path, equidistributed, times
-from undiffuse.solvers.sampling.pilot_grid import contributions, local_errors
+from undiffuse.solvers import Adams, equidistributed, times
+from undiffuse.solvers.sampling.pilot_grid import Equidistributed, contributions, local_errors
+from undiffuse.solvers.tables.solver import Path
 
 PROCESS = ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 # two narrow modes: a path makes its choice between them in a short stretch of lambda

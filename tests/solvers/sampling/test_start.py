@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.solvers import Statistics, gaussian_law, jump_loss, marginal, start, times
-from undiffuse.solvers.tables.law import Law
+from undiffuse.solvers import Statistics, times
+from undiffuse.solvers.sampling.start import initial_states, jump_loss
+from undiffuse.solvers.tables.law import Law, gaussian_law, marginal
 
 LAW = ud.targets.GaussianMixture(
     [1.0, 3.0], [[2.0, -1.0], [-0.5, 0.5]], [[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0.0], [0.0, 0.4]]]
@@ -23,7 +24,7 @@ PROCESSES = [ud.VP(beta_max=5.0), ud.VE(sigma_max=3.0), ud.Flow()]
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 def test_by_default_it_is_what_sample_starts_from(process):
     model = LAW.denoiser(process)
-    x = start(process, (5, 2), seed=4, sample_ids=[3, 1, 8, 0, 2])
+    x = initial_states(process, (5, 2), seed=4, sample_ids=[3, 1, 8, 0, 2])
     own = ud.sample(model, (5, 2), steps=4, seed=4, sample_ids=[3, 1, 8, 0, 2])
     given = ud.sample(model, (5, 2), steps=4, seed=4, sample_ids=[3, 1, 8, 0, 2], x_init=x)
     assert torch.equal(own, given)
@@ -42,11 +43,13 @@ def test_moments_are_the_marginal_s(process, kind):
     law = Statistics(LAW.mean, cov, basis) if kind == "moments" else LAW
     for t in (None, 0.3):
         a, s = (float(f(process.t_max if t is None else t)) for f in (process.alpha, process.sigma))
-        x = start(process, (40_000, 2), law, t=t, seed=2, dtype=torch.float64)
+        x = initial_states(process, (40_000, 2), law, t=t, seed=2, dtype=torch.float64)
         exact = a * a * LAW.cov + s * s * torch.eye(2)
         assert bool(((x.mean(0) - a * LAW.mean).abs() < 5 * (exact.diag() / 4e4).sqrt()).all())
         assert float((torch.cov(x.T) - exact).abs().max()) < 5 * 2 * float(exact.max()) / 200
-        part = start(process, (2, 2), law, t=t, seed=2, sample_ids=[17, 5], dtype=torch.float64)
+        part = initial_states(
+            process, (2, 2), law, t=t, seed=2, sample_ids=[17, 5], dtype=torch.float64
+        )
         assert torch.equal(normals(part.shape, [17, 5]), normals(x.shape)[[17, 5]])
         torch.testing.assert_close(part, x[[17, 5]], rtol=0, atol=64 * 2.0**-53)
 
@@ -56,10 +59,12 @@ def test_the_exact_marginal_is_no_gaussian():
     t = float(process.inverse_log_snr(torch.tensor(1.5)))
     fits = {}
     for name, law in (("moments", Statistics(LAW.mean, LAW.cov.diagonal())), ("exact", LAW)):
-        x = start(process, (20_000, 2), law, t=t, dtype=torch.float64)
+        x = initial_states(process, (20_000, 2), law, t=t, dtype=torch.float64)
         fits[name] = float(LAW.log_prob(x, t, process).mean())
     entropy = float(
-        LAW.log_prob(start(process, (20_000, 2), LAW, t=t, seed=1).double(), t, process).mean()
+        LAW.log_prob(
+            initial_states(process, (20_000, 2), LAW, t=t, seed=1).double(), t, process
+        ).mean()
     )
     assert fits["exact"] == pytest.approx(entropy, abs=0.03)
     assert fits["moments"] < entropy - 0.2
@@ -74,7 +79,7 @@ def test_what_matching_moments_is_worth_at_the_end():
     matched = gaussian_law(table, process, m, c)
     assert float((plain.mean - goal.mean).abs()) > 0.05
     assert float((matched.mean - goal.mean).abs()) < 1e-6
-    x = start(process, (30_000, 1), Statistics(m, c), seed=1, dtype=torch.float64)
+    x = initial_states(process, (30_000, 1), Statistics(m, c), seed=1, dtype=torch.float64)
     y = ud.sample(ud.targets.Gaussian([2.0], 0.2).denoiser(process), x.shape, table, x_init=x)
     assert float(y.mean()) == pytest.approx(float(goal.mean), abs=5 * (0.2 / 30_000) ** 0.5)
 
@@ -99,7 +104,7 @@ def test_the_jump_s_loss_is_what_samples_lack():
     """Var x_0 - Var D(x_t) over exact draws of x_t, and the same by random probes."""
     process, t, n = ud.VP(), 0.2, 40_000
     model = LAW.denoiser(process)
-    x = start(process, (n, 2), LAW, t=t, dtype=torch.float64)
+    x = initial_states(process, (n, 2), LAW, t=t, dtype=torch.float64)
     loss = jump_loss(model, x, t)
     missing = float(LAW.cov.diag().mean() - model(x, t).var(0).mean())
     assert 0.02 < missing and float(loss.mean()) == pytest.approx(missing, rel=0.05)
@@ -112,7 +117,7 @@ def test_the_jump_s_loss_is_what_samples_lack():
 def test_bad_input_is_named():
     process = ud.VP()
     with pytest.raises(ValueError, match="law must be of events of 3 numbers; got 2"):
-        start(process, (4, 3), LAW)
+        initial_states(process, (4, 3), LAW)
     with pytest.raises(ValueError, match="alpha > 0 and sigma > 0; got t=0"):
         jump_loss(LAW.denoiser(process), torch.zeros(1, 2), 0.0)
     still = ud.Denoiser(lambda x, t: x.detach(), process, predicts="data")

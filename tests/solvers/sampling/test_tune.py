@@ -13,8 +13,9 @@ from undiffuse.bench.problems import plans as lineup
 from undiffuse.bench.problems import problem as problems
 from undiffuse.models.named_targets import get
 from undiffuse.models.networks import InItsOwnType
-from undiffuse.solvers import FitError, Tableau, read
+from undiffuse.solvers import Tableau
 from undiffuse.solvers.sampling import tune as tuning
+from undiffuse.solvers.sampling.tuning import FitError, read
 
 QUIET = {"progress": False, "starts": 64, "iterations": 60}
 
@@ -30,7 +31,7 @@ def test_a_tuned_table_has_the_error_that_was_printed_on_starts_of_its_own(tuned
     out, errors = tuned
     law, model = get("ring2"), get("ring2").law.denoiser(get("ring2").process)
     x = tuning.exact_starts("ring2", 64, 0)[48:]
-    goal = ud.solvers.references(model, x, 1.0, model.t_min)
+    goal = ud.solvers.tuning.references(model, x, 1.0, model.t_min)
     for n, error in errors.items():
         table = read(out / f"learned-{n}.json", model.process)
         assert table.nfe == n
@@ -91,7 +92,7 @@ def test_the_choice_is_the_least_of_those_it_looks_at():
     law = get("ring2").law
     model = law.denoiser(get("ring2").process)
     x = tuning.exact_starts("ring2", 48, 0)
-    goal = ud.solvers.references(model, x, 1.0, model.t_min)
+    goal = ud.solvers.tuning.references(model, x, 1.0, model.t_min)
     stats = tuning.known_statistics(law.sample(500, seed=1), None, 2)
     table, choice = tuning.best_initial(model, x, goal, 1.0, model.t_min, 5, stats)
 
@@ -115,7 +116,7 @@ def test_statistics_are_a_solver_and_beat_the_same_order_without_them(tmp_path):
     model = target.law.denoiser(target.process)
     p = problems.exact(target, 64, 0)
     x = problems.from_unit(p.process, p.start, 1.0)
-    goal = ud.solvers.references(model, x, 1.0, model.t_min)
+    goal = ud.solvers.tuning.references(model, x, 1.0, model.t_min)
     ud.solvers.Statistics.of(target.law.sample(4000, seed=1), "full").write(tmp_path / "s.json")
     solver = read(tmp_path / "s.json", p.process)
 

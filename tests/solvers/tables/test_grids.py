@@ -8,8 +8,10 @@ import torch
 from scipy.stats import beta as beta_distribution
 
 import undiffuse as ud
-from undiffuse.solvers import GRIDS, SOLVERS, times
+from undiffuse.solvers import times
+from undiffuse.solvers.families.registry import SOLVERS
 from undiffuse.solvers.tables.grids import (
+    GRIDS,
     Beta,
     Cosine,
     Discrete,

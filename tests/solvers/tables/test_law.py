@@ -9,18 +9,9 @@ from hypothesis import strategies as st
 
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian
-from undiffuse.solvers import (
-    DDIM,
-    SOLVERS,
-    Heun,
-    Law,
-    SASolver,
-    Tableau,
-    gaussian_law,
-    marginal,
-    response,
-    times,
-)
+from undiffuse.solvers import DDIM, Heun, SASolver, Tableau, times
+from undiffuse.solvers.families.registry import SOLVERS
+from undiffuse.solvers.tables.law import Law, gaussian_law, marginal, response
 
 from ..exact import MEAN, VAR, evaluate, gaussian_denoiser, grid
 
