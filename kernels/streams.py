@@ -61,6 +61,7 @@ CORRECTOR = Stream("corrector", 0, "Langevin steps, one draw each")
 BROWNIAN = Stream("brownian", 0, "nodes of the virtual Brownian tree")
 PROBES = Stream("probe", 0, "probes of traces", count=MAX_DRAW - 1)
 TRUNCATION = Stream("probe", 0, "the probe of the truncation at t_min", MAX_DRAW - 1, 1)
+GRADIENT = Stream("probe", 1, "signs of the check of a network's gradient")
 USER = Stream("user", 0, "whatever the caller draws")
 BOUND = Stream("user", 1, "x_t of the terms of a variational bound")
 JITTER = Stream("user", 2, "times of an importance-sampled integral")
@@ -70,8 +71,8 @@ TARGET = Stream("user", 5, "draws from an exact target")
 TARGET_COMPONENT = Stream("user", 6, "which component of a mixture such a draw comes from")
 
 STREAMS = (
-    INITIAL, COMPONENT, ENTRY, ROWS, CORRECTOR, BROWNIAN, PROBES, TRUNCATION, USER, BOUND, JITTER,
-    DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT,
+    INITIAL, COMPONENT, ENTRY, ROWS, CORRECTOR, BROWNIAN, PROBES, TRUNCATION, GRADIENT, USER, BOUND,
+    JITTER, DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT,
 )  # fmt: skip
 
 

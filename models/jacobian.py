@@ -17,14 +17,16 @@ a pure function of (seed, sample id, draw): a sample's trace does not depend on 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..kernels import normal, rademacher
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidValue, RunFailure
+from ..kernels.shapes import column
 
 PROBES = ("rademacher", "gaussian")
 
@@ -72,9 +74,10 @@ def products(
     found = []
     for k in range(len(v)):
         retain = keep or create_graph or k + 1 < len(v)
-        (w,) = torch.autograd.grad(
-            out, x, v[k], retain_graph=retain, create_graph=create_graph, allow_unused=True
-        )
+        with _naming_compilation():
+            (w,) = torch.autograd.grad(
+                out, x, v[k], retain_graph=retain, create_graph=create_graph, allow_unused=True
+            )
         found.append(torch.zeros_like(x) if w is None else w)
     return torch.stack(found)
 
@@ -113,9 +116,64 @@ def _vectorised(out: Tensor, x: Tensor, v: Tensor, keep: bool, create_graph: boo
         )  # fmt: skip
         return torch.zeros_like(v) if w is None else w
     except RuntimeError as error:
-        if "vmap" not in str(error):
+        if "vmap" not in str(error) and "donated" not in str(error):
             raise
         return products(out, x, v, create_graph)
+
+
+@contextmanager
+def _naming_compilation() -> Iterator[None]:
+    """Says what to do about a network that torch.compile made for one backward pass a call."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated" not in str(error) and "compile" not in str(error):
+            raise
+        raise RunFailure(
+            "the network is compiled for one backward pass of first order a call, and its trace "
+            "takes more: hand in the network as it was before torch.compile (net._orig_mod)"
+        ) from error
+
+
+def agrees(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, signs: Tensor) -> Tensor:
+    """Whether the gradient of f is that of its values, bool [B].
+
+    One product J^T v is held against finite differences of v^T f along two directions, J^T v itself
+    and random signs. A network with parts under no_grad, detached or straight-through fails. A
+    difference counts where it exceeds a tenth of the product along the first direction, or a third of
+    its usual size along the second, and where differences over three
+    distances agree with each other better than with it: those of rounding, dropout and kinks do not.
+
+    f: (x [n, *event], rows int64 [n]) -> [n, *event], sample by sample.
+    x: [B, *event], of scale about 1.
+    signs: two draws of random signs, [2, B, *event], for v and for the second direction.
+    """
+    leaf, rows = x.detach().clone().requires_grad_(), torch.arange(len(x), device=x.device)
+    with torch.enable_grad():
+        out = f(leaf, rows)
+        w = products(out, leaf, signs[:1])[0]
+    here, v, root = out.detach().double(), signs[0].double(), x[0].numel() ** 0.5
+    size = w.double().flatten(1).square().sum(1).sqrt()
+    fine = torch.ones_like(size, dtype=torch.bool)
+    step = torch.finfo(x.dtype).eps ** 0.4  # between rounding, eps/h, and curvature, h
+    unit = w * column(root / size.clamp(min=1e-30), w)
+
+    def slope(h: float, along: Tensor, some: Tensor) -> Tensor:
+        moved = f(x[some] + h * along[some], some).double() - here[some]
+        return (moved * v[some]).flatten(1).sum(1) / h
+
+    with torch.no_grad():
+        for along, much in ((unit, 0.1 * size * root), (signs[1], 0.3 * size)):
+            told = (w.double() * along.double()).flatten(1).sum(1)
+            first = slope(step, along, rows)
+            some = ((first - told).abs() > much).nonzero().flatten()
+            if len(some):
+                others = [slope(m * step, along, some) for m in (-4, 16)]
+                seen = torch.stack([first[some], *others])
+                miss = (seen - told[some]).abs().amin(0)
+                spread = seen.amax(0) - seen.amin(0)
+                fine[some] &= (miss <= much[some]) | (spread >= miss / 5)
+    return fine
 
 
 # --- colouring ---------------------------------------------------------------------------------

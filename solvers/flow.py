@@ -30,10 +30,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels import rademacher
 from ..kernels.errors import InvalidValue
 from ..kernels.shapes import column
-from ..models import Denoiser, Process
+from ..kernels.streams import GRADIENT
+from ..models import Denoiser, Process, jacobian
 from . import arguments
+from .outcome import Status, raise_if_failed
 
 T_MIN = 1e-5
 SHARPEST = 1e-5  # sigma/alpha: below it float32 hardly tells D from x, nor 1/sigma^2 of it a score
@@ -241,6 +244,25 @@ class ScaledFlow:
         at = self.at(lam)
         x_hat = column(at.norm, u) * u
         return at.velocity(x_hat, at.residual(x_hat, self.output(x_hat, at, rows)))
+
+    def agrees(self, x: Tensor, seed: int | Tensor, ids: Tensor) -> Tensor:
+        """Whether the network's gradient is that of its values, bool [B], at data x with as much
+        noise as they have scale, where D depends on x most. See `models.jacobian.agrees`."""
+        lam = min(max(-math.log(self.scale), self.lam_noise), self.lam_data)
+        at = self.at(torch.full((len(x),), lam, dtype=torch.float64, device=x.device))
+        sub, made = GRADIENT.subdraw, (x.dtype, x.device)
+        signs = torch.stack([rademacher(x.shape, seed, ids, k, sub, *made) for k in range(3)])
+        n = float(at.norm[0])
+
+        def out(u: Tensor, rows: Tensor) -> Tensor:
+            return self.output(n * u, Level(*(v[rows] for v in at)), rows)
+
+        return jacobian.agrees(out, (x + math.exp(-lam) * signs[2]) / n, signs[:2])
+
+    def refuse_hidden(self, x: Tensor, seed: int | Tensor = 0, ids: Tensor | None = None) -> None:
+        """Raises SolverError for samples at which `agrees` is False."""
+        told = self.agrees(x.detach(), seed, arguments.sample_ids(ids, len(x), x.device))
+        raise_if_failed(torch.where(told, 0, int(Status.NOT_DIFFERENTIABLE)), None, "raise")
 
     # --- the two ends -------------------------------------------------------------------------
 

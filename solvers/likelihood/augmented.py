@@ -51,6 +51,7 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
     else:
         found = by_torchdiffeq(flow, x, v, solver, rtol, atol, gaussian)
         prior = flow.model.process.prior.log_prob(found.latent)
+        flow.forwards = found.forwards
     unknown = torch.full_like(found.change, torch.nan)
     return LogProb(
         log_prob=prior + found.change, std_error=found.std_error, path_error=found.path_error,

@@ -69,7 +69,8 @@ def differentiable_log_prob(
     cond: keyword arguments of the network; rows follow their samples.
     t_min: where time starts, as of `log_prob`.
 
-    Raises ValueError or TypeError for what does not fit, before any network call.
+    Raises ValueError or TypeError for what does not fit, before any network call, and SolverError
+    where the network's gradient is not that of its values.
     """
     arguments.data(model, x)
     steps, probes = arguments.whole("steps", steps), arguments.whole("probes", probes)
@@ -77,6 +78,7 @@ def differentiable_log_prob(
     seed = arguments.seed_of(seed, len(x), x.device)
     ids = arguments.sample_ids(sample_ids, len(x), x.device)
     flow = ScaledFlow(model, len(x), cond, t_min)
+    flow.refuse_hidden(x, seed, ids)
     v = None
     if trace == "hutchinson":
         v = traces.probes("rademacher", probes, x.detach(), seed, ids)

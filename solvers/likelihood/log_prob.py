@@ -85,14 +85,28 @@ def log_prob(
     if chosen.method == "quadrature" and chosen.target_solver_error is not None:
         free = how.rtol is None and how.atol is None
         quadrature.tighten(flow, x, chosen, seed, ids, found, free)
+    _check_gradient(flow, x, seed, ids, found)
     if how.truncation:
         worth, told = truncation(flow, x, seed, ids)
         fine = found.status == Status.OK
         found.status[fine & ~told] = int(Status.BLURRED)
-        found = replace(found, truncation=worth, nfe=flow.forwards)
+        found = replace(found, truncation=worth)
     result = _without_failures(replace(found, offset=float(how.offset)))
     raise_if_failed(result.status, result, on_failure, _missed(result, how))
     return result
+
+
+def _check_gradient(
+    flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor, found: LogProb
+) -> None:
+    """Mark, in place, the samples at which the network's gradient is not that of its values."""
+    rows = (~status_failed(found.status)).nonzero().flatten()
+    if len(rows):
+        part = flow.part(rows)
+        told = part.agrees(x[rows], arguments.seeds_of(seed, rows), ids[rows])
+        found.nfe[rows] += part.forwards
+        found.products[rows] += 1
+        found.status[rows[~told]] = int(Status.NOT_DIFFERENTIABLE)
 
 
 def truncation(

@@ -16,6 +16,7 @@ from ...models import Denoiser, GaussianMixture, Process
 from ...models import jacobian as trace
 from ...models.statistics import Statistics
 from .. import arguments
+from ..flow import ScaledFlow
 
 
 def initial_states(
@@ -114,6 +115,7 @@ def jump_loss(
     alpha, sigma = float(model.process.alpha(t)), float(model.process.sigma(t))
     if not (alpha > 0 and sigma > 0):
         raise InvalidValue(f"t must have alpha > 0 and sigma > 0; got t={t:g}")
+    ScaledFlow(model, len(x), cond).refuse_hidden(x / alpha, seed)
     skip, scale = (float(v) for v in model.coefficients("data", t))  # D = skip x + scale out
     with torch.enable_grad():
         x = x.detach().requires_grad_()
