@@ -7,15 +7,18 @@ return and what goes with them.
 from ..sampling.start import jump_loss
 from .bits import Bits, bits_per_dim
 from .differentiable import differentiable_log_prob
-from .elbo import Elbo
+from .elbo import Bound, Elbo
 from .encode import interpolate
+from .options import Likelihood
 from .result import LogProb
 from .reversible import Reversible
 from .score_values import ScoreMatch, fisher_divergence, implicit_score_matching
 
 __all__ = [
     "Bits",
+    "Bound",
     "Elbo",
+    "Likelihood",
     "LogProb",
     "Reversible",
     "ScoreMatch",

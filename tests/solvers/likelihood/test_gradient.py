@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import undiffuse as ud
-from undiffuse.solvers import differentiable_log_prob, jump_loss, log_prob
+from undiffuse import log_prob
 from undiffuse.solvers.flow import ScaledFlow
+from undiffuse.solvers.likelihood import differentiable_log_prob, jump_loss
 from undiffuse.solvers.outcome import Status
 
 D = 24
@@ -20,6 +21,10 @@ def mlp(*activations, seed=0):
 
 
 SMOOTH, OTHER = mlp(nn.Tanh()), mlp(nn.Tanh(), seed=1)
+
+
+def without_time(net):
+    return lambda x, t: net(x)
 
 
 def through_bfloat16(x, t):
@@ -40,11 +45,11 @@ def straight_through(x, t):
 
 HONEST = {
     "tanh": lambda x, t: SMOOTH(x),
-    "relu": lambda x, t, net=mlp(nn.ReLU()): net(x),
-    "relu, deep": lambda x, t, net=mlp(nn.ReLU(), nn.Linear(48, 48), nn.ReLU()): net(x),
+    "relu": without_time(mlp(nn.ReLU())),
+    "relu, deep": without_time(mlp(nn.ReLU(), nn.Linear(48, 48), nn.ReLU())),
     "bfloat16 inside": through_bfloat16,
     "rounded to 1/64 with the gradient of a step": lambda x, t: (64 * SMOOTH(x)).round() / 64 + 0 * x,
-    "dropout": lambda x, t, net=mlp(nn.Tanh(), nn.Dropout(0.3)): net(x),
+    "dropout": without_time(mlp(nn.Tanh(), nn.Dropout(0.3))),
     "constant": lambda x, t: torch.ones_like(x) + 0 * x,
     "steep": lambda x, t: torch.tanh(20 * SMOOTH(x)),
     "large": lambda x, t: 1e4 * SMOOTH(x),
