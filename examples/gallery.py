@@ -26,8 +26,9 @@ from undiffuse.models.adapters import retime
 from undiffuse.models.data.drawing import sample_grid
 from undiffuse.models.data.sets import Data, load
 from undiffuse.models.guidance import cfg, inpaint, posterior
-from undiffuse.models.ito import annealed_langevin, langevin
+from undiffuse.models.ito import langevin
 from undiffuse.models.training.train import train
+from undiffuse.solvers import annealed_langevin
 from undiffuse.solvers.sampling.sampler import sample
 
 NOISE = 0.05  # of the measurements of inpainting and colourisation
@@ -182,18 +183,20 @@ def draw_annealed(path: Path, model: Denoiser, seed: int) -> dict[str, float]:
     levels = torch.logspace(1.3, -1.7, 16, dtype=torch.float64)
     low, each, size, n = 0.1, 40, 0.15, 24
 
-    def score(x: Tensor, sigma: Tensor) -> Tensor:
-        return network.score(x.reshape(-1, 1, 8, 8), sigma).flatten(1)
+    def score(x: Tensor) -> Tensor:
+        return network.score(x.reshape(-1, 1, 8, 8), low).flatten(1)
 
     noise = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        annealed = annealed_langevin(score, 20 * noise, levels, each, size, seed + 1)
-        at = torch.full((n,), low, dtype=torch.float64)
+        annealed = annealed_langevin(
+            network, (n, 1, 8, 8), levels, each, snr=(size / 2) ** 0.5, seed=seed + 1, denoise=False,
+            x_init=20 * noise.reshape(n, 1, 8, 8),
+        ).x  # fmt: skip
         steps = each * len(levels)
-        still = langevin(lambda x: score(x, at), t_max=steps * size * low**2)
+        still = langevin(score, t_max=steps * size * low**2)
         plain_end = still.simulate(noise, steps, seed + 1).states[-1]
         found = {
-            "annealed": network(annealed.reshape(n, 1, 8, 8), float(levels[-1])),
+            "annealed": network(annealed, float(levels[-1])),
             "plain": network(plain_end.reshape(n, 1, 8, 8), low),
         }
     rows: list[Row] = []

@@ -69,10 +69,13 @@ DEQUANTIZE = Stream("user", 3, "uniform dequantisation")
 DEQUANTIZE_HOOK = Stream("user", 4, "normals handed to a learned dequantisation")
 TARGET = Stream("user", 5, "draws from an exact target")
 TARGET_COMPONENT = Stream("user", 6, "which component of a mixture such a draw comes from")
+ITO = Stream("user", 7, "steps of an Ito process")
+TRAINING = Stream("user", 8, "probes and noise of score matching losses")
 
 STREAMS = (
     INITIAL, COMPONENT, ENTRY, ROWS, CORRECTOR, BROWNIAN, PROBES, TRUNCATION, GRADIENT, USER, BOUND,
-    JITTER, DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT,
+    JITTER, DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT, ITO,
+    TRAINING,
 )  # fmt: skip
 
 

@@ -12,14 +12,17 @@ a diagonal. Times reach both as float64 [B].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ..kernels import normal
+from ..kernels.checks import ids_or_places, whole
+from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.streams import ITO, MAX_DRAW
 from .processes.process import Process
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +42,9 @@ class ItoSDE:
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("drift", "diffusion"):
+            if not callable(getattr(self, name)):
+                raise InvalidType(f"{name} must be callable as f(x, t); got {getattr(self, name)!r}")
         if not self.t_min < self.t_max:
             raise InvalidValue(
                 f"t_max must exceed t_min; got t_min={self.t_min}, t_max={self.t_max}"
@@ -84,36 +90,56 @@ class ItoSDE:
 
         def drift(x: Tensor, s: Tensor) -> Tensor:
             t = mirror(s)
-            pull = torch.einsum("bij,bj->bi", self.covariance(x, t), score(x, t))
+            pull = (self.covariance(x, t) * score(x, t)[:, None]).sum(2)
             return self.divergence(x, t) + pull - self.drift(x, t)
 
         return ItoSDE(drift, lambda x, s: self.diffusion(x, mirror(s)), self.t_min, self.t_max)
 
-    def simulate(self, x: Tensor, steps: int, seed: int = 0) -> Path:
+    def simulate(
+        self,
+        x: Tensor,
+        steps: int,
+        seed: int | Tensor = 0,
+        *,
+        sample_ids: Tensor | Sequence[int] | None = None,
+        first: int = 0,
+    ) -> Path:
         """Euler-Maruyama from X(t_min) = x [B, d] in `steps` equal steps; returns the whole path.
 
-        Strong order 1/2 (1 where S is constant), weak order 1. Seeded by torch's generator of
-        x's device; a run that goes on from another's end needs another seed, or it meets the same
-        normals. Raises ValueError for steps < 1, a drift of another shape, or an x that is not
-        [B, d].
+        Strong order 1/2 (1 where S is constant), weak order 1.
+
+        x: [B, d], floating.
+        steps: how many, >= 1.
+        seed: an int, or int64 [B], one a sample.
+        sample_ids: integers [B], global ids, by default 0 to B - 1. The same (seed, sample id) gives
+            the same path in any batch.
+        first: the index of the first step's normal; a run that goes on from another's end counts on
+            from that one's steps, or it meets the same normals.
+
+        Raises TypeError or ValueError for others, and for a drift of another shape.
         """
-        if steps < 1:
-            raise InvalidValue(f"steps must be >= 1; got {steps}")
+        steps = whole("steps", steps, 1, MAX_DRAW)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise InvalidType(f"x must be a floating tensor [B, d]; got {kind}")
         if x.ndim != 2:
             raise InvalidValue(f"x must be [B, d]; got {tuple(x.shape)}")
-        times = torch.linspace(self.t_min, self.t_max, steps + 1, dtype=torch.float64)
-        g = torch.Generator(x.device).manual_seed(seed)
+        ids = ids_or_places(sample_ids, len(x), x.device)
+        times = torch.linspace(
+            self.t_min, self.t_max, steps + 1, dtype=torch.float64, device="cpu"
+        )  # fmt: skip
         dt = (self.t_max - self.t_min) / steps
         states = [x]
-        for t in times[:-1].to(x.device):
+        for i, t in enumerate(times[:-1].to(x.device)):
             at = t.expand(len(x))
             b, s = self.drift(x, at), self.matrix(x, at)
             if b.shape != x.shape:
                 raise InvalidValue(
                     f"drift must return x's shape {tuple(x.shape)}; got {tuple(b.shape)}"
                 )
-            dw = torch.randn(len(x), s.shape[2], dtype=x.dtype, device=x.device, generator=g)
-            x = x + dt * b + dt**0.5 * torch.einsum("bij,bj->bi", s, dw)
+            shape, place = (len(x), s.shape[2]), ITO.at(first + i)
+            dw = normal(shape, seed, ids, **place, dtype=x.dtype, device=x.device)
+            x = x + dt * b + dt**0.5 * (s * dw[:, None]).sum(2)  # einsum may round by the batch
             states.append(x)
         return Path(times, torch.stack(states))
 
@@ -149,33 +175,6 @@ def langevin(score: Callable[[Tensor], Tensor], t_max: float = 1.0) -> ItoSDE:
     its modes exchange mass at the pace of the barriers between them.
     """
     return ItoSDE(lambda x, t: score(x), lambda x, t: torch.full_like(x, 2**0.5), 0.0, t_max)
-
-
-def annealed_langevin(
-    score: Field,
-    x: Tensor,
-    levels: Tensor,
-    steps: int = 100,
-    step_size: float = 0.1,
-    seed: int = 0,
-) -> Tensor:
-    """Langevin at one noise level after the other (Song & Ermon 2019, algorithm 1), [B, d].
-
-    score(x, sigma): of the data convolved with N(0, sigma^2), sigma [B]. levels: sigmas that fall.
-    At each, `steps` of x + h score + sqrt(2 h) z with h = step_size sigma^2, so that a step keeps
-    its ratio to the scale. Raises ValueError unless the levels are positive and fall.
-    """
-    if levels.ndim != 1 or not bool((levels > 0).all()) or not bool((levels.diff() < 0).all()):
-        raise InvalidValue(f"levels must be positive and fall strictly; got {levels.tolist()}")
-    for i, sigma in enumerate(levels.tolist()):
-        at = ItoSDE(
-            lambda x, t, s=sigma: score(x, torch.full_like(t, s)),  # type: ignore[misc]
-            lambda x, t: torch.full_like(x, 2**0.5),
-            0.0,
-            steps * step_size * sigma**2,
-        )
-        x = at.simulate(x, steps, seed + i).states[-1]
-    return x
 
 
 def _derivative(value: Tensor, x: Tensor, j: int) -> Tensor:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from undiffuse import solvers
 from undiffuse.models import VP, Brownian, Gaussian, GaussianMixture
 from undiffuse.models.ito import (
     ItoSDE,
-    annealed_langevin,
     forward_sde,
     langevin,
     ornstein_uhlenbeck,
@@ -149,7 +149,9 @@ def test_plain_langevin_gets_the_weights_of_modes_wrong_and_annealing_mends_it()
     plain = langevin(lambda x: score(x, torch.full((n,), 1e-3, dtype=F64)), t_max=30.0)
     stuck = plain.simulate(start, 600, seed=10).states[-1]
     levels = torch.logspace(1, -1.3, 10, base=10, dtype=F64)
-    annealed = annealed_langevin(score, 10 * start, levels, steps=40, step_size=0.1, seed=11)
+    annealed = solvers.annealed_langevin(
+        target.denoiser(ve), (n, 1), levels**2, 40, snr=0.05**0.5, x_init=10 * start, seed=11, denoise=False
+    ).x  # fmt: skip
     share = [float((x > 0).double().mean()) for x in (stuck, annealed)]
     assert abs(share[0] - 0.5) < 0.06  # as it was started, though each mode has its shape
     assert abs(float(stuck[stuck > 0].var()) - 0.3) < 0.08
@@ -164,7 +166,27 @@ def test_bad_input_is_refused():
         ItoSDE(lambda x, t: x, lambda x, t: torch.zeros(3, 5)).matrix(x, torch.zeros(3))
     with pytest.raises(ValueError, match=r"drift must return x's shape \(3, 2\); got \(3, 1\)"):
         ItoSDE(lambda x, t: x[:, :1], lambda x, t: x).simulate(x, 2)
-    with pytest.raises(ValueError, match="steps must be >= 1; got 0"):
+    with pytest.raises(ValueError, match="steps must be in"):
         geometric().simulate(x, 0)
-    with pytest.raises(ValueError, match="levels must be positive and fall"):
-        annealed_langevin(lambda x, s: x, x, torch.tensor([0.1, 1.0]))
+    with pytest.raises(TypeError, match="steps must be a whole number"):
+        geometric().simulate(x, 2.5)
+    with pytest.raises(TypeError, match="x must be a floating tensor"):
+        geometric().simulate(x.long(), 2)
+    with pytest.raises(TypeError, match="drift must be callable"):
+        ItoSDE(None, lambda x, t: x)
+
+
+def test_a_path_is_its_seed_s_and_its_sample_s():
+    """Whoever else is in the batch, in pieces too, and with a seed for each sample."""
+    sde = ItoSDE(lambda x, t: -x, lambda x, t: 2**0.5 * torch.ones_like(x))
+    back, x = sde.reversed(lambda x, t: -x), torch.linspace(-1, 1, 12).reshape(6, 2)
+    for process in (sde, back, geometric()):
+        whole = process.simulate(x, 8, 4).states
+        for rows in ([3], [5, 0], [1, 2, 4]):
+            found = process.simulate(x[rows], 8, 4, sample_ids=rows).states
+            assert torch.equal(found, whole[:, rows])
+    path = sde.simulate(x, 8, torch.arange(6)).states
+    assert torch.equal(path[:, 2:3], sde.simulate(x[2:3], 8, 2, sample_ids=[2]).states)
+    half = ItoSDE(sde.drift, sde.diffusion, 0.0, 0.5)
+    on = half.simulate(sde.simulate(x, 8, 4).states[4], 4, 4, first=4).states[-1]
+    torch.testing.assert_close(on, sde.simulate(x, 8, 4).states[-1], rtol=0, atol=1e-6)
