@@ -257,13 +257,19 @@ class Sampler:
                 out = call(before)
             state, i = self.tell(before, out), before.row
             readout = plan.skip[i], plan.scale[i]
-            yield StepInfo(i, plan.times[i], state.x, out, before, state, readout, self.model.clip)
+            clip, t = self.model.clip, plan.times[i]
+            told = [StepInfo(i, t, state.x, out, before, state, readout, clip)]
+            del before, out  # so that what the caller lets go is free during the next call
+            yield told.pop()
 
     def finish(self, state: State, cond: dict[str, Any] | None = None) -> Tensor:
         """The sample [B, ...] that the run ends with."""
-        for step in self.steps(state, cond):
-            state = step.after
-        return state.x
+        steps, x = self.steps(state, cond), state.x
+        del state
+        for step in steps:
+            x = step.x
+            del step
+        return x
 
     def capture(
         self,

@@ -108,7 +108,8 @@ def test_memory_is_counted_in_states_and_grows_with_the_history():
         return found
 
     few, more, many = states("ddim"), states("dpmpp-2m"), states("vab-4")
-    assert 3 <= few < 5 and few + 1 < more < many - 2
+    # the caller's start, its copy, the state, the network's input and output, and the next two
+    assert 3 <= few <= 7 and few + 1 < more < many - 2
     assert states("vab-4", 24) == pytest.approx(many, abs=0.1)  # whatever the number of steps
     held = []
 

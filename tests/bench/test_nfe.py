@@ -234,9 +234,9 @@ def test_a_flow_starts_at_pure_noise_and_is_resumed(tmp_path, monkeypatch, capsy
     more = {"checkpoint": given, "targets": [], "data": law.sample(64), "grid": "uniform",
             "likelihood": False, "peers": ["rk4", "RK45"], "nfe": [16]}  # fmt: skip
     first = run(tmp_path, **more)
-    keys, real = computed(monkeypatch), campaign.planned
+    keys, real = computed(monkeypatch), campaign.plan_of
     asked = []
-    monkeypatch.setattr(campaign, "planned", lambda c, *a: asked.append(c.name) or real(c, *a))
+    monkeypatch.setattr(campaign, "plan_of", lambda c, *a: asked.append(c.name) or real(c, *a))
     again = run(tmp_path, **more)
     assert keys == [] and again["best"] == first["best"]
     done = {r["solver"] for r in store.Store(tmp_path).records.values() if r["status"] == "ok"}
