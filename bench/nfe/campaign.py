@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -344,8 +344,14 @@ def _run(
         workers, context, initializer=_start, initargs=(spec, reference, metrics, threads)
     ) as pool:
         jobs = [pool.submit(_work, cell.config, cell.nfe, cell.key) for cell in due]
-        for job in as_completed(jobs):
-            yield job.result()
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        except BrokenExecutor:  # out of memory, most often
+            raise RunFailure(
+                "a worker was killed; what was measured is kept, and the same command goes on "
+                f"(fewer workers than {workers} need less memory)"
+            ) from None
 
 
 def warm_up(problem: Problem) -> None:

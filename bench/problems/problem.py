@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue, MissingPackage
+from ...kernels.files import write_tensors
 from ...models import Denoiser, GaussianMixture, Process
 from ...models.named_targets import Target
 from ...models.networks import InItsOwnType
@@ -358,6 +358,11 @@ class Reference:
         """w [B, *event] at sigma/alpha = ratio; raises KeyError for one that was not asked for."""
         return self._states[_key(ratio)]
 
+    @property
+    def ratios(self) -> set[float]:
+        """Those that `at` knows."""
+        return {float(k) for k in self._states}
+
     def covers(self, ratios: Iterable[float]) -> bool:
         """Whether `at` knows all of them."""
         return all(_key(r) in self._states for r in ratios)
@@ -396,16 +401,13 @@ def cached(
     level: int = 0,
     tick: Callable[[], object] | None = None,
 ) -> Reference:
-    """`solve`, kept in a file: read back if it is of this flow and knows these ratios."""
-    wanted, below = {float(r) for r in ratios}, None
-    if path.is_file():
-        held = torch.load(path, weights_only=True)
-        found = Reference(held["states"], held["error"], held["level"])
-        if held.get("flow") == problem.flow:
-            if found.level >= level and found.covers(wanted):
-                return found
-            wanted |= {float(k) for k in held["states"]}
-            below = found
+    """`solve`, kept in a file: read back if it is of this flow and knows these ratios. A file that
+    does not read is made again."""
+    wanted, below = {float(r) for r in ratios}, _kept(path, problem)
+    if below is not None:
+        if below.level >= level and below.covers(wanted):
+            return below
+        wanted |= below.ratios
     found = solve(problem, wanted, level, tick, below)
     held = {
         "states": {_key(r): found.at(r) for r in wanted},
@@ -413,10 +415,22 @@ def cached(
         "level": level,
         "flow": problem.flow,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(held, part)
-    os.replace(part, path)
+    write_tensors(path, held)
     return found
+
+
+def _kept(path: Path, problem: Problem) -> Reference | None:
+    """The reference in the file, if that is a whole one of this problem's flow."""
+    if not path.is_file():
+        return None
+    try:
+        held = torch.load(path, weights_only=True, map_location="cpu")
+        if held["flow"] != problem.flow:
+            return None
+        states = {_key(float(k)): v.reshape(problem.start.shape) for k, v in held["states"].items()}
+        return Reference(states, float(held["error"]), int(held["level"]))
+    except Exception:  # noqa: BLE001 torch.load raises whatever the bytes lead it to
+        return None
 
 
 def _integrate(

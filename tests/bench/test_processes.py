@@ -97,3 +97,36 @@ def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
     assert one == two
     seconds = (tmp_path / "two" / "timings.jsonl").read_text().splitlines()
     assert len(seconds) == len(one) == 2 * 2 * len(nfe.GRIDS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the system does not say who started whom")
+def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path):
+    def command(out):
+        return [sys.executable, "-P", "-m", "undiffuse", "bench", "--checkpoint", "none", "--targets",
+                "digits64", "--peers", "", "--batch", "64", "--solvers", "ddim,heun,dpmpp-2m",
+                "--nfe", "10,20,40", "--workers", "2", "--out", str(out)]  # fmt: skip
+
+    def workers(pid):
+        lines = {p: Path(f"/proc/{p}/cmdline") for p in children(pid)}
+        return [p for p, f in lines.items() if f.exists() and b"spawn_main" in f.read_bytes()]
+
+    file = tmp_path / "killed" / "results.jsonl"
+    run_one = subprocess.Popen(
+        command(tmp_path / "killed"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while not (file.exists() and file.read_text().count("\n") >= 5):
+        assert run_one.poll() is None, "finished before a worker could be killed"
+        time.sleep(0.02)
+    os.kill(workers(run_one.pid)[0], signal.SIGKILL)
+    said = run_one.communicate(timeout=120)[1]
+    assert run_one.returncode == 2 and "Traceback" not in said
+    assert "undiffuse bench: a worker was killed; what was measured is kept" in said
+    kept = file.read_text().splitlines()
+    assert len(kept) >= 5
+    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    ended, whole = (
+        (tmp_path / d / "results.jsonl").read_text().splitlines() for d in ("killed", "whole")
+    )
+    assert ended[: len(kept)] == kept and sorted(ended) == sorted(whole)

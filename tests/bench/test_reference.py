@@ -168,3 +168,22 @@ def test_a_network_is_called_in_the_widest_type_it_takes():
 def test_too_small_a_batch_is_refused():
     with pytest.raises(ValueError, match="batch must be at least 2"):
         problems.exact(get("ring2"), 1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "another", "shape"])
+def test_a_damaged_file_is_made_again(tmp_path, damage):
+    """The same reference as without it, and a file that reads."""
+    p = problems.exact(get("ring2"), 3)
+    file = tmp_path / "reference.pt"
+    whole = reference.cached(file, p, [0.5, 0.0])
+    content = file.read_bytes()
+    if damage == "shape":
+        held = torch.load(file, weights_only=True)
+        torch.save(held | {"states": {k: v[:1] for k, v in held["states"].items()}}, file)
+    elif damage == "another":
+        torch.save([1, 2], file)
+    else:
+        file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"{}"}[damage])
+    again = reference.cached(file, p, [0.5, 0.0])
+    assert torch.equal(again.at(0.5), whole.at(0.5)) and again.error == whole.error
+    assert torch.load(file, weights_only=True)["flow"] == p.flow
