@@ -9,7 +9,7 @@ import torch
 import undiffuse as ud
 from undiffuse.models import READOUTS, convert
 
-PROCESSES = [ud.VP(), ud.SubVP(), ud.VE(), ud.EDM(), ud.Flow(), ud.Brownian(2.0)]
+PROCESSES = [make() for make in ud.models.PROCESSES.values()]
 
 
 def truth(process, t, x0, eps, sigma_data=0.5):

@@ -8,7 +8,7 @@ import torch
 from undiffuse.models import LearnedVP, MonotoneOmega, Objective
 from undiffuse.models.data.sets import load
 from undiffuse.models.dequantize import dequantised
-from undiffuse.models.processes.learned_schedule import ContinuousVLB, LearnedSchedule
+from undiffuse.models.training.learned_schedule import ContinuousVLB, LearnedSchedule
 from undiffuse.models.training.train import train
 from undiffuse.models.variational import VLB
 from undiffuse.solvers.likelihood.elbo import elbo

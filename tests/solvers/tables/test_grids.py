@@ -21,7 +21,7 @@ from undiffuse.solvers.tables.grids import (
     beta_cdf,
 )
 
-PROCESSES = [ud.VP(), ud.VP.cosine(), ud.SubVP(), ud.VE(), ud.EDM(), ud.Flow(), ud.Brownian()]
+PROCESSES = [make() for make in ud.models.PROCESSES.values()]
 
 
 def ratio(process, t):
