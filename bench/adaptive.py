@@ -88,7 +88,7 @@ def element_wise(target: Target) -> Denoiser:
 def _ours(name: str) -> Method:
     def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
         found = sample_ode_adaptively(
-            model, x.shape, method=name, rtol=tol, atol=tol, x_init=x, final="t_min",
+            model, x.shape, solver=name, rtol=tol, atol=tol, x_init=x, final="t_min",
             max_steps=100_000, dtype=x.dtype,
         )  # fmt: skip
         return found.x, found.nfe

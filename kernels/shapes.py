@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = ("mps", "meta")  # devices that have no float64; meta stands for such a one
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype of times and sums beside x: float64, or float32 on a device without it."""
+    return torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
+
 
 def column(c: Tensor, x: Tensor) -> Tensor:
     """c [B] as [B, 1, ...] against x [B, *event]: on x's device, in its dtype, or bool if c is a

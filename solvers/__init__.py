@@ -20,7 +20,7 @@ from .families.preconditioned import GaussianPreconditioned
 from .families.registry import get, names
 from .families.relay import Relay
 from .families.restart import Consistency, RePaint, Restart
-from .families.runge_kutta import DPM2, Butcher, RungeKutta
+from .families.runge_kutta import DPM2, RungeKutta
 from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .families.stochastic import DDPM, ERSDE, SRA1, EulerMaruyama, ReverseDiffusion, SASolver
 from .families.unipc import UniPC
@@ -36,6 +36,7 @@ from .sampling.sampler import Sampler
 from .sampling.start import initial_states
 from .sampling.state import Result, State, StepInfo
 from .tables import grids, law
+from .tables.butcher import Butcher
 from .tables.grids import times
 from .tables.solver import Solver
 from .tables.spectral import SpectralTable

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import wide
 
 
 class Recorder:
@@ -28,16 +29,17 @@ class Recorder:
     def path(self) -> DensePath:
         batch, x0 = len(self.x0), self.x0
         if not self.rows:
-            none = torch.zeros(batch, 0, dtype=torch.float64, device=x0.device)
+            none = torch.zeros(batch, 0, dtype=wide(x0), device=x0.device)
             return DensePath(x0[:, None], none, none, x0)
         rows = torch.cat(self.rows)
         order = torch.sort(rows, stable=True).indices  # by sample, steps in the order taken
         counts = torch.bincount(rows, minlength=batch)
         place = (
-            torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
+            torch.arange(len(rows), dtype=torch.int64, device=rows.device)
+            - (counts.cumsum(0) - counts)[rows[order]]
         )
-        start = torch.full((batch, int(counts.max())), torch.nan, dtype=torch.float64)
-        start = start.to(rows.device)
+        size = (batch, int(counts.max()))
+        start = torch.full(size, torch.nan, dtype=self.start[0].dtype, device=rows.device)
         h, index = start.clone(), torch.zeros_like(start, dtype=torch.int64)
         start[rows[order], place] = torch.cat(self.start)[order]
         h[rows[order], place] = torch.cat(self.h)[order]
@@ -75,7 +77,7 @@ class DensePath:
 
     def _evaluate(self, t: Tensor, slope: bool) -> Tensor:
         batch, event = len(self._x0), self._x0.shape[1:]
-        t = torch.as_tensor(t, dtype=torch.float64, device=self._x0.device)
+        t = torch.as_tensor(t, dtype=wide(self._x0), device=self._x0.device)
         t = t.expand(batch, -1) if t.ndim == 1 else t
         if t.ndim != 2 or len(t) != batch:
             raise InvalidValue(f"t must be [J] or [{batch}, J]; got {tuple(t.shape)}")

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...kernels.errors import InvalidValue
 from ...kernels.shapes import column
 from ..flow import ScaledFlow
-from .embedded import Embedded, Matrix
+from ..tables.butcher import Matrix
+from .pairs import Embedded
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
-from ...kernels.shapes import column
-from ..arguments import lookup
+from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.runge_kutta import rms
+from ...kernels.shapes import column, wide
+from .. import arguments
 from ..outcome import Status
 from .dense import DensePath, Recorder
-from .embedded import Embedded
-from .pairs import PAIRS
+from .pairs import PAIRS, Embedded, Pair
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
 Audit = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Controller:
-    """Step sizes from errors; (p, i, d) = (0, 1, 0) is the elementary one, d = 0 a PI."""
+    """Step sizes from errors: h' = h safety e^(-(p+i+d)/k) e_1^((p+2d)/k) e_2^(-d/k).
+
+    p, i, d: weights of the proportional, integral and differential part; (0, 1, 0) is the
+        elementary controller, d = 0 a PI.
+    safety: share of the step that the error allows, in (0, 1].
+    smallest, largest: bounds of h'/h, smallest <= 1 <= largest.
+    Raises ValueError or TypeError for numbers outside these. (Soederlind 2003)
+    """
 
     p: float = 0.2
     i: float = 0.5
@@ -45,7 +51,15 @@ class Controller:
     smallest: float = 0.2
     largest: float = 10.0
 
-    def factor(self, e: Tensor, e_1: Tensor, e_2: Tensor, order: int, accept: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        for name in ("p", "i", "d"):
+            arguments.finite(name, getattr(self, name))
+        arguments.positive("safety", self.safety, 1.0)
+        low, high = (arguments.positive(n, getattr(self, n)) for n in ("smallest", "largest"))
+        if not low <= 1 <= high:
+            raise InvalidValue(f"smallest <= 1 <= largest must hold; got {low:g} and {high:g}")
+
+    def factor(self, e: Tensor, e_1: Tensor, e_2: Tensor, order: float, accept: Tensor) -> Tensor:
         """What h is multiplied by, float64 [n]; at most `safety` after a rejection."""
         p, i, d = self.p / order, self.i / order, self.d / order
         log = -(p + i + d) * e.log() + (p + 2 * d) * e_1.log() - d * e_2.log()
@@ -77,23 +91,13 @@ class OdeSolution:
     path: DensePath | None = None
 
 
-def rms(e: Tensor) -> Tensor:
-    """Root mean square over all but the first axis, float64 [n], summed in blocks of fixed size so
-    that a row's sum is the same whatever the number of rows."""
-    square = e.double().flatten(1).square()
-    d = square.shape[1]
-    if d > BLOCK:
-        square = torch.nn.functional.pad(square, (0, -d % BLOCK)).reshape(len(e), -1, BLOCK).sum(2)
-    return (square.sum(1) / d).sqrt()
-
-
 def integrate(
     f: Field,
     x0: Tensor,
     t0: float | Tensor,
     t1: float | Tensor,
     *,
-    method: str | Embedded = "dopri5",
+    solver: str | Embedded = "dopri5",
     rtol: float | Tensor = 1e-5,
     atol: float | Tensor = 1e-5,
     norm: Norm = rms,
@@ -108,40 +112,87 @@ def integrate(
 ) -> OdeSolution:
     """Integrate dx/dt = f(t, x) from t0 to t1, sample by sample, forward or backward in time.
 
-    f(t, x, rows): t float64 [n], x [n, *event] of x0's dtype, rows int64 [n] the samples' places
-    in x0, for those still under way (n shrinks); returns dx/dt like x. x0: [B, *event] float32 or
-    float64; t0, t1: floats or float64 [B]. method: 'bosh3', 'dopri5', 'tsit5', 'dopri8', a
-    `Pair`, or an `ExponentialPair`, for which f returns not dx/dt but what that class says.
-    rtol, atol: numbers, or tensors that broadcast over an event. norm: of the scaled error
-    [n, *event] -> float64 [n]. first_step: None takes Hairer's estimate (one evaluation more).
-    min_step: default 1e-13 of the span. max_step: longest step. audit: of a step's end
-    (t, x), what f returned there, and the estimated error of x -> float64 [n], to be summed.
-    save_at: times [J] or [B, J] at which to keep x. dense: keep every step's interpolant,
-    (degree + 1) states each.
+    f: f(t, x, rows) -> dx/dt like x, for the samples still under way: t float64 [n], x [n, *event]
+        of x0's dtype, rows int64 [n] the samples' places in x0; n shrinks.
+    x0: [B, *event], float32 or float64.
+    t0, t1: floats or [B].
+    solver: 'bosh3', 'dopri5', 'tsit5', 'dopri8', a `Pair`, or an `ExponentialPair`, for which f
+        returns not dx/dt but what that class says.
+    rtol, atol: numbers >= 0, or tensors of them that broadcast over an event; not both 0.
+    norm: of the scaled error [n, *event] -> float64 [n].
+    first_step: > 0; None takes Hairer's estimate (one evaluation more).
+    min_step: > 0; default 1e-13 of the span.
+    max_step: longest step, > 0.
+    max_steps: attempts of one sample, >= 1.
+    audit: of a step's end (t, x), what f returned there, and the estimated error of x -> float64
+        [n], to be summed.
+    save_at: times [J] or [B, J] between t0 and t1 at which to keep x.
+    dense: keep every step's interpolant, (degree + 1) states each.
 
     A sample that fails stops with a `Status` of its own and leaves the others alone. Gradients are
-    not tracked. Raises ValueError for arguments that do not fit, before f is called.
+    not tracked. On a device without float64 times are float32.
+    Raises ValueError or TypeError for arguments that do not fit, before f is called.
     """
-    pair = method if isinstance(method, Embedded) else lookup("method", method, PAIRS)
+    pair = solver if isinstance(solver, Embedded) else arguments.lookup("solver", solver, PAIRS)
+    if not callable(f):
+        raise InvalidType(f"f must be a function f(t, x, rows) -> dx/dt; got {type(f).__name__}")
+    if not isinstance(x0, Tensor) or x0.is_meta or x0.layout != torch.strided:
+        raise InvalidType(f"x0 must be a tensor [B, ...] that holds numbers; got {x0!r}")
     if x0.dtype not in (torch.float32, torch.float64) or x0.ndim < 2:
         raise InvalidValue(
             f"x0 must be [B, ...], float32 or float64; got {x0.dtype} {tuple(x0.shape)}"
         )
-    if max_steps < 1:
-        raise InvalidValue(f"max_steps must be >= 1; got {max_steps}")
+    arguments.positive_int("max_steps", max_steps)
+    for name, step in (("first_step", first_step), ("min_step", min_step)):
+        if step is not None:
+            arguments.positive(name, step)
+    if max_step != math.inf:
+        arguments.positive("max_step", max_step)
+    if controller is not None and not isinstance(controller, Controller):
+        raise InvalidType(f"controller must be a Controller; got {type(controller).__name__}")
+    _check_tolerances(x0, rtol, atol)
     with torch.no_grad():
         run = _Run(f, x0, t0, t1, pair, rtol, atol, norm, controller or Controller())
+        times = None if save_at is None else _within(save_at, run)
         run.recorder = Recorder(x0) if dense or save_at is not None else None
-        run.max_step, run.audit = abs(max_step), audit
+        run.max_step, run.audit = float(max_step), audit
         run.start(first_step)
         while len(run.rows):
             run.step(max_steps, min_step)
         path = run.recorder.path() if run.recorder is not None else None
-        saved = path(save_at) if path is not None and save_at is not None else None
+        saved = path(times) if path is not None and times is not None else None
     return OdeSolution(
         run.x_end, run.t_end, run.status, run.nfe, run.accepted, run.rejected, run.calls,
         run.audited, saved, path if dense else None,
     )  # fmt: skip
+
+
+def _check_tolerances(x0: Tensor, rtol: float | Tensor, atol: float | Tensor) -> None:
+    """Raise unless both are >= 0 and finite, rtol no finer than x0's rounding, and not both are 0."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, Tensor) and value.ndim:
+            fine = bool((torch.isfinite(value) & (value >= 0)).all())
+        else:
+            number = arguments.finite(name, value)
+            fine = number >= 0
+            if name == "rtol" and number:
+                arguments.tolerance(name, number, x0.dtype)
+        if not fine:
+            raise InvalidValue(f"{name} must be >= 0 and finite; got {value}")
+    if not isinstance(rtol, Tensor) and not isinstance(atol, Tensor) and rtol == atol == 0:
+        raise InvalidValue("one of rtol and atol must be > 0; got 0 and 0")
+
+
+def _within(save_at: Tensor, run: _Run) -> Tensor:
+    """The times at which to keep x, or ValueError for one that the run does not pass."""
+    times = torch.as_tensor(save_at, dtype=run.t.dtype, device=run.t.device)
+    low, high = (v[:, None] for v in (run.t.minimum(run.t1), run.t.maximum(run.t1)))
+    if times.ndim in (1, 2) and not bool(((times >= low) & (times <= high)).all()):
+        raise InvalidValue(
+            f"save_at must lie between t0 and t1, {float(low.min()):g} to {float(high.max()):g}; "
+            f"got {float(times.min()):g} to {float(times.max()):g}"
+        )
+    return times
 
 
 class _Run:
@@ -160,14 +211,18 @@ class _Run:
         self.rtol, self.atol = (
             torch.as_tensor(v, dtype=x0.dtype, device=device) for v in (rtol, atol)
         )
+        numbers = all(isinstance(v, int | float) and v >= 0 for v in (rtol, atol))
+        # the kernel makes x' and the norm of its error in one launch, where that norm is asked for
+        self.fused = pair if isinstance(pair, Pair) and norm is rms and numbers else None
+        self.tolerances = (rtol, atol)
         self.t, self.t1 = (
-            torch.as_tensor(v, dtype=torch.float64, device=device).expand(batch).clone()
+            torch.as_tensor(v, dtype=wide(x0), device=device).expand(batch).clone()
             for v in (t0, t1)
         )
         if not bool((torch.isfinite(self.t) & torch.isfinite(self.t1)).all()):
             raise InvalidValue(f"t0 and t1 must be finite; got {t0} and {t1}")
         self.span = self.t1 - self.t
-        self.rows = torch.arange(batch, device=device)
+        self.rows = torch.arange(batch, dtype=torch.int64, device=device)
         self.x = x0.clone()
         self.x_end, self.t_end = x0.clone(), self.t.clone()
         self.status, self.nfe, self.accepted, self.rejected = torch.zeros(
@@ -220,9 +275,17 @@ class _Run:
         last = 1.0001 * self.h.abs() >= left.abs()  # no crumb of a step is left over
         h = torch.where(last, left, self.h)
         goal = torch.where(last, self.t1, self.t + h)  # t1 itself, not t + (t1 - t)
-        x, stages, error = self.advance(h, goal)
-        scale = self.atol + self.rtol * torch.maximum(self.x.abs(), x.abs())
-        e = self.norm(error / scale)
+        x, stages = self.advance(h, goal)
+        error: Tensor | None = None
+        if self.fused is not None and self.audit is None:
+            e = self.fused.judged(
+                self.x, h, stages, float(self.tolerances[0]), float(self.tolerances[1])
+            )
+            e = e.to(self.t.dtype)
+        else:
+            error = self.pair.defect(self.t, h, stages)
+            scale = self.atol + self.rtol * torch.maximum(self.x.abs(), x.abs())
+            e = self.norm(error / scale)
         network_fine = torch.stack([_finite(k) for k in stages]).all(0)
         fine = network_fine & _finite(x) & torch.isfinite(e)
         accept = fine & (e <= 1)
@@ -231,7 +294,7 @@ class _Run:
         if self.recorder is not None:
             piece = self.pair.piece(self.t, self.x, x, h, stages)
             self.recorder.add(accept, self.rows, self.t, h, piece)
-        if self.audit is not None:
+        if self.audit is not None and error is not None:
             told = self.audit(goal, x, stages[-1], error)
             self.audited[self.rows] += torch.where(accept, told, 0.0)
         self.accepted[self.rows] += accept
@@ -244,14 +307,14 @@ class _Run:
         self.h = (h * factor).clamp(-self.max_step, self.max_step)
         self.judge(accept & last, accept, fine, network_fine, max_steps, min_step)
 
-    def advance(self, h: Tensor, goal: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """x' at the step's end, the stages, and the error estimate."""
+    def advance(self, h: Tensor, goal: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """x' at the step's end, and the stages."""
         stages = [self.k]
         for i, share in enumerate(self.pair.c.tolist()[1:], 1):
             x = self.pair.state(i, self.t, self.x, h, stages)
             t = goal if share > 1 - 1e-12 else self.t + h * share
             stages.append(self.evaluate(t, x))
-        return x, stages, self.pair.defect(self.t, h, stages)
+        return x, stages
 
     def judge(
         self, arrived: Tensor, accept: Tensor, fine: Tensor, network_fine: Tensor,

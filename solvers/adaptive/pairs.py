@@ -1,89 +1,87 @@
-"""Embedded explicit Runge-Kutta pairs, and interpolants derived from their order conditions.
-
-A step from (t, x) of size h has stages and two solutions,
-
-    k_i = f(t + c_i h, x + h sum_j a_ij k_j),  x' = x + h sum_i b_i k_i, e = h sum_i (b-b^)_i k_i.
-
-All pairs here are 'first same as last': the last row of a is b, so that k_s = f(t + h, x') is the
-next step's first stage. A rooted tree tau of order r gives one order condition,
-
-    sum_i b_i Phi_i(tau) = 1/gamma(tau),  and inside the step  sum b_i(theta) Phi_i = theta^r/gamma.
-
-The interpolant x(t + theta h) = x + h sum_i b_i(theta) k_i is the polynomial of least norm that
-fulfils the second line to the order declared, meets both ends and has the slopes k_1 and k_s there
-(Hairer, Norsett & Wanner 1993, II.2 and II.6). Nothing of it is tabled, so nothing can be mistyped.
-"""
+"""What the adaptive integrator asks of a method, and Runge-Kutta pairs as such methods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import runge_kutta_step
+from ...kernels.errors import InvalidValue
 from ...kernels.shapes import column
-from .embedded import Embedded, Matrix
+from ..tables import butcher
+from ..tables.butcher import Butcher, Matrix
 
-Tree = tuple["Tree", ...]
 
+class Embedded(ABC):
+    """What `integrate` asks of a method: the steps of n samples, each at its own t and h [n].
 
-@dataclass(frozen=True, eq=False)
-class Pair(Embedded):
-    """An embedded pair: a (strictly lower triangular rows), b and the embedded b^, float64.
-
-    order, embedded_order: of b and b^. dense_order: of the interpolant; dense_degree: its degree.
+    x, stages: [n, *event]; the stages k_0, k_1, ... are what the field returned so far in this step,
+    and the last belongs to the step's end, so that it is the first of the next.
     """
 
-    name: str
-    rows: tuple[tuple[float, ...], ...]
-    embedded: tuple[float, ...]
-    order: int
-    embedded_order: int
-    dense_order: int
-    dense_degree: int
+    order: float
 
     @property
-    def stages(self) -> int:
-        return len(self.embedded)
+    @abstractmethod
+    def c(self) -> Matrix:
+        """Shares of h at which the stages are called; the last is 1."""
+
+    @abstractmethod
+    def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        """Where stage i >= 1 is called; for the last, the step's end x'."""
+
+    @abstractmethod
+    def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
+        """x' less the embedded solution."""
+
+    @abstractmethod
+    def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        """dx/dt where the field returned k."""
+
+    @abstractmethod
+    def piece(
+        self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
+    ) -> list[Tensor]:
+        """Coefficients of theta^0, theta^1, ... of x(t + theta h), of one length for every step."""
+
+
+@dataclass(frozen=True)
+class Pair(Embedded):
+    """An embedded Runge-Kutta pair: its table, stepped by the fused kernel, one launch a stage.
+
+    Raises ValueError for a table without an embedded solution.
+    """
+
+    table: Butcher
+
+    def __post_init__(self) -> None:
+        if not self.table.embedded:
+            raise InvalidValue(
+                f"{self.table.name} has no embedded solution, and so no error to choose steps by: "
+                f"use one of {', '.join(butcher.PAIRS)}, or fixed steps by RungeKutta"
+            )
 
     @property
-    def cost(self) -> int:
-        """Evaluations a step, the first stage being the last of the step before."""
-        return self.stages - 1
-
-    @cached_property
-    def a(self) -> Matrix:
-        a = np.zeros((self.stages, self.stages))
-        for i, row in enumerate(self.rows):
-            a[i + 1, : len(row)] = row
-        return a
+    def name(self) -> str:
+        return self.table.name
 
     @property
-    def b(self) -> Matrix:
-        return np.asarray(self.a[-1])
+    def order(self) -> float:  # type: ignore[override]
+        return self.table.order
 
     @property
     def c(self) -> Matrix:
-        return np.asarray(self.a.sum(1))
-
-    @cached_property
-    def error(self) -> Matrix:
-        """b - b^."""
-        return np.asarray(self.b - np.array(self.embedded))
-
-    @cached_property
-    def dense(self) -> Matrix:
-        """[stages, degree]: b_i(theta) = sum_p dense[i, p - 1] theta^p."""
-        return _interpolant(self)
+        return self.table.c
 
     def state(self, i: int, t: Tensor, x: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
-        return x + column(h, x) * _combine(self.a[i], stages)
+        return self._moved(x, h, stages, i)
 
     def defect(self, t: Tensor, h: Tensor, stages: list[Tensor]) -> Tensor:
-        return column(h, stages[0]) * _combine(self.error, stages)
+        return self._moved(torch.zeros_like(stages[0]), h, stages, -1)
 
     def slope(self, t: Tensor, x: Tensor, k: Tensor) -> Tensor:
         return k
@@ -91,178 +89,34 @@ class Pair(Embedded):
     def piece(
         self, t: Tensor, x: Tensor, end: Tensor, h: Tensor, stages: list[Tensor]
     ) -> list[Tensor]:
-        return [x, *(column(h, x) * _combine(row, stages) for row in self.dense.T)]
+        columns = self.table.dense.T.tolist()
+        return [x, *(column(h, x) * butcher.weighted(c, stages) for c in columns)]
+
+    def judged(
+        self, x: Tensor, h: Tensor, stages: list[Tensor], rtol: float, atol: float
+    ) -> Tensor:
+        """The norm of the scaled error of a step from x, [n], in one launch."""
+        weights, error = (_weights(self.table, i, x.dtype, x.device, True) for i in (-2, -1))
+        step = runge_kutta_step(x, stages, weights, h, error=error, rtol=rtol, atol=atol)
+        assert step.error is not None
+        return step.error
+
+    def _moved(self, x: Tensor, h: Tensor, stages: list[Tensor], i: int) -> Tensor:
+        """x + h sum_j a_ij k_j; for i = -1 with the weights of the error instead."""
+        weights = _weights(self.table, i, x.dtype, x.device)
+        return runge_kutta_step(x, stages[: len(weights)], weights, h).x
 
 
-def _combine(weights: Matrix, stages: list[Tensor]) -> Tensor:
-    """sum_i w_i k_i over the nonzero weights of the stages there are."""
-    total = torch.zeros_like(stages[0])
-    for w, k in zip(weights.tolist(), stages, strict=False):
-        if w != 0:
-            total.add_(k, alpha=w)
-    return total
+@lru_cache(maxsize=256)
+def _weights(
+    table: Butcher, i: int, dtype: torch.dtype, device: torch.device, whole: bool = False
+) -> Tensor:
+    """Row i of the table's matrix, b for i = -2, b - b^ for i = -1; up to the last weight that is
+    not 0 unless `whole`."""
+    row = table.error if i == -1 else table.b if i == -2 else table.matrix[i]
+    used = len(row) if whole else int(row.nonzero()[0].max()) + 1
+    return torch.tensor(row[:used], dtype=dtype, device=device)
 
 
-@lru_cache(None)
-def trees(order: int) -> tuple[Tree, ...]:
-    """Rooted trees with `order` nodes, each as the sorted tuple of its root's subtrees."""
-    if order == 1:
-        return ((),)
-    return tuple(sorted({tuple(sorted(f)) for f in _forests(order - 1, order - 1)}))
-
-
-def _forests(nodes: int, largest: int) -> Iterator[tuple[Tree, ...]]:
-    if nodes == 0:
-        yield ()
-    for size in range(min(nodes, largest), 0, -1):
-        for tree in trees(size):
-            for rest in _forests(nodes - size, size):
-                yield (tree, *rest)
-
-
-def tree_order(tree: Tree) -> int:
-    return 1 + sum(map(tree_order, tree))
-
-
-def density(tree: Tree) -> int:
-    """gamma(tau): the order of the tree times the densities of its root's subtrees."""
-    product = tree_order(tree)
-    for branch in tree:
-        product *= density(branch)
-    return product
-
-
-def weights(tree: Tree, a: Matrix) -> Matrix:
-    """Phi_i(tau) of every stage i."""
-    product = np.ones(len(a))
-    for branch in tree:
-        product = product * (a @ weights(branch, a))
-    return np.asarray(product)
-
-
-def _interpolant(pair: Pair) -> Matrix:
-    """Least-norm solution of the order conditions and the four end conditions."""
-    s, q, p = pair.stages, pair.dense_degree, pair.dense_order
-    lines, values = [], []
-
-    def demand(row: Matrix, powers: Matrix, value: float) -> None:
-        lines.append(np.outer(row, powers).ravel())
-        values.append(value)
-
-    for order in range(1, p + 1):
-        for tree in trees(order):
-            phi = weights(tree, pair.a)
-            for power in range(1, q + 1):
-                goal = 1.0 / density(tree) if power == order else 0.0
-                demand(phi, np.eye(q)[power - 1], goal)
-    for i in range(s):
-        unit = np.eye(s)[i]
-        demand(unit, np.ones(q), float(pair.b[i]))  # x' at theta = 1
-        demand(unit, np.eye(q)[0], float(i == 0))  # slope k_1 at theta = 0
-        demand(unit, np.arange(1.0, q + 1), float(i == s - 1))  # slope k_s at theta = 1
-    solution: Matrix = np.linalg.lstsq(np.array(lines), np.array(values), rcond=1e-12)[0]
-    return solution.reshape(s, q)
-
-
-BOSH3 = Pair(
-    "bosh3",  # Bogacki & Shampine 1989
-    ((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-    (7 / 24, 1 / 4, 1 / 3, 1 / 8),
-    order=3, embedded_order=2, dense_order=3, dense_degree=3,
-)  # fmt: skip
-
-DOPRI5 = Pair(
-    "dopri5",  # Dormand & Prince 1980
-    (
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
-    (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
-    order=5, embedded_order=4, dense_order=4, dense_degree=4,
-)  # fmt: skip
-
-_TSIT5_B = (
-    0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081,
-    2.324710524099774,
-)  # fmt: skip
-_TSIT5_ERROR = (
-    -0.00178001105222577714, -0.0008164344596567469, 0.007880878010261995, -0.1447110071732629,
-    0.5823571654525552, -0.45808210592918697, 1 / 66,
-)  # fmt: skip
-TSIT5 = Pair(
-    "tsit5",  # Tsitouras 2011
-    (
-        (0.161,),
-        (-0.008480655492356989, 0.335480655492357),
-        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-        (
-            5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401,
-            -0.028269050394068383,
-        ),
-        _TSIT5_B,
-    ),
-    tuple(b + e for b, e in zip((*_TSIT5_B, 0.0), _TSIT5_ERROR, strict=True)),
-    order=5, embedded_order=4, dense_order=4, dense_degree=4,
-)  # fmt: skip
-
-DOPRI8 = Pair(
-    "dopri8",  # Prince & Dormand 1981, 8(7)
-    (
-        (1 / 18,),
-        (1 / 48, 1 / 16),
-        (1 / 32, 0, 3 / 32),
-        (5 / 16, 0, -75 / 64, 75 / 64),
-        (3 / 80, 0, 0, 3 / 16, 3 / 20),
-        (
-            29443841 / 614563906, 0, 0, 77736538 / 692538347, -28693883 / 1125000000,
-            23124283 / 1800000000,
-        ),
-        (
-            16016141 / 946692911, 0, 0, 61564180 / 158732637, 22789713 / 633445777,
-            545815736 / 2771057229, -180193667 / 1043307555,
-        ),
-        (
-            39632708 / 573591083, 0, 0, -433636366 / 683701615, -421739975 / 2616292301,
-            100302831 / 723423059, 790204164 / 839813087, 800635310 / 3783071287,
-        ),
-        (
-            246121993 / 1340847787, 0, 0, -37695042795 / 15268766246, -309121744 / 1061227803,
-            -12992083 / 490766935, 6005943493 / 2108947869, 393006217 / 1396673457,
-            123872331 / 1001029789,
-        ),
-        (
-            -1028468189 / 846180014, 0, 0, 8478235783 / 508512852, 1311729495 / 1432422823,
-            -10304129995 / 1701304382, -48777925059 / 3047939560, 15336726248 / 1032824649,
-            -45442868181 / 3398467696, 3065993473 / 597172653,
-        ),
-        (
-            185892177 / 718116043, 0, 0, -3185094517 / 667107341, -477755414 / 1098053517,
-            -703635378 / 230739211, 5731566787 / 1027545527, 5232866602 / 850066563,
-            -4093664535 / 808688257, 3962137247 / 1805957418, 65686358 / 487910083,
-        ),
-        (
-            403863854 / 491063109, 0, 0, -5068492393 / 434740067, -411421997 / 543043805,
-            652783627 / 914296604, 11173962825 / 925320556, -13158990841 / 6184727034,
-            3936647629 / 1978049680, -160528059 / 685178525, 248638103 / 1413531060, 0,
-        ),
-        (
-            14005451 / 335480064, 0, 0, 0, 0, -59238493 / 1068277825, 181606767 / 758867731,
-            561292985 / 797845732, -1041891430 / 1371343529, 760417239 / 1151165299,
-            118820643 / 751138087, -528747749 / 2220607170, 1 / 4,
-        ),
-    ),
-    (
-        13451932 / 455176623, 0, 0, 0, 0, -808719846 / 976000145, 1757004468 / 5645159321,
-        656045339 / 265891186, -3867574721 / 1518517206, 465885868 / 322736535,
-        53011238 / 667516719, 2 / 45, 0, 0,
-    ),
-    order=8, embedded_order=7, dense_order=5, dense_degree=6,
-)  # fmt: skip
-
-PAIRS: dict[str, Pair] = {p.name: p for p in (BOSH3, DOPRI5, TSIT5, DOPRI8)}
+PAIRS: dict[str, Pair] = {name: Pair(table) for name, table in butcher.PAIRS.items()}
 """Pairs by the name that users type."""

@@ -8,31 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import normal
-from ...kernels.errors import InvalidValue
-from ...kernels.streams import INITIAL
 from ...models import Denoiser
 from .. import arguments
-from ..arguments import lookup
 from ..flow import ScaledFlow
 from ..outcome import raise_if_failed
 from .exponential_pair import EXPONENTIAL, ExponentialPair
 from .ode import Controller, integrate
-from .pairs import PAIRS, Pair
-from .sde import AdaptiveResult
+from .pairs import PAIRS, Embedded, Pair
+from .sde import AdaptiveResult, start
 
-METHODS: dict[str, Pair | ExponentialPair] = {**PAIRS, **EXPONENTIAL}
+SOLVERS: dict[str, Pair | ExponentialPair] = {**PAIRS, **EXPONENTIAL}
 
 
 def sample_ode_adaptively(
     model: Denoiser,
     shape: Sequence[int],
     *,
-    method: str | Pair | ExponentialPair = "dpmpp-23",
+    solver: str | Pair | ExponentialPair = "dpmpp-23",
     rtol: float = 1e-3,
     atol: float = 1e-3,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
     x_init: Tensor | None = None,
     cond: dict[str, Any] | None = None,
     final: str = "denoise",
@@ -44,32 +40,30 @@ def sample_ode_adaptively(
 ) -> AdaptiveResult:
     """Draw samples [B, ...] of the probability flow with steps chosen by each sample's own error.
 
-    method: a Runge-Kutta pair ('bosh3', 'dopri5', 'tsit5', 'dopri8') in the coordinates of
-    `ScaledFlow`, or an exponential pair ('dpm-solver-12', 'dpm-solver-23', 'dpmpp-12', 'dpmpp-23')
-    in x/alpha; both over lambda, from t_max to the model's t_min. rtol, atol: of the state in those
-    coordinates, per step. seed, sample_ids, x_init: as in `Sampler.init`. final: 'denoise' (one
-    call more) or 't_min'. device: of the noise, by default the network's. A sample does not depend on its batch. Raises ValueError or TypeError
-    for bad input, SolverError (or returns the statuses, on_failure='return') where a sample fails.
+    model, shape: the denoiser, and (B, *event).
+    solver: a Runge-Kutta pair ('bosh3', 'dopri5', 'tsit5', 'dopri8', or a `Pair`) in the
+        coordinates of `ScaledFlow`, or an exponential pair ('dpm-solver-12', 'dpm-solver-23',
+        'dpmpp-12', 'dpmpp-23') in x/alpha; both over lambda, from t_max to the model's t_min.
+    rtol, atol: of the state in those coordinates, per step.
+    seed, sample_ids, x_init: as in `Sampler.init`; x_init is float32 or float64.
+    cond: keyword arguments of the network; rows follow their samples (models/conditions.py).
+    final: 'denoise' (one call more) or 't_min'.
+    controller: of the step sizes, default `Controller()`.
+    max_steps: attempts of one sample, >= 1.
+    on_failure: 'raise', or 'return' the result with its statuses.
+    dtype: of the state, float32 or float64, where x_init is not given.
+    device: of the noise, by default the network's.
+    A sample does not depend on its batch. Raises ValueError or TypeError for bad input before any
+    network call, SolverError where a sample fails.
     """
-    if len(shape) < 2 or min(shape) < 1:
-        raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")
-    if final not in ("denoise", "t_min"):
-        raise InvalidValue(f"final must be 'denoise' or 't_min'; got {final!r}")
-    pair = lookup("method", method, METHODS) if isinstance(method, str) else method
-    if x_init is None:
-        sigma = float(model.process.sigma(model.process.t_max))
-        z = normal(
-            tuple(shape), seed, sample_ids, **INITIAL.at(),
-            device=device or arguments.device_of(model),
-        )
-        x_init = sigma * z.to(dtype)
-    elif tuple(x_init.shape) != tuple(shape):
-        raise InvalidValue(f"x_init must be of shape {tuple(shape)}; got {tuple(x_init.shape)}")
     arguments.denoiser(model)
-    arguments.event_batch("x_init", x_init)
+    shape = arguments.batch_shape("shape", shape)
+    arguments.choice("final", final, ("denoise", "t_min"))
+    arguments.on_failure(on_failure)
+    pair = solver if isinstance(solver, Embedded) else arguments.lookup("solver", solver, SOLVERS)
+    x_init = start(model, shape, seed, sample_ids, x_init, dtype, device)
     rtol = arguments.tolerance("rtol", rtol, x_init.dtype)
     atol = arguments.tolerance("atol", atol, x_init.dtype)
-    arguments.on_failure(on_failure)
     flow = ScaledFlow(model, len(x_init), cond, model.t_min)
     exponential = isinstance(pair, ExponentialPair)
     with torch.no_grad():
@@ -78,7 +72,7 @@ def sample_ode_adaptively(
             u = u * flow.norm(flow.lam_noise).to(u.dtype)
         field = pair.field(flow) if isinstance(pair, ExponentialPair) else flow.field
         run = integrate(
-            field, u, flow.lam_noise, flow.lam_data, method=pair, rtol=rtol, atol=atol,
+            field, u, flow.lam_noise, flow.lam_data, solver=pair, rtol=rtol, atol=atol,
             controller=controller, max_steps=max_steps,
         )  # fmt: skip
         x_hat = run.x if exponential else flow.leave(run.x)

@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.brownian import BrownianPath
-from ...kernels.checks import ids_or_places
-from ...kernels.errors import InvalidValue
-from ...kernels.shapes import column
+from ...kernels.errors import InvalidType
+from ...kernels.shapes import column, wide
 from ...kernels.streams import INITIAL
 from ...models import Denoiser
-from ..arguments import device_of
+from .. import arguments
 from ..outcome import Status, raise_if_failed
 
 CELLS = 4  # knots of the Brownian path in a unit of lambda
@@ -43,15 +42,40 @@ class AdaptiveResult(NamedTuple):
     status: Tensor
 
 
+def start(
+    model: Denoiser,
+    shape: tuple[int, ...],
+    seed: int | Tensor,
+    sample_ids: Tensor | Sequence[int] | None,
+    x_init: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> Tensor:
+    """x at t_max: x_init on the device, or sigma z."""
+    if device is not None:
+        device = arguments.device("device", device)
+    if x_init is not None:
+        return arguments.event_batch("x_init", x_init, shape).to(device or x_init.device)
+    if dtype not in (torch.float32, torch.float64):
+        raise InvalidType(
+            f"dtype must be torch.float32 or torch.float64, what states are; got {dtype}"
+        )
+    device = device or arguments.device_of(model)
+    ids = arguments.sample_ids(sample_ids, shape[0], device)
+    z = normal(shape, seed, ids, **INITIAL.at(), device=device).to(dtype)
+    return z * float(model.process.sigma(model.process.t_max))
+
+
 def sample_sde_adaptively(
     model: Denoiser,
     shape: Sequence[int],
     *,
     rtol: float = 1e-2,
     atol: float = 1e-2,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
+    seed: int | Tensor = 0,
+    sample_ids: Tensor | Sequence[int] | None = None,
     x_init: Tensor | None = None,
+    cond: dict[str, Any] | None = None,
     final: str = "denoise",
     first_step: float = 0.1,
     max_step: float = 0.5,
@@ -63,32 +87,37 @@ def sample_sde_adaptively(
     """Draw samples [B, ...] of the reverse SDE with steps chosen by each sample's own error.
 
     The error of a step is rms((x'' - x')/(atol + rtol |x''|)) in units of x/alpha, over one sample.
-    first_step, max_step: of lambda; a step over many units of lambda lands on the data's mean,
-    where both predictions agree and no error shows, hence the limit. final: 'denoise' or 't_min'.
-    device: by default x_init's, else the network's. The same (seed, sample id) gives the same sample
-    whoever shares its batch. Raises ValueError for bad input, SolverError (or returns the
-    statuses, on_failure='return') where a sample needs more than max_steps or is not finite.
+
+    model, shape: the denoiser, and (B, *event).
+    rtol, atol: > 0.
+    seed, sample_ids, x_init: as in `Sampler.init`; x_init is float32 or float64.
+    cond: keyword arguments of the network; rows follow their samples (models/conditions.py).
+    final: 'denoise' (one call more) or 't_min'.
+    first_step, max_step: of lambda, > 0; a step over many units of lambda lands on the data's mean,
+        where both predictions agree and no error shows, hence the limit.
+    max_steps: attempts of one sample, >= 1.
+    on_failure: 'raise', or 'return' the result with its statuses.
+    dtype: of the state, float32 or float64, where x_init is not given.
+    device: of the noise, by default x_init's, else the network's.
+    The same (seed, sample id) gives the same sample whoever shares its batch. Raises ValueError or
+    TypeError for bad input before any network call, SolverError where a sample needs more than
+    max_steps or is not finite.
     """
-    if len(shape) < 2 or min(shape) < 1:
-        raise InvalidValue(f"shape must be (batch, ...) of positive sizes; got {tuple(shape)}")
-    for name, value in (
-        ("rtol", rtol),
-        ("atol", atol),
-        ("first_step", first_step),
-        ("max_step", max_step),
-    ):
-        if not value > 0:
-            raise InvalidValue(f"{name} must be > 0; got {value}")
-    if final not in ("denoise", "t_min"):
-        raise InvalidValue(f"final must be 'denoise' or 't_min'; got {final!r}")
-    if device is None:
-        device = device_of(model) if x_init is None else x_init.device
-    ids = ids_or_places(sample_ids, shape[0], device)
-    if x_init is None:
-        z = normal(shape, seed, ids, **INITIAL.at(), device=device).to(dtype)
-    else:
-        z = x_init.to(device, dtype) / float(model.process.sigma(model.process.t_max))
-    run = _Run(model, z, ids, seed, rtol, atol, first_step, max_step)
+    arguments.denoiser(model)
+    shape = arguments.batch_shape("shape", shape)
+    arguments.choice("final", final, ("denoise", "t_min"))
+    arguments.on_failure(on_failure)
+    arguments.positive_int("max_steps", max_steps)
+    first_step = arguments.positive("first_step", first_step)
+    max_step = arguments.positive("max_step", max_step)
+    x = start(model, shape, seed, sample_ids, x_init, dtype, device)
+    rtol = arguments.tolerance("rtol", rtol, x.dtype)
+    atol = arguments.tolerance("atol", atol, x.dtype)
+    model = model.told(cond, len(x))
+    ids = arguments.sample_ids(sample_ids, len(x), x.device)
+    key = arguments.seed_of(seed, len(x), x.device)
+    z = x / float(model.process.sigma(model.process.t_max))
+    run = _Run(model, z, ids, key, rtol, atol, first_step, max_step)
     with torch.no_grad():
         while len(run.rows) and run.steps < max_steps:
             run.step()
@@ -105,7 +134,7 @@ class _Run:
     """All samples' x/alpha and lambda; rows: those still under way; slope: D_1 where it is known."""
 
     def __init__(
-        self, model: Denoiser, z: Tensor, ids: Tensor, seed: int, rtol: float, atol: float,
+        self, model: Denoiser, z: Tensor, ids: Tensor, seed: int | Tensor, rtol: float, atol: float,
         first_step: float, max_step: float,
     ) -> None:  # fmt: skip
         process, b = model.process, len(z)
@@ -114,24 +143,26 @@ class _Run:
         self.start = process.noisiest_log_snr
         self.end = float(process.log_snr(model.t_min))
         self.x_hat = z * math.exp(-self.start)
-        self.lam = torch.full((b,), self.start, dtype=torch.float64, device=z.device)
+        self.lam = torch.full((b,), self.start, dtype=wide(z), device=z.device)
         self.h = torch.full_like(self.lam, first_step)
         self.slope = torch.zeros_like(z)
         self.known = torch.zeros_like(self.lam, dtype=torch.bool)
         self.nfe, self.accepted, self.rejected, self.status = (
             torch.zeros_like(self.lam, dtype=torch.int64) for _ in range(4)
         )
-        self.rows = torch.arange(b, device=z.device)
+        self.rows = torch.arange(b, dtype=torch.int64, device=z.device)
         self.steps = 0
         cells = max(2, math.ceil(CELLS * (self.end - self.start)))
-        knots = torch.exp(2 * torch.linspace(self.start, self.end, cells + 1, dtype=torch.float64))
+        lam = torch.linspace(self.start, self.end, cells + 1, dtype=torch.float64, device="cpu")
+        knots = torch.exp(2 * lam)
         self.knots = (knots - knots[0]).tolist()
 
     def denoise(self, x_hat: Tensor, lam: Tensor, rows: Tensor) -> Tensor:
         process = self.model.process
         t = process.inverse_log_snr(lam).clamp(self.model.t_min, process.t_max)
         self.nfe[rows] += 1
-        return self.model(x_hat * column(process.alpha(t), x_hat), t)
+        model = self.model.rows(rows, len(self.ids))
+        return model(x_hat * column(process.alpha(t), x_hat), t)
 
     def step(self) -> None:
         self.steps += 1
@@ -143,7 +174,9 @@ class _Run:
         then = torch.minimum(lam + self.h[rows], torch.full_like(lam, self.end))
         kept = torch.exp(2 * (lam - then))  # q/q'
         x, d1 = self.x_hat[rows], self.slope[rows]
-        path = BrownianPath(tuple(x.shape), self.seed, self.knots, 14, self.ids[rows], 0, x.device)
+        own = isinstance(self.seed, Tensor) and self.seed.numel() > 1
+        seed = self.seed[rows] if own and isinstance(self.seed, Tensor) else self.seed
+        path = BrownianPath(tuple(x.shape), seed, self.knots, 14, self.ids[rows], 0, x.device)
         zero = math.exp(2 * self.start)
         spans = [(torch.exp(2 * v) - zero).clamp(0.0, self.knots[-1]) for v in (lam, then)]
         noise = column(torch.exp(-2 * then), x) * path.increment(*spans).to(x.dtype)
@@ -152,7 +185,7 @@ class _Run:
         d2 = self.denoise(one, then, rows)
         two = one + 0.5 * gain * (d2 - d1)
         scale = self.atol + self.rtol * two.abs()
-        error = ((two - one) / scale).flatten(1).double().square().mean(1).sqrt()
+        error = ((two - one) / scale).flatten(1).to(wide(x)).square().mean(1).sqrt()
         taken = error <= 1
         done = rows[taken]
         self.x_hat[done], self.lam[done] = two[taken], then[taken]

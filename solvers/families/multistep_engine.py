@@ -267,20 +267,25 @@ def finish(
     entry: tuple[float, float] = (1.0, 0.0),
     order: float,
     weak_order: float,
+    jump: bool = True,
 ) -> Tableau:
-    """Append the row x = D where the path ends at sigma = 0, and number fresh normals from 1."""
-    if path.ends_clean:
+    """Append the row x = D where the path ends at sigma = 0, and number fresh normals from 1.
+
+    jump: False where the rows go down to sigma = 0 themselves.
+    """
+    if path.ends_clean and jump:
         times = torch.cat([times, path.t[-2:-1]])
 
-        def jump(matrix: Tensor, first: float, columns: int) -> Tensor:
+        def with_jump(matrix: Tensor, first: float, columns: int) -> Tensor:
             row = matrix.new_zeros(1, max(columns, matrix.shape[1]))
             row[:, :1] = first
             pad = row.shape[1] - matrix.shape[1]
             return torch.cat([torch.nn.functional.pad(matrix, (0, pad)), row])
 
-        state, data, noise = jump(state, 0.0, 1), jump(data, 1.0, 1), jump(noise, 0.0, 0)
+        state, data = with_jump(state, 0.0, 1), with_jump(data, 1.0, 1)
+        noise = with_jump(noise, 0.0, 0)
         if draws is not None:
-            draws = jump(draws, 0.0, 0)
+            draws = with_jump(draws, 0.0, 0)
     if draws is None:
         draws = 1 + torch.arange(noise.numel()).reshape(noise.shape)
     return Tableau(

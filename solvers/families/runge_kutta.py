@@ -6,42 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
+from ..tables.butcher import BOSH3, DOPRI5, MIDPOINT, RALSTON, RK3, RK4, RK38, SSP54, Butcher
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
-from .single_step_engine import Legs, Node, Stage, legs, single_step
+from .multistep_engine import finish
+from .single_step_engine import Legs, Node, Stage, filled, legs, single_step
 
-
-@dataclass(frozen=True)
-class Butcher:
-    """An explicit scheme: a[j] the weights of stage j + 1, the last row being b; order declared."""
-
-    name: str
-    order: float
-    a: tuple[tuple[float, ...], ...]
-
-
-MIDPOINT = Butcher("midpoint", 2, ((1 / 2,), (0, 1)))
-RALSTON = Butcher("ralston", 2, ((2 / 3,), (1 / 4, 3 / 4)))
-RK3 = Butcher("rk3", 3, ((1 / 2,), (-1, 2), (1 / 6, 2 / 3, 1 / 6)))  # Kutta
-BOSH3 = Butcher("bosh3-fixed", 3, ((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)))
-RK4 = Butcher("rk4", 4, ((1 / 2,), (0, 1 / 2), (0, 0, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6)))
-RK38 = Butcher(
-    "rk4-38", 4, ((1 / 3,), (-1 / 3, 1), (1, -1, 1), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
-)  # fmt: skip
-DOPRI5 = Butcher(  # Dormand & Prince 1980, the row of order 5
-    "dopri5-fixed",
-    5,
-    (
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
-)
+STEP = 0.25  # share of the interval before from which one down to sigma = 0 is a step like others
 
 
 @dataclass(frozen=True)
@@ -51,10 +25,20 @@ class RungeKutta(Solver):
         clock 'sigma'  c = alpha,          s = sigma/alpha
         clock 'flow'   c = alpha + sigma,  s = sigma/(alpha + sigma)
 
-    with stages y_j = y_0 + (s' - s) sum_l a_jl (y_l - D_l)/s_l. One call a stage; a step from
-    alpha = 0 is DDIM's, one down to sigma = 0 a denoising jump. eta > 0 makes it ancestral: each
-    step goes down further and noise brings it back up. Order: the scheme's; with noise 1.
-    Raises ValueError for an unknown clock or eta outside [0, 1].
+    with stages y_j = y_0 + (s' - s) sum_l a_jl (y_l - D_l)/s_l. One call a stage. Order: the
+    scheme's; with noise 1.
+
+    scheme: a `Butcher` table.
+    clock: 'sigma' or 'flow'.
+    eta: 0, or up to 1 for an ancestral step: it goes down further and noise brings it back up.
+
+    Where the ends are infinite in the clock 'sigma', a step from alpha = 0 is DDIM's and one down to
+    sigma = 0 a denoising jump. In the clock 'flow' both ends are finite, and without noise the
+    scheme steps through them: from alpha = 0, and down to sigma = 0 where that interval is a step of
+    the grid, from above t_min and not short (STEP), else a denoising jump. There y - D vanishes with s, so no stage may stand at the
+    end: a scheme that has one gives that step to another of at most one order less, which over a
+    single step costs no order (up to 5).
+    Raises ValueError for an unknown clock or eta outside [0, 1], TypeError for another scheme.
     """
 
     scheme: Butcher = RK4
@@ -64,7 +48,14 @@ class RungeKutta(Solver):
     def __post_init__(self) -> None:
         if self.clock not in ("sigma", "flow"):
             raise InvalidValue(f"clock must be 'sigma' or 'flow'; got {self.clock!r}")
+        if not isinstance(self.scheme, Butcher):
+            raise InvalidType(f"scheme must be a Butcher; got {type(self.scheme).__name__}")
         check_share(self.eta)
+
+    @property
+    def name(self) -> str:
+        fixed = "-fixed" if self.scheme.embedded else ""
+        return self.scheme.name + fixed + ("-ancestral" if self.eta else "")
 
     @property
     def order(self) -> float:
@@ -75,19 +66,38 @@ class RungeKutta(Solver):
         return self.order
 
     def rows(self, path: Path) -> Tableau:
+        if self.clock == "flow" and not self.eta:
+            return self._through(path)
         steps = legs(path, self.eta)
-        s0, s1 = clock_of(steps.start, self.clock), clock_of(steps.end, self.clock)
-        nodes = [steps.start]
-        for row in self.scheme.a[:-1]:
-            s = s0 + sum(row) * (s1 - s0)
-            lam = -torch.log(s) if self.clock == "sigma" else -torch.logit(s)
-            nodes.append(Node.at(path.process, lam))
-        d = s1 - s0
-        stages = slopes(steps, nodes, [[w * d for w in row] for row in self.scheme.a], self.clock)
-        name = self.scheme.name + ("-ancestral" if self.eta else "")
         return single_step(
-            name, path, steps, stages, eta=self.eta, order=self.order, weak_order=self.weak_order
-        )
+            self.name, path, steps, staged(steps, self.scheme, self.clock),
+            eta=self.eta, order=self.order, weak_order=self.weak_order,
+        )  # fmt: skip
+
+    def _through(self, path: Path) -> Tableau:
+        """The table of steps from alpha = 0 on, and down to sigma = 0 where that is a step."""
+        s, n = path.sigma / (path.alpha + path.sigma), len(path.t) - 1
+        last = path.ends_clean and n > 1 and bool(s[-2] > STEP * (s[-3] - s[-2]))
+        last = last and float(path.t[-2]) > (1 + 1e-6) * path.process.t_min
+        jump = path.ends_clean and not last
+        parts = [(self.scheme, 0, n - last - jump), (ending(self.scheme), n - last, n)]
+        blocks = [
+            filled(steps, staged(steps, scheme, self.clock))
+            for scheme, first, end in parts
+            for steps in [_legs(path, first, end)]
+            if first < end and not (jump and end == n)
+        ]
+        times = torch.cat([t for t, _ in blocks] or [path.t[:0]])
+        width = max((rows[0].shape[1] for _, rows in blocks), default=1)
+        state, data = (
+            torch.cat([pad(rows[i], (0, width - rows[i].shape[1])) for _, rows in blocks]
+                      or [path.t.new_zeros(0, 1)]) for i in (0, 1)
+        )  # fmt: skip
+        noise = path.t.new_zeros(len(state), 0)
+        return finish(
+            self.name, path, times, state, data, noise, order=self.order,
+            weak_order=self.weak_order, jump=jump,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,35 @@ class DPM2(Solver):
         )  # fmt: skip
 
 
+def _legs(path: Path, first: int, end: int) -> Legs:
+    """The steps from node `first` to node `end`, their ends taken as they are."""
+
+    def nodes(a: int, b: int) -> Node:
+        return Node(path.alpha[a:b], path.sigma[a:b], path.lam[a:b])
+
+    t = path.t[first:end]
+    return Legs(path.process, t, nodes(first, end), nodes(first + 1, end + 1), torch.zeros_like(t))
+
+
+def ending(scheme: Butcher) -> Butcher:
+    """The scheme of a step that ends where no stage may stand: itself, or of an order less."""
+    if max(scheme.c[:-1]) < 1 - 1e-9:
+        return scheme
+    return MIDPOINT if scheme.order <= 3 else BOSH3 if scheme.order <= 4 else SSP54
+
+
+def staged(steps: Legs, scheme: Butcher, clock: str) -> list[Stage]:
+    """The stages of a scheme over these steps."""
+    s0, s1 = clock_of(steps.start, clock), clock_of(steps.end, clock)
+    nodes = [steps.start]
+    for row in scheme.a[:-1]:
+        s = s0 + sum(row) * (s1 - s0)
+        lam = -torch.log(s) if clock == "sigma" else -torch.logit(s)
+        nodes.append(Node.at(steps.process, lam))
+    d = s1 - s0
+    return slopes(steps, nodes, [[w * d for w in row] for row in scheme.a], clock)
+
+
 def slopes(steps: Legs, nodes: list[Node], weights: list[list[Tensor]], clock: str) -> list[Stage]:
     """Stages y_j = y_0 + sum_l weights[j][l] (y_l - D_l)/s_l, in terms of x = c y."""
     stages = []
@@ -153,7 +192,7 @@ def check_share(share: float, name: str = "eta") -> None:
 
 
 SOLVERS: dict[str, Solver] = {
-    **{s.name: RungeKutta(s) for s in (MIDPOINT, RALSTON, RK3, BOSH3, RK4, RK38, DOPRI5)},
+    **{s.name: s for s in map(RungeKutta, (MIDPOINT, RALSTON, RK3, BOSH3, RK4, RK38, DOPRI5))},
     "midpoint-flow": RungeKutta(MIDPOINT, "flow"),
     "rk4-flow": RungeKutta(RK4, "flow"),
     "dpm-2": DPM2(),

@@ -95,6 +95,17 @@ def single_step(
     weak_order: float,
 ) -> Tableau:
     """The table of n steps of these stages; DDIM(eta) from pure noise, a jump to sigma = 0."""
+    times, rows = filled(steps, stages)
+    if not bool(torch.isfinite(path.lam[0])) and len(body(path).t) > 1:
+        times, rows = _from_pure_noise(path, times, rows, eta)
+    state, data, noise, draws = rows
+    return finish(
+        name, path, times, state, data, noise, 1 + draws, order=order, weak_order=weak_order
+    )
+
+
+def filled(steps: Legs, stages: Sequence[Stage]) -> tuple[Tensor, list[Tensor]]:
+    """Times of the calls, and the rows' states, datas, noises and draws, of steps of these stages."""
     n, count = len(steps.t), len(stages)
     normals = max(len(s.noises) for s in stages)
     fresh = int(bool((steps.noise != 0).any()))
@@ -109,18 +120,12 @@ def single_step(
         for k, part in enumerate(stage.noises):
             noise[:, j, k] = torch.as_tensor(part, dtype=torch.float64)
         if stage.lam is not None:
-            calls.append(path.process.inverse_log_snr(stage.lam))
+            calls.append(steps.process.inverse_log_snr(stage.lam))
     if fresh:
         noise[:, -1, -1] = steps.noise
     times = torch.stack(calls, 1).flatten()
     draws = torch.arange(n * width).reshape(n, 1, width).expand(n, count, width)
-    rows = [m.reshape(n * count, m.shape[-1]) for m in (state, data, noise, draws)]
-    if not bool(torch.isfinite(path.lam[0])) and len(body(path).t) > 1:
-        times, rows = _from_pure_noise(path, times, rows, eta)
-    state, data, noise, draws = rows
-    return finish(
-        name, path, times, state, data, noise, 1 + draws, order=order, weak_order=weak_order
-    )
+    return times, [m.reshape(n * count, m.shape[-1]) for m in (state, data, noise, draws)]
 
 
 def _from_pure_noise(

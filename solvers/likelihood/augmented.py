@@ -27,10 +27,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.runge_kutta import rms
 from ...kernels.shapes import column
 from ...models import jacobian as traces
 from ...models.readout import convert
-from ..adaptive.ode import integrate, rms
+from ..adaptive.ode import integrate
 from ..flow import ScaledFlow
 from ..outcome import Status
 from .options import Chosen
@@ -118,7 +119,7 @@ def native(
     relative, absolute = torch.zeros(2, d + width, dtype=x.dtype, device=x.device)
     relative[:d], absolute[:d], absolute[d:] = rtol, atol, 1.0
     s = integrate(
-        rhs, y0, flow.lam_data, flow.lam_noise, method=method, rtol=relative, atol=absolute,
+        rhs, y0, flow.lam_data, flow.lam_noise, solver=method, rtol=relative, atol=absolute,
         norm=norm, max_steps=max_steps, audit=audit,
     )  # fmt: skip
     z = flow.latent(s.x[:, :d].reshape(x.shape))

@@ -8,7 +8,7 @@ parameters; the grid is the price of a gradient that agrees with finite differen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,31 +19,8 @@ from ...kernels.shapes import column
 from ...models import Denoiser
 from ...models import jacobian as traces
 from .. import arguments
-from ..families.runge_kutta import RK4, Butcher
 from ..flow import ScaledFlow
-
-State = tuple[Tensor, Tensor]
-
-
-def runge_kutta(
-    scheme: Butcher, f: Callable[[Tensor, State], State], t: Tensor, h: Tensor, x: State
-) -> State:
-    """One step of an explicit scheme for dx/dt = f(t, x), in plain autograd.
-
-    t: float64 [B]; h: float64, of no dimension; x: two tensors, each stepped in its own dtype.
-    """
-    slopes: list[State] = []
-    y, share = x, 0.0
-    for row in scheme.a:
-        slopes.append(f(t + share * h, y))
-        share = sum(row)
-        y = (_moved(row, h, x[0], slopes, 0), _moved(row, h, x[1], slopes, 1))
-    return y
-
-
-def _moved(row: Sequence[float], h: Tensor, x: Tensor, slopes: list[State], part: int) -> Tensor:
-    lean = sum(w * k[part] for w, k in zip(row, slopes, strict=True) if w)
-    return x + h.to(x.dtype) * lean
+from ..tables.butcher import RK4
 
 
 def differentiable_log_prob(
@@ -98,7 +75,8 @@ def differentiable_log_prob(
         return at.velocity(x_hat, at.residual(x_hat, out)), d * (1 - at.a) - at.b * form
 
     def step(lam: Tensor, h: Tensor, u: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        return runge_kutta(RK4, lambda t, state: field(t, state[0]), lam, h, (u, total))
+        moved, added = RK4.increments(lambda t, xs: field(t, xs[0]), lam, (u, total), h)
+        return u + moved, total + added
 
     with torch.enable_grad():
         u, total = flow.enter(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -49,7 +49,7 @@ def encode(
     name = arguments.lookup("solver", solver, PAIRS).name
     flow = ScaledFlow(model, len(x), cond, t_min)
     run = integrate(
-        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=name, rtol=rtol,
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, solver=name, rtol=rtol,
         atol=atol, max_steps=max_steps,
     )  # fmt: skip
     raise_if_failed(run.status, run, "raise")
@@ -79,7 +79,7 @@ def decode(
     with torch.no_grad():
         u = flow.from_latent(z)
     run = integrate(
-        flow.field, u, flow.lam_noise, flow.lam_data, method=name, rtol=rtol, atol=atol,
+        flow.field, u, flow.lam_noise, flow.lam_data, solver=name, rtol=rtol, atol=atol,
         max_steps=max_steps,
     )  # fmt: skip
     raise_if_failed(run.status, run, "raise")

@@ -25,11 +25,12 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
+from ...kernels.runge_kutta import rms
 from ...kernels.shapes import column
 from ...models.jacobian import colours
 from .. import arguments
 from ..adaptive.dense import DensePath
-from ..adaptive.ode import OdeSolution, integrate, rms
+from ..adaptive.ode import OdeSolution, integrate
 from ..flow import ScaledFlow
 from ..outcome import Status, status_failed
 from .options import Chosen
@@ -201,7 +202,7 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
     goal, path_goal = (_variance(v, d) for v in (how.target_std_error, how.target_solver_error))
     rtol, atol, trace = how.rtol, how.atol, how.trace
     path = integrate(
-        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, method=how.solver,
+        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, solver=how.solver,
         rtol=rtol, atol=atol, max_step=LONGEST, max_steps=how.max_steps, dense=True,
     )  # fmt: skip
     status = path.status.clone()

@@ -23,9 +23,8 @@ from torch import Tensor
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from .. import arguments
-from ..families.runge_kutta import MIDPOINT
 from ..flow import ScaledFlow
-from .differentiable import runge_kutta
+from ..tables.butcher import MIDPOINT
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,7 @@ class Reversible:
 
 def _midpoint(flow: ScaledFlow, u: Tensor, lam: float, h: float) -> Tensor:
     """The increment of the midpoint rule, h f(u + h/2 f(u))."""
-    rows = torch.arange(len(u), device=u.device)
-
-    def f(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        slope = flow.field(t.expand(len(u)), state[0], rows)
-        return slope, slope
-
-    start, step = (torch.tensor(v, dtype=torch.float64, device=u.device) for v in (lam, h))
-    return runge_kutta(MIDPOINT, f, start, step, (u, torch.zeros_like(u)))[1]
+    rows = torch.arange(len(u), dtype=torch.int64, device=u.device)
+    start = torch.full((len(u),), lam, dtype=torch.float64, device=u.device)
+    step = torch.tensor(h, dtype=torch.float64, device=u.device)
+    return MIDPOINT.increments(lambda t, xs: [flow.field(t, xs[0], rows)], start, [u], step)[0]

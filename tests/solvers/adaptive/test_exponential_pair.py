@@ -10,7 +10,7 @@ from undiffuse.solvers import SingleStep, SolverError, sample_ode_adaptively
 from undiffuse.solvers.adaptive import ExponentialPair
 from undiffuse.solvers.adaptive.exponential_pair import EXPONENTIAL
 from undiffuse.solvers.adaptive.ode import Controller, integrate
-from undiffuse.solvers.adaptive.sample import METHODS
+from undiffuse.solvers.adaptive.sample import SOLVERS
 from undiffuse.solvers.flow import ScaledFlow
 
 from ..exact import (
@@ -35,7 +35,7 @@ def flow():
 def fixed_steps(pair, n, **options):
     """n equal steps of lambda from the mixture's starts, y = x/alpha."""
     return integrate(
-        pair.field(flow()), MIXTURE_START, LAM0, LAM1, method=pair, atol=1e6,
+        pair.field(flow()), MIXTURE_START, LAM0, LAM1, solver=pair, atol=1e6,
         first_step=(LAM1 - LAM0) / n, controller=FIXED, **options,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_order_and_the_cubic_between_steps(pair):
     middle = torch.linspace(LAM0 + 0.1, LAM1, 37, dtype=torch.float64)
     exact = integrate(
         lambda lam, y, rows: flow().residual(y, lam, rows), MIXTURE_START, LAM0, LAM1,
-        method="dopri8", rtol=1e-10, atol=1e-10, max_step=0.05, save_at=middle,
+        solver="dopri8", rtol=1e-10, atol=1e-10, max_step=0.05, save_at=middle,
     ).saved  # fmt: skip
     for n in ns:
         run = fixed_steps(pair, n, save_at=middle)
@@ -96,7 +96,7 @@ def test_error_follows_the_tolerance(name):
     found = []
     for tol in (1e-2, 1e-3, 1e-4):
         run = integrate(
-            pair.field(flow()), MIXTURE_START, LAM0, LAM1, method=pair, rtol=tol, atol=tol
+            pair.field(flow()), MIXTURE_START, LAM0, LAM1, solver=pair, rtol=tol, atol=tol
         )
         error = float((run.x - MIXTURE_END).abs().max())
         assert error < 10 * tol
@@ -110,10 +110,10 @@ def elementwise():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_sample_does_not_see_its_batch(method, dtype):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sample_does_not_see_its_batch(solver, dtype):
     """Bitwise: alone, in pairs, in another order; other samples' counts differ from its own."""
-    options = {"method": method, "rtol": 1e-4, "atol": 1e-4, "seed": 3, "dtype": dtype}
+    options = {"solver": solver, "rtol": 1e-4, "atol": 1e-4, "seed": 3, "dtype": dtype}
     whole = sample_ode_adaptively(elementwise(), (9, 3), **options)
     assert len(set(whole.nfe.tolist())) > 1
     for ids in ([4], [7, 0], [8, 3, 5]):
@@ -145,13 +145,13 @@ def test_a_time_is_rounded_alike_in_every_batch(process):
 
 
 @pytest.mark.parametrize("process", [ud.VP(), ud.VE(), ud.EDM(), ud.Flow()], ids=repr)
-@pytest.mark.parametrize("method", ["dpm-solver-23", "dpmpp-23", "bosh3"])
-def test_it_draws_the_samples_of_the_fixed_grids(process, method):
+@pytest.mark.parametrize("solver", ["dpm-solver-23", "dpmpp-23", "bosh3"])
+def test_it_draws_the_samples_of_the_fixed_grids(process, solver):
     """The same starts as `sample`, the same flow: the two agree as both get finer."""
     law = ud.targets.GaussianMixture([1, 2], [[0.0, 1.0], [2.0, -1.0]], [0.05, 0.2])
     model = law.denoiser(process)
     fine = ud.sample(model, (16, 2), "unipc-3", 400, "log_snr", seed=2, dtype=torch.float64)
-    options = {"method": method, "rtol": 1e-6, "atol": 1e-6, "seed": 2, "dtype": torch.float64}
+    options = {"solver": solver, "rtol": 1e-6, "atol": 1e-6, "seed": 2, "dtype": torch.float64}
     run = sample_ode_adaptively(model, (16, 2), **options)
     assert float((run.x - fine).abs().max()) < 1e-3
     still = sample_ode_adaptively(model, (16, 2), final="t_min", **options)
@@ -172,8 +172,8 @@ def test_failures_and_bad_input():
     with pytest.raises(SolverError, match="the network returned NaN or Inf for sample 0; 1 of 2"):
         sample_ode_adaptively(model, (2, 1), x_init=x, final="t_min")
     for options, message in (
-        ({"method": "dpm-solver-32"}, "did you mean 'dpm-solver-23'"),
-        ({"final": "zero"}, "final must be 'denoise' or 't_min'; got 'zero'"),
+        ({"solver": "dpm-solver-32"}, "did you mean 'dpm-solver-23'"),
+        ({"final": "zero"}, "final must be one of denoise, t_min; got 'zero'"),
         ({"rtol": 0.0}, "rtol must be finite and > 0"),
         ({"x_init": x[:1]}, r"x_init must be of shape \(2, 1\); got \(1, 1\)"),
     ):

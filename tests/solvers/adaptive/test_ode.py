@@ -1,6 +1,7 @@
 """The adaptive Runge-Kutta: tables by algebra, accuracy by measurement, samples on their own."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,9 +9,21 @@ import pytest
 import torch
 from scipy.integrate import RK23, RK45, solve_ivp
 
-from undiffuse.solvers.adaptive.ode import Controller, integrate, rms
-from undiffuse.solvers.adaptive.pairs import PAIRS, density, tree_order, trees, weights
+from undiffuse.kernels.runge_kutta import rms
+from undiffuse.solvers.adaptive import pairs
+from undiffuse.solvers.adaptive.ode import Controller, integrate
+from undiffuse.solvers.adaptive.pairs import Pair
 from undiffuse.solvers.outcome import Status
+from undiffuse.solvers.tables import butcher
+from undiffuse.solvers.tables.butcher import (
+    PAIRS,
+    RK4,
+    Butcher,
+    density,
+    tree_order,
+    trees,
+    weights,
+)
 
 
 def f64(*values):
@@ -49,12 +62,12 @@ def test_there_are_as_many_rooted_trees_as_there_should_be():
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=lambda p: p.name)
 def test_both_rows_fulfil_their_order_conditions_and_no_more(pair):
     def residual(b, order):
-        return max(abs(b @ weights(t, pair.a) - 1 / density(t)) for t in trees(order))
+        return max(abs(b @ weights(t, pair.matrix) - 1 / density(t)) for t in trees(order))
 
     for b, order in ((pair.b, pair.order), (np.array(pair.embedded), pair.embedded_order)):
         assert max(residual(b, r) for r in range(1, order + 1)) < 2e-14
         assert residual(b, order + 1) > 1e-6
-    assert np.array_equal(pair.a[-1], pair.b) and abs(pair.c[-1] - 1) < 1e-14
+    assert np.array_equal(pair.matrix[-1], pair.b) and abs(pair.c[-1] - 1) < 1e-14
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=lambda p: p.name)
@@ -63,7 +76,7 @@ def test_interpolants_fulfil_theirs_inside_the_step(pair):
         b = pair.dense @ theta ** np.arange(1.0, pair.dense_degree + 1)
         for order in range(1, pair.dense_order + 1):
             for t in trees(order):
-                assert abs(b @ weights(t, pair.a) - theta**order / density(t)) < 1e-12
+                assert abs(b @ weights(t, pair.matrix) - theta**order / density(t)) < 1e-12
     assert np.allclose(pair.dense.sum(1), pair.b, atol=1e-12)
 
 
@@ -83,7 +96,7 @@ def test_fixed_steps_converge_at_the_declared_order(name):
     errors = []
     for n in {3: (32, 64, 128), 5: (16, 32, 64), 8: (3, 5, 8)}[pair.order]:
         s = integrate(
-            swing, x0, 0.0, 2.0, method=name, atol=1e3, first_step=2.0 / n, controller=fixed
+            swing, x0, 0.0, 2.0, solver=name, atol=1e3, first_step=2.0 / n, controller=fixed
         )
         assert (s.accepted == n).all() and (s.rejected == 0).all()
         assert (s.nfe == 1 + n * pair.cost).all()  # the first stage is the last one before
@@ -98,7 +111,7 @@ def test_error_follows_the_tolerance_at_the_end_and_in_between(name):
     exact = reference(x0, times)
     for tol in (1e-4, 1e-6) if name == "bosh3" else (1e-4, 1e-8):
         s = integrate(
-            swing, x0, 0.0, 4.0, method=name, rtol=tol, atol=tol, dense=True, save_at=times
+            swing, x0, 0.0, 4.0, solver=name, rtol=tol, atol=tol, dense=True, save_at=times
         )
         assert (s.x - exact[:, -1]).abs().max() < 60 * tol
         assert (s.saved - exact).abs().max() < 1500 * tol  # dopri8's interpolant is of order 5
@@ -153,7 +166,7 @@ def test_failures_are_per_sample_and_named():
         late = (t[:, None] > 1) & (rows[:, None] == 2)
         return torch.where(late, torch.nan, torch.where(rows[:, None] == 1, x * x, x))
 
-    s = integrate(field, torch.ones(4, 2).double(), 0.0, 2.0, method="tsit5")
+    s = integrate(field, torch.ones(4, 2).double(), 0.0, 2.0, solver="tsit5")
     assert s.status.tolist() == [
         Status.OK, Status.STEP_TOO_SMALL, Status.NETWORK_NOT_FINITE, Status.OK
     ]  # fmt: skip
@@ -189,8 +202,164 @@ def test_arguments_are_checked_before_the_field_is_called():
     for x0, options, message in [
         (torch.zeros(3), {}, r"x0 must be \[B, ...\]"),
         (torch.zeros(3, 1).long(), {}, "float32 or float64"),
-        (torch.zeros(3, 1), {"method": "dopri"}, "did you mean"),
-        (torch.zeros(3, 1), {"max_steps": 0}, "max_steps must be >= 1; got 0"),
+        (torch.zeros(3, 1), {"solver": "dopri"}, "did you mean"),
+        (torch.zeros(3, 1), {"max_steps": 0}, "max_steps must be a whole number >= 1; got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             integrate(field, x0, 0.0, 1.0, **options)
+
+
+def test_every_part_of_the_controller_turns_the_step():
+    """h'/h = safety e^(-(p+i+d)/k) e_1^((p+2d)/k) e_2^(-d/k), between smallest and largest."""
+    e, e_1, e_2 = f64(0.5), f64(0.25), f64(0.1)
+    yes = torch.tensor([True])
+    for p, i, d in ((0.0, 1.0, 0.0), (0.2, 0.5, 0.0), (0.2, 0.5, 0.1), (0.3, 0.3, -0.1)):
+        found = Controller(p, i, d).factor(e, e_1, e_2, 4, yes)
+        want = 0.9 * 0.5 ** (-(p + i + d) / 4) * 0.25 ** ((p + 2 * d) / 4) * 0.1 ** (-d / 4)
+        torch.testing.assert_close(found, f64(want), rtol=1e-14, atol=0)
+    for change, want in (
+        ({"safety": 0.5}, 0.5 / 0.9),  # in proportion
+        ({"largest": 1.0}, None),
+        ({"smallest": 1.0}, None),
+    ):
+        base = Controller(0.0, 1.0, 0.0)
+        small = f64(1e-6) if "largest" in change else f64(4.0) if "smallest" in change else e
+        accept = small <= 1
+        a = base.factor(small, e_1, e_2, 4, accept)
+        b = replace(base, **change).factor(small, e_1, e_2, 4, accept)
+        if want is None:
+            assert float(b) == 1.0 != float(a)
+        else:
+            torch.testing.assert_close(b / a, f64(want), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"p": math.nan}, "p must be finite"),
+        ({"i": math.inf}, "i must be finite"),
+        ({"d": "a"}, "d must be a number"),
+        ({"safety": -1.0}, "safety"),
+        ({"safety": 1.5}, "safety"),
+        ({"smallest": 5, "largest": 1}, "smallest <= 1 <= largest"),
+        ({"smallest": 0.0}, "smallest"),
+        ({"largest": 0.5}, "largest"),
+        ({"largest": True}, "largest"),
+    ],
+)
+def test_controllers_that_cannot_be(change, word):
+    with pytest.raises((ValueError, TypeError), match=word):
+        Controller(**change)
+
+
+BAD = [
+    ({"f": None}, "f must be a function"),
+    ({"x0": None}, "x0 must be a tensor"),
+    ({"x0": torch.zeros(2, 1, device="meta")}, "x0 must be a tensor"),
+    ({"x0": torch.zeros(2, 1).to_sparse()}, "x0 must be a tensor"),
+    ({"x0": torch.zeros(2, 1, dtype=torch.complex64)}, "float32 or float64"),
+    ({"t0": math.nan}, "t0 and t1 must be finite"),
+    ({"t1": math.inf}, "t0 and t1 must be finite"),
+    ({"rtol": -1.0}, "rtol"),
+    ({"rtol": "a"}, "rtol must be a number"),
+    ({"rtol": True}, "rtol"),
+    ({"rtol": 1e-15}, "rtol must lie in .* for float32"),
+    ({"atol": math.nan}, "atol must be finite"),
+    ({"atol": torch.tensor([-1.0])}, "atol"),
+    ({"rtol": 0, "atol": 0}, "one of rtol and atol"),
+    ({"first_step": -1.0}, "first_step"),
+    ({"first_step": 0.0}, "first_step"),
+    ({"max_step": -1.0}, "max_step"),
+    ({"max_step": math.nan}, "max_step"),
+    ({"min_step": -1.0}, "min_step"),
+    ({"max_steps": 2.5}, "max_steps must be a whole number"),
+    ({"max_steps": "a"}, "max_steps must be a whole number"),
+    ({"max_steps": True}, "max_steps must be a whole number"),
+    ({"controller": 0.9}, "controller must be a Controller"),
+    ({"save_at": f64(0.5, 1.5)}, "save_at must lie between t0 and t1"),
+    ({"save_at": f64(-0.5)}, "save_at must lie between t0 and t1"),
+    ({"solver": "dopri"}, "did you mean 'dopri[58]'"),
+    ({"solver": 5}, "solver must be a name"),
+    ({"solver": RK4}, "solver must be a name"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), BAD, ids=[f"{next(iter(c))}-{w}" for c, w in BAD])
+def test_bad_input_is_refused_before_the_field_is_called(change, word):
+    def field(t, x, rows):
+        raise RuntimeError("called")
+
+    fit = {"f": field, "x0": torch.zeros(2, 1), "t0": 0.0, "t1": 1.0}
+    with pytest.raises((ValueError, TypeError), match=word):
+        integrate(**{**fit, **change})
+
+
+def test_pairs_need_an_embedded_solution():
+    with pytest.raises(ValueError, match="rk4 has no embedded solution"):
+        Pair(RK4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"),
+    [
+        ((), "at least one row"),
+        (((0.5,), (0.1,)), "must sum to 1"),
+        (((0.5, 0.5), (1.0,)), r"a\[0\] must hold 1 to 1"),
+        (((0.5,), (0.0, math.nan)), r"a\[1\] must hold"),
+        ((1.0,), r"a\[0\] must be a row"),
+        (((0.5,), ()), r"a\[1\] must hold"),
+    ],
+)
+def test_tables_that_are_no_scheme(rows, word):
+    with pytest.raises((ValueError, TypeError), match=word):
+        Butcher("a", 2, rows)
+
+
+FIXED = [s for s in vars(butcher).values() if isinstance(s, Butcher) and not s.embedded]
+
+
+@pytest.mark.parametrize("scheme", FIXED, ids=lambda s: s.name)
+def test_fixed_schemes_fulfil_their_order_conditions_and_no_more(scheme):
+    def worst(order):
+        return max(
+            abs(scheme.b @ weights(tree, scheme.matrix) - 1 / density(tree))
+            for tree in trees(order)
+        )
+
+    assert all(worst(order) < 1e-14 for order in range(1, int(scheme.order) + 1))
+    assert worst(int(scheme.order) + 1) > 1e-4
+
+
+def test_the_stepper_is_the_scheme_written_out_and_lets_gradients_through():
+    """Kutta's method for two coupled tensors of other dtypes, against the same in float64."""
+    x = torch.tensor([[0.3], [0.7]], requires_grad=True)
+    y = f64(1.0, 2.0)
+
+    def f(t, xs):
+        return [torch.sin(xs[0]) * t.to(xs[0].dtype)[:, None], xs[1] * t + xs[0][:, 0].double()]
+
+    t, h = f64(0.5, 0.5), f64(0.1)[0]
+    dx, dy = RK4.increments(f, t, (x, y), h)
+    k = [[v.double() for v in f(t, (x, y))]]
+    for share in (0.5, 0.5, 1.0):
+        moved = [v.double() + share * h * s for v, s in zip((x, y), k[-1], strict=True)]
+        k.append([v.double() for v in f(t + share * h, moved)])
+    for got, i in ((dx, 0), (dy, 1)):
+        want = h / 6 * (k[0][i] + 2 * k[1][i] + 2 * k[2][i] + k[3][i])
+        torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=0)
+    assert dx.dtype == torch.float32 and dy.dtype == torch.float64
+    assert float(torch.autograd.grad(dx.sum(), x)[0].abs().min()) > 0
+
+
+def test_the_kernel_makes_the_steps(monkeypatch):
+    """One launch a stage and one for the norm of the error: 7 a step of dopri5 where nothing else
+    is asked for, and the same steps as by a norm of the caller's that is the same."""
+    calls = []
+    step = pairs.runge_kutta_step
+    monkeypatch.setattr(pairs, "runge_kutta_step", lambda *a, **k: calls.append(1) or step(*a, **k))
+    run = integrate(swing, starts(2), 0.0, 1.0, rtol=1e-6, atol=1e-6)
+    attempts = (run.calls - 2) // 6
+    assert len(calls) == 7 * attempts
+    own = integrate(swing, starts(2), 0.0, 1.0, rtol=1e-6, atol=1e-6, norm=lambda e: rms(e))
+    assert torch.equal(own.accepted, run.accepted)
+    torch.testing.assert_close(own.x, run.x, rtol=1e-12, atol=1e-12)

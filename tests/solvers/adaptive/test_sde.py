@@ -54,9 +54,9 @@ def test_failures_have_a_status():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rtol": 0.0}, "rtol must be > 0; got 0.0"),
-        ({"max_step": -1.0}, "max_step must be > 0"),
-        ({"final": "zero"}, "final must be 'denoise' or 't_min'; got 'zero'"),
+        ({"rtol": 0.0}, "rtol must be finite and > 0; got 0.0"),
+        ({"max_step": -1.0}, "max_step must be finite and > 0"),
+        ({"final": "zero"}, "final must be one of denoise, t_min; got 'zero'"),
     ],
 )
 def test_bad_input_says_what_must_hold(options, message):
