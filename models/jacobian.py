@@ -138,15 +138,15 @@ def _naming_compilation() -> Iterator[None]:
 def agrees(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, signs: Tensor) -> Tensor:
     """Whether the gradient of f is that of its values, bool [B].
 
-    One product J^T v is held against finite differences of v^T f along two directions, J^T v itself
-    and random signs. A network with parts under no_grad, detached or straight-through fails. A
-    difference counts where it exceeds a tenth of the product along the first direction, or a third of
-    its usual size along the second, and where differences over three
+    One product J^T v is held against finite differences of v^T f along J^T v itself and along random
+    signs. A network with parts under no_grad, detached or straight-through fails. A
+    difference counts where it exceeds a tenth of the product along itself, or three tenths of
+    its usual size along random signs, and where differences over three
     distances agree with each other better than with it: those of rounding, dropout and kinks do not.
 
     f: (x [n, *event], rows int64 [n]) -> [n, *event], sample by sample.
     x: [B, *event], of scale about 1.
-    signs: two draws of random signs, [2, B, *event], for v and for the second direction.
+    signs: draws of random signs, [K, B, *event]: the first for v, the others as directions.
     """
     leaf, rows = x.detach().clone().requires_grad_(), torch.arange(len(x), device=x.device)
     with torch.enable_grad():
@@ -163,7 +163,7 @@ def agrees(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, signs: Tensor) -> T
         return (moved * v[some]).flatten(1).sum(1) / h
 
     with torch.no_grad():
-        for along, much in ((unit, 0.1 * size * root), (signs[1], 0.3 * size)):
+        for along, much in ((unit, 0.1 * size * root), *((v, 0.3 * size) for v in signs[1:])):
             told = (w.double() * along.double()).flatten(1).sum(1)
             first = slope(step, along, rows)
             some = ((first - told).abs() > much).nonzero().flatten()

@@ -39,13 +39,20 @@ from . import arguments
 from .outcome import Status, raise_if_failed
 
 T_MIN = 1e-5
+FINEST = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""The least sigma/alpha at a caller's t_min by dtype of the data: ten times the rounding of float32,
+in which noise of that size can still be told."""
 SHARPEST = 1e-5  # sigma/alpha: below it float32 hardly tells D from x, nor 1/sigma^2 of it a score
 
 
-def start_time(model: Denoiser, t_min: float | None = None) -> float:
-    """Where an integration over data starts: t_min, or by default 1e-5 for processes in closed form
-    down to 0 and networks of continuous time (sub-VP, whose noise falls as t: 1e-4, where
-    sigma/alpha is 1e-5), else the model's own t_min.
+def start_time(
+    model: Denoiser, t_min: float | None = None, dtype: torch.dtype | None = None
+) -> float:
+    """Where an integration over data starts.
+
+    t_min: None takes 1e-5 for processes in closed form down to 0 and networks of continuous time
+        (sub-VP, whose noise falls as t: 1e-4, where sigma/alpha is 1e-5), else the model's own.
+    dtype: of the data. A t_min at which their noise would be lost in rounding is refused.
 
     Raises TypeError for a model that is not a `Denoiser`, ValueError for t_min outside (0, t_max).
     """
@@ -58,6 +65,13 @@ def start_time(model: Denoiser, t_min: float | None = None) -> float:
         return min(max(T_MIN, float(sharpest)), process.t_min)
     if not 0 < t_min < process.t_max and t_min != process.t_min:  # a learned schedule starts at 0
         raise InvalidValue(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
+    ratio = math.exp(-float(process.log_snr(t_min)))
+    if dtype is not None and ratio < FINEST[dtype] and t_min < model.t_min:
+        least = process.inverse_log_snr(torch.tensor(-math.log(FINEST[dtype]), dtype=torch.float64))
+        raise InvalidValue(
+            f"t_min must be at least {float(least):.3g} for data in {str(dtype)[6:]}: at {t_min:g} "
+            f"their noise, sigma/alpha={ratio:.2g}, is lost in rounding"
+        )
     return float(t_min)
 
 
@@ -78,7 +92,8 @@ def probability_flow(
     extra = dict(cond or {})
 
     def velocity(t: float | Tensor, x: Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).clamp(first, last)
+        where = t.device if isinstance(t, Tensor) and t.device.type == "cuda" else "cpu"
+        t = torch.as_tensor(t, device=where).double().clamp(first, last)  # few numbers: the host's
         return model.velocity(x, t, **extra)
 
     return velocity
@@ -181,7 +196,7 @@ class ScaledFlow:
     """The flow of `model` for a batch of given size; lam_data > lam_noise are its two ends.
 
     cond: keyword arguments of the network; their rows follow their samples (models.conditions).
-    t_min: see `start_time`. forwards counts network evaluations, [B] int64.
+    t_min, dtype: see `start_time`. forwards counts network evaluations, [B] int64.
     """
 
     def __init__(
@@ -190,11 +205,12 @@ class ScaledFlow:
         batch: int,
         cond: dict[str, Any] | None = None,
         t_min: float | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.batch = model.told(cond, batch), batch
         self.scale = model.sigma_data
         process = model.process
-        self.t_min = start_time(model, t_min)
+        self.t_min = start_time(model, t_min, dtype)
         self.lam_data = float(process.log_snr(self.t_min))
         self.lam_noise = process.noisiest_log_snr
         self.forwards = torch.zeros(batch, dtype=torch.int64)
@@ -251,13 +267,13 @@ class ScaledFlow:
         lam = min(max(-math.log(self.scale), self.lam_noise), self.lam_data)
         at = self.at(torch.full((len(x),), lam, dtype=torch.float64, device=x.device))
         sub, made = GRADIENT.subdraw, (x.dtype, x.device)
-        signs = torch.stack([rademacher(x.shape, seed, ids, k, sub, *made) for k in range(3)])
+        signs = torch.stack([rademacher(x.shape, seed, ids, k, sub, *made) for k in range(4)])
         n = float(at.norm[0])
 
         def out(u: Tensor, rows: Tensor) -> Tensor:
             return self.output(n * u, Level(*(v[rows] for v in at)), rows)
 
-        return jacobian.agrees(out, (x + math.exp(-lam) * signs[2]) / n, signs[:2])
+        return jacobian.agrees(out, (x + math.exp(-lam) * signs[3]) / n, signs[:3])
 
     def refuse_hidden(self, x: Tensor, seed: int | Tensor = 0, ids: Tensor | None = None) -> None:
         """Raises SolverError for samples at which `agrees` is False."""

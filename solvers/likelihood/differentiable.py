@@ -54,7 +54,7 @@ def differentiable_log_prob(
     arguments.choice("trace", trace, ("exact", "hutchinson"))
     seed = arguments.seed_of(seed, len(x), x.device)
     ids = arguments.sample_ids(sample_ids, len(x), x.device)
-    flow = ScaledFlow(model, len(x), cond, t_min)
+    flow = ScaledFlow(model, len(x), cond, t_min, x.dtype)
     flow.refuse_hidden(x, seed, ids)
     v = None
     if trace == "hutchinson":

@@ -243,7 +243,7 @@ def elbo(
     bound = bound.of(model)
     form, variance = str(bound.time), str(bound.variance)
     _check_range(x, bound)
-    start = start_time(model, bound.t_min)
+    start = start_time(model, bound.t_min, x.dtype)
     # a density needs variances: none below the blur at t_min
     least = math.exp(-2 * float(model.process.log_snr(start))) if form == "i-mmse" else 0.0
     law = _law(model, x, bound.reference, least)

@@ -47,7 +47,7 @@ def encode(
     """
     rtol, atol = _checked(model, x, "x", rtol, atol, max_steps)
     name = arguments.lookup("solver", solver, PAIRS).name
-    flow = ScaledFlow(model, len(x), cond, t_min)
+    flow = ScaledFlow(model, len(x), cond, t_min, x.dtype)
     run = integrate(
         flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, solver=name, rtol=rtol,
         atol=atol, max_steps=max_steps,
@@ -75,7 +75,7 @@ def decode(
     """
     rtol, atol = _checked(model, z, "z", rtol, atol, max_steps)
     name = arguments.lookup("solver", solver, PAIRS).name
-    flow = ScaledFlow(model, len(z), cond, t_min)
+    flow = ScaledFlow(model, len(z), cond, t_min, z.dtype)
     with torch.no_grad():
         u = flow.from_latent(z)
     run = integrate(

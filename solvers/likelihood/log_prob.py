@@ -79,7 +79,7 @@ def log_prob(
     seed = arguments.seed_of(seed, len(x), x.device)
     ids = arguments.sample_ids(sample_ids, len(x), x.device)
     chosen = how.resolved(x)
-    flow = ScaledFlow(model, len(x), cond, how.t_min)
+    flow = ScaledFlow(model, len(x), cond, how.t_min, x.dtype)
     run = quadrature.run if chosen.method == "quadrature" else augmented.run
     found = run(flow, x, chosen, seed, ids)
     if chosen.method == "quadrature" and chosen.target_solver_error is not None:

@@ -58,7 +58,7 @@ class Reversible:
         The second differs from it by the step's error, and takes `decode` back to x itself.
         """
         arguments.data(model, x)
-        flow = ScaledFlow(model, len(x), cond, t_min)
+        flow = ScaledFlow(model, len(x), cond, t_min, x.dtype)
         with torch.no_grad():
             y = z = flow.enter(x)
             for lam, h in self._steps(flow, flow.lam_data, flow.lam_noise):
@@ -86,7 +86,7 @@ class Reversible:
                 "stack a latent with itself"
             )
         arguments.data(model, latent, "latent")
-        flow = ScaledFlow(model, latent.shape[1], cond, t_min)
+        flow = ScaledFlow(model, latent.shape[1], cond, t_min, latent.dtype)
         with torch.no_grad():
             y, z = (flow.from_latent(v) for v in latent)
             for lam, h in reversed(self._steps(flow, flow.lam_data, flow.lam_noise)):

@@ -82,8 +82,8 @@ def implicit_score_matching(
     |s|^2/2, the first form of sliced score matching; needs 'hutchinson'. Raises ValueError.
     """
     times = _times(model, x, t)
-    if trace not in ("exact", "hutchinson"):
-        raise InvalidValue(f"trace must be 'exact' or 'hutchinson'; got {trace!r}")
+    probes = arguments.whole("probes", probes)
+    arguments.choice("trace", trace, ("exact", "hutchinson"))
     if sliced and trace == "exact":
         raise InvalidValue("sliced=True needs trace='hutchinson'")
     leaf = x.detach().clone().requires_grad_()

@@ -35,7 +35,7 @@ def through_bfloat16(x, t):
 def self_conditioned(x, t):
     with torch.no_grad():
         first = SMOOTH(x)
-    return OTHER(x + first)
+    return OTHER(x + 3 * first)
 
 
 def straight_through(x, t):
@@ -78,7 +78,7 @@ def test_an_honest_network_is_believed(name):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_network_that_hides_a_part_is_found_out(name):
     """Of 32 samples most; in a single one a part of another direction may go unseen."""
-    assert told(FAULTS[name]).double().mean() < 0.5
+    assert told(FAULTS[name]).double().mean() < 0.3
 
 
 def test_a_verdict_does_not_depend_on_the_batch():
