@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
-from ...models import jacobian as traces
+from ...models.training import score_matching
 from .. import arguments
 
 
@@ -78,28 +78,30 @@ def implicit_score_matching(
 ) -> ScoreMatch:  # fmt: skip
     """tr grad s + |s|^2/2 of each x_t [B, *event].
 
-    trace: 'exact' or 'hutchinson' with `probes` Rademacher probes. sliced: (v^T s)^2/2 in place of
-    |s|^2/2, the first form of sliced score matching; needs 'hutchinson'. Raises ValueError.
+    t: the time, a number or [B], in (0, t_max].
+    trace: 'exact', or 'hutchinson' with `probes` >= 1 Rademacher probes.
+    seed, sample_ids: of the probes, as in `sample`.
+    sliced: (v^T s)^2/2 in place of |s|^2/2, the first form of sliced score matching; needs
+        'hutchinson'.
+    cond: conditions of the network.
+
+    Raises TypeError or ValueError for others, before the network is called.
     """
     times = _times(model, x, t)
     probes = arguments.whole("probes", probes)
     arguments.choice("trace", trace, ("exact", "hutchinson"))
     if sliced and trace == "exact":
         raise InvalidValue("sliced=True needs trace='hutchinson'")
-    leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        s = model.score(leaf, times, **(cond or {}))
-        norm = s.detach().double().square().flatten(1).sum(1)
-        if trace == "exact":
-            found = traces.exact(s, leaf).detach().double() + 0.5 * norm
-            return ScoreMatch(found, torch.zeros_like(found))
-        v = traces.probes("rademacher", probes, x, seed, sample_ids)
-        forms = (v * traces.products(s, leaf, v)).detach().double().flatten(2).sum(2)
-    if sliced:
-        norm = (v * s.detach()).double().flatten(2).sum(2).square()
-    values = forms + 0.5 * norm
+    count = 0 if trace == "exact" else arguments.whole("probes", probes)
+    with torch.no_grad():
+        values = score_matching.terms(
+            lambda v: model.score(v, times, **(cond or {})), x, count, seed, sample_ids,
+            sliced=sliced, dtype=torch.float64,
+        )  # fmt: skip
+    if count == 0:
+        return ScoreMatch(values[0], torch.zeros_like(values[0]))
     unknown = torch.full_like(values[0], math.nan)
-    error = values.std(0) / math.sqrt(probes) if probes > 1 else unknown
+    error = values.std(0) / math.sqrt(count) if count > 1 else unknown
     return ScoreMatch(values.mean(0), error)
 
 

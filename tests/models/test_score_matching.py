@@ -23,10 +23,6 @@ def wrong_score(x):
     return torch.tanh(x @ A.T) + 0.1 * x.flip(1).square()
 
 
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def mean_error(difference):
     return float(difference.detach().mean()), float(difference.detach().std()) / math.sqrt(
         len(difference)
@@ -35,9 +31,9 @@ def mean_error(difference):
 
 LOSSES = {
     "implicit": lambda s, x: implicit(s, x),
-    "hutchinson": lambda s, x: implicit(s, x, gen(1), probes=2),
-    "sliced": lambda s, x: sliced(s, x, gen(2), probes=2, analytic=False),
-    "sliced, analytic": lambda s, x: sliced(s, x, gen(3)),
+    "hutchinson": lambda s, x: implicit(s, x, 1, probes=2),
+    "sliced": lambda s, x: sliced(s, x, 2, probes=2, analytic=False),
+    "sliced, analytic": lambda s, x: sliced(s, x, 3),
 }
 
 
@@ -72,7 +68,7 @@ def test_the_gradient_vanishes_at_the_true_score_and_nowhere_near(name):
             return s * (1 + c[:, :1]) + c[:, 1:2] + c[:, 2:3] * torch.tanh(x) + c[:, 3:] * x.flip(1)
 
         if name == "denoising":
-            loss = denoising(score, X, sigma, gen(4))
+            loss = denoising(score, X, sigma, 4)
         else:
             loss = LOSSES[name](score, X)
         (g,) = torch.autograd.grad(loss.sum(), c)
@@ -101,9 +97,37 @@ def test_it_works_without_gradients_and_refuses_what_it_cannot_do():
         value = implicit(wrong_score, X[:3])
     assert not value.requires_grad
     torch.testing.assert_close(value, implicit(wrong_score, X[:3]).detach())
-    with pytest.raises(ValueError, match="random probes need a generator"):
-        implicit(wrong_score, X, probes=1)
-    with pytest.raises(ValueError, match="sigma must be > 0; got 0"):
-        denoising(wrong_score, X, 0.0, gen())
-    with pytest.raises(ValueError, match=r"target must have x's shape"):
-        explicit(wrong_score, X, X[:3])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: implicit(wrong_score, X, torch.Generator()), TypeError, "seed must be"),
+        (lambda: implicit(wrong_score, X, probes=-1), ValueError, "probes must be in"),
+        (lambda: implicit(wrong_score, X, probes=1.5), TypeError, "probes must be a whole number"),
+        (lambda: sliced(wrong_score, X, 0, probes=0), ValueError, "probes must be in"),
+        (lambda: denoising(wrong_score, X, 0.0), ValueError, "sigma must be > 0; got 0"),
+        (lambda: denoising(wrong_score, X, "a"), TypeError, "sigma must be a number"),
+        (lambda: explicit(wrong_score, X, X[:3]), ValueError, "target must have x's shape"),
+        (lambda: implicit(lambda x: x[:, :1], X), ValueError, "score must return x's shape"),
+        (lambda: implicit(lambda x: x.detach(), X), ValueError, "no gradient"),
+        (lambda: implicit(wrong_score, None), TypeError, "x must be a floating tensor"),
+        (lambda: implicit(wrong_score, X.long()), TypeError, "x must be a floating tensor"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_noise_is_the_seed_s_and_the_sample_s():
+    """Another batch, the same numbers: for each loss that draws."""
+    for loss in (
+        lambda x, ids: implicit(wrong_score, x, 5, 3, sample_ids=ids),
+        lambda x, ids: sliced(wrong_score, x, 5, 2, False, sample_ids=ids),
+        lambda x, ids: denoising(wrong_score, x, 0.3, 5, sample_ids=ids),
+    ):
+        whole = loss(X[:6], None)
+        torch.testing.assert_close(loss(X[[4, 1]], [4, 1]), whole[[4, 1]], rtol=1e-12, atol=1e-12)
+        others = loss(X[:64], range(64, 128)) - loss(X[:64], None)
+        assert others.abs().max() > 1e-3
