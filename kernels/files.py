@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .errors import UnusableFolder
+from .errors import InvalidValue, UnusableFolder
 
 try:
     import fcntl
@@ -55,6 +55,15 @@ def atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text as UTF-8."""
     return atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises ValueError for what is none, naming the path."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidValue(f"path must name a text file; got {str(path)!r}: {reason}") from error
 
 
 def write_tensors(path: str | Path, value: Any) -> Path:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.files import read_text, write_text
 from .bases import Basis, Columns, Cosine, Leading, Unit, from_record
 
 KINDS = ("full", "leading", "cosine", "diagonal", "scalar")
@@ -21,10 +22,13 @@ RANK = 64
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean [d], variances c [d] along the columns of a basis (None: the components' own; a matrix
-    [d, d] with orthonormal columns stands for `bases.Columns`).
+    """Mean and covariance Q diag(c) Q^T of data with d components.
 
-    Float64. Raises ValueError for shapes that do not agree or negative variances.
+    mean: [d] float64.
+    variances: c [d] float64, >= 0.
+    basis: Q, a `Basis` or a matrix [d, d] with orthonormal columns; None: the components' own.
+    Raises ValueError for shapes that do not agree, numbers that are not finite, negative variances
+    or columns that are not orthonormal; TypeError for what is no tensor.
     """
 
     mean: Tensor = field(repr=False)
@@ -32,14 +36,28 @@ class Statistics:
     basis: Basis | Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "variances"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise InvalidType(f"{name} must be a floating tensor [d]; got {got}")
+            if not value.is_meta and not bool(torch.isfinite(value).all()):
+                raise InvalidValue(f"{name} must be finite; got {value.tolist()[:8]}")
         d = self.mean.numel()
         if self.mean.ndim != 1 or self.variances.shape != (d,):
             raise InvalidValue(
                 f"mean and variances must be vectors of one length; got "
                 f"{tuple(self.mean.shape)} and {tuple(self.variances.shape)}"
             )
-        if isinstance(self.basis, Tensor) and self.basis.shape != (d, d):
-            raise InvalidValue(f"basis must be {(d, d)}; got {tuple(self.basis.shape)}")
+        if isinstance(self.basis, Tensor):
+            q = self.basis
+            if q.shape != (d, d):
+                raise InvalidValue(f"basis must be {(d, d)}; got {tuple(q.shape)}")
+            off = float((q.T @ q - torch.eye(d).to(q)).abs().max()) if d else 0.0
+            if not off < 1e-3:
+                raise InvalidValue(
+                    f"basis must have orthonormal columns; Q^T Q is off by {off:.2g}"
+                )
         if not bool((self.variances >= 0).all()):
             raise InvalidValue(f"variances must be >= 0; got {float(self.variances.min())}")
 
@@ -63,6 +81,10 @@ class Statistics:
         the rest; 'cosine': diagonal in the DCT basis of the event's axes; 'diagonal' in its own
         components; or one 'scalar' variance. Raises ValueError for another kind or n < 2.
         """
+        if not isinstance(data, Tensor) or data.ndim < 2:
+            raise InvalidType(
+                f"data must be a tensor [n, *event]; got {getattr(data, 'shape', data)}"
+            )
         if kind not in KINDS:
             raise InvalidValue(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
         if len(data) < 2:
@@ -107,19 +129,20 @@ class Statistics:
         try:
             mean, c = (torch.tensor(record[k], dtype=torch.float64) for k in ("mean", "variances"))
             return cls(mean, c, from_record(record["basis"]))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise InvalidValue(f"not a record of statistics: {error!r}") from error
 
-    def write(self, path: str | Path) -> None:
-        """Write the record as JSON."""
-        Path(path).write_text(json.dumps(self.record()), encoding="utf-8")
+    def save(self, path: str | Path) -> Path:
+        """Write the record as JSON; returns the path."""
+        return write_text(path, json.dumps(self.record()))
 
     @classmethod
-    def read(cls, path: str | Path) -> Statistics:
-        """Inverse of `write`. Raises ValueError for another file."""
+    def load(cls, path: str | Path) -> Statistics:
+        """Inverse of `save`. Raises ValueError for another file."""
+        text = read_text(path)
         try:
-            return cls.from_record(json.loads(Path(path).read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
+            return cls.from_record(json.loads(text))
+        except (ValueError, RecursionError) as error:
             raise InvalidValue(f"{path} does not hold statistics: {error}") from error
 
 

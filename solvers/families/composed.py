@@ -282,6 +282,7 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
     return replace(
         tableau,
         times=tableau.times[1:],
+        levels=None if tableau.levels is None else tableau.levels[1:],
         state=state,
         data=data,
         noise=torch.cat([tableau.noise[1:], undo], 1),
@@ -319,6 +320,7 @@ def chain(tables: Sequence[Tableau], lifts: Sequence[tuple[float, float]]) -> Ta
     # the lift is each part's last column: align columns by padding in front of it
     noises = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in noises]
     draws = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in draws]
+    known = [t.levels for t in tables if t.levels is not None]
     joined = replace(
         tables[0],
         times=torch.cat([t.times for t in tables]),
@@ -326,5 +328,6 @@ def chain(tables: Sequence[Tableau], lifts: Sequence[tuple[float, float]]) -> Ta
         data=padded(datas),
         noise=torch.cat(noises),
         draws=torch.cat(draws),
+        levels=None if len(known) < len(tables) else torch.cat(known),
     )
     return joined.trimmed()

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
 from ...models.statistics import Statistics
-from ..tables.grids import as_times, check
+from ..tables.grids import as_times, checked
 from ..tables.solver import Path
 from ..tables.spectral import SpectralTable
 from .multistep_engine import gauss, lagrange
@@ -32,10 +32,13 @@ from .multistep_engine import gauss, lagrange
 class GaussianPreconditioned:
     """The integrator of this module, of order `points`: `sample(model, shape, solver=this)`.
 
+    stats: of the data.
+    points: residuals that a step goes through, 1..4; the order.
     start: a ratio sigma/alpha down to which the flow is taken to be the Gaussian's own, without a
-    call, since r is nearly 0 at high noise; None calls from the grid's first node on, or from its
-    second where the first is pure noise, where D is the mean and r is 0. Raises ValueError for
-    points other than 1 to 4 or start <= 0.
+        call, since r is nearly 0 at high noise; a grid that begins below it is called throughout.
+        None calls from the grid's first node on, or from its second where the first is pure noise:
+        there D is the mean and r is 0.
+    Raises ValueError for other numbers, TypeError for what are no `Statistics`.
     """
 
     stats: Statistics
@@ -43,7 +46,9 @@ class GaussianPreconditioned:
     start: float | None = None
 
     def __post_init__(self) -> None:
-        if self.points not in (1, 2, 3, 4):
+        if not isinstance(self.stats, Statistics):
+            raise InvalidType(f"stats must be Statistics; got {self.stats!r}")
+        if isinstance(self.points, bool) or self.points not in (1, 2, 3, 4):
             raise InvalidValue(f"points must be 1, 2, 3 or 4; got {self.points}")
         if self.start is not None and not 0 < self.start < math.inf:
             raise InvalidValue(f"start must be a ratio sigma/alpha > 0, or None; got {self.start}")
@@ -55,7 +60,7 @@ class GaussianPreconditioned:
         ValueError for a grid that leaves fewer than two times to call at.
         """
         t = as_times(grid)
-        check(t, process, t_min=process.t_clean)
+        t = checked(t, process, t_min=process.t_clean)
         called, clean = t, float(process.sigma(t[-1])) == 0.0
         if self.start is not None:
             first = process.inverse_log_snr(-torch.log(torch.tensor(self.start).double()))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ..arguments import positive, whole
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .adams import IPNDM
@@ -25,7 +25,10 @@ class Relay(Solver):
     passes from one to the other. A third point gains where the signal shows, and costs where it
     does not: networks err there, and extrapolation multiplies their errors. It costs as well
     where all steps are long: runs of at most `few` calls do with two. One call a step.
-    Raises ValueError unless ratio > 0.
+
+    ratio: sigma/alpha > 0 at which the one takes over from the other.
+    few: calls >= 0 up to which two points do.
+    Raises ValueError for other numbers.
     """
 
     ratio: float = 6.0
@@ -35,8 +38,8 @@ class Relay(Solver):
     weak_order: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        if not self.ratio > 0:
-            raise InvalidValue(f"ratio must be > 0; got {self.ratio}")
+        positive("ratio", self.ratio)
+        whole("few", self.few, 0)
 
     def rows(self, path: Path) -> Tableau:
         calls = len(path.t) - 1

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from ...kernels.errors import InvalidValue
-from ..tables.grids import check_count
+from ..arguments import whole
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .composed import chain, check_part
@@ -171,7 +171,8 @@ class Consistency(Solver):
 
     def __post_init__(self) -> None:
         check_share(self.gamma, "gamma")
-        check_count("train_steps", self.train_steps)
+        if self.train_steps is not None:
+            whole("train_steps", self.train_steps)
 
     def rows(self, path: Path) -> Tableau:
         alpha, sigma, t = path.alpha[1:], path.sigma[1:], path.t[1:]

@@ -20,21 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.files import read_text, write_text
 from ...models import Process
 from ...models.statistics import Statistics
+from ..arguments import finite
 from ..tables.solver import Path
 from ..tables.spectral import SpectralTable
-from ..tables.tableau import Tableau
+from ..tables.tableau import Tableau, numbers, record_of
 from .preconditioned import GaussianPreconditioned, closed_form, whitened_columns
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """lam [n + 1] the nodes, theta [n, n] the residual weights (column h: h steps back), stats.
+    """A fitted table: nodes, weights and the statistics that it counts on.
 
+    lam: [n + 1] float64, the nodes, rising.
+    theta: [n, n] float64, the residual weights, column h for h steps back; 0 where h > i.
+    stats: `Statistics` of the data; `Statistics.none(d)` makes an ordinary table.
     t_start: where the state is handed over; the flow from there to the first node is closed form.
     notes: what is worth knowing of its making, in words and numbers that JSON can hold.
+    Raises ValueError for shapes that disagree, nodes that do not rise or numbers that are not
+    finite, TypeError for another type.
     """
 
     lam: Tensor
@@ -42,6 +49,27 @@ class Learned:
     stats: Statistics
     t_start: float
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stats, Statistics):
+            raise InvalidType(f"stats must be Statistics; got {self.stats!r}")
+        for name in ("lam", "theta"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) or value.dtype != torch.float64:
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise InvalidType(f"{name} must be a float64 tensor; got {got}")
+        n = len(self.lam) - 1
+        if self.lam.ndim != 1 or n < 1 or self.theta.shape != (n, n):
+            raise InvalidValue(
+                "lam must be [n + 1] and theta [n, n], n >= 1; got "
+                f"{tuple(self.lam.shape)} and {tuple(self.theta.shape)}"
+            )
+        lam, theta = self.lam.detach(), self.theta.detach()
+        if not bool(torch.isfinite(lam).all() and (lam[1:] > lam[:-1]).all()):
+            raise InvalidValue(f"lam must be finite and rise; got {lam.tolist()[:8]}")
+        if not bool(torch.isfinite(theta).all()) or bool(theta.triu(1).any()):
+            raise InvalidValue("theta must be finite and 0 above its diagonal: there is no history")
+        finite("t_start", self.t_start)
 
     @property
     def nfe(self) -> int:
@@ -58,7 +86,7 @@ class Learned:
         return Tableau(
             table.times, table.state[:, :, 0], table.data[:, :, 0], none, none.long(), table.grid,
             (float(table.entry[0]), 0.0), table.name,
-        ).trimmed()  # fmt: skip
+        ).trimmed().of(process)  # fmt: skip
 
     def spectral(self, process: Process) -> SpectralTable:
         """The table over components, differentiable in lam and theta."""
@@ -94,37 +122,46 @@ class Learned:
     @classmethod
     def from_json(cls, text: str) -> Learned:
         """Inverse of `to_json`. Raises ValueError for other text."""
-        try:
-            r = json.loads(text)
-            lam, theta = (torch.tensor(r[k], dtype=torch.float64) for k in ("lam", "theta"))
-            stats = Statistics.from_record(r["statistics"])
-            return cls(lam, theta, stats, float(r["t_start"]), r.get("notes", {}))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InvalidValue(f"not a learned table in JSON: {error!r}") from error
+        r = record_of(text, "a learned table", ("lam", "theta", "statistics", "t_start"))
+        stats = Statistics.from_record(r["statistics"])
+        notes = r.get("notes", {})
+        if not isinstance(notes, dict):
+            raise InvalidValue(f"notes must be an object; got {notes!r}")
+        lam, theta = numbers(r, "lam", 1), numbers(r, "theta", 2)
+        return cls(lam, theta, stats, finite("t_start", r["t_start"]), notes)
 
-    def write(self, path: str | FilePath) -> None:
-        """Write `to_json` to a file."""
-        FilePath(path).write_text(self.to_json(), encoding="utf-8")
+    def save(self, path: str | FilePath) -> FilePath:
+        """Write `to_json` to a file; returns the path."""
+        return write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | FilePath) -> Learned:
+        """Inverse of `save`. Raises ValueError for another file."""
+        return cls.from_json(read_text(path))
 
 
 def read(
     path: str | FilePath, process: Process
 ) -> Tableau | SpectralTable | GaussianPreconditioned:
-    """What a JSON file holds, as a solver for a model's process: a learned table, a plain one, or
-    statistics, which make the Gaussian-preconditioned integrator of order 2.
+    """What a JSON file holds, as a solver for a model's process.
 
-    Raises FileNotFoundError, or ValueError for another file.
+    path: of what `Learned.save`, `Tableau.save` or `Statistics.save` wrote; statistics make the
+        Gaussian-preconditioned integrator of order 2.
+    process: of the model; a plain table must be of it.
+    Raises ValueError for another file, naming the path.
     """
+    text = read_text(path)
     try:
-        text = FilePath(path).read_text(encoding="utf-8")
-        keys = set(json.loads(text))
-    except (ValueError, TypeError) as error:  # no text, or no JSON
-        raise InvalidValue(f"{path} holds no table: {error}") from error
-    if "theta" in keys:
-        return Learned.from_json(text).tableau(process)
-    if "variances" in keys:
-        return GaussianPreconditioned(Statistics.from_record(json.loads(text)))
-    return Tableau.from_json(text)
+        record = record_of(text, "a table", ())
+        if "theta" in record:
+            return Learned.from_json(text).tableau(process)
+        if "variances" in record:
+            return GaussianPreconditioned(Statistics.from_record(record))
+        table = Tableau.from_json(text)
+        table.check(process)
+    except InvalidValue as error:
+        raise InvalidValue(f"{path} holds no table for {process}: {error}") from error
+    return table
 
 
 def reach(lam: Tensor, c: Tensor) -> Tensor:

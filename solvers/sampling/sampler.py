@@ -469,8 +469,8 @@ def _for_model(grid: GridLike, model: Denoiser) -> GridLike:
     """A discrete spacing counts the network's own steps where it has any."""
     if isinstance(grid, str):
         grid = grids.named(grid)
-    if isinstance(grid, grids.Discrete) and grid.count is None and model.time == "index":
-        return replace(grid, count=model.steps)
+    if isinstance(grid, grids.Discrete) and grid.train_steps is None and model.time == "index":
+        return replace(grid, train_steps=model.steps)
     return grid
 
 

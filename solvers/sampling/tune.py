@@ -115,7 +115,7 @@ def tune(
             starts=count, iterations=iterations, seed=seed,
         )  # fmt: skip
         errors[n] = made.after / unit
-        path = atomically(out / f"learned-{n}.json", made.learned.write)
+        path = made.learned.save(out / f"learned-{n}.json")
         print(
             f"{n} calls: held-out error / data std {made.before / unit:.3g} -> "
             f"{made.after / unit:.3g}: {path}"
@@ -207,7 +207,7 @@ def known_statistics(
                 raise InvalidValue(f"statistics {name!r} need data: name a data set")
             found[name] = Statistics.of(data, name)
         elif Path(name).is_file():
-            found[name] = Statistics.read(name)
+            found[name] = Statistics.load(name)
         else:
             known = ", ".join(("none", *KINDS))
             raise InvalidValue(f"statistics must be {known} or a file of them; got {name!r}")

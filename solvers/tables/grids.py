@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Process
-from ..arguments import lookup
+from ..arguments import finite, lookup, whole
 
 __all__ = [
     "GRIDS",
@@ -58,6 +58,16 @@ class Grid(ABC):
         """n times from t_max down to t_min, float64 [n]."""
 
 
+GRIDS: dict[str, Grid] = {}
+"""Grids by the name that users type; each class enters itself below."""
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless `value` is a number from low to high."""
+    if not low <= finite(name, value) <= high:
+        raise InvalidValue(f"{name} must lie in [{low:g}, {high:g}]; got {value:g}")
+
+
 def _unit(n: int) -> Tensor:
     """0 .. 1 in n nodes; a single node sits at the noise end."""
     return torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double()
@@ -73,6 +83,9 @@ class Uniform(Grid):
         return t_max + _unit(n) * (t_min - t_max)
 
 
+GRIDS["uniform"] = Uniform()
+
+
 @dataclass(frozen=True)
 class Quadratic(Grid):
     """Equal steps of sqrt(t) (Song et al. 2021a, DDIM; DPM-Solver's 'time_quadratic')."""
@@ -82,6 +95,9 @@ class Quadratic(Grid):
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         a, b = math.sqrt(t_max), math.sqrt(t_min)
         return (a + _unit(n) * (b - a)).square()
+
+
+GRIDS["quadratic"] = Quadratic()
 
 
 class RatioGrid(Grid):
@@ -99,25 +115,46 @@ class RatioGrid(Grid):
 
 @dataclass(frozen=True)
 class LogSNR(RatioGrid):
-    """Equal steps of lambda = log alpha/sigma (Lu et al. 2022); k-diffusion's 'exponential'."""
+    """Equal steps of lambda = log alpha/sigma (Lu et al. 2022); k-diffusion's 'exponential'.
+
+    rho: with another than 1, equal steps of u in log(sigma/alpha) = end + (1 - u)^rho (start - end),
+        k-diffusion's 'polyexponential'; 0.1 to 10. diffusers' Lu grid is rho = 1.
+    Raises ValueError for another rho.
+    """
+
+    rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("rho", self.rho, 0.1, 10)
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
+        if self.rho != 1:
+            u = 1 - (1 - u).pow(self.rho)
         return start + u * (end - start)
+
+
+GRIDS["log_snr"] = GRIDS["exponential"] = LogSNR()
 
 
 @dataclass(frozen=True)
 class Karras(RatioGrid):
-    """Equal steps of (sigma/alpha)^(1/rho) (Karras et al. 2022, 5)."""
+    """Equal steps of (sigma/alpha)^(1/rho) (Karras et al. 2022, 5).
+
+    rho: 0.1 to 1000; beyond either end the powers lose their digits. Large rho tends to `LogSNR`.
+    Raises ValueError for another rho.
+    """
 
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise InvalidValue(f"rho must be > 0; got {self.rho}")
+        check_range("rho", self.rho, 0.1, 1000)
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
         a, b = math.exp(start / self.rho), math.exp(end / self.rho)
         return self.rho * torch.log(a + u * (b - a))
+
+
+GRIDS["karras"] = Karras()
 
 
 @dataclass(frozen=True)
@@ -129,18 +166,26 @@ class Cosine(RatioGrid):
         return torch.log(torch.tan(a + u * (b - a)))
 
 
+GRIDS["cosine"] = Cosine()
+
+
 @dataclass(frozen=True)
 class Laplace(RatioGrid):
     """Equal steps of the distribution function of lambda ~ Laplace(mu, b), cut to the range at
     hand (Hang et al. 2024): nodes crowd around lambda = mu. The defaults are fitted to nothing but
-    the two exact targets of the benchmark, where they suit `vab-4` and `ipndm-3`."""
+    the two exact targets of the benchmark, where they suit `vab-4` and `ipndm-3`.
+
+    mu: the lambda around which they crowd, -20 to 20.
+    b: width of the crowd in lambda, 0.01 to 1000.
+    Raises ValueError for another value.
+    """
 
     mu: float = 0.7
     b: float = 2.5
 
     def __post_init__(self) -> None:
-        if not self.b > 0:
-            raise InvalidValue(f"b must be > 0; got {self.b}")
+        check_range("mu", self.mu, -20, 20)
+        check_range("b", self.b, 0.01, 1000)
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
         ends = (torch.tensor([-start, -end], dtype=torch.float64) - self.mu) / self.b
@@ -149,12 +194,19 @@ class Laplace(RatioGrid):
         return -self.mu + self.b * torch.sign(mass) * torch.log1p(-2 * mass.abs())
 
 
+GRIDS["laplace"] = Laplace()
+GRIDS["laplace-wide"] = Laplace(0.0, 5.0)  # used where no grid is named
+
+
 @dataclass(frozen=True)
 class Shifted(Grid):
     """Equal steps of s0, where s = sigma/(alpha + sigma) = mu s0/(1 + (mu - 1) s0).
 
     Stable Diffusion 3's shift (Esser et al. 2024, 23), on any process: mu > 1 spends more nodes
-    on noise; mu = 1 is uniform in the flow's time. Raises ValueError unless mu > 0.
+    on noise; mu = 1 is uniform in the flow's time.
+
+    mu: the shift, 0.001 to 1000.
+    Raises ValueError for another mu.
     """
 
     mu: float = 3.0
@@ -162,8 +214,7 @@ class Shifted(Grid):
     reaches_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.mu > 0:
-            raise InvalidValue(f"mu must be > 0; got {self.mu}")
+        check_range("mu", self.mu, 0.001, 1000)
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         s = torch.sigmoid(-process.log_snr(torch.tensor([t_max, t_min], dtype=torch.float64)))
@@ -173,10 +224,17 @@ class Shifted(Grid):
         return _with_ends(t, t_max, t_min)
 
 
+GRIDS["shifted"] = Shifted()
+
+
 @dataclass(frozen=True)
 class Beta(Grid):
     """Equal steps of the distribution function of t ~ Beta(a, b) on [t_min, t_max] (Lee et al.
-    2024, with a = b = 0.6): nodes crowd at both ends. Raises ValueError unless a, b > 0."""
+    2024, with a = b = 0.6): nodes crowd at both ends.
+
+    a, b: the distribution's parameters, 0.1 to 10.
+    Raises ValueError for another value.
+    """
 
     a: float = 0.6
     b: float = 0.6
@@ -184,8 +242,8 @@ class Beta(Grid):
     reaches_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (self.a > 0 and self.b > 0):
-            raise InvalidValue(f"a and b must be > 0; got {self.a} and {self.b}")
+        check_range("a", self.a, 0.1, 10)
+        check_range("b", self.b, 0.1, 10)
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         goal = 1 - _unit(n)
@@ -195,6 +253,9 @@ class Beta(Grid):
             below = beta_cdf(middle, self.a, self.b) < goal
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return _with_ends(t_min + (t_max - t_min) * high, t_max, t_min)
+
+
+GRIDS["beta"] = Beta()
 
 
 def beta_cdf(x: Tensor, a: float, b: float) -> Tensor:
@@ -225,18 +286,27 @@ def _with_ends(t: Tensor, t_max: float, t_min: float) -> Tensor:
 class Discrete(Grid):
     """Integer steps of a network of discrete time, as diffusers spaces them.
 
-    spacing: 'linspace', 'leading' or 'trailing' (Lin et al. 2024, table 2). Index j of
-    `count` is at t = (j + 1)/count; `count` defaults to the process's own table.
+    Step j = 0, 1, ... is at t = (j + 1)/train_steps.
+
+    spacing: 'linspace', 'leading' or 'trailing' (Lin et al. 2024, table 2).
+    train_steps: of the network; None takes the process's own table, or 1000.
+    offset: steps by which 'leading' begins later, diffusers' `steps_offset`.
+    Raises ValueError for another spacing, numbers that are no steps, or an offset of another spacing.
     """
 
     spacing: str = "trailing"
-    count: int | None = None
+    train_steps: int | None = None
+    offset: int = 0
 
     def __post_init__(self) -> None:
         if self.spacing not in ("linspace", "leading", "trailing"):
             raise InvalidValue(
                 f"spacing must be 'linspace', 'leading' or 'trailing'; got {self.spacing!r}"
             )
+        if self.train_steps is not None:
+            whole("train_steps", self.train_steps)
+        if whole("offset", self.offset, 0) and self.spacing != "leading":
+            raise InvalidValue(f"offset is for spacing 'leading'; got {self.spacing!r}")
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
         if t_max != 1:
@@ -244,38 +314,31 @@ class Discrete(Grid):
                 f"grid {self.spacing!r} counts the steps of a network of discrete time on t in "
                 f"(0, 1]; {process} has t_max={t_max:g}: use 'karras' or 'log_snr'"
             )
-        count = self.count or len(getattr(process, "betas", ())) or 1000
+        count = self.train_steps or len(getattr(process, "betas", ())) or 1000
         if n > count:
             raise InvalidValue(f"steps must be at most the network's {count} steps; got {n}")
         k = torch.arange(n, dtype=torch.float64)
         if self.spacing == "linspace":
             index = (count - 1) * (1 - _unit(n))
         elif self.spacing == "leading":
-            index = (n - 1 - k) * (count // n)
+            index = (n - 1 - k) * (count // n) + self.offset
+            if self.offset > count // n + count % n - 1:
+                raise InvalidValue(
+                    f"offset must leave {n} steps within the network's {count}; got {self.offset}"
+                )
         else:
             index = count - k * (count / n) - 1
         return (torch.round(index) + 1) / count
 
 
+GRIDS |= {k: Discrete(k) for k in ("linspace", "leading", "trailing")}
+
+
+ROUNDED = 1e-3
+"""Share of a time by which a rounded end may lie outside: published levels have 3 to 5 digits."""
+MOST_STEPS = 100_000
+"""More network calls than any run makes; beyond it the tables' own arithmetic fills the memory."""
 FINALS = ("denoise", "zero", "t_min")
-
-
-GRIDS: dict[str, Grid] = {
-    "uniform": Uniform(),
-    "quadratic": Quadratic(),
-    "log_snr": LogSNR(),
-    "exponential": LogSNR(),
-    "karras": Karras(),
-    "cosine": Cosine(),
-    "laplace": Laplace(),
-    "laplace-wide": Laplace(0.0, 5.0),
-    "beta": Beta(),
-    "shifted": Shifted(),
-    "linspace": Discrete("linspace"),
-    "leading": Discrete("leading"),
-    "trailing": Discrete("trailing"),
-}
-"""Grids by the name that users type; 'laplace-wide' is used where none is named."""
 
 
 def times(
@@ -288,30 +351,39 @@ def times(
     """The times a solver steps through, float64, strictly falling, noise to data.
 
     grid: a name, a `Grid`, or times of the user's own from at most t_max down to t_min (or to
-    `process.t_clean`); with times given, `steps` is their number and `final='denoise'` appends
-    the jump. t_min: overrides the process's. Raises ValueError naming what does not fit.
+        `process.t_clean`); with times given, `steps` is not used and `final='denoise'` appends
+        the jump. Ends past the process's by the rounding of published levels count as its ends.
+    process: whose times they are.
+    steps: intervals, the denoising jump included, 1 to MOST_STEPS.
+    final: 'denoise', 'zero' or 't_min', how the grid ends; see above.
+    t_min: the last time with noise, by default the process's own.
+    Raises ValueError or TypeError naming what does not fit.
     """
+    if not isinstance(process, Process):
+        raise InvalidType(f"process must be a Process, e.g. ud.VP(); got {process!r}")
     if final not in FINALS:
         raise InvalidValue(f"final must be one of {', '.join(map(repr, FINALS))}; got {final!r}")
-    t_min = process.t_min if t_min is None else t_min
+    t_min = process.t_min if t_min is None else finite("t_min", t_min)
+    if not min(0.0, process.t_min) <= t_min < process.t_max:
+        raise InvalidValue(
+            f"t_min must lie in [{min(0.0, process.t_min):g}, t_max={process.t_max:g}); got {t_min:g}"
+        )
     if isinstance(grid, str):
         grid = named(grid)
     if not isinstance(grid, Grid):
         return _users(as_times(grid), process, final, t_min)
-    if steps is None or steps != int(steps) or steps < 1:
-        raise InvalidValue(f"steps must be a whole number >= 1; got {steps}")
+    steps = whole("steps", steps, 1, MOST_STEPS)
     discrete = isinstance(grid, Discrete)
     laid_to_zero = final == "zero" and grid.reaches_zero and process.t_clean == 0
     jump = final != "t_min" and not laid_to_zero
     end = 0.0 if laid_to_zero else t_min
-    t = grid.nodes(process, int(steps) + (not jump), process.t_max, end)
+    t = grid.nodes(process, steps + (not jump), process.t_max, end)
     if not discrete:  # the ends exactly, not to the rounding of a formula
         t[0] = process.t_max
         t[-1] = end if len(t) > 1 else process.t_max
     if jump:
         t = torch.cat([t, t.new_tensor([process.t_clean])])
-    check(t, process)
-    return t
+    return checked(t, process)
 
 
 def as_times(grid: object) -> Tensor:
@@ -336,35 +408,37 @@ def _users(t: Tensor, process: Process, final: str, t_min: float) -> Tensor:
         )
     if final != "t_min" and not clean:
         t = torch.cat([t, t.new_tensor([process.t_clean])])
-    check(t, process, t_min)
-    return t
+    return checked(t, process, t_min)
 
 
-def check(t: Tensor, process: Process, t_min: float | None = None) -> None:
-    """Raises ValueError unless t falls strictly within [t_min or t_clean, t_max], 2 nodes or more."""
-    first, last = float(t[0]), float(t[-1])
+def checked(t: Tensor, process: Process, t_min: float | None = None) -> Tensor:
+    """The times, with an end that was rounded past the process's own moved back to it.
+
+    An end is rounded where it lies outside by no more than ROUNDED of itself. Raises ValueError
+    unless the times fall strictly within [t_min, t_max], two or more, the last one perhaps t_clean.
+    """
     least = process.t_min if t_min is None else t_min
-    body = t[:-1] if last == process.t_clean else t
     hint = (
         f"grid must fall strictly from at most t_max={process.t_max:g} to at least "
         f"t_min={least:g} (or end at {process.t_clean:g} for a denoising jump); "
     )
-    if len(t) < 2:
-        raise InvalidValue(hint + f"got {len(t)} node; a step needs two")
+    if t.ndim != 1 or len(t) < 2:
+        raise InvalidValue(hint + f"got {t.numel()} node; a step needs two")
+    low = len(t) - 2 if float(t[-1]) == process.t_clean else len(t) - 1
+    first, last = float(t[0]), float(t[low])
+    if first > process.t_max or last < least:
+        t = t.clone()
+        if process.t_max < first <= process.t_max * (1 + ROUNDED):
+            t[0] = process.t_max
+        if least > last >= least * (1 - ROUNDED) and low:
+            t[low] = least
     if bool(torch.isnan(t).any()) or not bool((t[1:] < t[:-1]).all()):
         i = int((~(t[1:] < t[:-1])).nonzero()[0])
-        raise InvalidValue(hint + f"got {float(t[i]):g} -> {float(t[i + 1]):g} at node {i + 1}")
-    slack = 1e-9
-    if first > process.t_max * (1 + slack) or float(body[-1]) < least - slack * abs(least):
-        raise InvalidValue(hint + f"got {first:g} -> {last:g}")
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Raises ValueError unless `value` is None or a whole number >= 1."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidValue(f"{name} must be a whole number >= 1; got {value!r}")
+        raise InvalidValue(hint + f"got {float(t[i]):.9g} -> {float(t[i + 1]):.9g} at node {i + 1}")
+    for i in (0, low):
+        if not least <= float(t[i]) <= process.t_max:
+            raise InvalidValue(hint + f"got {float(t[i]):.9g} at node {i}")
+    return t
 
 
 def named(name: str) -> Grid:

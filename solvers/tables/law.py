@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidValue
 from ...models import Process
 from .tableau import Tableau
 
@@ -38,9 +39,13 @@ def gaussian_law(
 ) -> Law:
     """Mean and variance of x_N for independent components N(mean, var), started at `init`.
 
-    mean, var: number or [d] float64, the data's. init: law of x_init; the exact marginal at the
-    grid's first time by default, so that what is measured is the solver's error alone.
+    tableau: made for `process`, as far as it says.
+    mean, var: of the data, a number or [d] float64; var >= 0.
+    init: law of x_init; the exact marginal at the grid's first time by default, so that what is
+        measured is the solver's error alone.
+    Raises ValueError for a table of another process and for means or variances of no law.
     """
+    tableau.check(process)
     m, c = _pair(mean, var)
     if init is None:
         init = marginal(process, tableau.grid[0], m, c)
@@ -88,7 +93,11 @@ def response(
 def _pair(mean: float | Tensor, var: float | Tensor) -> tuple[Tensor, Tensor]:
     m = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
     c = torch.as_tensor(var, dtype=torch.float64).reshape(-1)
+    if not bool(torch.isfinite(m).all() and (c >= 0).all() and torch.isfinite(c).all()):
+        raise InvalidValue(f"mean must be finite and var finite and >= 0; got {mean} and {var}")
     size = max(len(m), len(c))
+    if not {len(m), len(c)} <= {1, size}:
+        raise InvalidValue(f"mean and var must be of one length; got {len(m)} and {len(c)}")
     return m.expand(size), c.expand(size)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import VP, Process
-from .grids import as_times, check, times
+from .grids import as_times, checked, times
 from .tableau import Tableau
 
 
@@ -72,8 +72,8 @@ class Solver(ABC):
         t = as_times(grid)
         if t.ndim != 1:
             raise InvalidValue(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
-        check(t, process, t_min=process.t_clean)
-        return self.rows(Path.of(process, t))
+        t = checked(t, process, t_min=process.t_clean)
+        return self.rows(Path.of(process, t)).of(process)
 
     @abstractmethod
     def rows(self, path: Path) -> Tableau:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process
 from ...models.statistics import Statistics
+from .tableau import check_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +83,8 @@ class Frame:
             )
         times = torch.cat([table.grid[:1], table.times, table.grid[-1:]])
         alpha = table.process.alpha(times)
-        sigma, other = table.process.sigma(times), model.process
-        if not all(
-            torch.allclose(a, b, rtol=1e-6)
-            for a, b in ((alpha, other.alpha(times)), (sigma, other.sigma(times)))
-        ):
-            raise InvalidValue(
-                f"the table was made for {table.process}, the model is of {other}: "
-                "make one for it, `solver.tableau(model.process, grid)`"
-            )
+        levels = torch.stack([alpha, table.process.sigma(times)], 1)
+        check_levels(f"{table.name} of {table.process}", times, levels, model.process)
         skip, scale = model.coefficients("data", table.times)
         shift = (skip * alpha[1:-1] - 1) / scale
         numbers = (v.to(device, dtype) for v in (table.entry, alpha, shift))

@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
-from ...models import Denoiser
+from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.files import read_text, write_text
+from ...models import Denoiser, Process
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,17 @@ class Tableau:
 
     times: [N] float64, where row i calls the network; N is the number of network evaluations.
     state: [N, K]; data: [N, H]; noise: [N, M] float64 coefficients (K, H >= 1, M >= 0).
-    draws: [N, M] int64, the draw index of each normal in the noise format.
+    draws: [N, M] int64, the draw index of each normal in the noise format, from 0 to 2^32 - 1.
     entry: (a, c) with x_0 = a x_init + c z_0 before the first call, (1, 0) but for churn;
         z_0 has draw index 0 and the rows' draws start at 1.
-    grid: the times that the solver was asked to step through, noise to data.
+    grid: the times that the solver was asked to step through: falling, or rising to run backwards.
     name, order (strong), weak_order: what the solver declares and the tests measure.
+    levels: [N, 2] alpha and sigma at `times` of the process that the table was made for, or None
+        where that is not known. A model of another process is refused.
 
-    Raises ValueError if shapes disagree, a coefficient is not finite or history is read from
-    before the first row. Compares by value, prints as a table, and goes to JSON and back exactly.
+    Compares by value, prints as a table, and goes to JSON and back exactly. Raises ValueError if
+    shapes disagree, a coefficient is not finite, the grid turns, a draw is out of range or history
+    is read from before the first row; TypeError for what is no float64 tensor on the host.
     """
 
     times: Tensor
@@ -76,8 +80,10 @@ class Tableau:
     name: str = "tableau"
     order: float | None = None
     weak_order: float | None = None
+    levels: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         n = self.times.shape[0]
         for what in ("state", "data", "noise", "draws"):
             matrix = getattr(self, what)
@@ -92,8 +98,24 @@ class Tableau:
                 f"draws must have noise's shape {tuple(self.noise.shape)}; "
                 f"got {tuple(self.draws.shape)}"
             )
-        if not all(map(math.isfinite, self.entry)):
+        if len(self.entry) != 2 or not all(map(math.isfinite, self.entry)):
             raise InvalidValue(f"entry must be two finite numbers; got {self.entry}")
+        if self.levels is not None and self.levels.shape != (n, 2):
+            raise InvalidValue(f"levels must be [{n}, 2]; got {tuple(self.levels.shape)}")
+        if not bool(torch.isfinite(self.times).all()):
+            raise InvalidValue(f"times must be finite; got {self.times.tolist()[:8]}")
+        steps = self.grid[1:] - self.grid[:-1]
+        if self.grid.ndim != 1 or not (
+            len(steps) and (bool((steps < 0).all()) or bool((steps > 0).all()))
+        ):
+            raise InvalidValue(
+                f"grid must be two times or more that fall, or rise; got {self.grid.tolist()[:8]}"
+            )
+        if self.draws.numel() and not 0 <= int(self.draws.min()) <= int(self.draws.max()) < 1 << 32:
+            raise InvalidValue(
+                f"draws must lie from 0 to 2^32 - 1; got {int(self.draws.min())} to "
+                f"{int(self.draws.max())}"
+            )
         for what in ("state", "data", "noise"):
             bad = (~torch.isfinite(getattr(self, what))).nonzero()
             if len(bad):
@@ -121,7 +143,35 @@ class Tableau:
 
     def frame(self, model: Denoiser, device: torch.device, dtype: torch.dtype) -> Identity:
         """Between samples and what the table acts on: the samples themselves."""
+        self.check(model.process)
         return Identity(self.entry)
+
+    def _check_types(self) -> None:
+        for what in ("times", "state", "data", "noise", "grid", "draws", "levels"):
+            value = getattr(self, what)
+            if what == "levels" and value is None:
+                continue
+            wanted = torch.int64 if what == "draws" else torch.float64
+            if not isinstance(value, Tensor) or value.dtype != wanted or value.device.type != "cpu":
+                got = type(value).__name__
+                if isinstance(value, Tensor):
+                    got = f"{value.dtype} on {value.device}"
+                raise InvalidType(f"{what} must be a tensor of {wanted} on the CPU; got {got}")
+        if self.times.ndim != 1:
+            raise InvalidValue(f"times must be [N]; got shape {tuple(self.times.shape)}")
+
+    def of(self, process: Process) -> Tableau:
+        """The same table, made for this process."""
+        alpha, sigma = process.alpha(self.times).detach(), process.sigma(self.times).detach()
+        return replace(self, levels=torch.stack([alpha, sigma], 1))
+
+    def check(self, process: Process) -> None:
+        """Raises ValueError unless the table is for this process, or, where that is not known, calls
+        within its times. (Churn at t_max calls above it.)"""
+        if self.levels is None:
+            process.inside(self.times)
+        else:
+            check_levels(self.name, self.times, self.levels, process)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tableau) and self.to_json() == other.to_json()
@@ -166,32 +216,42 @@ class Tableau:
             "noise": self.noise.tolist(),
             "draws": self.draws.tolist(),
         }
+        if self.levels is not None:
+            record["levels"] = self.levels.tolist()
         return json.dumps(record)
 
-    def write(self, path: str | Path) -> None:
-        """Write `to_json` to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+    def save(self, path: str | Path) -> Path:
+        """Write `to_json` to a file; returns the path."""
+        return write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tableau:
+        """Inverse of `save`. Raises ValueError for another file."""
+        return cls.from_json(read_text(path))
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
         """Inverse of `to_json`. Raises ValueError for text that is not a tableau."""
-        try:
-            record = json.loads(text)
-            n = len(record["times"])
-            return cls(
-                times=_matrix(record["times"]),
-                state=_matrix(record["state"]).reshape(n, -1),
-                data=_matrix(record["data"]).reshape(n, -1),
-                noise=_matrix(record["noise"]).reshape(n, -1),
-                draws=torch.tensor(record["draws"], dtype=torch.int64).reshape(n, -1),
-                grid=_matrix([float(v) for v in record["grid"]]),
-                entry=(record["entry"][0], record["entry"][1]),
-                name=record["name"],
-                order=record["order"],
-                weak_order=record["weak_order"],
-            )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InvalidValue(f"not a tableau in JSON: {error}") from error
+        record = record_of(text, "a tableau")
+        n = len(numbers(record, "times", 1))
+        draws = numbers(record, "draws", 2, integers=True)
+        entry = numbers(record, "entry", 1).tolist()
+        for key in ("order", "weak_order"):
+            if isinstance(record[key], bool) or not isinstance(record[key], int | float | None):
+                raise InvalidValue(f"{key} must be a number or null; got {record[key]!r}")
+        if not isinstance(record["name"], str):
+            raise InvalidValue(f"name must be text; got {record['name']!r}")
+        return cls(
+            times=numbers(record, "times", 1),
+            **{k: numbers(record, k, 2).reshape(n, -1) for k in ("state", "data", "noise")},
+            draws=draws.reshape(n, -1),
+            grid=numbers(record, "grid", 1),
+            entry=(entry[0], entry[1]) if len(entry) == 2 else tuple(entry),  # type: ignore[arg-type]
+            name=record["name"],
+            order=record["order"],
+            weak_order=record["weak_order"],
+            levels=numbers(record, "levels", 2) if "levels" in record else None,
+        )
 
     def trimmed(self) -> Tableau:
         """The same scheme without the trailing all-zero columns."""
@@ -214,8 +274,66 @@ def _subscript(symbol: str, back: int) -> str:
     return f"{symbol}_i" if back == 0 else f"{symbol}_i-{back}"
 
 
-def _matrix(rows: Any) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
+KEYS = ("name", "order", "weak_order", "entry", "grid", "times", "state", "data", "noise", "draws")
+
+
+def record_of(text: str, what: str, keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """A JSON object with these keys. Raises ValueError for other text: not `what` in JSON."""
+    try:
+        record = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidValue(f"not {what} in JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InvalidValue(f"not {what} in JSON: it is a {type(record).__name__}, not an object")
+    if missing := [key for key in keys if key not in record]:
+        raise InvalidValue(f"not {what} in JSON: it has no {missing[0]!r}")
+    return record
+
+
+def numbers(record: dict[str, Any], key: str, ndim: int, *, integers: bool = False) -> Tensor:
+    """record[key] as a tensor of so many dimensions: float64, or int64. Raises ValueError."""
+    kinds = (int,) if integers else (int, float)
+    kind = "whole numbers" if integers else "numbers"
+    wanted = f"{key} must be a list of {kind}" + (" a row, all rows as long" if ndim > 1 else "")
+
+    def real(v: Any) -> Any:
+        if key == "grid" and v in ("inf", "-inf"):
+            return float(v)
+        if isinstance(v, bool) or not isinstance(v, kinds):
+            raise InvalidValue(f"{wanted}; got {v!r} in it")
+        return v
+
+    rows = record[key] if ndim == 2 else [record[key]]
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise InvalidValue(f"{wanted}; got {type(record[key]).__name__}")
+    if len({len(row) for row in rows}) > 1:
+        raise InvalidValue(f"{wanted}; got rows of {sorted({len(row) for row in rows})}")
+    try:
+        dtype = torch.int64 if integers else torch.float64
+        found = torch.tensor([[real(v) for v in row] for row in rows], dtype=dtype)
+    except (OverflowError, RuntimeError) as error:
+        raise InvalidValue(f"{wanted}; one is too large: {error}") from error
+    return found if ndim == 2 else found[0]
+
+
+def check_levels(name: str, times: Tensor, levels: Tensor, process: Process) -> None:
+    """Raises ValueError unless the process has these alpha and sigma [N, 2] at these times.
+
+    To 1e-6, since equal processes may round differently.
+    """
+    try:
+        theirs = torch.stack([process.alpha(times), process.sigma(times)], 1).detach()
+    except InvalidValue as error:  # times that it does not have
+        raise InvalidValue(f"{name} was made for another process: {error}") from error
+    off = ~torch.isclose(theirs, levels, rtol=1e-6).all(1)
+    if bool(off.any()):
+        i = int(off.nonzero()[0])
+        mine, other = (tuple(f"{v:.6g}" for v in pair[i].tolist()) for pair in (levels, theirs))
+        raise InvalidValue(
+            f"{name} was made for another process: at t={float(times[i]):g} it counts on alpha="
+            f"{mine[0]}, sigma={mine[1]}, where {process} has {other[0]}, {other[1]}: "
+            "make one for it, `solver.tableau(model.process, grid)`"
+        )
 
 
 def _number(v: float) -> float | str:

@@ -70,13 +70,13 @@ def test_leading_statistics_are_the_first_of_the_full_ones_and_one_number_more()
 
 def test_statistics_are_written_and_read_exactly(tmp_path):
     s = Statistics.of(torch.randn(50, 1, 4, 4, generator=G), "leading")
-    s.write(tmp_path / "s.json")
-    again = Statistics.read(tmp_path / "s.json")
+    s.save(tmp_path / "s.json")
+    again = Statistics.load(tmp_path / "s.json")
     assert torch.equal(again.mean, s.mean) and torch.equal(again.variances, s.variances)
     v = torch.randn(3, 16, generator=G, dtype=torch.float64)
     torch.testing.assert_close(again.q.into(v), s.q.into(v), rtol=0, atol=1e-14)
     (tmp_path / "s.json").write_text("{}")
     with pytest.raises(ValueError, match="not a record of statistics"):
-        Statistics.read(tmp_path / "s.json")
+        Statistics.load(tmp_path / "s.json")
     with pytest.raises(ValueError, match="basis must be unit, columns, leading or cosine"):
         from_record({"kind": "wavelet"})

@@ -205,7 +205,7 @@ def test_inversion_through_the_sampler_and_its_refusals():
     back = ud.sample(model, data.shape, "dpmpp-2m", x_init=z, final="t_min", **way)
     assert float((back - data).abs().max()) < 5e-3
     assert float(z.abs().max()) < 5 and float((z - data).abs().max()) > 0.3
-    with pytest.raises(ValueError, match=r"starts from data: give them as x_init"):
+    with pytest.raises(ValueError, match="starts from data: give the state"):
         ud.sample(model, data.shape, Inversion(), **way)
     with pytest.raises(ValueError, match="solver must be a deterministic solver; got DDPM"):
         Inversion(SOLVERS["ddpm"])

@@ -117,7 +117,7 @@ def test_statistics_are_a_solver_and_beat_the_same_order_without_them(tmp_path):
     p = problems.exact(target, 64, 0)
     x = problems.from_unit(p.process, p.start, 1.0)
     goal = ud.solvers.tuning.references(model, x, 1.0, model.t_min)
-    ud.solvers.Statistics.of(target.law.sample(4000, seed=1), "full").write(tmp_path / "s.json")
+    ud.solvers.Statistics.of(target.law.sample(4000, seed=1), "full").save(tmp_path / "s.json")
     solver = read(tmp_path / "s.json", p.process)
 
     def error(solver):
@@ -140,7 +140,7 @@ def test_statistics_are_a_solver_and_beat_the_same_order_without_them(tmp_path):
 )
 def test_bad_input_is_named(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
-    ud.solvers.Statistics.none(3).write("three.json")
+    ud.solvers.Statistics.none(3).save("three.json")
     with pytest.raises(ValueError, match=message):
         tuning.tune(tmp_path, **{"progress": False, **given})
 
@@ -151,7 +151,7 @@ def test_statistics_need_data_and_a_place(tmp_path):
     path = ud.models.checkpoint.load_default().save(tmp_path / "digits.safetensors")
     found = tuning.statistics(model=path, kind="cosine")
     assert found == tmp_path / "digits.statistics.json"
-    assert ud.solvers.Statistics.read(found).mean.shape == (64,)
+    assert ud.solvers.Statistics.load(found).mean.shape == (64,)
     assert tuning.statistics(data="digits", out=tmp_path) == tmp_path / "statistics.json"
 
 
@@ -168,7 +168,7 @@ def test_a_file_of_something_else_is_named_and_a_folder_does_not_hide_a_solver(
 
 def test_statistics_that_fit_no_grid_are_an_unavailable_row(tmp_path, monkeypatch):
     """Pure noise is left without a call, so a flow has one step more than calls."""
-    ud.solvers.Statistics.none(2).write(tmp_path / "s.json")
+    ud.solvers.Statistics.none(2).save(tmp_path / "s.json")
     law = get("ring2").law
     p = problems.exact(get("ring2"), 4, 0)
     flow = dataclasses.replace(p, model=law.denoiser(ud.Flow()))

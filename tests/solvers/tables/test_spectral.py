@@ -168,7 +168,7 @@ def test_a_fit_that_does_not_help_is_refused():
                 (2, 3),
                 GaussianPreconditioned(Statistics.none(3)).tableau(ud.VP(), [1.0, 0.5, 0.1]),
             ),
-            "the table was made for VP.*the model is of VE",
+            "of VP.* was made for another process.*VE",
         ),
         (
             lambda: GaussianPreconditioned(Statistics.none(2)).tableau(ud.Flow(), [1.0, 0.5]),
