@@ -97,9 +97,11 @@ class Learned:
                 f"{math.exp(-float(self.lam[0])):.4g}, which is t={float(t[0]):g} of {process} with "
                 f"t_max={process.t_max:g}: it was fitted to another process; tune one for this"
             )
-        path = Path(process, t, process.alpha(t), process.sigma(t), self.lam)
+        lam = torch.maximum(self.lam, process.log_snr(process.t_max))  # no call above t_max
+        t = process.inverse_log_snr(lam).clamp(max=process.t_max)
+        path = Path(process, t, process.alpha(t), process.sigma(t), lam)
         c = self.stats.variances
-        weights = self.theta[..., None] * reach(self.lam, c)[:, None]
+        weights = self.theta[..., None] * reach(lam, c)[:, None]
         state, data = whitened_columns(path, c, weights)
         start = torch.tensor([self.t_start], dtype=torch.float64)
         entry = closed_form(process, start, t[:1], c)[0]

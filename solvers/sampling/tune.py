@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue
-from ...kernels.files import atomically
 from ...models import Denoiser
 from ...models.checkpoint import Checkpoint, load, load_default
 from ...models.data.sets import load as load_data
@@ -242,4 +241,4 @@ def statistics(
         out = Path(model).with_suffix(".statistics.json")
     if Path(out).is_dir():
         out = Path(out) / "statistics.json"
-    return atomically(Path(out), Statistics.of(known, kind).write)
+    return Statistics.of(known, kind).save(out)

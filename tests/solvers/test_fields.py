@@ -17,26 +17,20 @@ from undiffuse.solvers import (
     PNDM,
     SEEDS,
     Adams,
-    Beta,
     Churn,
     Consistency,
-    Discrete,
     DPMFast,
     DPMSolverPP,
     DPMSolverPP3Compat,
     GaussianPreconditioned,
-    Grid,
     Heun,
     Inversion,
-    Karras,
-    Laplace,
     Relay,
     RePaint,
     Restart,
     RungeKutta,
     SASolver,
     ScaledNoise,
-    Shifted,
     SingleStep,
     Solver,
     SparedStart,
@@ -45,8 +39,10 @@ from undiffuse.solvers import (
     times,
 )
 from undiffuse.solvers.families.adams import FIXED
+from undiffuse.solvers.families.composed import analytical_first_step
 from undiffuse.solvers.families.runge_kutta import MIDPOINT, RK3
-from undiffuse.solvers.tables.grids import LogSNR
+from undiffuse.solvers.tables.grids import Beta, Discrete, Grid, Karras, Laplace, LogSNR, Shifted
+from undiffuse.solvers.tables.law import response
 
 PROCESS = ud.VP()
 T = times("karras", PROCESS, 8, "t_min")
@@ -229,8 +225,8 @@ def test_fixed_weights_are_adams_bashforths(points):
 def test_a_spared_row_s_normal_is_the_entry_s_wherever_it_is_used(name):
     """Rows of one step share normals: what depends on the first row's does so on draw 0 after."""
     full = ud.solvers.get(name).tableau(PROCESS, T)
-    spared = ud.solvers.analytical_first_step(full, PROCESS, 0.3)
-    one, two = (ud.solvers.response(t, PROCESS, 0.0, 0.3) for t in (full, spared))
+    spared = analytical_first_step(full, PROCESS, 0.3)
+    one, two = (response(t, PROCESS, 0.0, 0.3) for t in (full, spared))
     first = int(full.draws[0][full.noise[0] != 0][0])
     place = sorted(set(full.draws.flatten().tolist())).index(first)
     assert bool((spared.draws[spared.noise != 0] == 0).any())

@@ -111,8 +111,8 @@ def test_discrete_spacings_are_diffusers(spacing, steps):
     ("build", "message"),
     [
         (lambda p: times("karass", p), "unknown grid 'karass'; did you mean 'karras'"),
-        (lambda p: times("karras", p, 0), "steps must be a whole number from 1 to 100000; got 0"),
-        (lambda p: times("karras", p, 2.5), "steps must be a whole number from 1 to 100000; got 2.5"),
+        (lambda p: times("karras", p, 0), "steps must be >= 1; got 0"),
+        (lambda p: times("karras", p, 2.5), "steps must be a whole number >= 1; got 2.5"),
         (lambda p: times([1.0, 0.5, 0.0], p, final="t_min"), "leave that time out"),
         (lambda p: times("trailing", ud.EDM(), 5), "t_max=80: use 'karras'"),
         (lambda p: times("karras", p, 5, "end"), "final must be one of 'denoise', 'zero', 't_min'"),
