@@ -372,9 +372,9 @@ def times(
         grid = named(grid)
     if not isinstance(grid, Grid):
         return _users(as_times(grid), process, final, t_min)
-    if whole("steps", steps) > MOST_STEPS:
+    steps = whole("steps", steps)
+    if steps > MOST_STEPS:
         raise InvalidValue(f"steps must be at most {MOST_STEPS}; got {steps}")
-    steps = int(steps)
     discrete = isinstance(grid, Discrete)
     laid_to_zero = final == "zero" and grid.reaches_zero and process.t_clean == 0
     jump = final != "t_min" and not laid_to_zero

@@ -246,7 +246,7 @@ class Tableau:
             **{k: numbers(record, k, 2).reshape(n, -1) for k in ("state", "data", "noise")},
             draws=draws.reshape(n, -1),
             grid=numbers(record, "grid", 1),
-            entry=(entry[0], entry[1]) if len(entry) == 2 else tuple(entry),  # type: ignore[arg-type]
+            entry=(entry[0], entry[1]) if len(entry) == 2 else tuple(entry),
             name=record["name"],
             order=record["order"],
             weak_order=record["weak_order"],
