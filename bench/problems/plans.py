@@ -82,7 +82,10 @@ def plan_of(config: Config, problem: Problem, nfe: int) -> Plan:
     if nfe < each:
         raise Unavailable(f"one evaluation makes {each} network calls, not within {nfe}")
     plan = config.plan(problem, nfe // each)
-    return replace(plan, calls=plan.calls * each)
+    if each == 1 or plan.tableau is None:
+        return replace(plan, calls=plan.calls * each)
+    model, times = problem.model, plan.tableau.times.tolist()  # guidance may stand aside at some
+    return replace(plan, calls=sum(model.calls_at(t, model.cond) for t in times))
 
 
 @dataclass(frozen=True)

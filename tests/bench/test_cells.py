@@ -84,14 +84,26 @@ def test_guidance_is_two_calls_a_step(module):
     with pytest.raises(Unavailable, match="one evaluation makes 2 network calls, not within 1"):
         plans.plan_of(Ours("dpmpp-2m"), guided, 1)
     twice = replace(ring, model=guidance.cfg(guidance.threshold(guidance.cfg(model, 2.0)), 1.5))
-    assert plans.plan_of(Ours("ddim"), twice, 13).calls == 12
+    plan = plans.plan_of(Ours("ddim"), twice, 13)  # without the label both inner calls are one
+    assert plan.calls == 9 and plan.tableau.nfe == 3
+    cells.integrate(twice, plan, guided.start)
 
 
-def test_guidance_that_calls_more_than_it_declares_is_caught():
+def test_guidance_that_stands_aside_at_some_times_is_charged_what_it_calls():
+    ring = problems.exact(get("ring2"), 8)
+    model = Denoiser(Labelled(ring), ring.process, predicts="data", cond={"label": 1.0})
+    guided = replace(ring, model=guidance.cfg(model, 2.0, interval=(0.2, 0.6)))
+    plan = plans.plan_of(Ours("ddim"), guided, 20)
+    assert 10 < plan.calls < 20 and plan.tableau.nfe == 10
+    cells.integrate(guided, plan, guided.start)  # raises unless that many calls are made
+
+
+def test_guidance_that_calls_more_than_it_declares_is_caught(monkeypatch):
     ring = problems.exact(get("ring2"), 8)
     model = Denoiser(Labelled(ring), ring.process, predicts="data", cond={"label": 1.0})
     guided = guidance.cfg(model, 2.0)
-    guided.net.calls = 1
+    monkeypatch.setattr(type(guided.net), "calls", 1)
+    monkeypatch.setattr(type(guided.net), "calls_at", lambda *_: 1)
     liar = replace(ring, model=guided)
     plan = plans.plan_of(Ours("ddim"), liar, 6)
     with pytest.raises(cells.WrongCost, match="made 12 network calls where its table declares 6"):

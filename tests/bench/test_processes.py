@@ -33,7 +33,7 @@ def alive(pid):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_and_resume_gives_the_same_file(tmp_path, workers):
     code = (
-        "from undiffuse.bench import nfe\n"
+        "from undiffuse.bench.nfe import run as nfe\n"
         "if __name__ == '__main__':\n"
         "    nfe.run({out!r}, checkpoint='none', targets=['digits64'], peers=[], batch=64,\n"
         "            solvers=['ddim', 'heun', 'dpmpp-2m'], nfe=[10, 20, 40], progress=False,\n"

@@ -32,6 +32,20 @@ def measured(name, w, problem=RING):
     return MEASURES[name].evaluate(Run(problem, w, R, ends))
 
 
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_an_entry_says_what_it_is_and_its_interval_holds_its_value(name):
+    """For every registered measure: adding one adds its tests."""
+    m = MEASURES[name]
+    assert m.field == name and m.title and m.meaning and not m.meaning.endswith(".")
+    assert m.kinds and set(m.kinds) <= {"ode", "sde"} and not (m.signed and m.share)
+    assert m.off(1.0 if m.share else 0.0) == 0.0  # the best there is
+    if name != "weak_error":  # of a table, not of samples
+        e = measured(name, exact_states() + 0.1)
+        assert math.isfinite(e.value) and e.lo <= e.value <= e.hi
+        away = m.away(e)
+        assert away.lo <= away.value <= away.hi and away.value == m.off(e.value)
+
+
 @pytest.mark.parametrize("name", [n for n, m in MEASURES.items() if m.signed])
 def test_signed_measures_are_zero_within_their_interval_for_exact_samples(name):
     inside = 0
