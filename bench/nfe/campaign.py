@@ -233,9 +233,17 @@ def reference_file(store: Store, problem: Problem) -> Path:
 def measure(
     spec: Spec, todo: list[Cell], store: Store, shown: Bar, workers: int, metrics: list[str] | None
 ) -> Reference:
-    """Run the cells (of one problem) that the store has not got; returns the reference they were
-    held to, which for a large problem goes no further than the starts if no error to it is asked
-    for. metrics: names of the cells' measures, for the workers. The bar knows of the others already."""
+    """Run the cells of one problem that are not in the store; returns their reference.
+
+    The reference of a large problem holds the starts alone where no cell measures an error to it.
+
+    spec: what the workers build the problem from.
+    todo: all cells of the problem, those that are done included.
+    store: where records are read and kept.
+    shown: the bar; the cells that are not in the store are counted in it already.
+    workers: processes.
+    metrics: names of the cells' measures, for the workers.
+    """
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl", store.writes)
     ready = _prepared(todo, store, shown)
@@ -355,7 +363,7 @@ def _run(
 
 
 def warm_up(problem: Problem) -> None:
-    """One call of the network, which no cell's time then carries."""
+    """Call the network once, so that no cell's time holds its first call."""
     with torch.no_grad():
         problems.data_prediction(problem.model, problem.start, problem.r_min)
 
@@ -372,7 +380,7 @@ def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads:
 
 
 def _leave_with_parent() -> None:
-    """End this process when the one that started it is killed: nobody else would tell it to."""
+    """End this process when the one that started it is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

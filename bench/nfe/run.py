@@ -80,19 +80,24 @@ def run(
     """Measure, print and write; returns the summary that summary.json holds ({} in the processes of
     torchrun but the first).
 
-    checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None is the
-    network that ships, 'none' leaves the network out. data [M, *event]: real data of the network's
-    kind; None is what the checkpoint's training held out. solvers, nfe, grid: what to run (None: a
-    choice that fits two minutes); a solver by its name, by file.py:name of one's own, or itself.
-    peers: by library or name; None is all that are installed, [] none. targets: exact ones by name,
-    [] for none. metrics: names in quality.py; None is trajectories of deterministic solvers and laws
-    of stochastic ones. features: of frechet, kid, precision and recall, by
-    "module:function", or a callable; None is the components. seeds: several, each with samples of its
-    own, shown as one (`summary.pooled`); None is [seed]. batch: samples of a seed; None is 256, or 16 for a
-    network of large events. device: of the trained network. final: how our grids end. quick: fewer
-    samples and costs. likelihood: bits/dim of held-out data; None: of a network of small events, it
-    takes minutes for others. workers: processes; the numbers are the same. progress: a bar on
-    standard error.
+    checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None: the
+        network that ships; 'none': no network.
+    data: [M, *event], real data of the network's kind; None: what the checkpoint's training held out.
+    solvers: by name, by file.py:name of one's own, or themselves; None: a choice of twelve.
+    nfe: network calls; None: a choice that fits two minutes.
+    grid: names; None: `GRIDS`.
+    peers: by library or name; None: all that are installed; []: none.
+    targets: exact ones by name; []: none.
+    metrics: names in quality.py; None: trajectories of deterministic solvers, laws of stochastic ones.
+    features: of frechet, kid, precision and recall, "module:function" or a callable; None: components.
+    seed, seeds: several seeds have samples of their own and are shown as one (`summary.pooled`).
+    batch: samples of a seed; None: 256, or 16 for a network of large events.
+    device: of the trained network.
+    final: how our grids end.
+    quick: fewer samples and costs.
+    likelihood: bits/dim of held-out data; None: of networks of small events, others take minutes.
+    workers: processes; the numbers do not depend on them.
+    progress: a bar on standard error.
 
     Raises ValueError for what does not fit, before any work.
     """

@@ -213,7 +213,7 @@ def _callable(p: Problem) -> Problem:
 
 
 PROBED = 5
-"""Noise levels at which a network is asked who it is."""
+"""Noise levels at which a network is called to identify it."""
 
 
 def _probes(start: Tensor) -> Tensor:
