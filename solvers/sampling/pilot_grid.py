@@ -13,6 +13,7 @@ from ...kernels import rademacher
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ...models.jacobian import products
+from .. import arguments
 from ..families.adams import Adams
 from ..families.exponential import DDIM
 from ..families.multistep_engine import weights
@@ -72,23 +73,24 @@ def equidistributed(
     Raises ValueError for order outside 1..5, too few pilot steps, `even` outside (0, 1], or a
     network that autograd cannot see through; SolverError where the network returns NaN or Inf.
     """
-    if order != int(order) or not 1 <= order <= 5:
+    arguments.denoiser(model)
+    if arguments.whole("order", order) > 5:
         raise InvalidValue(f"order must be a whole number in 1..5; got {order}")
-    if pilot < 4 * order:
+    if arguments.whole("pilot", pilot) < 4 * order:
         raise InvalidValue(f"pilot must be at least 4 times the order, {4 * order}; got {pilot}")
-    if not 0 < even <= 1:
-        raise InvalidValue(f"even must lie in (0, 1]; got {even}")
+    arguments.positive("even", even, 1.0)
     t = times("log_snr", model.process, pilot, "t_min", model.t_min)
     table = Adams(order + 1, "data").tableau(model.process, t)
     sampler = Sampler(model, table)
     skip, scale = model.coefficients("data", table.times)
-    states, datas = list[Tensor](), list[Tensor]()
     with torch.no_grad():
-        for step in sampler.steps(sampler.init(shape, seed)):
-            x, i = step.before.x, step.row
-            states.append(x)
-            datas.append(skip[i] * x.double() + scale[i] * step.out.double())
-    bad = ~torch.stack(datas).isfinite().flatten(2).all(2)  # [steps, B]
+        steps = list(sampler.steps(sampler.init(shape, seed)))
+    states = [step.before.x for step in steps]
+    # float64 on the host: not every device has it
+    x, out = (torch.stack(v).cpu().double() for v in (states, [step.out for step in steps]))
+    each = (-1, *(1,) * (x.ndim - 1))
+    datas = skip.reshape(each) * x + scale.reshape(each) * out
+    bad = ~datas.isfinite().flatten(2).all(2)  # [steps, B]
     if bool(bad.any()):
         i = int(bad.any(1).nonzero()[0])
         why = f"the pilot run failed: {Status.NETWORK_NOT_FINITE.meaning} at step {i} (t={t[i]:g})"
@@ -96,8 +98,8 @@ def equidistributed(
         raise SolverError(f"{why}, {which}", bad.any(0) * int(Status.NETWORK_NOT_FINITE))
     first = int(not bool(torch.isfinite(model.process.log_snr(t[0]))))
     path = Path.of(model.process, t[first:])
-    off = local_errors(path, torch.stack(datas[first:]), order)
-    error = contributions(model, path, states[first:], off, seed).square().mean(1).sqrt().cpu()
+    off = local_errors(path, datas[first:], order)
+    error = contributions(model, path, states[first:], off, seed).square().mean(1).sqrt()
     error[:order] = error[order]  # the first steps have no point more
     density = error.clamp(min=1e-300) ** (1 / (order + 1)) / path.h
     smooth = torch.nn.functional.pad(density[None], (1, 1), mode="replicate")
@@ -111,12 +113,12 @@ def local_errors(path: Path, datas: Tensor, order: int) -> Tensor:
     """What one more point changes in every step, [n, B, ...], float64.
 
     int (P_{k+1} - P_k) over the step, P_k the polynomial through the last k = `order` predictions;
-    datas [n, B, ...]: D at each step's start. The first `order` steps have no point more: 0.
+    datas [n, B, ...]: D at each step's start, on the host. The first `order` steps have no point more: 0.
     """
     fine, coarse = weights(path, order + 1).points, weights(path, order).points
     change = fine - torch.nn.functional.pad(coarse, (0, 1))
     back = (torch.arange(len(datas))[:, None] - torch.arange(order + 1)).clamp(min=0)
-    return torch.einsum("nh,nh...->n...", change.to(datas.device), datas[back])
+    return torch.einsum("nh,nh...->n...", change, datas[back])
 
 
 def contributions(
@@ -129,13 +131,14 @@ def contributions(
     steps along the states [n] x [B, ...] (dual-weighted residuals, Becker & Rannacher 2001).
     """
     step, (skip, scale) = DDIM().rows(path), model.coefficients("data", path.t[:-1])
-    pull = rademacher(tuple(off.shape[1:]), seed, dtype=torch.float64, device=off.device)
+    pull = rademacher(tuple(off.shape[1:]), seed, dtype=torch.float64)
     found = []
     for i in reversed(range(len(states))):
         found.append((pull * off[i]).flatten(1).sum(1))
         x = states[i].detach().requires_grad_()
         with torch.enable_grad():
-            back = products(model.raw(x, path.t[i]), x, pull[None].to(x.dtype))[0]
-        through = skip[i] * pull + scale[i] * back.double()  # what reaches D
+            out = model.raw(x, path.t[i])
+            back = products(out, x, pull[None].to(x.device, x.dtype))[0]
+        through = skip[i] * pull + scale[i] * back.cpu().double()  # what reaches D
         pull = step.state[i, 0] * pull + step.data[i, 0] * through
     return torch.stack(found[::-1])

@@ -164,9 +164,11 @@ class Sampler:
         ids: Tensor,
     ) -> State:
         """The state before `row` whose components are u; x_in: as the step made it."""
-        plan, at = self.plan, min(row, self.nfe - 1)
+        plan = self.plan
+        rows = len(plan.times)
+        at = min(row, rows - 1)
         x, c_in = plan.frame.sample(u, row), plan.c_in[at]
-        done = row == self.nfe
+        done = row == rows
         if x_in is None and not done:
             x_in = network_input(x, c_in, self.net_dtype)
         return State(
@@ -201,14 +203,14 @@ class Sampler:
                 f"got {out.device}"
             )
         lengths = len(state.states), len(state.datas)
-        if state.row >= self.nfe or lengths != (self.plan.states, self.plan.datas):
+        if state.row >= len(self.plan.times) or lengths != (self.plan.states, self.plan.datas):
             raise InvalidValue(
                 f"state is of another sampler: it has done {state.row} rows and keeps {lengths} "
                 f"states and predictions; {self.tableau.name} has {self.nfe} rows and keeps "
                 f"{(self.plan.states, self.plan.datas)}"
             )
         plan, i, made = self.plan, state.row, state.made
-        last, frame = i == self.nfe - 1, plan.frame
+        last, frame = i == len(plan.times) - 1, plan.frame
         asis = made is not None and made.of is state.x
         u = made.components if made is not None and asis else frame.into(state.x, i)
         step = linear_step(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.streams import COMPONENT, INITIAL
 from ...models import Denoiser, GaussianMixture, Process
 from ...models import jacobian as trace
@@ -42,9 +42,14 @@ def initial_states(
     into its basis is a matrix product, whose last bits BLAS may round by the size of the batch.
     Raises ValueError for a law of another event size.
     """
-    shape = tuple(int(n) for n in shape)
-    t = process.t_max if t is None else t
+    shape = arguments.batch_shape("shape", shape)
+    if law is not None and not isinstance(law, Statistics | GaussianMixture):
+        raise InvalidType(
+            f"law must be a Statistics, a GaussianMixture or None; got {type(law).__name__}"
+        )
+    t = process.t_max if t is None else arguments.finite("t", t)
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    device = arguments.device("device", device)
     z = normal(shape, seed, sample_ids, **INITIAL.at(), device=device)
     if law is None:
         return z.to(dtype) * sigma

@@ -73,10 +73,46 @@ def test_a_sample_is_its_own_and_every_call_is_counted(first):
         ({"predictor": "heun"}, "predictor must take one row a step and no history; heun"),
         ({"predictor": "dpmpp-2m"}, "no history; dpmpp-2m"),
         ({"first": "both"}, "first must be 'corrector' or 'predictor'; got 'both'"),
-        ({"snr": 0.0}, "snr must be finite and > 0 and <= 1; got 0"),
+        ({"snr": 0.0}, r"snr must be in \(0, 1\]; got 0"),
     ],
 )
 def test_bad_input_says_what_must_hold(options, message):
     model = Gaussian([0.5, 0.1], 0.3).denoiser(ud.VP())
     with pytest.raises(ValueError, match=message):
         predictor_corrector(model, (2, 2), steps=5, **options)
+
+
+@pytest.mark.parametrize("first", ["corrector", "predictor"])
+def test_nan_is_an_error_and_its_samples_are_named(first):
+    def net(x, t):
+        out = 0.1 * x
+        out[1] = float("nan")
+        return out
+
+    model = ud.Denoiser(net, ud.VP())
+    calls = {
+        "pc": lambda **how: ud.solvers.predictor_corrector(
+            model, (3, 2), steps=4, first=first, **how
+        ),
+        "annealed": lambda **how: ud.solvers.annealed_langevin(
+            model, (3, 2), "karras", 3, steps=2, **how
+        ),
+    }
+    for call in calls.values():
+        with pytest.raises(ud.SolverError, match="NaN or Inf at step 0 .* for sample 1; 1 of 3"):
+            call()
+        found = call(on_failure="return")
+        assert found.status.tolist() == [0, 1, 0]
+        assert bool(found.x[[0, 2]].isfinite().all())
+
+
+def test_norms_of_a_batch_are_score_sde_s_and_then_samples_have_neighbours():
+    model = Gaussian([0.5, 0.1], 0.3).denoiser(ud.VP())
+
+    def run(ids, norm):
+        return ud.solvers.predictor_corrector(
+            model, (len(ids), 2), steps=5, sample_ids=ids, norm=norm
+        ).x
+
+    assert torch.equal(run([0, 1, 2], "sample")[1], run([1], "sample")[0])
+    assert not torch.equal(run([0, 1, 2], "batch")[1], run([1], "batch")[0])

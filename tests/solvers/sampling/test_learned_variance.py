@@ -82,3 +82,18 @@ def test_what_does_not_fit_is_refused():
         SolverError, match=r"returned NaN or Inf at step 5 \(t=0.445.*2 of 2 samples"
     ):
         sample_learned_variance(late, (2, 1), 10)
+
+
+def test_a_float64_start_stays_float64():
+    """As in `sample`, also where the network has no parameter to say so; two orders of one sum."""
+
+    class Still(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.cat([0.1 * x, -torch.ones_like(x)], 1)
+
+    learned = ud.Denoiser(VarianceHead(Still()), PROCESS)
+    x = ud.kernels.normal((2, 3, 4, 4), 0, dtype=F64)
+    got = sample_learned_variance(learned, x.shape, 10, x_init=x, seed=2).x
+    want = ud.sample(learned, x.shape, "ddpm", 10, "uniform", x_init=x, seed=2)
+    assert got.dtype == want.dtype == F64
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-9)

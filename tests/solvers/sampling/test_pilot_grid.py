@@ -112,7 +112,7 @@ def test_everything_even_is_log_snr():
     [
         ({"order": 6}, "order must be a whole number in 1..5; got 6"),
         ({"pilot": 7}, "pilot must be at least 4 times the order, 8; got 7"),
-        ({"even": 0.0}, r"even must lie in \(0, 1\]; got 0.0"),
+        ({"even": 0.0}, r"even must be in \(0, 1\]; got 0.0"),
     ],
 )
 def test_bad_settings_say_what_must_hold(options, message):

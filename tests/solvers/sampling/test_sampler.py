@@ -1,6 +1,8 @@
 """The loop: invariances, ownership, cost and failures."""
 
+import inspect
 import threading
+import typing
 
 import numpy as np
 import pytest
@@ -364,3 +366,27 @@ def test_the_triton_kernel_runs_every_table_to_the_same_bits(solver):
     reference = ud.sample(model, (2, 17), solver, 7, "log_snr", seed=3)
     with ud.kernels.using("triton"):
         assert torch.equal(ud.sample(model, (2, 17), solver, 7, "log_snr", seed=3), reference)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "restart", "rk4", "dpmpp-2s", "seeds-3", "dpm-fast"])
+@pytest.mark.parametrize("nfe", [7, 20])
+def test_nfe_buys_as_many_steps_as_it_pays_for(solver, nfe):
+    """One step more would cost more calls."""
+    model = TARGET.denoiser(ud.VP())
+    cost = {n: ud.Sampler(model, solver, n).nfe for n in range(1, nfe + 2)}
+    found = ud.sample(model, (2, 2), solver, nfe=nfe, return_result=True)
+    assert found.nfe == max(c for c in cost.values() if c <= nfe)
+
+
+def test_nfe_counts_what_guidance_calls():
+    model = ud.Denoiser(lambda x, t, y=None: 0.1 * x, ud.VP(), cond={"y": 1})
+    found = ud.sample(ud.guidance.cfg(model, 2.0), (2, 2), "ddim", nfe=9, return_result=True)
+    assert found.nfe == 8 and len(found.times) == 4
+
+
+def test_a_misspelt_argument_fails_the_type_checker():
+    """No overload ends in arguments of any name."""
+    for one in typing.get_overloads(ud.sample):
+        parameters = inspect.signature(one).parameters
+        assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+        assert set(parameters) == set(inspect.signature(ud.sample).parameters)
