@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ..families.preconditioned import GaussianPreconditioned
@@ -9,6 +11,10 @@ from ..tables import grids
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
+
+
+BEYOND = 3
+"""Steps looked at beyond the first that costs too much: of Restart, 9 steps cost less than 8."""
 
 
 def largest(
@@ -27,26 +33,38 @@ def largest(
         t = grids.times(grid, model.process, steps, final, model.t_min)
         return solver.tableau(model.process, t)
 
-    low, high = 0, nfe + 2  # low fits (or is nothing), high is too many, though one call be spared
-    best: Tableau | SpectralTable | None = None
+    def within(steps: int) -> Tableau | SpectralTable | None:
+        """The table of so many steps, where it can be made and is paid for."""
+        try:
+            made = tableau(steps)
+        except ValueError:  # too few steps for this scheme (a history, a leading grid)
+            return None
+        return made if made.nfe <= nfe else None
+
+    low, high, best = 0, nfe + 2, None  # high is too many, though one call be spared
     while high - low > 1:
         middle = (low + high) // 2
-        try:
-            made = tableau(middle)
-        except ValueError:
-            if middle == 1:
-                raise
-            made = None
-        if made is not None and made.nfe <= nfe:
+        made = within(middle)
+        if made is not None:
             low, best = middle, made
-        elif made is None and best is None:
-            low = middle  # too few steps for this scheme (a history, a leading grid): look above
+        elif best is None and _refused(tableau, middle):
+            low = middle  # look above
         else:
             high = middle
+    for steps in range(low + 1, low + 1 + BEYOND if best is not None else 0):
+        best = within(steps) or best
     if best is None:
-        if low:
-            tableau(low)  # says why it cannot be made
+        tableau(low or 1)  # says why it cannot be made
         raise InvalidValue(
             f"nfe={nfe} evaluations do not pay for one step of {solver} on grid {grid!r}: raise nfe"
         )
     return best
+
+
+def _refused(tableau: Callable[[int], Tableau | SpectralTable], steps: int) -> bool:
+    """Whether there is no table of so many steps, whatever it may cost."""
+    try:
+        tableau(steps)
+    except ValueError:
+        return True
+    return False

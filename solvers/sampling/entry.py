@@ -59,13 +59,8 @@ def place(model: Denoiser, asked: torch.device | str | None) -> torch.device:
 
 
 def count(name: str, value: Any) -> int:
-    """A number of steps or calls: whole, >= 1, and few enough to make a table of."""
-    if isinstance(value, float):  # a number, so what is wrong is its value
-        raise InvalidValue(f"{name} must be a whole number >= 1; got {value}")
-    number = arguments.positive_int(name, value)
-    if number > MOST:
-        raise InvalidValue(f"{name} must be at most {MOST}, whose table fills memory; got {number}")
-    return number
+    """A number of steps or calls that a table can be made of."""
+    return arguments.whole(name, value, 1, MOST)
 
 
 def start_state(x: Any, shape: tuple[int, ...]) -> Tensor:

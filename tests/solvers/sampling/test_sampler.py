@@ -314,8 +314,8 @@ def refuse(x, t):
     ("arguments", "words"),
     [
         ({"shape": (3,)}, r"shape must be \(batch, ...\)"),
-        ({"shape": (0, 3)}, r"shape\[0\] must be a whole number >= 1; got 0"),
-        ({"steps": 0}, "steps must be a whole number >= 1; got 0"),
+        ({"shape": (0, 3)}, r"shape\[0\] must be >= 1; got 0"),
+        ({"steps": 0}, "steps must be >= 1; got 0"),
         ({"steps": 2.5}, "steps"),
         ({"solver": "dpmp-2m"}, "did you mean 'dpmpp-2m'"),
         ({"grid": "kerras"}, "did you mean 'karras'"),
