@@ -12,7 +12,6 @@ from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 
-
 BEYOND = 3
 """Steps looked at beyond the first that costs too much: of Restart, 9 steps cost less than 8."""
 
