@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .errors import InvalidType, InvalidValue
+
 LOW32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -47,6 +49,14 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 1
     counter: four, key: two int64 tensors (broadcastable) holding values in [0, 2^32).
     Returns four int64 tensors of the broadcast shape holding values in [0, 2^32).
     """
+    if len(counter) != 4 or len(key) != 2:
+        raise InvalidValue(
+            f"counter must hold four tensors and key two; got {len(counter)} and {len(key)}"
+        )
+    if any(v.dtype != torch.int64 for v in (*counter, *key)):
+        raise InvalidType(
+            f"counter and key must be int64; got {[str(v.dtype) for v in (*counter, *key)]}"
+        )
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.errors import InvalidType
 from ...models import Denoiser
 from .. import arguments
 from ..flow import ScaledFlow
@@ -60,6 +61,9 @@ def sample_ode_adaptively(
     shape = arguments.batch_shape("shape", shape)
     arguments.choice("final", final, ("denoise", "t_min"))
     arguments.on_failure(on_failure)
+    arguments.positive_int("max_steps", max_steps)
+    if controller is not None and not isinstance(controller, Controller):
+        raise InvalidType(f"controller must be a Controller; got {type(controller).__name__}")
     pair = solver if isinstance(solver, Embedded) else arguments.lookup("solver", solver, SOLVERS)
     x_init = start(model, shape, seed, sample_ids, x_init, dtype, device)
     rtol = arguments.tolerance("rtol", rtol, x_init.dtype)

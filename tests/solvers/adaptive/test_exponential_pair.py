@@ -137,10 +137,9 @@ def test_a_time_is_rounded_alike_in_every_batch(process):
     """Some of torch's functions (logaddexp, sigmoid, hypot) round one number otherwise than many."""
     flow = ScaledFlow(MIXTURE.denoiser(process), 301)
     lam = torch.linspace(flow.lam_noise, flow.lam_data, 301, dtype=torch.float64)
-    for f in (flow.time, flow.norm, lambda v: process.alpha(flow.time(v))):
-        whole = f(lam)
+    for i, whole in enumerate(flow.at(lam)):
         for size in (1, 3):
-            parts = torch.cat([f(part) for part in lam.split(size)])
+            parts = torch.cat([flow.at(part)[i] for part in lam.split(size)])
             assert torch.equal(parts, whole)
 
 
@@ -174,7 +173,7 @@ def test_failures_and_bad_input():
     for options, message in (
         ({"solver": "dpm-solver-32"}, "did you mean 'dpm-solver-23'"),
         ({"final": "zero"}, "final must be one of denoise, t_min; got 'zero'"),
-        ({"rtol": 0.0}, "rtol must be finite and > 0"),
+        ({"rtol": 0.0}, "rtol must be"),
         ({"x_init": x[:1]}, r"x_init must be of shape \(2, 1\); got \(1, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):

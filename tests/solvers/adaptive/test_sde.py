@@ -54,8 +54,8 @@ def test_failures_have_a_status():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rtol": 0.0}, "rtol must be finite and > 0; got 0.0"),
-        ({"max_step": -1.0}, "max_step must be finite and > 0"),
+        ({"rtol": 0.0}, "rtol must be .*; got 0.0"),
+        ({"max_step": -1.0}, "max_step must be"),
         ({"final": "zero"}, "final must be one of denoise, t_min; got 'zero'"),
     ],
 )
