@@ -8,15 +8,17 @@ Every error is the mean over starts of the RMS distance to the end of the exact 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue, RunFailure
+from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...models import Denoiser, Process
 from ...models.progress import track
 from ...models.statistics import Statistics
+from .. import arguments
 from ..families.preconditioned import residual_weights
 from ..families.tuned import Learned, reach, read
 from ..tables.grids import times
@@ -109,26 +111,34 @@ def best_initial(
             tried[choice] = (distance(table, model, x, ends), table)
         return tried[choice][0]
 
-    def changed(c: Choice, axis: int) -> list[Choice]:
-        starts = [s for s in STARTS if not (pure and s is None)]
-        return [
-            [Choice(k, c.points, c.grid, c.start) for k in statistics],
-            [Choice(c.statistics, c.points, c.grid, s) for s in starts],
-            [Choice(c.statistics, p, c.grid, c.start) for p in POINTS],
-            [Choice(c.statistics, c.points, g, c.start) for g in SPACINGS],
-        ][axis]
-
+    values: dict[str, Any] = {
+        "statistics": list(statistics),
+        "start": [s for s in STARTS if not (pure and s is None)],
+        "points": POINTS,
+        "grid": SPACINGS,
+    }
     best = Choice(next(iter(statistics)), start=STARTS[1] if pure else None)
-    for axis in track([0, 1, 2, 3] * 2, "choosing", 8, progress):
-        best = min(changed(best, axis), key=error)
+    for name in track([*values] * 2, "choosing", 2 * len(values), progress):
+        best = min((replace(best, **{name: value}) for value in values[name]), key=error)
     return tried[best][1], best
 
 
 def references(
     model: Denoiser, x: Tensor, t_start: float, t_end: float, steps: int = 200
 ) -> Tensor:
-    """End points of the probability flow by UniPC-3 at many steps, equal in lambda; x [B, ...]."""
-    process = model.process
+    """End points of the probability flow by UniPC-3, equal steps of lambda.
+
+    x: [B, ...], the states at t_start.
+    t_start, t_end: t_max >= t_start > t_end >= t_min of the model's process.
+    steps: network calls.
+    Raises ValueError for other times.
+    """
+    process = arguments.denoiser(model).process
+    if not process.t_min <= t_end < t_start <= process.t_max:
+        raise InvalidValue(
+            f"t_end must be below t_start, both in [{process.t_min:g}, {process.t_max:g}]; "
+            f"got t_start={t_start}, t_end={t_end}"
+        )
     t = times("log_snr", process, steps, "t_min", t_end)
     if t_start != process.t_max:
         first, last = process.log_snr(torch.tensor([t_start, t_end], dtype=torch.float64)).tolist()
@@ -154,9 +164,30 @@ def fit(
 
     Minimises the log of the mean per-sample RMS error by Adam, cosine rate; where that does not
     halve the error of the starts it learns from, at a fifth of the rate, and once more; the best on
-    them is kept. Raises FitError if the result does not beat `init` on the starts it never saw,
-    ValueError for too few.
+    them is kept.
+
+    model: whose flow it is.
+    x, ends: [B, ...], B >= 2, where the flow starts and where it leads.
+    init: the table that the fit starts from.
+    iterations: steps of Adam >= 0.
+    batch: starts a step.
+    rate: of Adam, > 0.
+    held_out: share in (0, 1) of the starts that are not learnt from.
+    seed: of the choice of batches.
+    progress: whether to show a bar.
+    Raises FitError if the result does not beat `init` on the starts it never saw, ValueError or
+    TypeError for arguments that do not fit.
     """
+    arguments.denoiser(model)
+    if not isinstance(init, Learned):
+        raise InvalidType(f"init must be a Learned table; got {init!r}")
+    arguments.whole("iterations", iterations, 0)
+    arguments.whole("batch", batch)
+    arguments.positive("rate", rate)
+    if arguments.positive("held_out", held_out) >= 1:
+        raise InvalidValue(f"held_out must be below 1; got {held_out}")
+    if not isinstance(x, Tensor) or not isinstance(ends, Tensor):
+        raise InvalidType("x and ends must be tensors [B, ...]")
     count = seen(len(x), held_out)
     if count < 1 or ends.shape != x.shape:
         raise InvalidValue(f"x and ends must be [B, ...] alike with B >= 2; got {tuple(x.shape)}")

@@ -308,10 +308,10 @@ def numbers(record: dict[str, Any], key: str, ndim: int, *, integers: bool = Fal
         raise InvalidValue(f"{wanted}; got {type(record[key]).__name__}")
     if len({len(row) for row in rows}) > 1:
         raise InvalidValue(f"{wanted}; got rows of {sorted({len(row) for row in rows})}")
+    dtype, values = torch.int64 if integers else torch.float64, [[*map(real, row)] for row in rows]
     try:
-        dtype = torch.int64 if integers else torch.float64
-        found = torch.tensor([[real(v) for v in row] for row in rows], dtype=dtype)
-    except (OverflowError, RuntimeError) as error:
+        found = torch.tensor(values, dtype=dtype)
+    except (OverflowError, RuntimeError, ValueError) as error:
         raise InvalidValue(f"{wanted}; one is too large: {error}") from error
     return found if ndim == 2 else found[0]
 

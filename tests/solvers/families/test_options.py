@@ -396,6 +396,14 @@ def test_laws_are_of_second_order(solver):
     assert slope(ns, errors) > 1.75, errors
 
 
+def test_dpmpp_sde_without_noise_is_dpm_solver_pp_2s():
+    t = times("karras", PROCESS, 8)
+    one, other = (s.tableau(PROCESS, t) for s in (DPMPPSDE(eta=0.0), SingleStep(2)))
+    assert not one.stochastic and one.order == other.order == 2
+    for name in ("times", "state", "data"):
+        assert torch.allclose(getattr(one, name), getattr(other, name), rtol=1e-12, atol=1e-14)
+
+
 def test_dpm_fast_takes_no_noise_in_a_last_step_above_zero():
     t = times("log_snr", PROCESS, 6, "t_min")
     table = DPMFast(eta=1.0).tableau(PROCESS, t)

@@ -85,6 +85,22 @@ def test_bad_tables_say_what_must_hold(changes, message):
         table(**changes)
 
 
+def test_a_table_of_another_process_is_refused_and_of_an_equal_one_taken():
+    flow, vp = ud.Flow(), ud.VP()
+    model = ud.targets.Gaussian([0.0, 0.0], 1.7).denoiser(ud.VP())
+    with pytest.raises(ValueError, match=r"dpmpp-2m was made for another process: .*VP"):
+        ud.sample(
+            model, (5, 2), ud.solvers.get("dpmpp-2m").tableau(flow, times("log_snr", flow, 9))
+        )
+    own = ud.solvers.get("dpmpp-2m").tableau(vp, times("log_snr", vp, 9))
+    assert torch.equal(
+        ud.sample(model, (5, 2), own), ud.sample(model, (5, 2), "dpmpp-2m", 9, "log_snr")
+    )
+    unknown = dataclasses.replace(own, levels=None, times=own.times + 1)
+    with pytest.raises(ValueError, match=r"t must lie in .*t_max=1.*got 2"):
+        ud.sample(model, (5, 2), unknown)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"times": 3}', "not json"])
 def test_bad_text_is_refused(text):
     with pytest.raises(ValueError, match="not a tableau in JSON"):
