@@ -28,7 +28,7 @@ from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from .denoiser import Denoiser
 from .processes import Process
-from .training.losses import LOSSES, Objective
+from .training.losses import LOSSES, Objective, check_batch_of
 
 
 class Posterior(NamedTuple):
@@ -54,15 +54,25 @@ def posterior(process: Process, s: float | Tensor, t: float | Tensor) -> Posteri
 def from_mean(net: Callable[..., Tensor], process: Process, steps: int = 1000) -> Denoiser:
     """A network of the mean of p(x_s | x_t), one step of `steps` down (Ho et al. 2020, 8).
 
-    Called as net(x, i, **cond), i = 0..steps-1 at t = (i+1)/steps; D = (mean - a x_t)/b.
+    Called as net(x, i, **cond), i = 0..steps-1 at t = (i+1)/steps; D = (mean - a x_t)/b. Raises
+    TypeError or ValueError as `Denoiser` does.
     """
+    made = Denoiser(net, process, predicts="data", time="index", steps=steps)  # checks them
+    return replace(made, net=OfMean(net, process, made.steps))
 
-    def data(x: Tensor, i: Tensor, **cond: Any) -> Tensor:
-        t = (i.double() + 1) / steps
-        q = posterior(process, t - 1 / steps, t)
-        return (net(x, i, **cond) - column(q.a, x) * x) / column(q.b, x)
 
-    return Denoiser(data, process, predicts="data", time="index", steps=steps)
+class OfMean(nn.Module):
+    """The data prediction of a network of the mean, see `from_mean`."""
+
+    def __init__(self, net: Callable[..., Tensor], process: Process, steps: int) -> None:
+        super().__init__()
+        self.net, self.process, self.steps = net, process, steps
+
+    def forward(self, x: Tensor, i: Tensor, /, **cond: Any) -> Tensor:
+        t = (i.double() + 1) / self.steps
+        q = posterior(self.process, t - 1 / self.steps, t)
+        mean: Tensor = self.net(x, i, **cond)
+        return (mean - column(q.a, x) * x) / column(q.b, x)
 
 
 class VarianceHead(nn.Module):
@@ -77,7 +87,7 @@ class VarianceHead(nn.Module):
         self.net = net
         self.config = getattr(net, "config", {})
 
-    def both(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+    def both(self, x: Tensor, t: Tensor, /, **cond: Any) -> tuple[Tensor, Tensor]:
         """(prediction, o)."""
         out = self.net(x, t, **cond)
         if out.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
@@ -88,7 +98,7 @@ class VarianceHead(nn.Module):
         prediction, o = out.chunk(2, 1)
         return prediction, o
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
         return self.both(x, t, **cond)[0]
 
 
@@ -120,6 +130,7 @@ class VLB:
         self, denoiser: Denoiser, x_0: Tensor, generator: torch.Generator, **cond: Any
     ) -> Tensor:
         """One draw for each sample: x_0 [B, *event] -> [B]."""
+        check_batch_of(x_0, generator)
         device, n = generator.device, len(x_0)
         i = torch.randint(1, self.steps + 1, (n,), device=device, generator=generator)
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator)
@@ -200,15 +211,19 @@ def data_and_variance(
         raise InvalidType(
             f"learned variances need a VarianceHead as net; got {type(head).__name__}"
         )
-    kept: list[Tensor] = []
+    kept = _Kept(head)
+    return denoiser._with(net=kept)(x, t, **cond), kept.o
 
-    def net(x_in: Tensor, t_in: Tensor, **cond: Any) -> Tensor:
-        prediction, o = head.both(x_in, t_in, **cond)
-        kept.append(o)
+
+class _Kept:
+    """A `VarianceHead` that keeps what it says of the variance at its last call."""
+
+    def __init__(self, head: VarianceHead) -> None:
+        self.head = head
+
+    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+        prediction, self.o = self.head.both(x, t, **cond)
         return prediction
-
-    split = replace(denoiser, net=net)
-    return split(x, t, **cond), kept[0]
 
 
 def decoder_nll(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
 from ..denoiser import Denoiser
 from ..processes import Process
@@ -137,6 +137,7 @@ class Objective:
         self, denoiser: Denoiser, x_0: Tensor, generator: torch.Generator, **cond: Any
     ) -> Tensor:
         """One draw of the loss for each sample: x_0 [B, *event] -> [B]."""
+        check_batch_of(x_0, generator)
         t = self.sample_times(len(x_0), denoiser.process, generator).to(x_0.device)
         if denoiser.time == "index":  # a network of discrete time is trained at its own times
             t = torch.ceil(t * denoiser.steps).clamp(min=1) / denoiser.steps
@@ -146,7 +147,12 @@ class Objective:
         return self.at(denoiser, x_0, t, eps, **cond)
 
     def at(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> Tensor:
-        """The loss [B] at given times [B] and normals [B, *event]."""
+        """The loss [B] at given times [B] and normals [B, *event]. Raises ValueError for others."""
+        if t.shape != x_0.shape[:1] or eps.shape != x_0.shape:
+            raise InvalidValue(
+                f"t must be [{len(x_0)}] and eps {tuple(x_0.shape)}, one for each x_0; got "
+                f"{tuple(t.shape)} and {tuple(eps.shape)}"
+            )
         process = denoiser.process
         alpha, sigma = process.alpha(t), process.sigma(t)
         row = READOUTS[denoiser.predicts](process, t, denoiser.sigma_data)
@@ -186,6 +192,19 @@ class Objective:
             z = (-lam - self.P_mean) / self.P_std
             density = rate * torch.exp(-0.5 * z.square()) / (self.P_std * math.sqrt(2 * math.pi))
         return 1 / ((process.t_max - process.t_min) * density)
+
+
+def check_batch_of(x_0: Any, generator: Any) -> None:
+    """Raise TypeError or ValueError for data or a generator that no loss can be drawn of."""
+    if not isinstance(generator, torch.Generator):
+        raise InvalidType(f"generator must be a torch.Generator; got {type(generator).__name__}")
+    if not isinstance(x_0, Tensor) or not x_0.is_floating_point():
+        kind = x_0.dtype if isinstance(x_0, Tensor) else type(x_0).__name__
+        raise InvalidType(f"x_0 must be a floating tensor [B, ...]; got {kind}")
+    if x_0.ndim < 2 or len(x_0) == 0:
+        raise InvalidValue(f"x_0 must be [B, ...] with B >= 1; got {tuple(x_0.shape)}")
+    if x_0.device.type == "cpu" and not bool(torch.isfinite(x_0).all()):  # elsewhere: a wait
+        raise InvalidValue("x_0 must be finite; it holds NaN or Inf")
 
 
 LOSSES: dict[str, Objective] = {
