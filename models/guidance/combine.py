@@ -43,11 +43,12 @@ class Scaled(Combination):
         self.scale: Scale = _scale(scale)
 
     def weight(self, t: Tensor | None) -> float | Tensor:
-        """w at t, float64 of no dimension or [B]: a number where it is one for all samples."""
-        if not callable(self.scale):
-            return self.scale
-        if t is None:
-            raise InvalidValue("a scale that is a function of time needs the time")
+        """w at t, float64 of no dimension or [B]: a number where it is one for all samples.
+
+        t: None where the scale does not depend on it.
+        """
+        if t is None or not callable(self.scale):
+            return self.scale  # type: ignore[return-value]  # a function is given its times
         w = self.scale(t if t.ndim else t[None])
         if not isinstance(w, Tensor):
             return finite("scale(t)", w)
@@ -133,6 +134,7 @@ class ClassifierFree(Scaled):
         alone = self.alone(w)
         if alone is not None:
             return model.call(x_in, t_in, cond if alone else other, t)
+        w = _laid(w, x_in)
         both = self.pair(cond, batch)
         if both is None:
             with_c, without = model.call(x_in, t_in, cond, t), model.call(x_in, t_in, other, t)
@@ -141,7 +143,6 @@ class ClassifierFree(Scaled):
             t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
             out = model.rows(twice, batch).call(torch.cat([x_in] * 2), t_in.repeat(2), both, t2)
             with_c, without = out.chunk(2)
-        w = column(w, x_in) if isinstance(w, Tensor) else w
         out = without + w * (with_c - without)
         if self.rescale == 0:
             return out
@@ -251,8 +252,7 @@ class Auto(Scaled):
         better, worse = (
             m.read("data", x_in, at, {**m.cond, **cond}, self.t_in(m, t_in)) for m in self.models
         )
-        w = self.weight(at)
-        w = column(w, x_in) if isinstance(w, Tensor) else w
+        w = _laid(self.weight(at), x_in)
         return worse + w * (better - worse)
 
 
@@ -292,14 +292,13 @@ class Classified(Scaled):
     ) -> Tensor:
         model, x, at = self.models[0], x_in, self.time(x_in, t_in, t)
         factor = convert(model.process, at, "score", self.predicts, model.sigma_data).scale
-        w = self.weight(at)
-        w = column(w * factor, x)
+        w, pull = _laid(self.weight(at), x) * column(factor, x), self.gradient(x, at)
         told = self.t_in(model, t_in)
         if self.predicts == model.predicts:
             out = model.output(x, at, cond, told)
         else:
             out = model.read("data", x, at, cond, told, clip=False)
-        return out + w * self.gradient(x, at)
+        return out + w * pull
 
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """grad_x log p(y | x_t = x)."""
@@ -391,6 +390,18 @@ def threshold(model: Denoiser, ratio: float = 0.995, limit: float = 1.0) -> Deno
     if not 0 < finite("ratio", ratio) <= 1:
         raise InvalidValue(f"ratio must lie in (0, 1]; got {ratio}")
     return Thresholded(model, ratio, finite("limit", limit, 0)).denoiser()
+
+
+def _laid(w: float | Tensor, x: Tensor) -> float | Tensor:
+    """w against x; raises ValueError for another number of scales than of samples."""
+    if not isinstance(w, Tensor):
+        return w
+    if w.ndim and len(w) != len(x):
+        raise InvalidValue(
+            f"scale must give a number or one for each of the {len(x)} samples; "
+            f"got {tuple(w.shape)}"
+        )
+    return column(w, x)
 
 
 def _scale(scale: Any) -> Any:
