@@ -17,6 +17,7 @@ from ..kernels.noise import normal, uniform
 from ..kernels.streams import TARGET, TARGET_COMPONENT
 from .denoiser import Denoiser
 from .processes import Process
+from .processes.process import count
 
 Array = Tensor | Sequence[float] | Sequence[Sequence[float]]
 
@@ -76,11 +77,7 @@ class GaussianMixture:
         the first draws of a longer run are those of a shorter one.
         Raises ValueError or TypeError for other values.
         """
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise InvalidType(f"n must be a whole number; got {n!r}")
-        if n < 1:
-            raise InvalidValue(f"n must be >= 1; got {n}")
-        d = self.means.shape[1]
+        n, d = count("n", n), self.means.shape[1]
         u = uniform((n,), seed, **TARGET_COMPONENT.at(), dtype=torch.float64, device="cpu")
         k = torch.searchsorted(self.weights.cumsum(0)[:-1].contiguous(), u, right=True)
         z = normal((n, d), seed, **TARGET.at(), dtype=torch.float64, device="cpu")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ..processes import EDM, VE, VP, Flow, Process, TabledVP
+from ..processes.process import count
 from .modules import Angle, Linear
 
 REMEDY = "pass process=, predicts= and time= to from_diffusers instead"
@@ -268,9 +269,7 @@ def _ratio(process: Process, t: float) -> float:
 
 
 def _steps(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidValue(f"num_train_timesteps must be a whole number >= 1; got {value!r}")
-    return value
+    return count("num_train_timesteps", value)
 
 
 def _number(c: dict[str, Any], key: str) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,19 @@ def real(name: str, value: Any) -> float:
     return found
 
 
+def count(name: str, value: Any) -> int:
+    """The value as an int. Raises TypeError unless it is a whole number, ValueError unless >= 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidType(f"{name} must be a whole number >= 1; got {value!r}")
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise InvalidType(f"{name} must be one whole number >= 1; got {value!r}") from None
+    if found < 1:
+        raise InvalidValue(f"{name} must be a whole number >= 1; got {value!r}")
+    return found
+
+
 def positive(name: str, value: Any) -> float:
     """The value as a float. Raises ValueError unless it is finite and > 0."""
     if not real(name, value) > 0:
@@ -102,6 +116,9 @@ class Prior:
 
 class Process(ABC):
     """A Gaussian forward process; see the module's first lines for the symbols.
+
+    Its functions are formulas, which also answer outside [t_min, t_max]; times are refused by what
+    uses them, with `inside`.
 
     t_min, t_max: the times of data and of noise.
     t_clean: where sigma is 0 and the last step is one denoising jump; -inf where only the limit is.
@@ -252,7 +269,7 @@ def bisect(falls: Callable[[Tensor], Tensor], target: Tensor, lo: float, hi: flo
     return 0.5 * (a + b)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Custom(Process):
     """A process of two functions, alpha(t) and sigma(t); `Process.of` makes one.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from .learned import LearnedVP
-from .process import Process, Time, f64, increasing, positive, real
+from .process import Process, Time, count, f64, increasing, positive, real
 from .registry import register
 
 
@@ -120,8 +120,7 @@ class VP(_LinearBeta):
         """
         if real("s", s) < 0:
             raise InvalidValue(f"s must be >= 0; got {s}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise InvalidValue(f"steps must be a whole number >= 1; got {steps!r}")
+        steps = count("steps", steps)
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
         alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2).square()
         return VP.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
