@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.errors import InvalidType, InvalidValue
-from .process import Process, Time, bisect, check_rising, f64, increasing, real
+from .process import Process, Time, bisect, check_rising, count, f64, increasing, real
 from .registry import register
 
 
@@ -24,19 +24,23 @@ class MonotoneOmega(nn.Module):
     """omega(t) rising from omega(0) = lo to omega(1) = hi (Kingma et al. 2021, H).
 
     omega = lo + (hi - lo) (m(t) - m(0))/(m(1) - m(0)) with m(t) = a t + sum_k b_k sigmoid(c_k t +
-    d_k), all of a, b_k, c_k positive: monotone by construction. lo, hi: two parameters, `ends`;
-    everything else is `shape`. Defaults span the noise of 8-bit images. Float64.
+    d_k), all of a, b_k, c_k positive: monotone by construction. Float64.
+
+    lo, hi: omega at t = 0 and t = 1, lo < hi, the parameter `ends`; the defaults span the noise of
+        8-bit images.
+    width: number of sigmoids, >= 1; their numbers are the parameters `shape` and `offset`.
     """
 
     def __init__(self, lo: float = -13.3, hi: float = 5.0, width: int = 64) -> None:
         super().__init__()
-        if not lo < hi:
-            raise InvalidValue(f"hi must exceed lo; got lo={lo}, hi={hi}")
-        centre = torch.linspace(0, 1, width)
-        slope = torch.full((width,), 10.0)
-        self.ends = nn.Parameter(torch.tensor([lo, hi]))
+        increasing("lo", real("lo", lo), "hi", real("hi", hi))
+        width = count("width", width)
+        f32 = torch.float32  # whatever torch's default is: the first values are part of the format
+        centre = torch.linspace(0, 1, width, dtype=f32)
+        slope = torch.full((width,), 10.0, dtype=f32)
+        self.ends = nn.Parameter(torch.tensor([lo, hi], dtype=f32))
         # through exp, so that they stay positive; the bumps start at almost nothing
-        log_a, log_b = torch.zeros(1), torch.full((width,), -5.0)
+        log_a, log_b = torch.zeros(1, dtype=f32), torch.full((width,), -5.0, dtype=f32)
         self.shape = nn.Parameter(torch.cat([log_a, log_b, slope.log()]))
         self.offset = nn.Parameter(-slope * centre)
         self.double()

@@ -155,9 +155,13 @@ class VP(_LinearBeta):
         return LearnedVP(omega)
 
 
-def _times(t_min: Any, t_max: Any, why: str) -> dict[str, float]:
-    """Both ends of time as floats. Raises ValueError unless 0 < t_min < t_max <= 1."""
-    first, last = positive("t_min", t_min), real("t_max", t_max)
+def _times(t_min: Any, t_max: Any, why: str, zero: bool = False) -> dict[str, float]:
+    """Both ends of time as floats. Raises ValueError unless 0 < t_min < t_max <= 1.
+
+    why: what happens at t = 1, for the message. zero: whether t_min may be 0.
+    """
+    first = real("t_min", t_min) if zero and t_min == 0 else positive("t_min", t_min)
+    last = real("t_max", t_max)
     increasing("t_min", first, "t_max", last)
     if last > 1:
         raise InvalidValue(f"t_max must be at most 1, where {why}; got {t_max}")
@@ -301,7 +305,7 @@ class VE(_VarianceExploding):
     """Variance-exploding SDE: sigma(t) = sigma_min (sigma_max/sigma_min)^t (Song et al. 2021, 30).
 
     sigma_min, sigma_max: the noise at t = 0 and t = 1, 0 < sigma_min < sigma_max.
-    t_min, t_max: the times of data and noise, 0 < t_min < t_max <= 1.
+    t_min, t_max: the times of data and noise, 0 <= t_min < t_max <= 1.
     Raises ValueError for other values.
     """
 
@@ -315,7 +319,7 @@ class VE(_VarianceExploding):
 
     def __post_init__(self) -> None:
         self._keep(**_sigmas(self.sigma_min, self.sigma_max))
-        self._keep(**_times(self.t_min, self.t_max, "sigma_max is reached"))
+        self._keep(**_times(self.t_min, self.t_max, "sigma_max is reached", zero=True))
 
     @property
     def _rate(self) -> float:

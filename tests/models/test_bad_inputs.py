@@ -61,6 +61,8 @@ REFUSED = {
     "noise t of 3": (lambda: VP.add_noise(X, torch.ones(3), X), r"of shape \(4,\); got \(3,\)"),
     "noise shape": (lambda: VP.add_noise(X, 0.5, X[:2]), r"noise must have the shape of x_0 \(4, 2\)"),
     "prior std": (lambda: ud.models.Prior(0.0), "std must be finite and > 0"),
+    "omega lo": (lambda: MonotoneOmega(lo="a"), "lo must be a number; got 'a'"),
+    "omega order": (lambda: MonotoneOmega(3.0, 1.0), "hi must exceed lo"),
     # read-outs
     "convert": (lambda: convert(VP, 0.5, "eps", "data"), "source must be one of.*got 'eps'"),
     "convert nan": (lambda: convert(VP, NAN, "noise", "data"), "times must be numbers; got nan"),
@@ -112,6 +114,7 @@ ACCEPTED = {
     "numbers of torch and numpy": lambda: ud.VP(torch.tensor(0.1)).sigma(0.5),
     "float32 betas": lambda: ud.VP.from_betas(torch.full((3,), 0.1)).sigma(0.5),
     "singular, with noise": lambda: ud.targets.Gaussian([1.0, 2.0], 0.0).log_prob(X, 0.5, VP),
+    "a geometric schedule from its end": lambda: ud.VE(t_min=0.0).sigma(0.0),
     "times of integers": lambda: VP.sigma(1),
 }
 
