@@ -1,0 +1,98 @@
+"""kill -9 in the middle of every command that writes, disks that fill up, files that are damaged.
+
+A run that is killed and started again ends with what an undisturbed run has; a full disk and a damaged
+file are one line and exit code 2, and what was computed is kept.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+COMMANDS = {
+    "train": ["train", "digits", "--steps", "400", "--width", "16", "--batch", "32", "--every", "20"],
+    "likelihood": ["likelihood", "--limit", "24", "--batch", "2"],
+    "bench": ["bench", "nfe", "--targets", "ring2", "--checkpoint", "none", "--grid", "log_snr",
+              "--solvers", "ddim,ddpm,heun", "--nfe", "4,6,8,10", "--peers", "", "--quick",
+              "--workers", "2"],
+    "tune": ["tune", "--target", "ring2", "--nfe", "3,4", "--starts", "32", "--iterations", "60",
+             "--statistics", "none"],
+    "sample": ["sample", "--n", "256", "--steps", "40", "--batch", "16"],
+}  # fmt: skip
+KILLS = 4  # of each command: 20 in all
+GRACE = 0.2
+
+
+def start(arguments, out, limit=None):
+    """The command as a process group of its own; limit: bytes that a file may have."""
+    code = "import sys, undiffuse.cli as c; raise SystemExit(c.main(sys.argv[1:]))"
+    if limit is not None:
+        code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *arguments, "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(arguments, out, **options):
+    run = start(arguments, out, **options)
+    text, error = run.communicate(timeout=300)
+    return run.returncode, text, error
+
+
+def content(command, out):
+    """What a run computed, without what differs by the clock."""
+    if command == "train":
+        return (out / "model.safetensors").read_bytes(), (out / "loss.jsonl").read_bytes()
+    if command == "sample":
+        return torch.load(out / "samples.pt", weights_only=True).tolist()
+    if command == "tune":
+        return {p.name: p.read_text() for p in out.glob("learned-*.json")}
+    name = "items.jsonl" if command == "likelihood" else "results.jsonl"
+    rows = [json.loads(line) for line in (out / name).read_text().splitlines()]
+    assert len({r["key"] for r in rows}) == len(rows), "a row was written twice"
+    return {r["key"]: r for r in rows}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(command, tmp_path):
+    arguments, whole, cut = COMMANDS[command], tmp_path / "whole", tmp_path / "cut"
+    began = time.monotonic()
+    code, text, error = finish(arguments, whole)
+    assert code == 0, text + error
+    seconds = time.monotonic() - began
+    moments = random.Random(command)
+    for _ in range(KILLS):
+        run = start(arguments, cut)
+        time.sleep(seconds * moments.uniform(0.5, 0.95))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate(timeout=60)
+    code, text, error = finish(arguments, cut)
+    assert code == 0, text + error
+    assert content(command, cut) == content(command, whole)
+    assert not [p for p in cut.rglob(".*") if p.suffix == ".tmp"], "left over"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_one_line_and_keeps_what_was_computed(command, tmp_path):
+    """No file may be longer than a few kilobytes: what a full disk does, without root."""
+    small = {"train": 20_000, "likelihood": 2_000, "bench": 2_500, "tune": 300, "sample": 4_000}
+    arguments, out = COMMANDS[command], tmp_path / "out"
+    code, text, error = finish(arguments, out, limit=small[command])
+    assert code == 2 and "Traceback" not in error, text + error
+    assert "File too large" in error
+    assert len([line for line in error.splitlines() if "undiffuse" in line]) == 1
+    assert not [p for p in out.rglob(".*") if p.suffix == ".tmp"]
+    code, text, error = finish(arguments, out)  # the disk has room again
+    assert code == 0, text + error
+    whole = tmp_path / "whole"
+    assert finish(arguments, whole)[0] == 0
+    assert content(command, out) == content(command, whole)
