@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import sys
@@ -111,6 +112,7 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     truncated file, one without the description, or one whose tensors do not fit its network;
     TypeError for a function that returns something else.
     """
+    usable_device(device)
     if (made := from_code(str(path))) is not None:
         return _placed(made, str(path), device)
     if str(path) == "digits":
@@ -127,6 +129,19 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
         return _build(header, state, device)
     except (InvalidValue, InvalidType, TypeError) as e:  # TypeError: a wrong name among arguments
         raise InvalidValue(f"{path}: {e}") from None
+
+
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """The device, the CPU for None. Raises ValueError for one that is not here or holds no numbers."""
+    try:
+        found = torch.device("cpu" if device is None else device)
+        torch.empty(0, dtype=torch.float32, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise InvalidValue(f"device {device!r} cannot be used here: {why}") from None
+    if found.type == "meta":
+        raise InvalidValue("device is 'meta', which holds no numbers: choose another device")
+    return found
 
 
 def _build(
@@ -271,6 +286,12 @@ def from_code(spec: str) -> Any:
     make = getattr(module, name, None)
     if make is None:
         raise InvalidValue(f"{where} has no function {name!r}")
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        raise InvalidType(f"{spec} must be a function that is called without arguments") from None
+    except ValueError:  # one that does not tell its arguments
+        pass
     made = make()
     if made is None:
         raise InvalidType(f"{spec} returned nothing")

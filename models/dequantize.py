@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import uniform
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.streams import DEQUANTIZE
 
 Hook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -37,9 +37,11 @@ CHOICES = "'uniform', 'none' or a hook(centres, eps) -> (u, log_q)"
 
 @dataclass(frozen=True)
 class Levels:
-    """count levels on range (lo, hi), by convention 'ends' or 'bins'; see the first lines.
+    """Where the levels of quantised data lie in a network's range; see the first lines.
 
-    Raises ValueError for count < 2, an empty range and unknown conventions.
+    count: levels, >= 2. range: (lo, hi), finite, lo < hi. convention: 'ends' or 'bins'.
+
+    Raises ValueError or TypeError for others.
     """
 
     count: int = 256
@@ -47,10 +49,14 @@ class Levels:
     convention: str = "ends"
 
     def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not hasattr(self.count, "__index__"):
+            raise InvalidType(f"count must be a whole number >= 2; got {self.count!r}")
         if self.count < 2:
             raise InvalidValue(f"count must be >= 2 levels; got {self.count}")
-        if not self.range[0] < self.range[1]:
-            raise InvalidValue(f"range must be (lo, hi) with lo < hi; got {self.range}")
+        ends = tuple(self.range)
+        finite = len(ends) == 2 and all(math.isfinite(end) for end in ends)
+        if not (finite and ends[0] < ends[1]):
+            raise InvalidValue(f"range must be (lo, hi), finite and lo < hi; got {self.range}")
         if self.convention not in CONVENTIONS:
             names = ", ".join(CONVENTIONS)
             raise InvalidValue(f"convention must be one of {names}; got {self.convention!r}")

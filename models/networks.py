@@ -107,7 +107,8 @@ class MLP(nn.Module):
         time_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _at_least_one(dim=dim, width=width, depth=depth, embedding=embedding, outputs=outputs)
+        _at_least(1, dim=dim, width=width, depth=depth, embedding=embedding, outputs=outputs)
+        _at_least(0, classes=classes)
         self.config = {
             "dim": dim,
             "width": width,
@@ -206,8 +207,8 @@ class UNet(nn.Module):
         time_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _at_least_one(channels=channels, width=width, blocks=blocks, embedding=embedding)
-        _at_least_one(levels=len(multipliers), multipliers=min(multipliers, default=1))
+        _at_least(1, channels=channels, width=width, blocks=blocks, embedding=embedding)
+        _at_least(1, levels=len(multipliers), multipliers=min(multipliers, default=1))
         self.config = {
             "channels": channels,
             "width": width,
@@ -319,10 +320,10 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-def _at_least_one(**sizes: int) -> None:
+def _at_least(least: int, **sizes: int) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidValue(f"{name} must be a whole number >= 1; got {size!r}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            raise InvalidValue(f"{name} must be a whole number >= {least}; got {size!r}")
 
 
 class InItsOwnType(torch.nn.Module):

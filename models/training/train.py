@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...kernels.files import usable
+from ..checkpoint import usable_device
 from ..data.sets import Data, load
 from ..denoiser import Denoiser
 from ..processes import VP, LearnedVP, Process, registry
@@ -74,7 +75,7 @@ def train(
     chosen = Settings(**settings)
     process = _process(process)
     objective, config = _loss(loss, process), dict(network_config or {})
-    where = _device(device)
+    where = usable_device(device)
     if isinstance(objective, Hybrid):
         config["outputs"] = 2
     if out is not None:
@@ -95,18 +96,6 @@ def train(
         run.restore()
     run.advance(progress)
     return run.averaged()
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    try:
-        found = torch.device(device or "cpu")
-        torch.empty(0, dtype=torch.float32, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        why = str(error).splitlines()[0]
-        raise InvalidValue(f"device {device!r} cannot be used here: {why}") from None
-    if found.type == "meta":
-        raise InvalidValue("device is 'meta', which holds no numbers: choose another device")
-    return found
 
 
 def _process(process: Process | str | None) -> Process:

@@ -31,6 +31,7 @@ from ..dequantize import fill
 from ..networks import network_for
 from ..processes import LearnedVP, Process, registry
 from ..progress import bar
+from ..readout import READOUTS, convert
 
 Loss = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -156,8 +157,9 @@ class Trainer:
             sigma_data = round(float(train.x.double().square().mean().sqrt()), 4)
         self.start = registry.to_dict(process)  # before a schedule is learned
         self.net, process = _trained(net, process, device)
+        _can_be_sampled(process, predicts, sigma_data)
         self.denoiser = Denoiser(net, process, predicts=predicts, time=time, sigma_data=sigma_data)
-        _can_be_sampled(self.denoiser)
+        self.denoiser.network_time(torch.tensor(process.t_max, dtype=torch.float64))
         self.average = AveragedModel(self.net, multi_avg_fn=self._average)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -364,19 +366,19 @@ def _not_resumable(path: Path, error: Exception) -> InvalidValue:
     )
 
 
-def _can_be_sampled(model: Denoiser) -> None:
+def _can_be_sampled(process: Process, predicts: str, sigma_data: float) -> None:
     """Raises ValueError where the data cannot be told from the prediction at the start of sampling."""
-    last = torch.tensor(model.process.t_max, dtype=torch.float64)
+    last = torch.tensor(process.t_max, dtype=torch.float64)
+    if predicts not in READOUTS or not sigma_data > 0:
+        return  # which the denoiser says better
     try:
-        model.coefficients("data", last)
+        convert(process, last, predicts, "data", sigma_data)
     except InvalidValue:
         raise InvalidValue(
-            f"predicts={model.predicts!r} says nothing of the data at t={float(last):g} of "
-            f"{model.process}, where alpha is 0: a network so trained could not be sampled from; "
-            "train with predicts='v', 'edm' or 'flow', or end the process before, e.g. "
-            "Flow(t_max=0.999)"
+            f"predicts={predicts!r} says nothing of the data at t={float(last):g} of {process}, where "
+            "alpha is 0: a network so trained could not be sampled from; train with predicts='v', "
+            "'edm' or 'flow', or end the process before, e.g. Flow(t_max=0.999)"
         ) from None
-    model.network_time(last)  # which says itself where it is infinite
 
 
 def plot(history: list[dict[str, float]], path: Path) -> None:

@@ -55,23 +55,15 @@ def dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for a device that is none or is not here, and for seeds that do not fit."""
     if (device := getattr(args, "device", None)) is not None:
-        usable(device)
+        from ..models.checkpoint import usable_device
+
+        try:
+            usable_device(device)
+        except InvalidValue as error:
+            raise InvalidValue(f"--{error}") from None
     for seed in (getattr(args, "seed", None) or 0, *(getattr(args, "seeds", None) or ())):
         if not -(2**63) <= seed < 2**64:
             raise InvalidValue(f"--seed must be a whole number of 64 bits; got {seed}")
-
-
-def usable(device: str) -> None:
-    """Raises ValueError for a device that is none, or is not here."""
-    import torch
-
-    try:
-        torch.empty(0, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise InvalidValue(f"--device {device!r} cannot be used here: {why}") from None
-    if torch.device(device).type == "meta":
-        raise InvalidValue("--device 'meta' cannot be used here: it holds no numbers")
 
 
 def needs_one(args: argparse.Namespace, *options: str) -> None:

@@ -46,7 +46,10 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..kernels.files import usable
     from ..solvers.likelihood import dataset
+
+    usable(args.out, files=["items.jsonl", "summary.json"])
 
 
     if args.method == "both":
