@@ -123,6 +123,8 @@ def bits_per_dim(
     arguments.data(model, x)
     arguments.on_failure(on_failure)
     how: dict[str, Any] = dict(options)
+    if by == "elbo" and levels is not None and dequantize == "none":
+        how = {"spacing": levels.spacing, "bounds": levels.bounds, **how}
     _check_options(model, by, how)
     if target_std_error is not None:
         arguments.positive("target_std_error", target_std_error)
@@ -144,8 +146,6 @@ def bits_per_dim(
             path = found.solver_error.cpu()
             solver = torch.maximum(solver, path / (x[0].numel() * math.log(2)))
         else:
-            if levels is not None and dequantize == "none":
-                how = {"spacing": levels.spacing, "bounds": levels.bounds, **how}
             parts = _bound(model, y, target_std_error, own, ids, how)
         bits.append((log_q - parts[0].cpu()) / (x[0].numel() * math.log(2)))
         errors.append(parts[1].cpu())

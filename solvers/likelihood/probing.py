@@ -36,7 +36,7 @@ class Nodes:
     What the network says:
 
     a, b: float64 [R], D = a x^ + b out.
-    defect: float64 [R], s . (du/dlambda - v).
+    defect, gap: float64 [R], s . (du/dlambda - v), and the length of the second factor.
     energy: float64 [R], |r|^2/s^^2.
     size: int64 [R], probes so far, K.
     form: float64 [R], the estimate of tr d(out)/dx^.
@@ -55,6 +55,7 @@ class Nodes:
     a: Tensor
     b: Tensor
     defect: Tensor
+    gap: Tensor
     energy: Tensor
     size: Tensor
     form: Tensor
@@ -68,10 +69,10 @@ class Nodes:
         x_hat: Tensor, slope: Tensor, bits: int,
     ) -> Nodes:  # fmt: skip
         """Nodes at which the network has not been asked yet; bits: levels of a full Walsh block."""
-        a, b, defect, energy, form = lam.new_zeros(5, len(lam))
+        a, b, defect, gap, energy, form = lam.new_zeros(6, len(lam))
         return cls(
             sample=sample, step=step, index=index, lam=lam, weight=weight, x_hat=x_hat,
-            slope=slope, a=a, b=b, defect=defect, energy=energy, form=form,
+            slope=slope, a=a, b=b, defect=defect, gap=gap, energy=energy, form=form,
             size=torch.zeros_like(sample), total=torch.zeros_like(x_hat),
             gains=lam.new_zeros(len(lam), bits + 1),
             signs=torch.zeros_like(x_hat, dtype=torch.int8),
@@ -121,6 +122,7 @@ class Prober:
         inverse = torch.exp(2 * nodes.lam[part])
         nodes.a[part], nodes.b[part] = at.a, at.b
         nodes.defect[part] = at.norm * inverse * dot(residual, gap)
+        nodes.gap[part] = dot(gap, gap).sqrt()
         nodes.energy[part] = inverse * dot(residual, residual)
 
     def extend(self, part: Tensor, out: Tensor, x: Tensor, before: int, size: int) -> None:

@@ -44,11 +44,12 @@ LAID = {True: (1, 0.1), False: (3, 0.2)}
 absolute tolerance, atol d nats, that the nodes of a step may miss. Three nodes average over the
 roughness of a trained network's trace (tests/solvers/likelihood/test_trained_errors.py)."""
 FINEST = {torch.float32: 1e-6, torch.float64: 1e-10}  # tolerances that a target may ask for
-STEEPEST = 100.0
-"""The defect is left out of log p where it exceeds so many times atol d. A path within the tolerance
-of the flow has a defect of about |score| times its step's error, and |score| <= STEEPEST sqrt(d)
-allows for data with features a hundred times finer than their scale. More is no density's score,
-but that of a velocity network whose flow has another density."""
+STEEPEST = 4.0
+"""The defect is left out of log p where it exceeds so many times what a score of length sqrt(d)
+would make of it, the length of N(0, s^2)'s own. Exact scores and trained networks stay below 3 (data
+a thousand times tighter than their scale included); a velocity network that is no density's score
+comes to 7 to 100, since what is read off it as a score grows as alpha/sigma towards the data
+(tests/solvers/likelihood/test_own_flow.py)."""
 
 
 def lay(
@@ -110,15 +111,16 @@ def misses(flow: ScaledFlow, path: DensePath, orders: Sequence[int]) -> Tensor:
     return (c[..., None, :] * rest).sum(3) * (0.5 * path.h.abs())[..., None]
 
 
-def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor]:
-    """int (d - tr dD/dx^) + defect dlambda from the data to the noise, float64 [B], and what the
-    defect has added to log p."""
+def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """int (d - tr dD/dx^) + defect dlambda from the data to the noise, what the defect has added to
+    log p, and what it would add by a score of length sqrt(d) along it; float64 [B] each."""
     d = nodes.x_hat[0].numel()
     rate = d - (nodes.a * d + nodes.b * nodes.form) + nodes.defect
-    sums = torch.zeros(2, batch, dtype=torch.float64, device=rate.device)
+    sums = torch.zeros(3, batch, dtype=torch.float64, device=rate.device)
     sums[0].index_add_(0, nodes.sample, nodes.weight * rate)
     sums[1].index_add_(0, nodes.sample, -nodes.weight * nodes.defect)
-    return sums[0], sums[1]
+    sums[2].index_add_(0, nodes.sample, math.sqrt(d) * nodes.weight.abs() * nodes.gap)
+    return sums[0], sums[1], sums[2]
 
 
 def path_error(nodes: Nodes, path: DensePath, bound: Tensor, variance: Tensor, most: int) -> Tensor:
@@ -224,12 +226,12 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
             goals = None if goal is None else nodes.lam.new_full((batch,), goal)
             variance = spend(prober, how.probes, how.max_probes, goals)
             noise = prober.variance() / nodes.weight.square()
-        total, defect = change(nodes, batch)
+        total, defect, plain = change(nodes, batch)
         error = path_error(nodes, cast(DensePath, path.path), bound, noise, orders[-1])
         latent, mean = _far_end(flow, path)
         prior = flow.prior(latent)
         value = prior - total
-        value = torch.where(defect.abs() > STEEPEST * atol * d, value - defect, value)
+        value = torch.where(defect.abs() > STEEPEST * plain, value - defect, value)
         odd = fine & ~torch.isfinite(value)  # at a node, or at the far end
         status[odd] = int(Status.NETWORK_NOT_FINITE)
         gap = flow.prior(latent, mean) - prior
