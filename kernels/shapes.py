@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,14 @@ WITHOUT_FLOAT64 = ("mps", "meta")  # devices that have no float64; meta stands f
 def wide(x: Tensor) -> torch.dtype:
     """The dtype of times and sums beside x: float64, or float32 on a device without it."""
     return torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def as_float64(values: Any) -> Tensor:
+    """Numbers as float64: a tensor where it is, anything else on the host, whatever torch's default
+    device is."""
+    if isinstance(values, Tensor):
+        return values.to(torch.float64)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
 def column(c: Tensor, x: Tensor) -> Tensor:

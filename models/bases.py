@@ -142,7 +142,7 @@ class Cosine:
 
 def cosines(n: int) -> Tensor:
     """The orthonormal DCT-II of length n as a matrix [n, n], a row a frequency."""
-    k, j = torch.arange(n).double()[:, None], torch.arange(n).double()
+    k, j = torch.arange(n, device="cpu").double()[:, None], torch.arange(n, device="cpu").double()
     c = math.sqrt(2 / n) * torch.cos(math.pi * k * (2 * j + 1) / (2 * n))
     c[0] /= math.sqrt(2)
     return c
@@ -156,6 +156,6 @@ def from_record(record: dict[str, Any]) -> Basis:
     if kind == "cosine":
         return Cosine(tuple(int(n) for n in record["shape"]))
     if kind in ("columns", "leading"):
-        q = torch.tensor(record["q"], dtype=torch.float64)
+        q = torch.tensor(record["q"], dtype=torch.float64, device="cpu")
         return Columns(q) if kind == "columns" else Leading(q)
     raise InvalidValue(f"basis must be unit, columns, leading or cosine; got {kind!r}")

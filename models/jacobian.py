@@ -102,7 +102,8 @@ def exact(
     for start in range(0, d, chunk):
         size = min(chunk, d - start)
         unit = x.new_zeros(size, batch, d)
-        unit[torch.arange(size), :, torch.arange(start, start + size)] = 1
+        here = torch.arange(size, device="cpu")
+        unit[here, :, here + start] = 1
         rows = _vectorised(out, x, unit.reshape(size, *x.shape), start + size < d, create_graph)
         total = total + (unit * rows.reshape(size, batch, d)).sum((0, 2))
     return total
@@ -191,7 +192,7 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     where = _grid(event_shape)
     if where is None:
         d = torch.Size(event_shape).numel()
-        shuffled = torch.randperm(d, generator=torch.Generator().manual_seed(0))
+        shuffled = torch.randperm(d, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         return shuffled, max(1, (d - 1).bit_length())
     channel, row, col = where
     channels, height, width = (int(v.max()) + 1 for v in where)
@@ -208,7 +209,7 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
 
 def _grid(event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
     """(channel, row, column) of every component, each int64 [d]; None for a flat event."""
-    index = torch.arange(torch.Size(event_shape).numel())
+    index = torch.arange(torch.Size(event_shape).numel(), device="cpu")
     side = math.isqrt(len(index))
     if len(event_shape) < 2 and side >= 4 and side * side == len(index):
         event_shape = (side, side)
@@ -226,15 +227,16 @@ def removed(event_shape: tuple[int, ...]) -> Tensor:
     and every level halves what is left) down to a tenth of a pixel. Sums over 32 components.
     """
     labels, bits = colours(event_shape)
-    some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:32]
+    g = torch.Generator("cpu").manual_seed(0)
+    some = torch.randperm(len(labels), generator=g, device="cpu")[:32]
     apart = labels[some, None] ^ labels
     level = (apart & -apart).double().log2().clamp(min=-1).long()  # that parts a pair; -1: itself
-    where, r = _grid(event_shape), torch.zeros(level.shape, dtype=torch.float64)
+    where, r = _grid(event_shape), torch.zeros(level.shape, dtype=torch.float64, device="cpu")
     if where is not None:
         row, col = ((v[some, None] - v).double() for v in where[1:])
         r = torch.sqrt(row.square() + col.square())
     found = []
-    for inverse in [0.0, *torch.logspace(-3, 1, 15).tolist()]:
+    for inverse in [0.0, *torch.logspace(-3, 1, 15, dtype=torch.float32, device="cpu").tolist()]:
         gone = torch.bincount(level.flatten() + 1, (1 + inverse * r).pow(-2).flatten(), bits + 1)
         found.append(torch.cat([gone[:1] * 0, gone[1:].cumsum(0) / gone[1]]))
     return torch.stack(found)

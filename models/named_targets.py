@@ -46,7 +46,7 @@ class Target:
 
 def ddpm_process() -> Process:
     """DDPM's schedule: beta linear from 1e-4 to 0.02 in 1000 steps (Ho et al. 2020)."""
-    return VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    return VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu"))
 
 
 def class_mixture(x: Tensor, labels: Tensor, jitter: float) -> GaussianMixture:
@@ -57,14 +57,19 @@ def class_mixture(x: Tensor, labels: Tensor, jitter: float) -> GaussianMixture:
         flat = members.flatten(1)
         weights.append(float(len(flat)))
         means.append(members.mean(0))
-        covs.append(torch.cov(flat.T) + jitter**2 * torch.eye(flat.shape[1], dtype=x.dtype))
+        unit = torch.eye(flat.shape[1], dtype=x.dtype, device="cpu")
+        covs.append(torch.cov(flat.T) + jitter**2 * unit)
     return GaussianMixture(weights, torch.stack(means), torch.stack(covs))
 
 
 def digits64() -> Target:
     """Pixels/8 - 1, one Gaussian a digit with the class's covariance + 0.02^2 I; event [1, 8, 8]."""
     data = load("digits")
-    labels = torch.zeros(len(data)).long() if data.labels is None else data.labels
+    labels = (
+        torch.zeros(len(data), dtype=torch.int64, device="cpu")
+        if data.labels is None
+        else data.labels
+    )
     return Target(
         "digits64",
         class_mixture(data.x.double(), labels, jitter=0.02),
@@ -75,7 +80,7 @@ def digits64() -> Target:
 
 def ring2() -> Target:
     """8 modes on the unit circle, standard deviation 0.05, weights 1..8."""
-    angle = 2 * math.pi * torch.arange(8, dtype=torch.float64) / 8
+    angle = 2 * math.pi * torch.arange(8, dtype=torch.float64, device="cpu") / 8
     means = torch.stack([angle.cos(), angle.sin()], 1)
     law = GaussianMixture(list(range(1, 9)), means, 0.05**2)
     return Target("ring2", law, ddpm_process(), "8 modes on a circle, weights 1..8 (exact scores)")
@@ -83,7 +88,7 @@ def ring2() -> Target:
 
 def moons() -> Target:
     """Two interleaved half circles, 24 modes each, deviation 0.07."""
-    angle = math.pi * (torch.arange(24, dtype=torch.float64) + 0.5) / 24
+    angle = math.pi * (torch.arange(24, dtype=torch.float64, device="cpu") + 0.5) / 24
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
     lower = torch.stack([0.5 - angle.cos(), 0.25 - angle.sin()], 1)
     law = GaussianMixture([1.0] * 48, torch.cat([upper, lower]), 0.07**2)
@@ -92,7 +97,7 @@ def moons() -> Target:
 
 def spiral() -> Target:
     """Two turns of an Archimedean spiral, 60 modes of deviation 0.04, equal along its length."""
-    u = torch.sqrt((torch.arange(60, dtype=torch.float64) + 0.5) / 60)
+    u = torch.sqrt((torch.arange(60, dtype=torch.float64, device="cpu") + 0.5) / 60)
     angle = 4 * math.pi * u
     means = u[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
     law = GaussianMixture([1.0] * 60, means, 0.04**2)
@@ -101,30 +106,33 @@ def spiral() -> Target:
 
 def checkerboard() -> Target:
     """The 8 dark fields of a 4 x 4 board on [-1, 1]^2, each a grid of 5 x 5 modes."""
-    corner = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)).double()
+    four, five = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (4, 5))
+    corner = torch.cartesian_prod(four, four)
     dark = corner[corner.sum(1) % 2 == 0]
-    fine = (torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)).double() + 0.5) / 5
+    fine = (torch.cartesian_prod(five, five) + 0.5) / 5
     means = ((dark[:, None] + fine) / 2 - 1).flatten(0, 1)
     law = GaussianMixture([1.0] * len(means), means, 0.035**2)
     return Target("checkerboard", law, ddpm_process(), "dark fields of a board (exact scores)")
 
 
 def _images(side: int, name: str) -> Target:
-    k = torch.arange(side, dtype=torch.float64)
+    k = torch.arange(side, dtype=torch.float64, device="cpu")
     basis = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / side)  # DCT-II, rows: frequencies
     basis = basis / basis.norm(dim=1, keepdim=True)
     modes = torch.einsum("ac,bd->abcd", basis, basis).reshape(side * side, side * side)
-    luma = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]).double().T)[0].T
+    turned = torch.tensor([[1, 1, 1], [1, -1, 0], [1, 1, -2]], dtype=torch.float64, device="cpu")
+    luma = torch.linalg.qr(turned.T)[0].T
     d = 3 * side * side
     axes = torch.einsum("ij,ab->iajb", luma, modes).reshape(d, d)
-    color = torch.tensor([1.0, 0.15, 0.05], dtype=torch.float64)
+    color = torch.tensor([1.0, 0.15, 0.05], dtype=torch.float64, device="cpu")
     means, covs = [], []
     for stretch in (0.3, 0.7, 1.4, 3.0):
         f = torch.hypot(k[:, None] * stretch, k[None] / stretch) / side
         spectrum = (color[:, None] * (f.flatten() + 1 / side) ** -2).flatten()
         spectrum = 0.25 * spectrum / spectrum.mean()
         covs.append(axes.T @ (spectrum[:, None] * axes))
-        means.append(0.3 * (stretch - 1) / (stretch + 1) * torch.ones(3, side, side).double())
+        even = torch.ones(3, side, side, dtype=torch.float64, device="cpu")
+        means.append(0.3 * (stretch - 1) / (stretch + 1) * even)
     law = GaussianMixture([1.0, 2.0, 2.0, 1.0], torch.stack(means), torch.stack(covs))
     return Target(name, law, ddpm_process(), f"image-like fields, {d}-dim (exact scores)")
 
@@ -143,9 +151,11 @@ def images768() -> Target:
 def stiff() -> Target:
     """N(0, C) on R^16 with eigenvalues from 1e-6 to 1 in a fixed random basis."""
     g = torch.Generator().manual_seed(0)
-    q = torch.linalg.qr(torch.randn(16, 16, generator=g, dtype=torch.float64))[0]
-    c = q @ torch.diag(torch.logspace(-6, 0, 16, dtype=torch.float64)) @ q.T
-    law = GaussianMixture([1.0], torch.zeros(1, 16).double(), ((c + c.T) / 2)[None])
+    q = torch.linalg.qr(torch.randn(16, 16, generator=g, dtype=torch.float64, device="cpu"))[0]
+    c = q @ torch.diag(torch.logspace(-6, 0, 16, dtype=torch.float64, device="cpu")) @ q.T
+    law = GaussianMixture(
+        [1.0], torch.zeros(1, 16, dtype=torch.float64, device="cpu"), ((c + c.T) / 2)[None]
+    )
     return Target("stiff", law, ddpm_process(), "a Gaussian of condition 1e6 (exact scores)")
 
 
@@ -155,11 +165,11 @@ def lognormal16() -> Target:
     A log-Gaussian field has no score in closed form once it is noised, so the target is a mixture
     of 8 Gaussians fitted to it: the fields split by their mean into 8 equal parts.
     """
-    site = torch.arange(16, dtype=torch.float64)
+    site = torch.arange(16, dtype=torch.float64, device="cpu")
     apart = torch.minimum((site[:, None] - site).abs(), 16 - (site[:, None] - site).abs())
     cov = 0.25 * torch.exp(-apart / 3)
     g = torch.Generator().manual_seed(0)
-    z = torch.randn(64_000, 16, generator=g, dtype=torch.float64)
+    z = torch.randn(64_000, 16, generator=g, dtype=torch.float64, device="cpu")
     field = torch.exp(z @ torch.linalg.cholesky(cov).T)
     field = (field - field.mean()) / field.std()
     kind = torch.argsort(torch.argsort(field.mean(1))) * 8 // len(field)

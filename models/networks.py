@@ -31,7 +31,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, features: int = 32, time_scale: float = 1.0) -> None:
         super().__init__()
-        w = torch.logspace(-3, 3, features // 2, base=2.0, dtype=torch.float64)
+        w = torch.logspace(-3, 3, features // 2, base=2.0, dtype=torch.float64, device="cpu")
         phases = (2 * math.pi * time_scale * w).float()
         self.register_buffer("frequencies", phases, persistent=False)
         self.net = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
@@ -334,7 +334,7 @@ class InItsOwnType(torch.nn.Module):
     def __init__(self, net: Callable[..., Tensor]) -> None:
         super().__init__()
         self.net = net
-        some = torch.zeros(0)
+        some = torch.zeros(0, dtype=torch.float32, device="cpu")
         if isinstance(net, torch.nn.Module):
             some = next(net.parameters(), some)
         self.dtype, self.device = some.dtype, some.device

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
+from ..kernels.shapes import as_float64
 from .processes import Process
 from .processes.process import f64, positive
 
@@ -167,7 +168,7 @@ def network_time(process: Process, t: Tensor, convention: Any, steps: int) -> Te
     Raises ValueError where it is infinite or of another shape.
     """
     if callable(convention):
-        told = torch.as_tensor(convention(t), dtype=torch.float64)
+        told = as_float64(convention(t))
         if told.shape != t.shape:
             raise InvalidValue(
                 f"time={convention!r} must give one number for each t, of shape {tuple(t.shape)}; "

@@ -53,7 +53,7 @@ class Statistics:
             q = self.basis
             if q.shape != (d, d):
                 raise InvalidValue(f"basis must be {(d, d)}; got {tuple(q.shape)}")
-            off = float((q.T @ q - torch.eye(d).to(q)).abs().max()) if d else 0.0
+            off = float((q.T @ q - torch.eye(d, dtype=q.dtype, device=q.device)).abs().max()) if d else 0.0
             if not off < 1e-3:
                 raise InvalidValue(
                     f"basis must have orthonormal columns; Q^T Q is off by {off:.2g}"
@@ -71,7 +71,8 @@ class Statistics:
     @classmethod
     def none(cls, d: int) -> Statistics:
         """Nothing known: mean 0, c = 0, and the integrator is DPM-Solver++'s."""
-        return cls(torch.zeros(d).double(), torch.zeros(d).double())
+        none = torch.zeros(d, dtype=torch.float64, device="cpu")
+        return cls(none, none.clone())
 
     @classmethod
     def of(cls, data: Tensor, kind: str = "full") -> Statistics:
@@ -127,7 +128,10 @@ class Statistics:
     def from_record(cls, record: dict[str, Any]) -> Statistics:
         """Inverse of `record`. Raises ValueError for what is none."""
         try:
-            mean, c = (torch.tensor(record[k], dtype=torch.float64) for k in ("mean", "variances"))
+            mean, c = (
+                torch.tensor(record[k], dtype=torch.float64, device="cpu")
+                for k in ("mean", "variances")
+            )
             return cls(mean, c, from_record(record["basis"]))
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise InvalidValue(f"not a record of statistics: {error!r}") from error

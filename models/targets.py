@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.noise import normal, uniform
+from ..kernels.shapes import as_float64
 from ..kernels.streams import TARGET, TARGET_COMPONENT
 from .denoiser import Denoiser
 from .processes import Process
@@ -195,7 +196,7 @@ def _numbers(name: str, values: object) -> Tensor:
         found = torch.as_tensor(values)
         if found.is_complex():
             raise TypeError
-        return torch.as_tensor(values, dtype=torch.float64)
+        return as_float64(values)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidType(f"{name} must hold real numbers; got {values!r}") from None
 
@@ -211,7 +212,7 @@ def _eigen(covs: Array | float, count: int, dim: int) -> tuple[Tensor, Tensor]:
                 f"covs must be [K, d, d], [K, d], [K] or a number with K={count}, d={dim}; "
                 f"got {tuple(c.shape)}"
             ) from None
-        basis = torch.eye(dim, dtype=torch.float64)[None]
+        basis = torch.eye(dim, dtype=torch.float64, device="cpu")[None]
     elif tuple(c.shape) != (count, dim, dim):
         raise InvalidValue(f"covs must be {(count, dim, dim)}; got {tuple(c.shape)}")
     elif not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.abs().max())):

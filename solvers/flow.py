@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..kernels import rademacher
 from ..kernels.errors import InvalidValue
-from ..kernels.shapes import column
+from ..kernels.shapes import as_float64, column
 from ..kernels.streams import GRADIENT
 from ..models import Denoiser, Process, jacobian
 from . import arguments
@@ -61,13 +61,17 @@ def start_time(
         free = process.closed_form and model.time != "index"
         if not free:
             return model.t_min
-        sharpest = process.inverse_log_snr(torch.tensor(-math.log(SHARPEST), dtype=torch.float64))
+        sharpest = process.inverse_log_snr(
+            torch.tensor(-math.log(SHARPEST), dtype=torch.float64, device="cpu")
+        )
         return min(max(T_MIN, float(sharpest)), process.t_min)
     if not 0 < t_min < process.t_max and t_min != process.t_min:  # a learned schedule starts at 0
         raise InvalidValue(f"t_min must lie in (0, t_max={process.t_max:g}); got {t_min}")
     ratio = math.exp(-float(process.log_snr(t_min)))
     if dtype is not None and ratio < FINEST[dtype] and t_min < model.t_min:
-        least = process.inverse_log_snr(torch.tensor(-math.log(FINEST[dtype]), dtype=torch.float64))
+        least = process.inverse_log_snr(
+            torch.tensor(-math.log(FINEST[dtype]), dtype=torch.float64, device="cpu")
+        )
         raise InvalidValue(
             f"t_min must be at least {float(least):.3g} for data in {str(dtype)[6:]}: at {t_min:g} "
             f"their noise, sigma/alpha={ratio:.2g}, is lost in rounding"
@@ -125,7 +129,7 @@ class ReverseSDE:
 
     def time(self, s: float | Tensor) -> Tensor:
         """t = t_max - s, float64, kept from falling below 0 or t_min by the rounding of s."""
-        t = self.model.process.t_max - torch.as_tensor(s, dtype=torch.float64)
+        t = self.model.process.t_max - as_float64(s)
         slack = 1e-6 * self.span[1]
         return torch.where((t - self.model.t_min).abs() < slack, self.model.t_min, t)
 
@@ -213,7 +217,7 @@ class ScaledFlow:
         self.t_min = start_time(model, t_min, dtype)
         self.lam_data = float(process.log_snr(self.t_min))
         self.lam_noise = process.noisiest_log_snr
-        self.forwards = torch.zeros(batch, dtype=torch.int64)
+        self.forwards = torch.zeros(batch, dtype=torch.int64, device="cpu")
 
     @property
     def blur(self) -> float:
@@ -222,7 +226,7 @@ class ScaledFlow:
 
     def norm(self, lam: float | Tensor) -> Tensor:
         """n(lambda), float64."""
-        ratio = torch.exp(-torch.as_tensor(lam, dtype=torch.float64))
+        ratio = torch.exp(-as_float64(lam))
         return torch.sqrt(ratio.square() + self.scale**2)  # hypot rounds otherwise in other batches
 
     def at(self, lam: Tensor) -> Level:
@@ -319,7 +323,7 @@ class ScaledFlow:
     def _jump(self) -> tuple[float, float]:
         """(a, b) with x at t_max = a x^ + b D: DDIM from lam_noise; b = 0 where nothing is cut."""
         process = self.model.process
-        lam = torch.tensor(self.lam_noise, dtype=torch.float64)
+        lam = torch.tensor(self.lam_noise, dtype=torch.float64, device="cpu")
         t = process.inverse_log_snr(lam).clamp(self.t_min, process.t_max)
         ratio = process.alpha(t) * process.sigma(process.t_max) / process.sigma(t)
         weight = process.alpha(process.t_max) - ratio

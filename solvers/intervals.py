@@ -25,7 +25,9 @@ def mean_interval(values: Tensor, seed: int = 0, resamples: int = 500) -> Estima
     in about nine cases of ten)."""
     values = values.double().flatten()
     g = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(values), (resamples, len(values)), generator=g)
+    index = torch.randint(len(values), (resamples, len(values)), generator=g, device="cpu")
     means = values[index].mean(1)
-    lo, hi = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    lo, hi = torch.quantile(
+        means, torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu")
+    ).tolist()
     return Estimate(float(values.mean()), lo, hi)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.errors import InvalidType
-from ...kernels.shapes import column
+from ...kernels.shapes import as_float64, column
 from ..denoiser import Combination, Denoiser
 from ..processes import EDM, VE, VP, Flow, Process, SubVP
 from .modules import Linear, callable_net
@@ -105,7 +105,7 @@ class Retimed(Combination):
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
     ) -> Tensor:
-        at = torch.as_tensor(t_in if t is None else t, dtype=torch.float64)
+        at = as_float64(t_in if t is None else t)
         ours = self.ours(at)
         ratio = self.models[0].process.alpha(ours) / self.process.alpha(at)
         return self.models[0].read("data", column(ratio, x_in) * x_in, ours, cond)

@@ -230,20 +230,24 @@ def _table(name: str, c: dict[str, Any], steps: int) -> TabledVP:
 def _betas(c: dict[str, Any], steps: int) -> Tensor:
     """beta_1..beta_N, float64."""
     if c["trained_betas"] is not None:
-        return torch.tensor(VP.from_betas(c["trained_betas"]).betas, dtype=torch.float64)
+        return torch.tensor(
+            VP.from_betas(c["trained_betas"]).betas, dtype=torch.float64, device="cpu"
+        )
     schedule = c["beta_schedule"]
     lo, hi = _number(c, "beta_start"), _number(c, "beta_end")
     if schedule == "linear":
-        return torch.linspace(lo, hi, steps, dtype=torch.float64)
+        return torch.linspace(lo, hi, steps, dtype=torch.float64, device="cpu")
     if schedule == "scaled_linear":
-        return torch.linspace(math.sqrt(lo), math.sqrt(hi), steps, dtype=torch.float64).square()
+        return torch.linspace(
+            math.sqrt(lo), math.sqrt(hi), steps, dtype=torch.float64, device="cpu"
+        ).square()
     if schedule == "squaredcos_cap_v2":
-        return torch.tensor(VP.cosine(steps=steps).betas, dtype=torch.float64)
+        return torch.tensor(VP.cosine(steps=steps).betas, dtype=torch.float64, device="cpu")
     if schedule == "sigmoid":
-        u = torch.linspace(-6, 6, steps, dtype=torch.float64)
+        u = torch.linspace(-6, 6, steps, dtype=torch.float64, device="cpu")
         return torch.sigmoid(u) * (hi - lo) + lo
     if schedule == "exp":
-        u = torch.full((steps,), -12.0 / steps, dtype=torch.float64)
+        u = torch.full((steps,), -12.0 / steps, dtype=torch.float64, device="cpu")
         return (-torch.expm1(u)).clamp(max=0.999)
     raise InvalidValue(
         "beta_schedule must be one of linear, scaled_linear, squaredcos_cap_v2, sigmoid, exp; "

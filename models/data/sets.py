@@ -73,7 +73,8 @@ def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor,
         raise InvalidValue(f"held_out={held_out} of {n} events leaves none to train on")
     order = sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     held, train = sorted(order[:count]), sorted(order[count:])
-    return torch.tensor(train, dtype=torch.int64), torch.tensor(held, dtype=torch.int64)
+    a, b = (torch.tensor(v, dtype=torch.int64, device="cpu") for v in (train, held))
+    return a, b
 
 
 def split(x: Tensor, held_out: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -36,11 +36,14 @@ class MonotoneOmega(nn.Module):
         increasing("lo", real("lo", lo), "hi", real("hi", hi))
         width = count("width", width)
         f32 = torch.float32  # whatever torch's default is: the first values are part of the format
-        centre = torch.linspace(0, 1, width, dtype=f32)
-        slope = torch.full((width,), 10.0, dtype=f32)
-        self.ends = nn.Parameter(torch.tensor([lo, hi], dtype=f32))
+        centre = torch.linspace(0, 1, width, dtype=f32, device="cpu")
+        slope = torch.full((width,), 10.0, dtype=f32, device="cpu")
+        self.ends = nn.Parameter(torch.tensor([lo, hi], dtype=f32, device="cpu"))
         # through exp, so that they stay positive; the bumps start at almost nothing
-        log_a, log_b = torch.zeros(1, dtype=f32), torch.full((width,), -5.0, dtype=f32)
+        log_a, log_b = (
+            torch.zeros(1, dtype=f32, device="cpu"),
+            torch.full((width,), -5.0, dtype=f32, device="cpu"),
+        )
         self.shape = nn.Parameter(torch.cat([log_a, log_b, slope.log()]))
         self.offset = nn.Parameter(-slope * centre)
         self.double()
@@ -86,7 +89,7 @@ class LearnedVP(Process):
             raise InvalidValue(
                 f"t_min and t_max must lie in [0, 1]; got {self.t_min} and {self.t_max}"
             )
-        t = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64)
+        t = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64, device="cpu")
         with torch.no_grad():
             check_rising("omega", t, self.omega(t))
 
@@ -142,7 +145,7 @@ def _learned(**state: list[float]) -> LearnedVP:
     """SNR = exp(-omega(t)), omega trained with the network (Kingma et al. 2021)."""
     omega = MonotoneOmega()
     if state:
-        tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in state.items()}
+        tensors = {k: torch.tensor(v, dtype=torch.float64, device="cpu") for k, v in state.items()}
         omega = MonotoneOmega(width=len(tensors["offset"]))
         omega.load_state_dict(tensors)
     return LearnedVP(omega)

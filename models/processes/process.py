@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.shapes import as_float64
 
 Time = float | Tensor
 
@@ -40,7 +41,7 @@ def f64(t: Time) -> Tensor:
             raise InvalidType(f"times must be real numbers; got {t!r}") from None
         if found.is_complex() or found.dtype == torch.bool:
             raise InvalidType(f"times must be real numbers; got {found.dtype}")
-        found = torch.as_tensor(t, dtype=torch.float64)
+        found = as_float64(t)
     if _readable(found) and bool(found.isnan().any()):
         raise InvalidValue("times must be numbers; got nan")
     return found
@@ -294,7 +295,7 @@ class Custom(Process):
         if self.t_min < 0:
             raise InvalidValue(f"t_min must be >= 0; got {self.t_min}")
         increasing("t_min", self.t_min, "t_max", self.t_max)
-        t = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64)
+        t = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64, device="cpu")
         for name, function in (("alpha", self.alpha), ("sigma", self.sigma)):
             value = function(t).detach()
             if not (value.shape == t.shape and bool((torch.isfinite(value) & (value >= 0)).all())):

@@ -121,7 +121,7 @@ class VP(_LinearBeta):
         if real("s", s) < 0:
             raise InvalidValue(f"s must be >= 0; got {s}")
         steps = count("steps", steps)
-        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        u = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
         alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2).square()
         return VP.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
@@ -202,7 +202,9 @@ class TabledVP(_VariancePreserving):
         for i, b in enumerate(self.betas):
             if not 0 < b < 1:
                 raise InvalidValue(f"betas must lie in (0, 1); got betas[{i}]={b}")
-        rates = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)) * len(self.betas)
+        rates = -torch.log1p(-torch.tensor(self.betas, dtype=torch.float64, device="cpu")) * len(
+            self.betas
+        )
         total = torch.cat([rates.new_zeros(1), rates.cumsum(0) / len(self.betas)])
         object.__setattr__(self, "_rates", rates)
         object.__setattr__(self, "_knots", total)
@@ -254,7 +256,7 @@ register("vp-cosine")(VP.cosine)
 @register("vp-betas", TabledVP)
 def _table(betas: Sequence[float] | Tensor | None = None) -> TabledVP:
     """A table of betas; DDPM's own, 1,000 from 1e-4 to 0.02, where none is given (Ho et al. 2020)."""
-    ddpm = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    ddpm = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
     return VP.from_betas(ddpm if betas is None else betas)
 
 

@@ -222,14 +222,15 @@ class Trainer:
         x_0 = self._dequantized(self.x[index], g)
         if self.labels is None:
             return x_0, {}
-        dropped = torch.rand(n, generator=g, device=self.device) < self.settings.drop_label
+        dropped = torch.rand(n, generator=g, dtype=torch.float32, device=self.device) < self.settings.drop_label
         return x_0, {"label": torch.where(dropped, -1, self.labels[index])}
 
     def _dequantized(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """x + U(-spacing/2, spacing/2), if asked: a density for data that have levels."""
         if not (self.settings.dequantize and self.data.spacing):
             return x
-        return fill(x, self.data.spacing, torch.rand(x.shape, generator=generator, device=x.device))
+        u = torch.rand(x.shape, generator=generator, dtype=torch.float32, device=x.device)
+        return fill(x, self.data.spacing, u)
 
     def _average(self, averaged: Tensors, current: Tensors, count: int | Tensor) -> None:
         # `count` lives on the device; the step is the same number without a synchronisation
@@ -368,7 +369,7 @@ def _not_resumable(path: Path, error: Exception) -> InvalidValue:
 
 def _can_be_sampled(process: Process, predicts: str, sigma_data: float) -> None:
     """Raises ValueError where the data cannot be told from the prediction at the start of sampling."""
-    last = torch.tensor(process.t_max, dtype=torch.float64)
+    last = torch.tensor(process.t_max, dtype=torch.float64, device="cpu")
     if predicts not in READOUTS or not sigma_data > 0:
         return  # which the denoiser says better
     try:

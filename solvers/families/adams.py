@@ -120,10 +120,10 @@ class IPNDM(Solver):
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
         n = len(inner.t) - 1
-        w = torch.zeros(n, self.points, dtype=torch.float64)
+        w = torch.zeros(n, self.points, dtype=torch.float64, device="cpu")
         count = counted(inner, self.points, endings(path, self.ending))
         for k in range(1, self.points + 1):
-            w[count == k, :k] = torch.tensor(FIXED[k - 1], dtype=torch.float64)
+            w[count == k, :k] = torch.tensor(FIXED[k - 1], dtype=torch.float64, device="cpu")
         one_step = weights(inner, 1, "noise")
         rule = Weights(one_step.carry, one_step.points * w, one_step.noise)
         return multistep(
@@ -194,10 +194,10 @@ class PNDM(Solver):
         return self._table(path, [*at, t[-1]], means, starts)
 
     def _table(self, path: Path, at: list[float], means: list[Mean], starts: list[int]) -> Tableau:
-        nodes = Path.of(path.process, torch.tensor(at, dtype=torch.float64))
+        nodes = Path.of(path.process, torch.tensor(at, dtype=torch.float64, device="cpu"))
         alpha, sigma = nodes.alpha.tolist(), nodes.sigma.tolist()
         width = 13  # a mean looks back at most over three steps of four rows
-        state, data = torch.zeros(2, len(means), width, dtype=torch.float64).tolist()
+        state, data = torch.zeros(2, len(means), width, dtype=torch.float64, device="cpu").tolist()
         for i, (base, mean) in enumerate(zip(starts, means, strict=True)):
             keep = alpha[i + 1] / alpha[base] if alpha[base] else 0.0
             gain = sigma[i + 1] - keep * sigma[base]

@@ -259,7 +259,7 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
         )
     own = float(tableau.noise[0, drawn[0]]) if drawn else 0.0
 
-    n, lags = tableau.nfe, torch.arange(1, tableau.nfe)
+    n, lags = tableau.nfe, torch.arange(1, tableau.nfe, device="cpu")
     width = max(tableau.state.shape[1], tableau.data.shape[1])
     state, data = (
         torch.nn.functional.pad(m, (0, width - m.shape[1]))[1:].clone()
@@ -273,7 +273,7 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
         raise InvalidValue(f"{tableau.name} forgets x_0 in its first row but needs it later")
     past = past / kept if kept else past  # x_0 = (x_1 - own z)/kept
     state[rows, rows] += past
-    undo = torch.zeros(n - 1, 1, dtype=torch.float64)
+    undo = torch.zeros(n - 1, 1, dtype=torch.float64, device="cpu")
     undo[rows, 0] = -own * past
     draws = tableau.draws[1:].clone()
     if drawn:  # the first row's normal is the entry's now, of index 0
@@ -306,9 +306,9 @@ def chain(tables: Sequence[Tableau], lifts: Sequence[tuple[float, float]]) -> Ta
 
     states, datas, noises, draws, used = [], [], [], [], 0
     for table, (scale, noise) in zip(tables, [*lifts, (1.0, 0.0)], strict=False):
-        last = torch.ones(table.nfe, 1, dtype=torch.float64)
+        last = torch.ones(table.nfe, 1, dtype=torch.float64, device="cpu")
         last[-1] = scale
-        lift = torch.zeros(table.nfe, 1, dtype=torch.float64)
+        lift = torch.zeros(table.nfe, 1, dtype=torch.float64, device="cpu")
         lift[-1] = noise
         states.append(table.state * last)
         datas.append(table.data * last)

@@ -82,7 +82,7 @@ class Heun(Solver):
             state=columns(euler[0], heun[0]),
             data=columns(euler[1], heun[1]),
             noise=noises,
-            draws=1 + torch.arange(len(noises))[:, None],
+            draws=1 + torch.arange(len(noises), device="cpu")[:, None],
             grid=path.t,
             entry=(float(bring[0]), float(add[0])),
             name="heun-churn" if self.churn else "heun",

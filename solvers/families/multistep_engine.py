@@ -122,10 +122,10 @@ def weights(
     if infinite:  # any finite stand-in: `multistep` writes that step itself
         lam = torch.cat([path.lam[1:2] - 1, path.lam[1:]])
         path = Path(path.process, path.t, path.alpha, path.sigma, lam)
-    back = torch.arange(n)[:, None] - torch.arange(points)
+    back = torch.arange(n, device="cpu")[:, None] - torch.arange(points, device="cpu")
     used = (back >= 0) & usable[back.clamp(min=0)]
     used[:1, :1] = True
-    used &= torch.arange(points) < limits(n, points, ending)[:, None]
+    used &= torch.arange(points, device="cpu") < limits(n, points, ending)[:, None]
     nodes = torch.where(usable, ticks, 0.0)[back.clamp(min=0)]
     if ahead:
         nodes = torch.cat([ticks[1:, None], nodes], 1)
@@ -158,9 +158,9 @@ def weights(
 
 def limits(n: int, points: int, ending: Ending) -> Tensor:
     """The most predictions that each of n steps may go through, [n]."""
-    most = torch.full((n,), points)
+    most = torch.full((n,), points, device="cpu")
     if tail := ending[-n:] if n else ():
-        most[n - len(tail) :] = torch.tensor(tail).clamp(max=points)
+        most[n - len(tail) :] = torch.tensor(tail, device="cpu").clamp(max=points)
     return most
 
 
@@ -169,7 +169,7 @@ def counted(path: Path, points: int, ending: Ending = ()) -> Tensor:
     n = len(path.t) - 1
     first = int(not bool(torch.isfinite(path.lam[0])))
     most = limits(n, points, ending)
-    return torch.minimum((torch.arange(n) - first + 1).clamp(min=1), most)
+    return torch.minimum((torch.arange(n, device="cpu") - first + 1).clamp(min=1), most)
 
 
 def endings(path: Path, ending: Ending) -> Ending:
@@ -244,7 +244,9 @@ def multistep(
         points = torch.nn.functional.pad(points, (0, change.shape[1] - held))
         points[1:] += predict.carry[1:, None] * change[:-1]
     p, q = readout(inner, form)
-    back = (torch.arange(n)[:, None] - torch.arange(points.shape[1])).clamp(min=0)
+    back = (
+        torch.arange(n, device="cpu")[:, None] - torch.arange(points.shape[1], device="cpu")
+    ).clamp(min=0)
     state, data = points * p[back], points * q[back]
     state[:, 0] += predict.carry
     noise = predict.noise[:, None].clone()
@@ -287,7 +289,7 @@ def finish(
         if draws is not None:
             draws = with_jump(draws, 0.0, 0)
     if draws is None:
-        draws = 1 + torch.arange(noise.numel()).reshape(noise.shape)
+        draws = 1 + torch.arange(noise.numel(), device="cpu").reshape(noise.shape)
     return Tableau(
         times, state, data, noise, draws, path.t, entry, name, order, weak_order
     ).trimmed()

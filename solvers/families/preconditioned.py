@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.shapes import as_float64
 from ...models import Process
 from ...models.statistics import Statistics
 from ..tables.grids import as_times, checked
@@ -63,7 +64,7 @@ class GaussianPreconditioned:
         t = checked(t, process, t_min=process.t_clean)
         called, clean = t, float(process.sigma(t[-1])) == 0.0
         if self.start is not None:
-            first = process.inverse_log_snr(-torch.log(torch.tensor(self.start).double()))
+            first = process.inverse_log_snr(-torch.log(as_float64(self.start)))
             called = torch.cat([first[None], t[t < first]]) if float(t[0]) > float(first) else t
         elif float(process.alpha(t[0])) == 0.0:
             called = t[1:]
@@ -100,7 +101,7 @@ def residual_weights(lam: Tensor, c: Tensor, points: int) -> Tensor:
     u, w = gauss(16)
     h = (lam[1:] - lam[:-1])[:, None]
     inside = lam[:-1, None] + h * u
-    back = torch.arange(n)[:, None] - torch.arange(points)
+    back = torch.arange(n, device="cpu")[:, None] - torch.arange(points, device="cpu")
     basis = lagrange(inside, lam[back.clamp(min=0)], back >= 0)
     kernel = torch.rsqrt(c + torch.exp(-2 * inside)[..., None])  # [n, G, d]
     return torch.einsum("g,ngh,ngd->nhd", w, h[..., None] * basis, kernel)
@@ -112,7 +113,9 @@ def whitened_columns(path: Path, c: Tensor, weights: Tensor) -> tuple[Tensor, Te
     spread = torch.sqrt(c + torch.exp(-2 * path.lam)[:, None])  # [n + 1, d]
     wiener = c / spread.square()
     data = (path.alpha[1:, None] * spread[1:])[:, None] * weights
-    back = (torch.arange(n)[:, None] - torch.arange(points)).clamp(min=0)
+    back = (torch.arange(n, device="cpu")[:, None] - torch.arange(points, device="cpu")).clamp(
+        min=0
+    )
     state = -data * wiener[back] / path.alpha[back][..., None]
     carry = path.alpha[1:, None] * spread[1:] / (path.alpha[:-1, None] * spread[:-1])
     return torch.cat([state[:, :1] + carry[:, None], state[:, 1:]], 1), data

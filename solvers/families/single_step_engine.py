@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...kernels.shapes import as_float64
 from ...models import Process
 from ..tables.solver import Path
 from ..tables.tableau import Tableau
@@ -110,21 +111,23 @@ def filled(steps: Legs, stages: Sequence[Stage]) -> tuple[Tensor, list[Tensor]]:
     normals = max(len(s.noises) for s in stages)
     fresh = int(bool((steps.noise != 0).any()))
     width = normals + fresh
-    state, data = (torch.zeros(n, count, count, dtype=torch.float64) for _ in range(2))
-    noise = torch.zeros(n, count, width, dtype=torch.float64)
+    state, data = (
+        torch.zeros(n, count, count, dtype=torch.float64, device="cpu") for _ in range(2)
+    )
+    noise = torch.zeros(n, count, width, dtype=torch.float64, device="cpu")
     calls = [steps.t]
     for j, stage in enumerate(stages):
         for matrix, parts in ((state, stage.states), (data, stage.datas)):
             for stage_index, part in enumerate(parts):
-                matrix[:, j, j - stage_index] = torch.as_tensor(part, dtype=torch.float64)
+                matrix[:, j, j - stage_index] = as_float64(part)
         for k, part in enumerate(stage.noises):
-            noise[:, j, k] = torch.as_tensor(part, dtype=torch.float64)
+            noise[:, j, k] = as_float64(part)
         if stage.lam is not None:
             calls.append(steps.process.inverse_log_snr(stage.lam))
     if fresh:
         noise[:, -1, -1] = steps.noise
     times = torch.stack(calls, 1).flatten()
-    draws = torch.arange(n * width).reshape(n, 1, width).expand(n, count, width)
+    draws = torch.arange(n * width, device="cpu").reshape(n, 1, width).expand(n, count, width)
     return times, [m.reshape(n * count, m.shape[-1]) for m in (state, data, noise, draws)]
 
 

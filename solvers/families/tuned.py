@@ -103,7 +103,7 @@ class Learned:
         c = self.stats.variances
         weights = self.theta[..., None] * reach(lam, c)[:, None]
         state, data = whitened_columns(path, c, weights)
-        start = torch.tensor([self.t_start], dtype=torch.float64)
+        start = torch.tensor([self.t_start], dtype=torch.float64, device="cpu")
         entry = closed_form(process, start, t[:1], c)[0]
         ends = torch.cat([start, t[-1:]])
         return SpectralTable(

@@ -134,8 +134,8 @@ def bits_per_dim(
     seed = arguments.seed_of(seed, len(x), x.device)
     ids = arguments.sample_ids(sample_ids, len(x), x.device)
     bits, errors = [], []
-    solver = torch.zeros(len(x), dtype=torch.float64)
-    nfe, status = torch.zeros(2, len(x), dtype=torch.int64)
+    solver = torch.zeros(len(x), dtype=torch.float64, device="cpu")
+    nfe, status = torch.zeros(2, len(x), dtype=torch.int64, device="cpu")
     for r in range(repeats):
         own = _seed(seed, r)
         y, log_q = _dequantised(x, levels, dequantize, own, ids)
@@ -212,7 +212,7 @@ def _dequantised(
     x: Tensor, levels: Levels | None, dequantize: str | Hook | None, seed: int | Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(y, log q [B])."""
-    none = torch.zeros(len(x), dtype=torch.float64)
+    none = torch.zeros(len(x), dtype=torch.float64, device="cpu")
     if levels is None or dequantize == "none":
         return x, none
     if not callable(dequantize):
@@ -234,7 +234,7 @@ def _bound(
     """
     if target is None:
         found = elbo(model, y, seed=seed, sample_ids=ids, on_failure="return", **options)
-        calls = torch.full((len(y),), found.nfe)
+        calls = torch.full((len(y),), found.nfe, device="cpu")
         return found.log_prob, found.std_error, calls, found.status
     discrete = (options.get("time") or natural_time(model)) == "discrete"
     name = "calls" if discrete else "steps"
@@ -249,7 +249,7 @@ def _bound(
     # twice what the pilot says, since it errs itself; 0 for a datum that failed
     wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
     calls = (2 ** wanted.cpu().clamp(16, MOST).log2().ceil()).long()
-    value, error = torch.empty(2, len(y), dtype=torch.float64)
+    value, error = torch.empty(2, len(y), dtype=torch.float64, device="cpu")
     nfe, status = torch.full_like(calls, first.nfe), first.status.cpu()
     for count in sorted(set(calls.tolist())):
         rows = (calls == count).nonzero().flatten()

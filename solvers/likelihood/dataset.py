@@ -159,7 +159,7 @@ def run(
             if labels is not None:
                 own["cond"] = {"label": labels[ids].to(x.device)}
             found = bits_per_dim(
-                denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids),
+                denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids, device="cpu"),
                 t_min=denoiser.t_min, **own,  # it was not trained below
             )  # fmt: skip
             for record in _records(ids, keys, head, found, how.target_error):
@@ -210,7 +210,7 @@ class _Running:
         n = len(self.bits)
         if n < 2:
             return f"bits/dim {self.bits[0]:.4f}" if n else "none yet"
-        values = torch.tensor(self.bits, dtype=torch.float64)
+        values = torch.tensor(self.bits, dtype=torch.float64, device="cpu")
         return f"bits/dim {float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(n):.4f}"
 
 
@@ -278,7 +278,7 @@ def _records(
 ) -> list[Record]:
     """A row an item. A target is missed also where the noise of the dequantisation, which is not in
     the status, spreads the repeats by more."""
-    late = torch.zeros(len(ids), dtype=torch.bool)
+    late = torch.zeros(len(ids), dtype=torch.bool, device="cpu")
     if target is not None:
         late = (found.status == Status.OK) & (found.std_error > target * (1 + 1e-9))
     status = torch.where(late, int(Status.TARGET_NOT_MET), found.status)
@@ -309,12 +309,12 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
     done = [r for r in records if r["status"] != "failed"]
     if not done:
         code = {code.meaning: code for code in Status}
-        status = torch.tensor([int(code[r["why"]]) for r in records])
+        status = torch.tensor([int(code[r["why"]]) for r in records], device="cpu")
         why, _ = Counter(r["why"] for r in records).most_common(1)[0]
         raise SolverError(f"none of the {len(records)} items could be integrated: {why}", status)
-    bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64)
-    own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64)
-    path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64)
+    bits = torch.tensor([r["bits_per_dim"] for r in done], dtype=torch.float64, device="cpu")
+    own = torch.tensor([r["std_error"] for r in done], dtype=torch.float64, device="cpu")
+    path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64, device="cpu")
     e = mean_interval(bits, seed=seed)
     return {
         "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
@@ -383,7 +383,7 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
     }  # fmt: skip
     bits = [_by_item(out / method, summary["head"]) for method, summary in found.items()]
     both = [i for i in bits[0] if i in bits[1]]
-    gap = mean_interval(torch.tensor([bits[1][i] - bits[0][i] for i in both]))
+    gap = mean_interval(torch.tensor([bits[1][i] - bits[0][i] for i in both], device="cpu"))
     gaps = {"bits_per_dim": gap.value, "lo": gap.lo, "hi": gap.hi}
     rows: list[tuple[str, ...]] = [
         ("", "bits/dim", "lo", "hi", "error of an item", "calls", "seconds"),

@@ -80,7 +80,9 @@ def differentiable_log_prob(
 
     with torch.enable_grad():
         u, total = flow.enter(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        grid = torch.linspace(flow.lam_data, flow.lam_noise, steps + 1, dtype=torch.float64)
+        grid = torch.linspace(
+            flow.lam_data, flow.lam_noise, steps + 1, dtype=torch.float64, device="cpu"
+        )
         for i in range(steps):
             lam = grid[i].to(x.device).expand(len(x))
             h = (grid[i + 1] - grid[i]).to(x.device)

@@ -263,7 +263,7 @@ def _law(model: Denoiser, x: Tensor, reference: Statistics | None, least: float)
     """The Gaussian reference, of variances >= least."""
     d = x[0].numel()
     if reference is None:
-        s2 = torch.full((d,), model.sigma_data**2, dtype=torch.float64)
+        s2 = torch.full((d,), model.sigma_data**2, dtype=torch.float64, device="cpu")
         return Statistics(torch.zeros_like(s2), s2)
     if reference.mean.numel() != d:
         raise InvalidValue(

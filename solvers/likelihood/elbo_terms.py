@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
+from ...kernels.shapes import as_float64
 from ...kernels.streams import BOUND
 from ...models import Denoiser, TabledVP
 from ...models.statistics import Statistics
@@ -155,7 +156,11 @@ def discrete(
 
     found = integrate_by_importance(integrand, calls, chain.seed, chain.ids, draw0=DRAWS)
     exact = [_closed(chain, t[i - 1], t[i], variance) for i in range(1, n)]
-    edges = torch.linspace(0, n - 1, min(ROWS, n - 1) + 1).round().long()
+    edges = (
+        torch.linspace(0, n - 1, min(ROWS, n - 1) + 1, dtype=torch.float64, device="cpu")
+        .round()
+        .long()
+    )
     row = torch.bucketize(place(found.where), edges.to(t.device)) - 1
     table = _gather(found.shares, row, len(edges) - 1)
     whole = torch.nn.functional.pad(torch.stack(exact, 1).cumsum(1), (1, 0))
@@ -190,7 +195,7 @@ def continuous(
     y = torch.exp(-2 * (bottom + edges.flip(0) * (top - bottom)))
     clean = torch.tensor(start, dtype=torch.float64, device=x.device)
     last, spread = _reconstruction(chain, clean, None, "small", decoder)
-    end = float(process.inverse_log_snr(torch.tensor(bottom).double()).clamp(max=process.t_max))
+    end = float(process.inverse_log_snr(as_float64(bottom)).clamp(max=process.t_max))
     table = table + chain.gauss_between(y)
     return Terms(chain.prior(end), table, last, found.variance + spread, times)
 

@@ -186,8 +186,12 @@ class Items:
             return None
         index = [i * len(self) // n for i in range(n)]
         shift = self._flat(index[:LOOK]).mean(0)
-        one = torch.zeros(d, dtype=torch.float64)
-        two = torch.zeros(d, d, dtype=torch.float64) if d <= WIDEST else torch.zeros_like(one)
+        one = torch.zeros(d, dtype=torch.float64, device="cpu")
+        two = (
+            torch.zeros(d, d, dtype=torch.float64, device="cpu")
+            if d <= WIDEST
+            else torch.zeros_like(one)
+        )
         for first in range(0, n, LOOK):
             x = self._flat(index[first : first + LOOK]) - shift
             one += x.sum(0)

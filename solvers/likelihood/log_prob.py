@@ -141,7 +141,7 @@ def truncation(
     if d <= SMALL:
         full = w.flatten(2).movedim(1, 0).cpu()
         e, q = torch.linalg.eigh(torch.nan_to_num(0.5 * (full + full.mT)))
-        e, many = e.to(x.device), torch.ones(())
+        e, many = e.to(x.device), torch.ones((), dtype=torch.float32, device="cpu")
         square = (q.mT.to(x.device) @ r.flatten(1)[..., None])[..., 0].square()
     else:
         first, second = (v * w).flatten(2).sum(2)[0], w.square().flatten(2).sum(2)[0]

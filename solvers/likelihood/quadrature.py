@@ -63,7 +63,7 @@ def lay(
     """
     missed = misses(flow, path, orders)
     choice = (missed > miss).long().cumprod(2).sum(2).clamp(max=len(orders) - 1)
-    table = torch.full((2, len(orders), orders[-1]), torch.nan, dtype=torch.float64)
+    table = torch.full((2, len(orders), orders[-1]), torch.nan, dtype=torch.float64, device="cpu")
     for i, m in enumerate(orders):
         table[:, i, :m] = torch.from_numpy(np.stack(legendre.leggauss(m)))
     z, w = table.to(path.h.device)[:, choice]  # [B, steps, most], NaN where a step has fewer
@@ -220,7 +220,7 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
         chunk = how.max_rows or chunk_rows(batch, d)
         prober = Prober(flow, nodes, seed, ids, chunk, how.control)
         if trace == "exact":
-            prober.visit(torch.arange(len(nodes.sample)), d, exact=True)
+            prober.visit(torch.arange(len(nodes.sample), device="cpu"), d, exact=True)
             variance, noise = nodes.lam.new_zeros(batch), 0 * nodes.weight
         else:
             goals = None if goal is None else nodes.lam.new_full((batch,), goal)
@@ -290,7 +290,7 @@ def _variance(bits: float | None, d: int) -> float | None:
 def _far_end(flow: ScaledFlow, path: OdeSolution) -> tuple[Tensor, Tensor]:
     """x at t_max, and alpha D there: the mean that the prior leaves out. The path's own slope gives
     D at the end of a step, so no call is needed."""
-    far = torch.tensor([flow.lam_noise], dtype=torch.float64)
+    far = torch.tensor([flow.lam_noise], dtype=torch.float64, device="cpu")
     slope = cast(DensePath, path.path).slope(far)[:, 0]
     n, ratio = float(flow.norm(flow.lam_noise)), math.exp(-flow.lam_noise)
     x_hat = path.x * n

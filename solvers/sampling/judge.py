@@ -76,7 +76,7 @@ def reach(process: Process, t: float) -> float:
 def growth(table: Tableau, process: Process) -> float:
     """The largest ratio of the standard deviations that the table and the process give to the state
     at the table's end, over data N(0, c) with c in VARIANCES: algebra, no samples."""
-    c = torch.tensor(VARIANCES, dtype=torch.float64)
+    c = torch.tensor(VARIANCES, dtype=torch.float64, device="cpu")
     zero = torch.zeros_like(c)
     got = gaussian_law(table, process, zero, c).var
     return float((got / marginal(process, table.grid[-1], zero, c).var).max().sqrt())

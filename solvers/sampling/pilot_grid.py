@@ -117,7 +117,9 @@ def local_errors(path: Path, datas: Tensor, order: int) -> Tensor:
     """
     fine, coarse = weights(path, order + 1).points, weights(path, order).points
     change = fine - torch.nn.functional.pad(coarse, (0, 1))
-    back = (torch.arange(len(datas))[:, None] - torch.arange(order + 1)).clamp(min=0)
+    back = (
+        torch.arange(len(datas), device="cpu")[:, None] - torch.arange(order + 1, device="cpu")
+    ).clamp(min=0)
     return torch.einsum("nh,nh...->n...", change, datas[back])
 
 

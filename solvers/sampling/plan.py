@@ -104,6 +104,6 @@ def first_draw(process: Process, grid: Tensor) -> int:
     the pieces above it. It counts on from the number of float32 values between its first time and
     t_max, which is more than the draws of any run that fits between them.
     """
-    ends = torch.stack([torch.tensor(process.t_max, dtype=torch.float64), grid[0]])
+    ends = torch.stack([torch.tensor(process.t_max, dtype=torch.float64, device="cpu"), grid[0]])
     top, first = (int(v) for v in ends.float().view(torch.int32))
     return max(0, top - first)

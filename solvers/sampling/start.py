@@ -58,7 +58,7 @@ def initial_states(
         raise InvalidValue(
             f"law must be of events of {math.prod(shape[1:])} numbers; got {means.shape[1]}"
         )
-    which = torch.zeros(shape[0], dtype=torch.int64)
+    which = torch.zeros(shape[0], dtype=torch.int64, device="cpu")
     if isinstance(law, GaussianMixture) and len(means) > 1:
         # the component by the distribution function of one more normal
         pick = normal((shape[0], 1), seed, sample_ids, **COMPONENT.at())[:, 0].double()

@@ -77,11 +77,11 @@ def initial(
     lam = process.log_snr(times(choice.grid, process, nfe, "t_min", t_end))
     share = (lam - lam[0]) / (lam[-1] - lam[0])
     if not bool(torch.isfinite(share).all()):  # the grid's own start is pure noise
-        share = torch.linspace(0, 1, nfe + 1, dtype=torch.float64)
+        share = torch.linspace(0, 1, nfe + 1, dtype=torch.float64, device="cpu")
     lam = first + share * (float(process.log_snr(t_end)) - first)
     c = stats.variances.mean()[None]
     points = min(choice.points, nfe)
-    theta = torch.zeros(nfe, nfe, dtype=torch.float64)
+    theta = torch.zeros(nfe, nfe, dtype=torch.float64, device="cpu")
     theta[:, :points] = residual_weights(lam, c, points)[:, :, 0] / reach(lam, c)
     return Learned(lam, theta, stats, t_start)
 
@@ -141,8 +141,12 @@ def references(
         )
     t = times("log_snr", process, steps, "t_min", t_end)
     if t_start != process.t_max:
-        first, last = process.log_snr(torch.tensor([t_start, t_end], dtype=torch.float64)).tolist()
-        t = process.inverse_log_snr(torch.linspace(first, last, steps + 1, dtype=torch.float64))
+        first, last = process.log_snr(
+            torch.tensor([t_start, t_end], dtype=torch.float64, device="cpu")
+        ).tolist()
+        t = process.inverse_log_snr(
+            torch.linspace(first, last, steps + 1, dtype=torch.float64, device="cpu")
+        )
         t[0], t[-1] = t_start, t_end
     return sample(model, x.shape, "unipc-3", None, t, x_init=x, dtype=x.dtype, final="t_min")
 
@@ -232,7 +236,7 @@ def _descend(
     adam = torch.optim.Adam([theta, gaps, first], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations, rate / 50)
     for _ in track(range(iterations), "fitting", iterations, progress):
-        chosen = torch.randint(len(x), (min(batch, len(x)),), generator=generator)
+        chosen = torch.randint(len(x), (min(batch, len(x)),), generator=generator, device="cpu")
         y = run_differentiably(current(), model, x[chosen])
         loss = (y - ends[chosen]).flatten(1).square().mean(1).sqrt().mean().log()
         adam.zero_grad()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.shapes import as_float64
 from ...models import Process
 from ..arguments import finite, lookup, whole
 
@@ -70,7 +71,11 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 def _unit(n: int) -> Tensor:
     """0 .. 1 in n nodes; a single node sits at the noise end."""
-    return torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double()
+    return (
+        torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
+        if n > 1
+        else torch.zeros(1, dtype=torch.float64, device="cpu")
+    )
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class Laplace(RatioGrid):
         check_range("b", self.b, 0.01, 1000)
 
     def log_ratio(self, u: Tensor, start: float, end: float) -> Tensor:
-        ends = (torch.tensor([-start, -end], dtype=torch.float64) - self.mu) / self.b
+        ends = (torch.tensor([-start, -end], dtype=torch.float64, device="cpu") - self.mu) / self.b
         a, c = (0.5 - 0.5 * torch.sign(ends) * torch.expm1(-ends.abs()) - 0.5).tolist()
         mass = a + u * (c - a)  # the distribution function less 1/2
         return -self.mu + self.b * torch.sign(mass) * torch.log1p(-2 * mass.abs())
@@ -217,7 +222,9 @@ class Shifted(Grid):
         check_range("mu", self.mu, 0.001, 1000)
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        s = torch.sigmoid(-process.log_snr(torch.tensor([t_max, t_min], dtype=torch.float64)))
+        s = torch.sigmoid(
+            -process.log_snr(torch.tensor([t_max, t_min], dtype=torch.float64, device="cpu"))
+        )
         a, b = (s / (self.mu - (self.mu - 1) * s)).tolist()
         s0 = a + _unit(n) * (b - a)
         t = process.inverse_log_snr(-torch.logit(self.mu * s0 / (1 + (self.mu - 1) * s0)))
@@ -317,7 +324,7 @@ class Discrete(Grid):
         count = self.train_steps or len(getattr(process, "betas", ())) or 1000
         if n > count:
             raise InvalidValue(f"steps must be at most the network's {count} steps; got {n}")
-        k = torch.arange(n, dtype=torch.float64)
+        k = torch.arange(n, dtype=torch.float64, device="cpu")
         if self.spacing == "linspace":
             index = (count - 1) * (1 - _unit(n))
         elif self.spacing == "leading":
@@ -391,7 +398,7 @@ def times(
 def as_times(grid: object) -> Tensor:
     """A sequence of times as float64. Raises TypeError for anything else."""
     try:
-        return torch.as_tensor(grid, dtype=torch.float64)
+        return as_float64(grid)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidType(
             f"grid must be a sequence of times here; got {grid!r}: "

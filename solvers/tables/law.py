@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...kernels.shapes import as_float64
 from ...models import Process
 from .tableau import Tableau
 
@@ -71,7 +72,7 @@ def response(
     width = max(states, datas)
     weight = m.new_zeros(n, width, len(m))
     weight[:, :states] += tableau.state[..., None]
-    back = (torch.arange(n)[:, None] - torch.arange(datas)).clamp(min=0)
+    back = (torch.arange(n, device="cpu")[:, None] - torch.arange(datas, device="cpu")).clamp(min=0)
     weight[:, :datas] += tableau.data[..., None] * gain[back]
     pull = m.new_zeros(n + 1 + width, len(m))  # x_i in row width + i: room for lags before x_0
     pull[-1] = 1.0
@@ -91,8 +92,8 @@ def response(
 
 
 def _pair(mean: float | Tensor, var: float | Tensor) -> tuple[Tensor, Tensor]:
-    m = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
-    c = torch.as_tensor(var, dtype=torch.float64).reshape(-1)
+    m = as_float64(mean).reshape(-1)
+    c = as_float64(var).reshape(-1)
     if not bool(torch.isfinite(m).all() and (c >= 0).all() and torch.isfinite(c).all()):
         raise InvalidValue(f"mean must be finite and var finite and >= 0; got {mean} and {var}")
     size = max(len(m), len(c))

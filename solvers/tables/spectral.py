@@ -49,7 +49,7 @@ class SpectralTable:
     @property
     def draws(self) -> Tensor:
         """int64 [N, 0]."""
-        return torch.zeros(self.nfe, 0, dtype=torch.int64)
+        return torch.zeros(self.nfe, 0, dtype=torch.int64, device="cpu")
 
     def frame(self, model: Denoiser, device: torch.device, dtype: torch.dtype) -> Frame:
         """Between a model's samples and the components that the table acts on."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.files import read_text, write_text
+from ...kernels.shapes import as_float64
 from ...models import Denoiser, Process
 
 
@@ -310,7 +311,7 @@ def numbers(record: dict[str, Any], key: str, ndim: int, *, integers: bool = Fal
         raise InvalidValue(f"{wanted}; got rows of {sorted({len(row) for row in rows})}")
     dtype, values = torch.int64 if integers else torch.float64, [[*map(real, row)] for row in rows]
     try:
-        found = torch.tensor(values, dtype=dtype)
+        found = torch.tensor(values, dtype=dtype, device="cpu")
     except (OverflowError, RuntimeError, ValueError) as error:
         raise InvalidValue(f"{wanted}; one is too large: {error}") from error
     return found if ndim == 2 else found[0]
@@ -359,10 +360,10 @@ def from_rows(
     def columns(parts: list[Tensor | float]) -> Tensor:
         if not len(parts):
             return times.new_zeros(n, 0)
-        return torch.stack([torch.as_tensor(c, dtype=torch.float64).expand(n) for c in parts], 1)
+        return torch.stack([as_float64(c).expand(n) for c in parts], 1)
 
     m = len(noise)
-    draws = 1 + torch.arange(n * m, dtype=torch.int64).reshape(n, m)
+    draws = 1 + torch.arange(n * m, dtype=torch.int64, device="cpu").reshape(n, m)
     return Tableau(
         times, columns(state), columns(data), columns(noise), draws, grid,
         entry, name, order, weak_order,
