@@ -18,7 +18,7 @@ from ..kernels.shapes import as_float64
 from ..kernels.streams import TARGET, TARGET_COMPONENT
 from .denoiser import Denoiser
 from .processes import Process
-from .processes.process import count
+from .processes.process import count, f64
 
 Array = Tensor | Sequence[float] | Sequence[Sequence[float]]
 
@@ -101,6 +101,8 @@ class GaussianMixture:
         variance of 0 that no noise has covered.
         """
         alpha, sigma = self._scales(x, t, process)
+        if process is not None:
+            process.inside(t)
         if not bool((self._eigenvalues > 0).all()) and not bool((sigma > 0).all()):
             raise InvalidValue(
                 "the law has no density at t=0: a variance of its covs is 0; ask at t > 0 with a "
@@ -111,7 +113,8 @@ class GaussianMixture:
     def data_prediction(self, x: Tensor, t: float | Tensor, process: Process) -> Tensor:
         """D(x, t) = E[x_0 | x_t = x], the responsibilities' mean of K Wiener filters.
 
-        x: [B, *event]. t: float or [B]. process: what noised the data.
+        x: [B, *event]. t: float or [B], also after t_max, where churn may ask. process: what noised
+        the data.
         """
         alpha, sigma = self._scales(x, t, process)
         logp, y, var = self._evaluate(x, alpha, sigma)
@@ -145,8 +148,12 @@ class GaussianMixture:
             raise InvalidValue(f"log_prob at t={t} needs the process that noised the data")
         if not isinstance(process, Process):
             raise InvalidType(f"process must be a Process, e.g. VP(); got {process!r}")
-        times = process.inside(t, len(x)).to(x.device).expand(len(x))
-        return process.alpha(times), process.sigma(times)
+        times = f64(t).to(x.device)
+        if times.ndim and times.shape != x.shape[:1]:
+            raise InvalidValue(
+                f"t must be a float or of shape ({len(x)},); got {tuple(times.shape)}"
+            )
+        return process.alpha(times.expand(len(x))), process.sigma(times.expand(len(x)))
 
     def _evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k N(x; ...) [B, K], x - alpha m_k in the eigenbasis and its variances [B, K, d]."""
