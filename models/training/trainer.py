@@ -159,7 +159,7 @@ class Trainer:
         self.net, process = _trained(net, process, device)
         _can_be_sampled(process, predicts, sigma_data)
         self.denoiser = Denoiser(net, process, predicts=predicts, time=time, sigma_data=sigma_data)
-        self.denoiser.network_time(torch.tensor(process.t_max, dtype=torch.float64))
+        self.denoiser.network_time(torch.tensor(process.t_max, dtype=torch.float64, device="cpu"))
         self.average = AveragedModel(self.net, multi_avg_fn=self._average)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
