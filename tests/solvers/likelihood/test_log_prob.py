@@ -110,7 +110,7 @@ def test_digits_at_the_price_of_a_classic_run(digits):
     r = log_prob(model, x)
     error, _ = in_bits(target, process, x, r)
     assert error.square().mean().sqrt() < 0.0165  # 0.015 and sampling error of 300 images
-    assert r.nfe.double().mean() < 112 and r.products.double().mean() < 114
+    assert r.nfe.double().mean() < 116 and r.products.double().mean() < 115
     classic = log_prob(model, x[:100], method="augmented")
     held, _ = in_bits(target, process, x[:100], classic)
     assert held.square().mean().sqrt() > 0.1 and classic.nfe.double().mean() > 90
@@ -210,11 +210,11 @@ def test_the_cost_is_what_the_network_saw(name):
     x = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(5, 12)
     whole = log_prob(model, x, **COSTS[name])
     assert sum(map(len, calls)) == whole.nfe.sum() and sum(pulled) == whole.products.sum()
-    for k in (0, 3):
+    for k in (0, 3):  # the last four calls are those of the check of the gradient
         calls.clear(), pulled.clear()
         r = log_prob(model, x[[k]], sample_ids=[k], **COSTS[name])
         assert sum(map(len, calls)) == r.nfe and sum(pulled) == r.products
-        path = [float(t[0]) for t in itertools.takewhile(lambda t: len(t) == 1, calls)]
+        path = [float(t[0]) for t in itertools.takewhile(lambda t: len(t) == 1, calls[:-4])]
         back = sum(later < t for t, later in itertools.pairwise(path[2:]))  # 2: the first step's
         assert r.rejected == back and back > 2
         assert name == "torchdiffeq" or r.rejected == whole.rejected[k]
