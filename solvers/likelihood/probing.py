@@ -20,7 +20,10 @@ from ...models.statistics import Statistics
 from .. import arguments
 from ..flow import Level, ScaledFlow
 
-DECAY = 1.6  # how fast the variance of a coloured block falls with its size: K^-DECAY, for planning
+DECAY = 1.6
+"""Plans assume that the variance of a block of K probes falls as K^-DECAY. `jacobian.removed` gives
+1.0 for fields that correlate far and 1.9 for pixels alone. It decides where probes go, not the error
+that is reported."""
 
 
 @dataclass(eq=False)
@@ -174,24 +177,24 @@ class Prober:
 
         The squared change from a level to the next is what that level removed, V_{K/2} - V_K. How
         the levels share V_1 depends on the colouring and on how far the data correlate, and hardly
-        on the node, so all nodes of a sample tell it together (`shares`): one that removed C up to
+        on the node, so all nodes of a sample tell it together (`removed_by_level`): one that removed C up to
         level m has C (c_bits/c_m - 1) left. As nobody has probed the levels above, that guess is
-        held to what neighbours show of it (`shown`), and at most doubled. A node with a single
-        probe is measured against them alone, see `lonely`.
+        held to what neighbours show of it (`neighbours_ratio`), and at most doubled. A node with a single
+        probe is measured against them alone, see `single_probe_noise`.
         """
         nodes = self.nodes
         square = (nodes.weight * nodes.b).square()
         steps = torch.arange(1, self.bits + 1, device=nodes.size.device)
         level = (nodes.size[:, None] >= 1 << steps).sum(1)  # a device's log2(8) may be below 3
         gone = (square[:, None] * nodes.gains).cumsum(1)  # column m: by levels 1 ... m
-        share = self.shares(gone, level)
+        share = self.removed_by_level(gone, level)
         rest = (share[:, -1:] / share - 1)[nodes.sample].gather(1, level[:, None])[:, 0]
-        left = torch.where(nodes.size >= 2, gone[:, -1] * rest, square * self.lonely())
+        left = torch.where(nodes.size >= 2, gone[:, -1] * rest, square * self.single_probe_noise())
         left = torch.where(nodes.size >= 1 << self.bits, 0.0, left)  # a full block is exact
-        shown = self.shown(left / nodes.weight.square())[0].clamp(max=2.0)[nodes.sample]
+        shown = self.neighbours_ratio(left / nodes.weight.square())[0].clamp(max=2.0)[nodes.sample]
         return 2 * torch.where(nodes.size >= 2, shown * left, left)
 
-    def shares(self, gone: Tensor, level: Tensor) -> Tensor:
+    def removed_by_level(self, gone: Tensor, level: Tensor) -> Tensor:
         """c [B, bits + 1]: what levels 1 ... m remove of V_1, c_1 = 1 (c_0 means nothing).
 
         The chain ladder (Mack 1993): c_m/c_{m-1} is the ratio of sums over the nodes that reached
@@ -219,28 +222,28 @@ class Prober:
             found.append(total)
         return torch.stack(found, 1)
 
-    def lonely(self) -> Tensor:
+    def single_probe_noise(self) -> Tensor:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
 
-        The spread of the a_i (`diagonal`) is that and what the J_ii differ. Which share is noise is
-        `shown` by neighbours, and three in a row have one spread, their mean: where J is of rank one,
-        the number that decides a node's error decides its own spread too, and hides it if low.
+        The spread of the a_i (`diagonal`) is this noise plus the differences of the J_ii. Which part
+        of it is noise is told by `neighbours_ratio`. Three nodes in a row are given the mean of their
+        spreads: where J has rank one, the number that decides a node's error decides its spread too,
+        and a small spread would hide the error.
         """
         nodes = self.nodes
         spread = self.diagonal()[1]
-        shown, others = self.shown(spread)
+        shown, others = self.neighbours_ratio(spread)
         shared = shown.clamp(max=1.0)[nodes.sample] * (spread + spread[others[:, 1:3]].sum(1)) / 3
         count = torch.bincount(nodes.sample, minlength=self.flow.batch)[nodes.sample]
         return torch.where(count < 5, spread, shared) / nodes.b.square().clamp(min=1e-300)
 
-    def shown(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def neighbours_ratio(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """How much of the noise [R] that the a_i are said to carry is there, as a ratio [B], and the
-        four nearest nodes, [R, 4]. 1 where a sample has fewer than five.
+        four nearest nodes, [R, 4]. The ratio is 1 where a sample has fewer than five nodes.
 
-        Neighbours have probes of their own, while J_ii is smooth in lambda: with a^ the cubic
-        through the four nearest nodes, of Lagrange weights l, E|a - a^|^2 is the node's noise and
-        l^2 times that of the four, up to eighth order in their distance. All nodes of a sample tell
-        it together.
+        Neighbours have probes of their own, while J_ii is smooth in lambda. Let a^ be the cubic
+        through the four nearest nodes, with Lagrange weights l. Then E|a - a^|^2 is the node's noise
+        plus l^2 times theirs, up to eighth order in their distance. All nodes of a sample are summed.
         """
         nodes, level = self.nodes, self.diagonal()[0]
         count = torch.bincount(nodes.sample, minlength=self.flow.batch)
@@ -278,7 +281,7 @@ class Prober:
         spread = dot(level, level) - dot(level).square() / d
         return level, spread.clamp(min=0) / (1 - 2 / max(d, 3))
 
-    def worth(self) -> Tensor:
+    def single_probe_variance(self) -> Tensor:
         """What `plan` takes for the variance of one probe at each node, [R].
 
         The average over a node's neighbours, so that a node's own luck does not decide how many
@@ -305,7 +308,7 @@ class Prober:
         K_j ~ V_j^(1/(1 + DECAY)); the common factor is found by bisection for each sample.
         """
         nodes, flow = self.nodes, self.flow
-        unit = self.worth()
+        unit = self.single_probe_variance()
         wish = unit.clamp(min=1e-300).log2() / (1 + DECAY)
         best = nodes.size.clone()
         low = torch.full((flow.batch,), -40.0, dtype=torch.float64, device=wish.device)
