@@ -208,6 +208,10 @@ class Process(ABC):
         lam = float(self.log_snr(self.t_max if t_max is None else t_max))
         return lam if lam >= -math.log(self.pure_noise) else -math.log(self.first_ratio)
 
+    def clock(self, t: Tensor) -> Tensor:
+        """What networks of this process are trained evenly in, a rising function of t: t itself."""
+        return t
+
     def add_noise(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) noise.
 

@@ -376,6 +376,10 @@ class EDM(_VarianceExploding):
     def sigma_dot(self, t: Time) -> Tensor:
         return torch.ones_like(f64(t))
 
+    def clock(self, t: Tensor) -> Tensor:
+        """sigma^(1/7): networks see log sigma drawn about -1.2 (Karras et al. 2022, tables 1, 5)."""
+        return t.pow(1 / 7)
+
     def inverse_log_snr(self, lam: Time) -> Tensor:
         return torch.exp(-f64(lam))
 

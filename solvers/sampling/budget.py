@@ -1,4 +1,4 @@
-"""How many steps a number of network calls pays for."""
+"""Tables of so many steps, and how many steps a number of network calls pays for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,25 @@ BEYOND = 3
 """Steps looked at beyond the first that costs too much: of Restart, 9 steps cost less than 8."""
 
 
+def in_steps(
+    solver: Solver | GaussianPreconditioned,
+    model: Denoiser,
+    grid: grids.Grid,
+    final: str,
+    steps: int,
+) -> Tableau | SpectralTable:
+    """The solver's table of so many steps on a grid."""
+    intervals = steps
+    if isinstance(solver, Solver):
+        solver, intervals = solver.on(model.process, steps)
+    t = grids.times(grid, model.process, intervals, final, model.t_min)
+    return solver.tableau(model.process, t)
+
+
 def largest(
     solver: Solver | GaussianPreconditioned,
     model: Denoiser,
-    grid: str | grids.Grid,
+    grid: grids.Grid,
     final: str,
     nfe: int,
 ) -> Tableau | SpectralTable:
@@ -29,8 +44,7 @@ def largest(
     """
 
     def tableau(steps: int) -> Tableau | SpectralTable:
-        t = grids.times(grid, model.process, steps, final, model.t_min)
-        return solver.tableau(model.process, t)
+        return in_steps(solver, model, grid, final, steps)
 
     def within(steps: int) -> Tableau | SpectralTable | None:
         """The table of so many steps, where it can be made and is paid for."""

@@ -31,7 +31,7 @@ from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 from . import entry
-from .budget import largest
+from .budget import in_steps, largest
 from .graph import GraphedRun
 from .judge import Watch, judged
 from .plan import compose
@@ -39,7 +39,7 @@ from .state import Made, Result, State, StepInfo, network_input
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
-SOLVER, GRID, STEPS = "relay", "laplace-wide", 20  # where the user names none
+SOLVER, GRID, STEPS = "relay", "blend", 20  # where the user names none
 
 
 class Sampler:
@@ -463,6 +463,8 @@ def _table(
         nfe = entry.count("nfe", nfe)
         return largest(get(solver), model, grid, final, nfe // model.calls)
     steps = STEPS if steps is None else entry.count("steps", steps)
+    if isinstance(grid, grids.Grid):
+        return in_steps(get(solver), model, grid, final, steps)
     t = grids.times(grid, model.process, steps, final, model.t_min)
     return get(solver).tableau(model.process, t)
 

@@ -200,7 +200,54 @@ class Laplace(RatioGrid):
 
 
 GRIDS["laplace"] = Laplace()
-GRIDS["laplace-wide"] = Laplace(0.0, 5.0)  # used where no grid is named
+GRIDS["laplace-wide"] = Laplace(0.0, 5.0)
+
+
+FEW = 11
+"""Steps up to which a run is short: none is to be spent where noise is pure."""
+PURE = 1e3
+"""sigma/alpha that is pure noise to a short run, and on a grid that has no first ratio."""
+
+
+@dataclass(frozen=True)
+class Blend(Grid):
+    """Nodes whose density is w that of equal steps of lambda and 1 - w that of equal steps of t.
+
+    Networks are accurate where they were trained, for the most part uniformly in t; solvers err by
+    the step of lambda. A share of either holds on schedules of any range: w = 1 is `LogSNR`, w = 0
+    `Uniform`. The clock is `Process.clock`, t of most processes.
+
+    w: in [0, 1]; default 0.5.
+    pure: sigma/alpha from which on noise counts as pure and lambda lays no nodes, > 0; default: 1000
+        where alpha(t_max) = 0 or the nodes are those of a short run, at most `FEW` steps.
+    Raises ValueError for other values.
+    """
+
+    w: float = 0.5
+    pure: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.w <= 1:
+            raise InvalidValue(f"w must lie in [0, 1]; got {self.w}")
+        if self.pure is not None and not self.pure > 0:
+            raise InvalidValue(f"pure must be a ratio > 0; got {self.pure}")
+
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        first, last = process.log_snr(torch.tensor([t_max, t_min], dtype=torch.float64)).tolist()
+        if self.pure is not None or first == -math.inf or n <= FEW + 2:
+            first = max(first, -math.log(self.pure or PURE))
+        fine = torch.linspace(0, 1, 4097, dtype=torch.float64)
+        by_lam = process.inverse_log_snr(first + fine * (last - first))
+        t = torch.cat([t_max + fine * (t_min - t_max), by_lam]).clamp(t_min, t_max)
+        t = t.unique().flip(0)  # falling; the mass below is linear between these
+        mass = self.w * (process.log_snr(t).clamp(min=first) - first) / (last - first)
+        clock = process.clock(t)
+        mass = mass + (1 - self.w) * (clock[0] - clock) / (clock[0] - clock[-1])
+        found = np.interp(_unit(n).numpy(), mass.numpy(), t.numpy())
+        return _with_ends(torch.from_numpy(found), t_max, t_min)
+
+
+GRIDS["blend"] = Blend()  # used where no grid is named
 
 
 @dataclass(frozen=True)

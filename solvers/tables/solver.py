@@ -66,6 +66,13 @@ class Solver(ABC):
         process = VP()
         return self.tableau(process, times("log_snr", process, 4)).stochastic
 
+    def on(self, process: Process, steps: int) -> tuple[Solver, int]:
+        """What stands for this solver in a run of so many steps, and on how many intervals.
+
+        Itself and as many, but for solvers that choose by the length of the run.
+        """
+        return self, steps
+
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> Tableau:
         """The table for these times: float64, strictly falling, ending at `process.t_clean` for a
         denoising jump (see `grids.times`). Raises ValueError for a grid that does not fit."""

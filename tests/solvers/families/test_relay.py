@@ -1,6 +1,7 @@
 """The default: which solver and grid an unnamed one is, and what the relay's rows are."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 import undiffuse as ud
 from undiffuse import cli
 from undiffuse.models.targets import GaussianMixture
-from undiffuse.solvers import IPNDM, DPMSolverPP, Relay, times
-from undiffuse.solvers.tables.grids import GRIDS, Laplace
+from undiffuse.solvers import IPNDM, Relay, SparedStart, UniPC, times
+from undiffuse.solvers.tables import grids
+from undiffuse.solvers.tables.grids import Blend
 
 LAW = GaussianMixture([0.6, 0.4], [[-1.0, 0.5], [0.8, -0.3]], 0.05)
 PROCESSES = {
@@ -21,39 +23,56 @@ PROCESSES = {
 def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
     for function in (ud.sample, ud.Sampler.__init__):
         parameters = inspect.signature(function).parameters
-        assert (parameters["solver"].default, parameters["grid"].default) == (
-            "relay",
-            "laplace-wide",
-        )
+        assert (parameters["solver"].default, parameters["grid"].default) == ("relay", "blend")
     parsed = cli._parser().parse_args(["sample"])
-    assert (parsed.solver, parsed.grid, parsed.steps) == ("relay", "laplace-wide", 20)
-    assert GRIDS["laplace-wide"] == Laplace(0.0, 5.0)
+    assert (parsed.solver, parsed.grid, parsed.steps) == ("relay", "blend", 20)
+    assert grids.named("blend") == Blend(0.5)
 
 
 def test_each_row_is_the_one_solver_s_or_the_other_s():
     process = ud.VP()
-    t = times("laplace-wide", process, 12)
+    t = times("log_snr", process, 14)
     made = Relay(ratio=2.0).tableau(process, t)
     high = torch.exp(-process.log_snr(made.times)) > 2.0
-    assert 2 < int(high.sum()) < 10
-    for rows, solver in ((high, DPMSolverPP(2)), (~high, IPNDM(3))):
+    assert 2 < int(high.sum()) < 12
+    for rows, solver in ((high, IPNDM(2)), (~high, UniPC(2, form="noise"))):
         other = solver.tableau(process, t)
         for name in ("state", "data"):
             a, b = getattr(made, name)[rows], getattr(other, name)[rows]
             wide = max(a.shape[1], b.shape[1])
             a, b = (torch.nn.functional.pad(m, (0, wide - m.shape[1])) for m in (a, b))
             assert torch.equal(a, b)
-    few = Relay(ratio=1e-9).tableau(process, t)
-    assert torch.equal(few.data, DPMSolverPP(2).tableau(process, t).data)
-
-
-def test_runs_of_few_calls_look_back_two_points_and_no_further():
-    process = ud.VP()
-    for calls, points in ((6, 2), (7, 3)):
-        table = Relay().tableau(process, times("laplace-wide", process, calls))
-        assert (table.nfe, table.data.shape[1]) == (calls, points)
+    assert made.order == 2.0 and Relay(ratio=1e6).tableau(process, t).order == 3.0
     with pytest.raises(ValueError, match="ratio must be > 0; got 0"):
         Relay(ratio=0.0)
+
+
+def test_short_runs_from_noise_spare_a_call_and_lay_an_interval_more():
+    """Eleven steps of the default are iPNDM-2 on twelve intervals, the first without a call."""
+    model = LAW.denoiser(ud.VP())
+    short = ud.Sampler(model, steps=11).tableau
+    t = times("blend", model.process, 12, "denoise", model.t_min)
+    other = SparedStart(IPNDM(2)).tableau(model.process, t)
+    assert short.nfe == 11 and torch.equal(short.state, other.state)
+    assert torch.equal(short.data, other.data) and short.entry == other.entry
+    assert ud.Sampler(model, steps=12).tableau.entry == (1.0, 0.0)
+    # a schedule that ends at sigma/alpha = 1.3 has something to hear from the first call on
+    early = ud.VP.from_betas(torch.linspace(1e-4, 0.02, 100).double())
+    assert ud.Sampler(LAW.denoiser(early), steps=5).tableau.entry == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("nodes", [4, 9, 21])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_blend_lays_equal_shares_of_its_density(name, nodes):
+    """The mass w (lambda - lambda_0)/range + (1 - w) (clock_0 - clock)/range of every step is the
+    same, to the 4,097 points that it is tabulated on."""
+    process = PROCESSES[name]
+    pure = min(float(torch.exp(-process.log_snr(process.t_max))), 1e3)
+    t = times(Blend(0.3, pure=1e3), process, nodes, "t_min")
+    lam, clock = process.log_snr(t).clamp(min=-math.log(pure)), process.clock(t)
+    share = 0.3 * torch.diff(lam) / (lam[-1] - lam[0])
+    share = share + 0.7 * torch.diff(clock) / (clock[-1] - clock[0])
+    assert torch.allclose(share, torch.full_like(share, 1 / nodes), atol=2e-3)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -71,7 +90,7 @@ def test_the_default_calls_once_a_step_on_every_process_from_one_step_on(name, f
 
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
 def test_the_default_errs_less_than_what_is_typed_elsewhere(name):
-    """dpmpp-2m on karras, whose error at 8 calls the default has at most half of."""
+    """dpmpp-2m on karras, of whose error at 8 and 20 calls the default has at most half."""
     model, shape = LAW.denoiser(PROCESSES[name]), (256, 2)
     run = {"seed": 3, "dtype": torch.float64}
     exact = ud.sample(model, shape, "unipc-4", 400, "log_snr", **run)
