@@ -29,7 +29,7 @@ from undiffuse.models.guidance import cfg, inpaint, posterior
 from undiffuse.models.ito import langevin
 from undiffuse.models.training.train import train
 from undiffuse.solvers import annealed_langevin
-from undiffuse.solvers.sampling.sampler import sample
+from undiffuse.solvers.sampling.sample import sample
 
 NOISE = 0.05  # of the measurements of inpainting and colourisation
 HOW = ("dpmpp-2m", 40, "karras")

@@ -18,7 +18,8 @@ from .models.training.train import train
 from .solvers import Sampler, SolverError, decode, encode, probability_flow, reverse_sde
 from .solvers.likelihood.elbo import elbo
 from .solvers.likelihood.log_prob import log_prob
-from .solvers.sampling.sampler import sample
+from .solvers.sampling.pilot import tune
+from .solvers.sampling.sample import sample
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "solvers",
     "targets",
     "train",
+    "tune",
 ]
 
 

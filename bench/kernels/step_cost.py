@@ -18,7 +18,7 @@ from torch import Tensor
 from ...kernels import normal
 from ...models import VP, Denoiser
 from ...solvers import Sampler
-from ...solvers.sampling.sampler import sample
+from ...solvers.sampling.sample import sample
 from ..peers.k_diffusion import sampling as k_sampling
 from ..problems.plans import Unavailable
 

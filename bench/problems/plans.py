@@ -237,10 +237,10 @@ PILOT = 32  # samples, of other noise than the problem's
 
 
 @lru_cache(maxsize=16)
-def laid(problem: Problem, grid: str) -> str | Grid:
+def laid(problem: Problem, grid: str) -> Grid:
     """The grid of that name for this problem."""
     if grid != MEASURED:
-        return grid
+        return grid_rules.named(grid)
     shape = (PILOT, *problem.start.shape[1:])
     return equidistributed(problem.model, shape, seed=problem.seed + 1)
 

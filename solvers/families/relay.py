@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,6 +17,10 @@ from .adams import IPNDM
 from .composed import SparedStart
 from .unipc import UniPC
 
+CLEAN = 0.02
+"""sigma/alpha at t_min up to which its noise is left in the sample of a short run: a denoising jump
+would take a call from the steps (it removes 0.02 of the data's deviation, and a step errs by more)."""
+
 
 @dataclass(frozen=True)
 class Relay(Solver):
@@ -30,7 +33,8 @@ class Relay(Solver):
 
     A run of at most `few` steps that starts in noise is all iPNDM-2 and spares its first call: there
     is little to hear at sigma/alpha above `noisy`. Its grid has an interval more, so that it makes as
-    many calls as it was given steps. On times of the user's own no call is spared.
+    many calls as it was given steps, and ends at t_min unless asked otherwise. On times of the user's
+    own no call is spared.
 
     ratio: sigma/alpha where UniPC takes over, > 0.
     few: steps up to which a run counts as short, >= 0.
@@ -40,7 +44,7 @@ class Relay(Solver):
     Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the best of a few by `undiffuse bench away`.
     """
 
-    ratio: float = 10.0
+    ratio: float = 5.0
     few: int = FEW
     noisy: float = 30.0
 
@@ -54,11 +58,14 @@ class Relay(Solver):
         if self.few != int(self.few) or self.few < 0:
             raise InvalidValue(f"few must be a whole number >= 0; got {self.few}")
 
-    def on(self, process: Process, steps: int) -> tuple[Solver, int]:
-        starts = float(process.log_snr(process.t_max))
-        if 1 < steps <= self.few and starts < -math.log(self.noisy):
-            return SparedStart(IPNDM(2)), steps + 1
-        return self, steps
+    def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
+        ends = process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
+        noisiest, cleanest = torch.exp(-ends).tolist()
+        short = 1 < steps <= self.few
+        final = "t_min" if short and cleanest <= CLEAN else "denoise"
+        if short and noisiest > self.noisy:
+            return SparedStart(IPNDM(2)), steps + 1, final
+        return self, steps, final
 
     def rows(self, path: Path) -> Tableau:
         steps = len(path.t) - 1

@@ -20,14 +20,14 @@ def in_steps(
     solver: Solver | GaussianPreconditioned,
     model: Denoiser,
     grid: grids.Grid,
-    final: str,
+    final: str | None,
     steps: int,
 ) -> Tableau | SpectralTable:
-    """The solver's table of so many steps on a grid."""
-    intervals = steps
+    """The solver's table of so many steps on a grid; final None is the solver's own choice."""
+    intervals, end = steps, "denoise"
     if isinstance(solver, Solver):
-        solver, intervals = solver.on(model.process, steps)
-    t = grids.times(grid, model.process, intervals, final, model.t_min)
+        solver, intervals, end = solver.on(model.process, steps)
+    t = grids.times(grid, model.process, intervals, final or end, model.t_min)
     return solver.tableau(model.process, t)
 
 
@@ -35,7 +35,7 @@ def largest(
     solver: Solver | GaussianPreconditioned,
     model: Denoiser,
     grid: grids.Grid,
-    final: str,
+    final: str | None,
     nfe: int,
 ) -> Tableau | SpectralTable:
     """The solver's table with the most steps that evaluates `model` at most nfe times.

@@ -100,8 +100,8 @@ class FreeTable:
         # the noise of every step: of_x times the states less of_d times the predictions
         of_x, of_d = torch.diag(1 / b), torch.diag(a / b)
         if pure:  # the first state is noise alone
-            of_x = torch.block_diag(of_x.new_tensor([[1 / sigma0]]), of_x)
-            of_d = torch.block_diag(of_d.new_zeros(1, 1), of_d)
+            of_x = _below(of_x.new_tensor([[1 / sigma0]]), of_x)
+            of_d = _below(of_d.new_zeros(1, 1), of_d)
         if self.spared:  # so was the one that came to the first call as m s x/sigma
             known = torch.nn.functional.pad(1 / (m[:1] * s[:1]), (0, k - 1))
             of_x, of_d = torch.cat([known[None], of_x]), torch.cat([of_d.new_zeros(1, k), of_d])
@@ -140,10 +140,16 @@ class FreeTable:
         grid = torch.tensor([*self.ends], dtype=torch.float64)
         inner = times[1:] if float(times[0]) == self.ends[0] else times
         grid = torch.cat([grid[:1], inner.clamp(self.ends[1], self.ends[0]), grid[1:]])
-        falls = grid.unique().flip(0)
+        falls = torch.as_tensor(sorted(set(grid.tolist()), reverse=True), dtype=torch.float64)
         return Tableau(
             times, state, data, none, none.long(), falls, (float(entry), 0.0), name
         ).trimmed()  # fmt: skip
+
+
+def _below(first: Tensor, rest: Tensor) -> Tensor:
+    """A block-diagonal matrix of two."""
+    made: Tensor = torch.block_diag(first, rest)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _back(matrix: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .. import arguments
 from ..families.preconditioned import residual_weights
 from ..families.tuned import Learned, reach, read
 from ..tables.grids import times
-from .sampler import sample
+from .sample import sample
 
 __all__ = ["Fit", "FitError", "Learned", "fit", "read", "references"]
 

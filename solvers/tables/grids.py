@@ -217,13 +217,13 @@ class Blend(Grid):
     the step of lambda. A share of either holds on schedules of any range: w = 1 is `LogSNR`, w = 0
     `Uniform`. The clock is `Process.clock`, t of most processes.
 
-    w: in [0, 1]; default 0.5.
+    w: in [0, 1]; default 0.6.
     pure: sigma/alpha from which on noise counts as pure and lambda lays no nodes, > 0; default: 1000
         where alpha(t_max) = 0 or the nodes are those of a short run, at most `FEW` steps.
     Raises ValueError for other values.
     """
 
-    w: float = 0.5
+    w: float = 0.6
     pure: float | None = None
 
     def __post_init__(self) -> None:
@@ -239,7 +239,7 @@ class Blend(Grid):
         fine = torch.linspace(0, 1, 4097, dtype=torch.float64)
         by_lam = process.inverse_log_snr(first + fine * (last - first))
         t = torch.cat([t_max + fine * (t_min - t_max), by_lam]).clamp(t_min, t_max)
-        t = t.unique().flip(0)  # falling; the mass below is linear between these
+        t = torch.from_numpy(np.unique(t.numpy())[::-1].copy())  # falling
         mass = self.w * (process.log_snr(t).clamp(min=first) - first) / (last - first)
         clock = process.clock(t)
         mass = mass + (1 - self.w) * (clock[0] - clock) / (clock[0] - clock[-1])

@@ -66,12 +66,12 @@ class Solver(ABC):
         process = VP()
         return self.tableau(process, times("log_snr", process, 4)).stochastic
 
-    def on(self, process: Process, steps: int) -> tuple[Solver, int]:
-        """What stands for this solver in a run of so many steps, and on how many intervals.
+    def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
+        """What runs for this solver in so many steps, on how many intervals, with what end by default.
 
-        Itself and as many, but for solvers that choose by the length of the run.
+        Itself, as many, and 'denoise', but for solvers that choose by the length of the run.
         """
-        return self, steps
+        return self, steps, "denoise"
 
     def tableau(self, process: Process, grid: Sequence[float] | Tensor) -> Tableau:
         """The table for these times: float64, strictly falling, ending at `process.t_clean` for a

@@ -17,7 +17,8 @@ PILOT = 32
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..solvers.sampling.sampler import STEPS, sample
+    from ..solvers.sampling.sample import sample
+    from ..solvers.sampling.sampler import STEPS
     from ..solvers.tables.grids import GRIDS
 
     p.add_argument("model", nargs="?", help=MODEL)
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
 
     from ..kernels.files import usable
     from ..solvers import Sampler, equidistributed, sample_learned_variance
-    from ..solvers.sampling.sampler import GRID, STEPS, sample
+    from ..solvers.sampling.sample import sample
+    from ..solvers.sampling.sampler import GRID, STEPS
     from ..solvers.sampling.tuning import read
 
     if args.n < 1 or args.batch < 1:

@@ -13,7 +13,7 @@ STEPS = 10
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..models import PROCESSES
-    from ..solvers.sampling.sampler import sample
+    from ..solvers.sampling.sample import sample
     from ..solvers.tables.grids import GRIDS
 
     p.add_argument("name", nargs="?", help="print this solver's tableau")

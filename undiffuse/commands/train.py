@@ -37,7 +37,7 @@ def options(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..models.checkpoint import load
     from ..models.training.train import train
-    from ..solvers.sampling.sampler import sample
+    from ..solvers.sampling.sample import sample
 
     train(
         args.data, args.process, predicts=args.predicts, loss=args.loss, network=args.network,

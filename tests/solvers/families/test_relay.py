@@ -24,9 +24,9 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
     for function in (ud.sample, ud.Sampler.__init__):
         parameters = inspect.signature(function).parameters
         assert (parameters["solver"].default, parameters["grid"].default) == ("relay", "blend")
-    parsed = cli._parser().parse_args(["sample"])
+    parsed = cli._parser("sample").parse_args(["sample"])
     assert (parsed.solver, parsed.grid, parsed.steps) == ("relay", "blend", 20)
-    assert grids.named("blend") == Blend(0.5)
+    assert grids.named("blend") == Blend(0.6)
 
 
 def test_each_row_is_the_one_solver_s_or_the_other_s():
@@ -94,7 +94,7 @@ def test_the_default_errs_less_than_what_is_typed_elsewhere(name):
     model, shape = LAW.denoiser(PROCESSES[name]), (256, 2)
     run = {"seed": 3, "dtype": torch.float64}
     exact = ud.sample(model, shape, "unipc-4", 400, "log_snr", **run)
-    for steps, share in ((8, 0.5), (20, 0.5)):
+    for steps, share in ((8, 0.6), (20, 0.6)):
         ours = ud.sample(model, shape, steps=steps, **run)
         usual = ud.sample(model, shape, "dpmpp-2m", steps, "karras", **run)
         mine, theirs = ((x - exact).square().mean().sqrt() for x in (ours, usual))

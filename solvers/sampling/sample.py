@@ -1,0 +1,145 @@
+"""Samples in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ...kernels.errors import InvalidValue
+from ...models import Denoiser
+from ...models.progress import track
+from .. import arguments
+from . import entry
+from .judge import Watch, judged
+from .pilot import auto
+from .sampler import GRID, SOLVER, STEPS, GridLike, SolverLike, sampler_for
+from .state import Result, StepInfo
+
+
+@overload
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: SolverLike = ...,
+    steps: int | None = ...,
+    grid: GridLike = ...,
+    seed: int | Tensor = ...,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = ...,
+    x_init: Tensor | None = ...,
+    cond: dict[str, Any] | None = ...,
+    nfe: int | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+    final: str | None = ...,
+    progress: bool = ...,
+    callback: Callable[[StepInfo], None] | None = ...,
+    return_result: Literal[True],
+    on_failure: str = ...,
+    graph: bool = ...,
+) -> Result: ...
+@overload
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: SolverLike = ...,
+    steps: int | None = ...,
+    grid: GridLike = ...,
+    seed: int | Tensor = ...,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = ...,
+    x_init: Tensor | None = ...,
+    cond: dict[str, Any] | None = ...,
+    nfe: int | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+    final: str | None = ...,
+    progress: bool = ...,
+    callback: Callable[[StepInfo], None] | None = ...,
+    return_result: Literal[False] = ...,
+    on_failure: str = ...,
+    graph: bool = ...,
+) -> Tensor: ...
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: SolverLike = SOLVER,
+    steps: int | None = None,
+    grid: GridLike = GRID,
+    seed: int | Tensor = 0,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_init: Tensor | None = None,
+    cond: dict[str, Any] | None = None,
+    nfe: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    final: str | None = None,
+    progress: bool = False,
+    callback: Callable[[StepInfo], None] | None = None,
+    return_result: bool = False,
+    on_failure: str = "raise",
+    graph: bool = False,
+) -> Tensor | Result:
+    """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
+
+    model: a `Denoiser`.
+    shape: (B, ...).
+    solver, steps, nfe, grid, final: what to integrate with and where; see `Sampler`. The default is
+        `Relay` with 20 steps, which calls the network once a step. solver 'auto' is what `ud.tune`
+        finds for this model at so many calls, by some thousand calls before its first run.
+    seed, sample_ids: see `Sampler.init`. The same seed gives the same samples, 0 by default.
+    x_init: the state at the grid's first time, e.g. of `ud.encode`; by default noise.
+    cond: keyword arguments for the network.
+    dtype: of the network's input and of the result. By default the network is handed the type of
+        its parameters and the result has the state's, float32 or that of a float64 x_init.
+    device: by default that of x_init, else the network's.
+    progress: draw a bar.
+    callback: called after each row with a `StepInfo`.
+    return_result: return a `Result` with `nfe` and `status` in the place of the tensor.
+    on_failure: 'raise' a `SolverError` that names the step and the samples where NaN or Inf
+        appeared, or 'return' what there is, with `status`.
+    graph: capture the run in one CUDA graph, without callbacks. For many runs of one shape keep the
+        graph: `Sampler.capture`.
+
+    Gradients flow only if x_init requires them. Raises ValueError and TypeError for bad input,
+    before any call.
+    """
+    arguments.on_failure(on_failure)
+    arguments.denoiser(model)
+    for name, value in (("progress", progress), ("return_result", return_result), ("graph", graph)):
+        arguments.flag(name, value)
+    entry.callback(callback)
+    if graph and callback is not None:
+        raise InvalidValue("graph=True leaves no moment between steps to call `callback`")
+    if isinstance(solver, str) and solver == "auto":
+        solver = auto(model, shape, nfe or steps or STEPS, final, cond)
+        steps = nfe = None
+    sampler = sampler_for(
+        model, solver, steps, grid, x_init, nfe=nfe, final=final, dtype=dtype, device=device
+    )
+    first = sampler.init(shape, seed, sample_ids, x_init)
+
+    def run(watch: Watch | None = None) -> Tensor:
+        x = first.x
+        steps = sampler.steps(first, cond)
+        for step in track(steps, "sampling", sampler.nfe, progress and watch is None):
+            x = step.x
+            if watch is not None:
+                watch(step.row, step.out, step.x)
+            elif callback is not None:
+                callback(step)
+        return x
+
+    with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
+        x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
+    x = x if dtype is None else x.to(dtype)
+    table = sampler.tableau
+    told = model.given(cond, len(x))
+    calls = sum(model.calls_at(t, told) for t in sampler.plan.times)
+    with torch.no_grad():
+        result = judged(x, run, table.times, calls, on_failure, model.process, table)
+    return result if return_result else x
