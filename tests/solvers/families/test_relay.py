@@ -25,7 +25,7 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
         parameters = inspect.signature(function).parameters
         assert (parameters["solver"].default, parameters["grid"].default) == ("relay", "blend")
     parsed = cli._parser("sample").parse_args(["sample"])
-    assert (parsed.solver, parsed.grid, parsed.steps) == ("relay", "blend", 20)
+    assert (parsed.solver, parsed.grid, parsed.final) == ("relay", "blend", None)
     assert grids.named("blend") == Blend(0.6)
 
 
@@ -51,7 +51,7 @@ def test_short_runs_from_noise_spare_a_call_and_lay_an_interval_more():
     """Eleven steps of the default are iPNDM-2 on twelve intervals, the first without a call."""
     model = LAW.denoiser(ud.VP())
     short = ud.Sampler(model, steps=11).tableau
-    t = times("blend", model.process, 12, "denoise", model.t_min)
+    t = times("blend", model.process, 12, "t_min", model.t_min)
     other = SparedStart(IPNDM(2)).tableau(model.process, t)
     assert short.nfe == 11 and torch.equal(short.state, other.state)
     assert torch.equal(short.data, other.data) and short.entry == other.entry
