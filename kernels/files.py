@@ -100,14 +100,14 @@ def usable(
     for file in files:
         if (folder / file).is_dir():
             raise UnusableFolder(
-                f"{os.strerror(errno.EISDIR)}: {folder / file}: a file of that name is to be written "
-                f"into {name}; move it away, or name another {name}"
+                f"{os.strerror(errno.EISDIR)}: {folder / file}: a file of that name is to be "
+                f"written into {name}; move it away, or name another {name}"
             )
     free = space.f_bavail * space.f_frsize if space else needs
     if free < needs:
         raise UnusableFolder(
-            f"{os.strerror(errno.ENOSPC)}: {folder}: {needs} bytes are to be written and {free} are "
-            f"free; name another {name}, or ask for less"
+            f"{os.strerror(errno.ENOSPC)}: {folder}: {needs} bytes are to be written and {free} "
+            f"are free; name another {name}, or ask for less"
         )
     return folder
 

@@ -107,10 +107,10 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
     """Read a checkpoint that `Checkpoint.save` wrote, or call code of yours that makes one.
 
     path: a file; or "package.module:function" or "file.py:function", a function without arguments
-    that returns a `Checkpoint` around any denoiser: that code is run; or "digits", `load_default`'s.
-    Raises FileNotFoundError where there is no file, and ValueError, with what is wrong, for a
-    truncated file, one without the description, or one whose tensors do not fit its network;
-    TypeError for a function that returns something else.
+    that returns a `Checkpoint` around any denoiser: that code is run; or "digits",
+    `load_default`'s. Raises FileNotFoundError where there is no file, and ValueError, with what is
+    wrong, for a truncated file, one without the description, or one whose tensors do not fit its
+    network; TypeError for a function that returns something else.
     """
     usable_device(device)
     if (made := from_code(str(path))) is not None:
@@ -132,7 +132,8 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
 
 
 def usable_device(device: torch.device | str | None) -> torch.device:
-    """The device, the CPU for None. Raises ValueError for one that is not here or holds no numbers."""
+    """The device, the CPU for None. Raises ValueError for one that is not here or holds no
+    numbers."""
     try:
         found = torch.device("cpu" if device is None else device)
         torch.empty(0, dtype=torch.float32, device=found)
@@ -327,8 +328,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError) as e:
         if zipfile.is_zipfile(path):
             raise InvalidValue(
-                f"{path} is a file of torch.save, which does not say what network its tensors belong "
-                "to: name a function that builds it and returns a Checkpoint, file.py:function"
+                f"{path} is a file of torch.save, which does not say what network its tensors "
+                "belong to: name a function that builds it and returns a Checkpoint, "
+                "file.py:function"
             ) from None
         raise InvalidValue(f"{path} is no whole safetensors file ({e}); fetch it again") from None
     if _KEY not in metadata:

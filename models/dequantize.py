@@ -1,11 +1,13 @@
-"""Levels as a density: where integers lie in a network's range, and the noise that fills their width.
+"""Levels as a density: where integers lie in a network's range, and the noise that fills their
+width.
 
 With y = level + (u - 1/2) spacing, u in [0, 1)^d drawn from q(u | level),
 
     log P(level) >= E[ log p(y) - log q(u | level) ] + d log spacing        (Theis et al. 2016, 3.1)
 
 so bits/dim carry the offset -log2 spacing. q is uniform, log q = 0, or a hook's (Ho et al. 2019,
-variational); the bound is tight for q proportional to p inside the level. Two conventions are in use:
+variational); the bound is tight for q proportional to p inside the level. Two conventions are in
+use:
 
     'ends'   level k at lo + k (hi - lo)/(count - 1): the first and last lie on the range's ends
              (DDPM, Improved DDPM; offset 6.994 for 256 levels on [-1, 1])
@@ -30,7 +32,8 @@ from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.streams import DEQUANTIZE
 
 Hook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""hook(centres [B, *event], eps of their shape, standard normals) -> (u in [0, 1], log q(u) [B])."""
+"""hook(centres [B, *event], eps of their shape, standard normals) -> (u in [0, 1], log q(u)
+[B])."""
 CONVENTIONS = ("ends", "bins")
 CHOICES = "'uniform', 'none' or a hook(centres, eps) -> (u, log_q)"
 
@@ -109,13 +112,15 @@ class Levels:
 
     def __str__(self) -> str:
         lo, hi = self.range
-        return f"{self.count} levels on [{lo:g}, {hi:g}], {self.convention!r}, offset {self.offset:.4g}"
+        where = f"{self.count} levels on [{lo:g}, {hi:g}]"
+        return f"{where}, {self.convention!r}, offset {self.offset:.4g}"
 
 
 def dequantised(
     x: Tensor, spacing: float, seed: int | Tensor = 0, sample_ids: Tensor | None = None
 ) -> Tensor:
-    """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is 0."""
+    """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is
+    0."""
     if not spacing:
         return x
     u = uniform(x.shape, seed, sample_ids, **DEQUANTIZE.at(), dtype=x.dtype, device=x.device)
@@ -123,7 +128,8 @@ def dequantised(
 
 
 def fill(centres: Tensor, spacing: float, u: Tensor) -> Tensor:
-    """centres + (u - 1/2) spacing, u in [0, 1] of their shape: a density where there were levels."""
+    """centres + (u - 1/2) spacing, u in [0, 1] of their shape: a density where there were
+    levels."""
     return centres + (u - 0.5) * spacing
 
 
@@ -132,12 +138,12 @@ def ask(hook: Hook, centres: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     u, log_q = hook(centres, eps)
     if u.shape != centres.shape or log_q.shape != centres.shape[:1]:
         raise InvalidValue(
-            f"dequantize must return u {tuple(centres.shape)} and log_q {tuple(centres.shape[:1])}; "
-            f"got {tuple(u.shape)} and {tuple(log_q.shape)}"
+            f"dequantize must return u {tuple(centres.shape)} and log_q "
+            f"{tuple(centres.shape[:1])}; got {tuple(u.shape)} and {tuple(log_q.shape)}"
         )
     if not bool(((u >= 0) & (u <= 1)).all()) or not bool(torch.isfinite(log_q).all()):
         raise InvalidValue(
-            f"dequantize must return u in [0, 1] and finite log_q; got u from {float(u.min()):g} to "
-            f"{float(u.max()):g}, log_q {log_q.tolist()[:4]}"
+            f"dequantize must return u in [0, 1] and finite log_q; got u from {float(u.min()):g} "
+            f"to {float(u.max()):g}, log_q {log_q.tolist()[:4]}"
         )
     return u, log_q.double()

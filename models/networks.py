@@ -327,8 +327,8 @@ def _at_least(least: int, **sizes: int) -> None:
 
 
 class InItsOwnType(torch.nn.Module):
-    """A network between wider states on the CPU that computes in the type, and on the device, of its
-    parameters; in float32 where it is a function. It is told times in float32 at least, as in
+    """A network between wider states on the CPU that computes in the type, and on the device, of
+    its parameters; in float32 where it is a function. It is told times in float32 at least, as in
     sampling."""
 
     def __init__(self, net: Callable[..., Tensor]) -> None:

@@ -1,4 +1,5 @@
-"""How far a long run is, on standard error: a bar where rich is installed, a line now and then where not."""
+"""How far a long run is, on standard error: a bar where rich is installed, a line now and then
+where not."""
 
 from __future__ import annotations
 

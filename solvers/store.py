@@ -71,7 +71,8 @@ class Store:
 
 
 def ratio_of(record: Record, end: str) -> float:
-    """The record's 'start' or 'end', sigma/alpha: null, which stands for what JSON has not, is inf."""
+    """The record's 'start' or 'end', sigma/alpha: null, which stands for what JSON has not, is
+    inf."""
     value = record[end]
     return math.inf if value is None else float(value)
 

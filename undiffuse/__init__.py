@@ -6,7 +6,8 @@
     lp = ud.log_prob(model, x)
 
 A solver is a table of numbers (`ud.solvers`), one fused kernel executes every row of every table
-(`ud.kernels`), and a network is anything that predicts noise, data, score or velocity (`ud.models`).
+(`ud.kernels`), and a network is anything that predicts noise, data, score or velocity
+(`ud.models`).
 """
 
 from . import kernels, models, solvers

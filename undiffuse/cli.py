@@ -63,10 +63,12 @@ def _expected(error: Exception) -> str | None:
 
 
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
-    """The parser, with the options of the command that is wanted: theirs are read from the library."""
+    """The parser, with the options of the command that is wanted: theirs are read from the
+    library."""
     parser = argparse.ArgumentParser(
         prog="undiffuse",
-        description="Diffusion sampling as the numerical integration of reverse-time SDEs and ODEs.",
+        description="Diffusion sampling as the numerical integration of reverse-time SDEs and "
+        "ODEs.",
     )
     places = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

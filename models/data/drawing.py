@@ -56,8 +56,14 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
             strip.numpy(), vmin=0, vmax=1, cmap="gray", interpolation="nearest", aspect="auto"
         )
         ax.set_axis_off()
-        fig.text((margin - 0.12) / wide, bottom + unit / high / 2, name, ha="right", va="center",
-                 fontsize=9)  # fmt: skip
+        fig.text(
+            (margin - 0.12) / wide,
+            bottom + unit / high / 2,
+            name,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
     fig.text(0.12 / wide, 1 - 0.22 / high, title, ha="left", va="center", fontsize=10)
     save(fig, path)
     plt.close(fig)

@@ -6,8 +6,8 @@
     stream("digits"), stream(tensor)      what is in memory already
 
 Plain files are memory-mapped. What is compressed (.gz, an array of an .npz) is unpacked from its
-beginning up to the events asked for, so that reading in rising order unpacks it once; only arrays in
-Fortran order inside an .npz and files of torch.save's format before 1.6 are read whole.
+beginning up to the events asked for, so that reading in rising order unpacks it once; only arrays
+in Fortran order inside an .npz and files of torch.save's format before 1.6 are read whole.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def _npz(path: Path) -> Source:
         archive = zipfile.ZipFile(path)
         heads = {
             member.removesuffix(".npy"): _npy_head(archive, member)
-            for member in archive.namelist() if member.endswith(".npy")
-        }  # fmt: skip
+            for member in archive.namelist()
+            if member.endswith(".npy")
+        }
     except DAMAGED as e:
         raise InvalidValue(f"{path} is not a readable .npz of plain arrays: {e}") from None
     name = _choose(heads, path)
@@ -220,9 +221,12 @@ def _safetensors(path: Path) -> Source:
     kind = part[:0].dtype if shape else torch.float32
     label = _label(dict.fromkeys(names))
     return described(
-        path.name, shape, kind, lambda a, b: part[a:b],
+        path.name,
+        shape,
+        kind,
+        lambda a, b: part[a:b],
         lambda: None if label is None else file.get_tensor(label),
-    )  # fmt: skip
+    )
 
 
 _READERS: dict[str, Callable[[Path], Source]] = {

@@ -1,8 +1,8 @@
 """Folders of pictures, and single ones, as bytes [N, C, H, W] that are exactly what the files hold.
 
 Read are 8 bits a channel: grey, colour, and palettes, whose colours are looked up. Refused, by name
-and with a remedy, is what could only be read by dropping or rescaling something: 16, 4, 2 and 1 bits
-(Pillow cuts 48-bit colour to 24 and stretches 4-bit grey to 8 in silence), transparency, other
+and with a remedy, is what could only be read by dropping or rescaling something: 16, 4, 2 and 1
+bits (Pillow cuts 48-bit colour to 24 and stretches 4-bit grey to 8 in silence), transparency, other
 colour spaces, moving pictures, and pictures of another size than the first.
 """
 
@@ -36,8 +36,8 @@ class Pictures:
     """The pictures of a folder and its sub-folders in the order of their names, or a single one.
 
     Their headers are looked at when it is made; pixels are read by `fetch`. Raises ValueError for a
-    folder without pictures, or with any in a format that is not read, for one that is not read as it
-    is, or of another size than the first, and ImportError without Pillow.
+    folder without pictures, or with any in a format that is not read, for one that is not read as
+    it is, or of another size than the first, and ImportError without Pillow.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,8 +47,8 @@ class Pictures:
             self.files = [p for p in every if p.suffix.lower() in ENDINGS]
             if other := next((p for p in every if p.suffix.lower() in OTHERS), None):
                 raise InvalidValue(
-                    f"{other} would be passed over: pictures are read as {', '.join(ENDINGS)}; save "
-                    "it as .png, or move it away"
+                    f"{other} would be passed over: pictures are read as {', '.join(ENDINGS)}; "
+                    "save it as .png, or move it away"
                 )
         if not self.files:
             raise InvalidValue(f"folder {path} holds no image ({', '.join(ENDINGS)})")
@@ -57,7 +57,8 @@ class Pictures:
             if (shape := _shape(file)) != event:
                 raise InvalidValue(
                     f"images must have one size and mode; {self.files[0]} is {event} (channels, "
-                    f"height, width), {file} is {shape}: crop, resize or convert it, or move it away"
+                    f"height, width), {file} is {shape}: crop, resize or convert it, or move it "
+                    "away"
                 )
 
     @property

@@ -59,9 +59,12 @@ class Source:
             return None if found is None else found[torch.as_tensor(index)]
 
         return Source(
-            self.name, (len(index), *self.event_shape), self.levels,
-            lambda a, b: torch.cat([self.fetch(*run) for run in _runs(index[a:b])]), labels,
-        )  # fmt: skip
+            self.name,
+            (len(index), *self.event_shape),
+            self.levels,
+            lambda a, b: torch.cat([self.fetch(*run) for run in _runs(index[a:b])]),
+            labels,
+        )
 
 
 def _runs(index: Sequence[int]) -> Iterator[tuple[int, int]]:

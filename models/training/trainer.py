@@ -222,7 +222,10 @@ class Trainer:
         x_0 = self._dequantized(self.x[index], g)
         if self.labels is None:
             return x_0, {}
-        dropped = torch.rand(n, generator=g, dtype=torch.float32, device=self.device) < self.settings.drop_label
+        dropped = (
+            torch.rand(n, generator=g, dtype=torch.float32, device=self.device)
+            < self.settings.drop_label
+        )
         return x_0, {"label": torch.where(dropped, -1, self.labels[index])}
 
     def _dequantized(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -334,7 +337,8 @@ class Trainer:
             if ours[key] != theirs.get(key):
                 raise InvalidValue(
                     f"{path} is of a run with other arguments: {key} was {theirs.get(key)}, is now "
-                    f"{ours[key]}; choose another out, or start over with resume=False, or --restart"
+                    f"{ours[key]}; choose another out, or start over with resume=False, or "
+                    "--restart"
                 )
         try:
             self.net.load_state_dict(parts["net"])
@@ -368,7 +372,8 @@ def _not_resumable(path: Path, error: Exception) -> InvalidValue:
 
 
 def _can_be_sampled(process: Process, predicts: str, sigma_data: float) -> None:
-    """Raises ValueError where the data cannot be told from the prediction at the start of sampling."""
+    """Raises ValueError where the data cannot be told from the prediction at the start of
+    sampling."""
     last = torch.tensor(process.t_max, dtype=torch.float64, device="cpu")
     if predicts not in READOUTS or not sigma_data > 0:
         return  # which the denoiser says better
@@ -376,9 +381,9 @@ def _can_be_sampled(process: Process, predicts: str, sigma_data: float) -> None:
         convert(process, last, predicts, "data", sigma_data)
     except InvalidValue:
         raise InvalidValue(
-            f"predicts={predicts!r} says nothing of the data at t={float(last):g} of {process}, where "
-            "alpha is 0: a network so trained could not be sampled from; train with predicts='v', "
-            "'edm' or 'flow', or end the process before, e.g. Flow(t_max=0.999)"
+            f"predicts={predicts!r} says nothing of the data at t={float(last):g} of {process}, "
+            "where alpha is 0: a network so trained could not be sampled from; train with "
+            "predicts='v', 'edm' or 'flow', or end the process before, e.g. Flow(t_max=0.999)"
         ) from None
 
 

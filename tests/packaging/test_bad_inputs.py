@@ -1,7 +1,8 @@
-"""Decisions about bad and extreme inputs of the command line, training, checkpoints, networks and data.
+"""Decisions about bad and extreme inputs of the command line, training, checkpoints, networks and
+data.
 
-Each row is a call and what was decided: a refusal in one line before any network call, with exit code
-2 on the command line, or acceptance on purpose.
+Each row is a call and what was decided: a refusal in one line before any network call, with exit
+code 2 on the command line, or acceptance on purpose.
 """
 
 import json
@@ -63,6 +64,11 @@ def no_calls(monkeypatch):
         monkeypatch.setattr(kind, "forward", refuse)
 
 
+def named(value):
+    """The id of a row: its arguments."""
+    return " ".join(value)[:60] if isinstance(value, list) else ""
+
+
 BIG = str(2**64)
 QUICK = ["bench", "--targets", "ring2", "--checkpoint", "none", "--peers", "", "--quick"]
 SHELL = [
@@ -85,8 +91,8 @@ SHELL = [
     (["train", "digits", "--lr", "nan"], "lr must be > 0; got nan"),
     (["train", "digits", "--lr", "inf"], "lr must be > 0; got inf"),
     (["train", "digits", "--lr", "1e30"], "lr must be <= 1"),
-    (["train", "digits", "--process", "flow", "--predicts", "noise"], "predicts='noise' says nothing"),
-    (["train", "digits", "--process", "flow", "--predicts", "score"], "predicts='score' says nothing"),
+    (["train", "digits", "--process", "flow", "--predicts", "noise"], "says nothing of the data"),
+    (["train", "digits", "--process", "flow", "--predicts", "score"], "says nothing of the data"),
     (["train", "digits", "--network", "unet", "--width", "0"], "width must be a whole number >= 1"),
     (["train", "x.npy", "--conditional"], "needs labels"),
     (["train", "wrap-idx4-ubyte"], "its header declares events of shape"),
@@ -111,7 +117,7 @@ SHELL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "words"), SHELL, ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else "")
+@pytest.mark.parametrize(("arguments", "words"), SHELL, ids=named)
 def test_the_command_line_refuses_in_one_line_before_the_work(
     here, no_calls, arguments, words, capsys
 ):
@@ -129,12 +135,14 @@ def test_the_command_line_refuses_in_one_line_before_the_work(
         ["sample", "--n", "2", "--steps", "2", "--seed", str(2**64 - 1)],
         ["sample", "--n", "2", "--steps", "2", "--out", ""],  # the current folder
         ["sample", "--n", "2", "--steps", "2", "--out", "TMP[/b] [link=x]"],
-        ["likelihood", "digits", "x.npy", "--dequantize", "uniform", "--seed", str(2**64 - 1), "--out", "[/b]"],
+        ["likelihood", "digits", "x.npy", "--dequantize", "uniform", "--seed", str(2**64 - 1),
+         "--out", "[/b]"],
         ["solvers", "ddim", "--process", "learned"],  # a schedule before its training
         ["solvers", "ddim", "--process", "vp-betas"],  # DDPM's own table
         ["solvers", "--process", "flow"],
         ["train", "digits", "--width", "3", "--steps", "2"],
-        ["train", "digits", "--loss", "hybrid", "--predicts", "noise", "--steps", "2", "--width", "8"],
+        ["train", "digits", "--loss", "hybrid", "--predicts", "noise", "--steps", "2",
+         "--width", "8"],
         ["train", "x.npy", "--steps", "2", "--width", "4", "--seed", "-5"],
     ],
     ids=" ".join,
@@ -241,7 +249,8 @@ def test_a_state_that_does_not_read_is_named_with_the_remedy(tmp_path, damage):
         path.mkdir()
     else:
         path.write_bytes(path.read_bytes()[: 500 * (damage == "cut")])
-    words = "is to be written" if damage == "folder" else "start over with resume=False, or --restart"
+    words = "start over with resume=False, or --restart"
+    words = "is to be written" if damage == "folder" else words
     with pytest.raises((ValueError, OSError), match=re.escape(words)):
         ud.train(X, steps=2, **small)
     if damage != "folder":

@@ -17,7 +17,8 @@ FACTORIES = {
 }  # fmt: skip
 FLOATING = {"empty", "eye", "linspace", "logspace", "ones", "rand", "randn", "zeros"}
 STRICT = ("kernels", "solvers/adaptive")  # elsewhere the dtype may follow from the numbers given
-FILES = [f for room in ("kernels", "models", "solvers") for f in sorted((ROOT / room).rglob("*.py"))]
+ROOMS = ("kernels", "models", "solvers")
+FILES = [f for room in ROOMS for f in sorted((ROOT / room).rglob("*.py"))]
 
 
 def unnamed(source: str, strict: bool = True) -> list[str]:
@@ -33,7 +34,9 @@ def unnamed(source: str, strict: bool = True) -> list[str]:
             if not strict and node.func.attr in ("as_tensor", "asarray"):
                 continue  # what is a tensor already stays where it is
             if None not in named and (missing := wanted - named):
-                found.append(f"line {node.lineno}: torch.{node.func.attr} without {sorted(missing)}")
+                found.append(
+                    f"line {node.lineno}: torch.{node.func.attr} without {sorted(missing)}"
+                )
     return found
 
 
@@ -44,7 +47,9 @@ def test_factories_name_dtype_and_device(path):
 
 def test_an_unnamed_one_would_be_seen():
     assert unnamed("torch.empty(3)") == ["line 1: torch.empty without ['device', 'dtype']"]
-    assert unnamed("torch.zeros(2, dtype=torch.int64)") == ["line 1: torch.zeros without ['device']"]
+    assert unnamed("torch.zeros(2, dtype=torch.int64)") == [
+        "line 1: torch.zeros without ['device']"
+    ]
     assert not unnamed("torch.zeros(2, dtype=d, device=x.device); torch.zeros_like(x)")
     assert not unnamed("torch.empty(2, **options)")
     assert not unnamed("torch.tensor([1], device=d)", strict=False)

@@ -1,4 +1,5 @@
-"""How commands end: expected failures in one line and a code, mistakes in code with their traceback."""
+"""How commands end: expected failures in one line and a code, mistakes in code with their
+traceback."""
 
 import errno
 import os
@@ -83,8 +84,24 @@ def test_a_picture_in_the_place_of_results_or_a_table_is_named(here, command, ca
 def test_a_reference_that_fails_is_one_line(here, capsys):
     """SciPy alone would look for a step size for ever where the network returns NaN."""
     pytest.importorskip("scipy")
-    command = ["bench", "--targets", "", "--checkpoint", "m.py:nan", "--data", "x.npy", "--nfe", "5",
-               "--solvers", "ddim", "--peers", "", "--metrics", "error", "--quick"]  # fmt: skip
+    command = [
+        "bench",
+        "--targets",
+        "",
+        "--checkpoint",
+        "m.py:nan",
+        "--data",
+        "x.npy",
+        "--nfe",
+        "5",
+        "--solvers",
+        "ddim",
+        "--peers",
+        "",
+        "--metrics",
+        "error",
+        "--quick",
+    ]
     assert main([*command, "--grid", "karras", "--out", "out"]) == 2
     assert "the reference of nan failed: the network returned NaN or Inf at ratio=" in line(capsys)
     assert main([*command, "--grid", "equidistributed", "--out", "out"]) == 2
@@ -162,7 +179,10 @@ def test_interrupted_with_the_keyboard_it_says_so_and_keeps_what_is_done(here):
         "make = lambda: of(slow)\n"
     )
     arguments = ["likelihood", "m.py:make", "x.npy", "--batch", "1", "--out", "out"]
-    heard = "import signal, undiffuse.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    heard = (
+        "import signal, undiffuse.cli as c; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    )
     # a shell starts what it puts into the background with SIGINT ignored, and so would be the child
     command = [sys.executable, "-P", "-c", f"{heard}; raise SystemExit(c.main({arguments}))"]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

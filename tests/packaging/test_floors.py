@@ -37,7 +37,8 @@ NAMES = {name_of(f) for f in FILES}
 
 def imported(path: Path):
     """(line, level, dotted module) of every import statement; of a relative one from the root."""
-    package = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
+    package = name_of(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, 0, alias.name) for alias in node.names)
@@ -57,7 +58,8 @@ def test_a_file_imports_only_from_its_floor_and_below(path):
     for line, level, module in imported(path):
         top = module.split(".")[0]
         if level:
-            assert top in FLOORS[floor], f"{path.name}:{line} reaches from {floor} to {top or 'the face'}"
+            reached = f"{path.name}:{line} reaches from {floor} to {top or 'the face'}"
+            assert top in FLOORS[floor], reached
         else:
             # inside the package every import of our own folders is relative
             assert top not in {"undiffuse", *FLOORS}, f"{path.name}:{line} imports {module}"
@@ -159,7 +161,8 @@ def test_the_bare_name_refuses_to_be_imported_from_the_root(name):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_stay_readable(path):
-    """Caps that serve ideas: a file of about 500 lines, a body of about 80 without its docstring."""
+    """Caps that serve ideas: a file of about 500 lines, a body of about 80 without its
+    docstring."""
     text = path.read_text()
     assert len(text.splitlines()) <= 520, f"{path.name} has {len(text.splitlines())} lines"
     for node in ast.walk(ast.parse(text)):

@@ -1,7 +1,7 @@
 """kill -9 in the middle of every command that writes, disks that fill up, files that are damaged.
 
-A run that is killed and started again ends with what an undisturbed run has; a full disk and a damaged
-file are one line and exit code 2, and what was computed is kept.
+A run that is killed and started again ends with what an undisturbed run has; a full disk and a
+damaged file are one line and exit code 2, and what was computed is kept.
 """
 
 import json
@@ -19,7 +19,8 @@ import torch
 
 pytestmark = pytest.mark.slow
 COMMANDS = {
-    "train": ["train", "digits", "--steps", "240", "--width", "16", "--batch", "32", "--every", "20"],
+    "train": ["train", "digits", "--steps", "240", "--width", "16", "--batch", "32",
+              "--every", "20"],
     "likelihood": ["likelihood", "--limit", "16", "--batch", "2"],
     "bench": ["bench", "nfe", "--targets", "ring2", "--checkpoint", "none", "--grid", "log_snr",
               "--solvers", "ddim,heun", "--nfe", "4,6,8", "--peers", "", "--quick",

@@ -1,8 +1,9 @@
 """Tests that ask for bits hold on every processor: no bit is promised that BLAS makes.
 
 PyTorch and MKL choose their code by what the processor has, and a matrix product of two rows is
-rounded otherwise than one of many by some of it and not by other. The files below ask for equal bits;
-each runs as on an old processor, as on one with AVX2, as this one is, and as MKL's most careful code.
+rounded otherwise than one of many by some of it and not by other. The files below ask for equal
+bits; each runs as on an old processor, as on one with AVX2, as this one is, and as MKL's most
+careful code.
 """
 
 import os

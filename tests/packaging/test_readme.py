@@ -1,4 +1,5 @@
-"""Every block of the README runs. Blocks that install are run by .ci/run, in a fresh environment."""
+"""Every block of the README runs. Blocks that install are run by .ci/run, in a fresh
+environment."""
 
 import os
 import re

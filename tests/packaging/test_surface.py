@@ -1,4 +1,5 @@
-"""The public surface: what `dir` shows is what is promised, it is few, and `help` says what it is."""
+"""The public surface: what `dir` shows is what is promised, it is few, and `help` says what it
+is."""
 
 import inspect
 

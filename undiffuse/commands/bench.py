@@ -13,9 +13,14 @@ KEPT = (
 )
 MANY = 10**6
 KINDS = {
-    "nfe": (0, 1), "orders": (0, 0), "adaptive": (0, 0), "kernels": (0, 0), "likelihood": (0, 0),
-    "compare": (2, 2), "merge": (2, MANY),
-}  # fmt: skip
+    "nfe": (0, 1),
+    "orders": (0, 0),
+    "adaptive": (0, 0),
+    "kernels": (0, 0),
+    "likelihood": (0, 0),
+    "compare": (2, 2),
+    "merge": (2, MANY),
+}
 """What is measured, and how many results or models it takes: at least and at most."""
 
 
@@ -26,47 +31,110 @@ def options(p: argparse.ArgumentParser) -> None:
     from ..models.named_targets import TARGETS
     from ..solvers.tables.grids import GRIDS
 
-    p.add_argument("what", nargs="?", default="nfe",
-                   choices=list(KINDS),
-                   help="nfe: network calls against quality; orders: declared and measured; "
-                   "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
-                   "against exact values; compare: what became worse between two results (then the "
-                   "exit code is 1); merge: join run folders in --out")  # fmt: skip
-    p.add_argument("runs", nargs="*", metavar="MODEL or RESULT", help="of nfe: the network, as "
-                   "--checkpoint; of compare: two run folders or files of pytest-benchmark; of merge: "
-                   "two run folders or more")  # fmt: skip
+    p.add_argument(
+        "what",
+        nargs="?",
+        default="nfe",
+        choices=list(KINDS),
+        help="nfe: network calls against quality; orders: declared and measured; "
+        "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
+        "against exact values; compare: what became worse between two results (then the "
+        "exit code is 1); merge: join run folders in --out",
+    )
+    p.add_argument(
+        "runs",
+        nargs="*",
+        metavar="MODEL or RESULT",
+        help="of nfe: the network, as "
+        "--checkpoint; of compare: two run folders or files of pytest-benchmark; of "
+        "merge: two run folders or more",
+    )
     p.add_argument("--checkpoint", default=None, help=MODEL + "; none: no network")
-    p.add_argument("--data", default=None, help="data that the network never saw, as for `train`; "
-                   "default: what its training held out")  # fmt: skip
-    p.add_argument("--solvers", type=names, default=None, metavar="A,B",
-                   help="names (see `undiffuse solvers`), package.module:name or file.py:name that "
-                   "makes a solver of yours, JSON or folders that `tune` or `statistics` wrote; "
-                   "default: a choice of twelve")  # fmt: skip
-    p.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls; "
-                   f"default: {commas(nfe.NFE)}")  # fmt: skip
-    p.add_argument("--grid", type=names, default=None, metavar="A,B",
-                   help=f"{listed(GRIDS)}; equidistributed: measured by a pilot run; "
-                   f"default: {commas(nfe.GRIDS)}")  # fmt: skip
-    p.add_argument("--peers", type=names, default=None, metavar="A,B", help="libraries or "
-                   f"rows of theirs ({listed(sorted({q.library for q in PEERS}))}); '' for none; "
-                   "default: all that are installed")  # fmt: skip
-    p.add_argument("--targets", type=names, default=None, metavar="A,B",
-                   help=f"laws with exact scores: {listed(TARGETS)}; '' for none; "
-                   "default: digits64")  # fmt: skip
-    p.add_argument("--metrics", type=names, default=None, metavar="A,B",
-                   help=f"{listed(MEASURES)}; default: error (to the exact trajectory) of "
-                   "deterministic solvers, log_density_gap and sw2 of stochastic ones")  # fmt: skip
-    p.add_argument("--features", default=None, metavar="NAME", help="of frechet, kid, "
-                   "precision, recall: package.module:function or file.py:function that returns a network's features; "
-                   "default: the components")  # fmt: skip
-    p.add_argument("--batch", type=int, default=None, help="samples a cell and seed; "
-                   f"default: {nfe.BATCH}, {nfe.LARGE_BATCH} of a network of large events")  # fmt: skip
-    p.add_argument("--likelihood", action=argparse.BooleanOptionalAction, default=None,
-                   help="bits/dim of held-out data; default: only of small events")  # fmt: skip
-    p.add_argument("--seeds", type=numbers, default=None, metavar="0,1,2",
-                   help="several, pooled into one row each; default: --seed alone")  # fmt: skip
-    p.add_argument("--workers", type=int, default=1, help="processes; changes no "
-                   "number, as torchrun does not")  # fmt: skip
+    p.add_argument(
+        "--data",
+        default=None,
+        help="data that the network never saw, as for `train`; default: what its training held out",
+    )
+    p.add_argument(
+        "--solvers",
+        type=names,
+        default=None,
+        metavar="A,B",
+        help="names (see `undiffuse solvers`), package.module:name or file.py:name that "
+        "makes a solver of yours, JSON or folders that `tune` or `statistics` wrote; "
+        "default: a choice of twelve",
+    )
+    p.add_argument(
+        "--nfe",
+        type=numbers,
+        default=None,
+        metavar="5,10,20",
+        help=f"network calls; default: {commas(nfe.NFE)}",
+    )
+    p.add_argument(
+        "--grid",
+        type=names,
+        default=None,
+        metavar="A,B",
+        help=f"{listed(GRIDS)}; equidistributed: measured by a pilot run; "
+        f"default: {commas(nfe.GRIDS)}",
+    )
+    p.add_argument(
+        "--peers",
+        type=names,
+        default=None,
+        metavar="A,B",
+        help="libraries or "
+        f"rows of theirs ({listed(sorted({q.library for q in PEERS}))}); '' for none; "
+        "default: all that are installed",
+    )
+    p.add_argument(
+        "--targets",
+        type=names,
+        default=None,
+        metavar="A,B",
+        help=f"laws with exact scores: {listed(TARGETS)}; '' for none; default: digits64",
+    )
+    p.add_argument(
+        "--metrics",
+        type=names,
+        default=None,
+        metavar="A,B",
+        help=f"{listed(MEASURES)}; default: error (to the exact trajectory) of "
+        "deterministic solvers, log_density_gap and sw2 of stochastic ones",
+    )
+    p.add_argument(
+        "--features",
+        default=None,
+        metavar="NAME",
+        help="of frechet, kid, "
+        "precision, recall: package.module:function or file.py:function that returns a "
+        "network's features; default: the components",
+    )
+    p.add_argument(
+        "--batch",
+        type=int,
+        default=None,
+        help="samples a cell and seed; "
+        f"default: {nfe.BATCH}, {nfe.LARGE_BATCH} of a network of large "
+        "events",
+    )
+    p.add_argument(
+        "--likelihood",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="bits/dim of held-out data; default: only of small events",
+    )
+    p.add_argument(
+        "--seeds",
+        type=numbers,
+        default=None,
+        metavar="0,1,2",
+        help="several, pooled into one row each; default: --seed alone",
+    )
+    p.add_argument(
+        "--workers", type=int, default=1, help="processes; changes no number, as torchrun does not"
+    )
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
     common(p, "out/bench")
 
@@ -138,6 +206,11 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 _RUNS = {
-    "nfe": _nfe, "orders": _orders, "adaptive": _adaptive, "kernels": _kernels,
-    "likelihood": _likelihood, "compare": _compare, "merge": _merge,
-}  # fmt: skip
+    "nfe": _nfe,
+    "orders": _orders,
+    "adaptive": _adaptive,
+    "kernels": _kernels,
+    "likelihood": _likelihood,
+    "compare": _compare,
+    "merge": _merge,
+}

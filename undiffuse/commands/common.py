@@ -48,8 +48,12 @@ def common(parser: argparse.ArgumentParser, out: str) -> None:
 def dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
     """--dtype; a default of None is the network's own."""
     own = "" if default else "; default: the network's own"
-    parser.add_argument("--dtype", default=default, choices=["float32", "float64"],
-                        help=f"of the network's parameters and of the states{own}")  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        default=default,
+        choices=["float32", "float64"],
+        help=f"of the network's parameters and of the states{own}",
+    )
 
 
 def check(args: argparse.Namespace) -> None:

@@ -23,18 +23,29 @@ def options(p: argparse.ArgumentParser) -> None:
 
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=64, help="how many")
-    p.add_argument("--solver", default=default(sample, "solver"),
-                   help=f"see `undiffuse solvers`; {LEARNED}: with the variances that --loss hybrid "
-                   "taught; or JSON that `statistics` or `tune` wrote: a tuned table has steps, grid "
-                   "and end of its own")  # fmt: skip
-    p.add_argument("--steps", type=int, default=None,
-                   help=f"intervals of the grid; default: {STEPS}")  # fmt: skip
+    p.add_argument(
+        "--solver",
+        default=default(sample, "solver"),
+        help=f"see `undiffuse solvers`; {LEARNED}: with the variances that --loss "
+        "hybrid taught; or JSON that `statistics` or `tune` wrote: a tuned table has "
+        "steps, grid and end of its own",
+    )
+    p.add_argument(
+        "--steps", type=int, default=None, help=f"intervals of the grid; default: {STEPS}"
+    )
     p.add_argument("--nfe", type=int, default=None, help="network calls, in the place of --steps")
-    p.add_argument("--grid", default=default(sample, "grid"),
-                   help=f"{listed(GRIDS)}; or equidistributed: measured on the network by 64 calls for "
-                   f"{PILOT} samples")  # fmt: skip
-    p.add_argument("--final", default=default(sample, "final"),
-                   choices=["denoise", "zero", "t_min"], help="how the last step ends")  # fmt: skip
+    p.add_argument(
+        "--grid",
+        default=default(sample, "grid"),
+        help=f"{listed(GRIDS)}; or equidistributed: measured on the network by 64 calls "
+        f"for {PILOT} samples",
+    )
+    p.add_argument(
+        "--final",
+        default=default(sample, "final"),
+        choices=["denoise", "zero", "t_min"],
+        help="how the last step ends",
+    )
     p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
     dtype(p, None)
     common(p, "out/sample")
@@ -62,8 +73,14 @@ def run(args: argparse.Namespace) -> None:
             raise InvalidValue(f"--solver {LEARNED} calls the network once a step: give --steps")
         steps = STEPS if steps is None else steps
     else:  # what does not fit is found before the first call
-        Sampler(loaded.denoiser, solver, steps, GRID if measured else grid, nfe=args.nfe,
-                final=args.final)  # fmt: skip
+        Sampler(
+            loaded.denoiser,
+            solver,
+            steps,
+            GRID if measured else grid,
+            nfe=args.nfe,
+            final=args.final,
+        )
     size = 8 if args.dtype == "float64" else 4
     usable(args.out, size * args.n * math.prod(loaded.event_shape), ["samples.pt", "samples.png"])
     if measured:
@@ -78,8 +95,17 @@ def run(args: argparse.Namespace) -> None:
                 loaded.denoiser, shape, steps, grid, progress=True, **how
             )
         else:
-            drawn = sample(loaded.denoiser, shape, solver, steps, grid, nfe=args.nfe,
-                           progress=True, return_result=True, **how)  # fmt: skip
+            drawn = sample(
+                loaded.denoiser,
+                shape,
+                solver,
+                steps,
+                grid,
+                nfe=args.nfe,
+                progress=True,
+                return_result=True,
+                **how,
+            )
         parts.append(drawn.x.cpu())
         calls = int(drawn.nfe)
     x = torch.cat(parts)
@@ -102,5 +128,6 @@ def _kept(path: Path, x: Any) -> Path:
             elsewhere.parent.rmdir()
             raise error from None
         raise RunFailure(
-            f"{error.strerror}: {path}; the samples are in {elsewhere}: move them to where there is room"
+            f"{error.strerror}: {path}; the samples are in {elsewhere}: move them to where there "
+            "is room"
         ) from None

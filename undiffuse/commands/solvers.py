@@ -19,8 +19,9 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", nargs="?", help="print this solver's tableau")
     p.add_argument("--steps", type=int, default=5, help="steps of the printed tableau")
     p.add_argument("--process", default="vp", help=listed(PROCESSES))
-    p.add_argument("--grid", default=default(sample, "grid"),
-                   help=f"of the printed tableau: {listed(GRIDS)}")  # fmt: skip
+    p.add_argument(
+        "--grid", default=default(sample, "grid"), help=f"of the printed tableau: {listed(GRIDS)}"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -17,12 +17,16 @@ def options(p: argparse.ArgumentParser) -> None:
 
     own = Settings()
     p.add_argument("data", help="digits, .npz, .npy, idx, tensor file or image folder")
-    p.add_argument("--process", default="vp",
-                   help=f"of the noise: {listed(PROCESSES)}; learned: a schedule that is trained with "
-                   "the network")  # fmt: skip
+    p.add_argument(
+        "--process",
+        default="vp",
+        help=f"of the noise: {listed(PROCESSES)}; learned: a schedule that is trained "
+        "with the network",
+    )
     p.add_argument("--predicts", default=default(train, "predicts"), help=listed(READOUTS))
-    p.add_argument("--loss", default=None,
-                   help=f"{listed(OBJECTIVES)}; default: uniform-snr, or learned")  # fmt: skip
+    p.add_argument(
+        "--loss", default=None, help=f"{listed(OBJECTIVES)}; default: uniform-snr, or learned"
+    )
     p.add_argument("--network", default=default(train, "network"), help=listed(NETWORKS))
     p.add_argument("--width", type=int, default=None, help="of the network; default: its own")
     p.add_argument("--steps", type=int, default=own.steps, help="optimiser steps")
@@ -40,11 +44,23 @@ def run(args: argparse.Namespace) -> None:
     from ..solvers.sampling.sample import sample
 
     train(
-        args.data, args.process, predicts=args.predicts, loss=args.loss, network=args.network,
-        out=args.out, device=args.device, progress=True, resume=not args.restart, seed=args.seed,
-        conditional=args.conditional, steps=args.steps, batch=args.batch, lr=args.lr,
-        every=args.every, network_config={} if args.width is None else {"width": args.width},
-    )  # fmt: skip
+        args.data,
+        args.process,
+        predicts=args.predicts,
+        loss=args.loss,
+        network=args.network,
+        out=args.out,
+        device=args.device,
+        progress=True,
+        resume=not args.restart,
+        seed=args.seed,
+        conditional=args.conditional,
+        steps=args.steps,
+        batch=args.batch,
+        lr=args.lr,
+        every=args.every,
+        network_config={} if args.width is None else {"width": args.width},
+    )
     loaded = load(args.out / "model.safetensors", args.device)
     if "held_out" in loaded.training:
         print(f"held-out loss: {loaded.training['held_out']:.4f}")

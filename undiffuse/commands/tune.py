@@ -15,19 +15,35 @@ def options(p: argparse.ArgumentParser) -> None:
     from ..solvers.sampling import tune as tuning
 
     p.add_argument("model", nargs="?", help=MODEL)
-    p.add_argument("--target", default=None, 
-                   help=f"an exact target instead of a network: {listed(TARGETS)}")  # fmt: skip
-    p.add_argument("--nfe", type=numbers, default=list(default(tuning.tune, "nfe")),
-                   metavar="5,8", help="network calls")  # fmt: skip
-    p.add_argument("--statistics", type=names, default=None, metavar="A,B",
-                   help=f"of the data, that may be used: none, {listed(KINDS)}, or files of them; "
-                   "default: all, by what errs least")  # fmt: skip
+    p.add_argument(
+        "--target", default=None, help=f"an exact target instead of a network: {listed(TARGETS)}"
+    )
+    p.add_argument(
+        "--nfe",
+        type=numbers,
+        default=list(default(tuning.tune, "nfe")),
+        metavar="5,8",
+        help="network calls",
+    )
+    p.add_argument(
+        "--statistics",
+        type=names,
+        default=None,
+        metavar="A,B",
+        help=f"of the data, that may be used: none, {listed(KINDS)}, or files of them; "
+        "default: all, by what errs least",
+    )
     p.add_argument("--data", default=None, help="data for them; default: the network's own")
-    p.add_argument("--starts", type=int, default=None,
-                   help=f"trajectories, a quarter held out; default: {tuning.STARTS}, or "
-                   f"{tuning.LARGE_STARTS} of large events")  # fmt: skip
-    p.add_argument("--iterations", type=int, default=default(tuning.tune, "iterations"),
-                   help="optimiser steps")  # fmt: skip
+    p.add_argument(
+        "--starts",
+        type=int,
+        default=None,
+        help=f"trajectories, a quarter held out; default: {tuning.STARTS}, or "
+        f"{tuning.LARGE_STARTS} of large events",
+    )
+    p.add_argument(
+        "--iterations", type=int, default=default(tuning.tune, "iterations"), help="optimiser steps"
+    )
     p.add_argument("--batch", type=int, default=None, help="trajectories an optimiser step")
     common(p, "out/tune")
 
