@@ -183,9 +183,13 @@ class BrownianPath:
         coefficients, draws = self.row(s, t)
         seed, ids = self._streams()
         out: Tensor = _weighted(
-            seed, ids, list(self.shape), sent(coefficients, seed.device, torch.float32),
-            sent(draws, seed.device), tag_of("brownian", self.subdraw),
-        )  # fmt: skip
+            seed,
+            ids,
+            list(self.shape),
+            sent(coefficients, seed.device, torch.float32),
+            sent(draws, seed.device),
+            tag_of("brownian", self.subdraw),
+        )
         return out
 
     def row(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +214,9 @@ class BrownianPath:
         """The cells' own normals: overlap / width * sqrt(width), where they overlap [s, t]."""
         left, right = self._knots[:-1], self._knots[1:]
         overlap = torch.minimum(stop[:, None], right) - torch.maximum(start[:, None], left)
-        return overlap.clamp(min=0.0) / (right - left).sqrt(), CELL + torch.arange(len(left), dtype=torch.int64, device="cpu")
+        return overlap.clamp(min=0.0) / (right - left).sqrt(), CELL + torch.arange(
+            len(left), dtype=torch.int64, device="cpu"
+        )
 
     def _splits(self, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
         """The split normals on the ways down to s and to t, [R, 2 (depth + 1)]: two a level.
@@ -219,7 +225,9 @@ class BrownianPath:
         W(s, t) gets sqrt(h)/2 (hat(t) - hat(s)), both hats in one column where the node is shared.
         Below the last level stands the leaf's own bridge.
         """
-        counts = 2.0 ** torch.arange(self.depth + 1, dtype=torch.float64, device="cpu")  # intervals of a cell
+        counts = 2.0 ** torch.arange(
+            self.depth + 1, dtype=torch.float64, device="cpu"
+        )  # intervals of a cell
         root = 1 << self._base(len(self._knots) - 1)
         nodes, hats, shares = [], [], []
         for time in (start, stop):

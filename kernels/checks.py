@@ -12,9 +12,15 @@ from torch import Tensor
 from .errors import InvalidType, InvalidValue
 
 INTEGERS = (
-    torch.int64, torch.int32, torch.int16, torch.int8,
-    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
-)  # fmt: skip
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -92,14 +98,18 @@ def as_seed(seed: int | Tensor | Sequence[int], device: torch.device | str) -> T
     Raises TypeError for what is no integer, ValueError for what does not fit into 64 bits.
     """
     if isinstance(seed, Tensor) or not isinstance(seed, (int, np.integer)):
-        if not isinstance(seed, Tensor) and not hasattr(seed, "__array__") and (
-            isinstance(seed, (str, bytes)) or not isinstance(seed, Sequence)
+        if (
+            not isinstance(seed, Tensor)
+            and not hasattr(seed, "__array__")
+            and (isinstance(seed, (str, bytes)) or not isinstance(seed, Sequence))
         ):
             kind = type(seed).__name__
             raise InvalidType(f"seed must be an int or integers [B]; got {kind} {seed!r}")
         seeds = _integers("seed", seed, 64)
         if seeds.dim() > 1:
-            raise InvalidValue(f"seed must be an int or integers [B]; got shape {list(seeds.shape)}")
+            raise InvalidValue(
+                f"seed must be an int or integers [B]; got shape {list(seeds.shape)}"
+            )
         return seeds.to(device).reshape(-1)
     number = whole("seed", seed, -(2**63), 2**64)
     number -= 2**64 if number >= 2**63 else 0

@@ -149,17 +149,27 @@ def langevin_step(
         zero = torch.zeros_like(eps)
         columns = (zero, zero + 1, zero, zero + 1, zero + 1, eps, (2 * eps).sqrt())
         return linear_step(
-            x, score, torch.stack(columns, 1).to(compute_dtype(x)),
+            x,
+            score,
+            torch.stack(columns, 1).to(compute_dtype(x)),
             torch.arange(len(eps), dtype=torch.int64, device=x.device),
-            draws=torch.full((len(eps), 1), draw, dtype=torch.int64, device=x.device), seed=seed,
-            sample_ids=sample_ids, purpose="corrector", subdraw=subdraw,
-        ).x  # fmt: skip
+            draws=torch.full((len(eps), 1), draw, dtype=torch.int64, device=x.device),
+            seed=seed,
+            sample_ids=sample_ids,
+            purpose="corrector",
+            subdraw=subdraw,
+        ).x
     seeds = as_seed(seed, x.device)
     factor, ratio = as_numbers(batch, alpha=alpha, snr=snr)
     gain = 2 * factor * ratio**2
     out: Tensor = _langevin_step(
-        x, score, sent(gain, x.device, compute_dtype(x)), seeds,
-        as_sample_ids(sample_ids, batch, x.device), draw, tag_of("corrector", subdraw),
+        x,
+        score,
+        sent(gain, x.device, compute_dtype(x)),
+        seeds,
+        as_sample_ids(sample_ids, batch, x.device),
+        draw,
+        tag_of("corrector", subdraw),
         norm == "batch",
-    )  # fmt: skip
+    )
     return out

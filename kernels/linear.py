@@ -74,9 +74,18 @@ def _native(
     d = torch.empty_like(results[0]) if keep_data else None
     x_in = torch.empty_like(results[0]) if next_dtype is not None else None
     native.linear(
-        library, inputs, [results[0], d, x_in],
-        (len(outs), len(states), len(data)), table, row, draws, seed, sample_ids, tag, limits,
-    )  # fmt: skip
+        library,
+        inputs,
+        [results[0], d, x_in],
+        (len(outs), len(states), len(data)),
+        table,
+        row,
+        draws,
+        seed,
+        sample_ids,
+        tag,
+        limits,
+    )
     return results + [v for v in (d, x_in) if v is not None]
 
 
@@ -210,9 +219,21 @@ def linear_step(
         ids = as_sample_ids(sample_ids, x.shape[0], x.device)
     with dispatch.past_autograd(x, *outs, *states, *data):
         new, *rest = _linear_step(
-            x, outs, states, data, variance, table, row, draws, seeds, ids,
-            tag, keep_data, next_dtype, limits,
-        )  # fmt: skip
+            x,
+            outs,
+            states,
+            data,
+            variance,
+            table,
+            row,
+            draws,
+            seeds,
+            ids,
+            tag,
+            keep_data,
+            next_dtype,
+            limits,
+        )
     return LinearStep(
         new, rest[0] if keep_data else None, rest[-1] if next_dtype is not None else None
     )

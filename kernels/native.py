@@ -335,9 +335,19 @@ def noise(
     seed, ids = seed.contiguous(), None if sample_ids is None else sample_ids.contiguous()
     terms = 1 if c is None else c.shape[1]
     arguments = (
-        out.data_ptr(), seed.data_ptr(), _address(ids), numbers.data_ptr(), _address(c),
-        seed.numel(), tag, n, terms, c is not None and len(c) > 1, element0, kind,
-    )  # fmt: skip
+        out.data_ptr(),
+        seed.data_ptr(),
+        _address(ids),
+        numbers.data_ptr(),
+        _address(c),
+        seed.numel(),
+        tag,
+        n,
+        terms,
+        c is not None and len(c) > 1,
+        element0,
+        kind,
+    )
     _run(lib.undiffuse_noise, jobs, out.numel() * terms, arguments)
     return out
 
@@ -367,10 +377,18 @@ def linear(
     clip = None if limits is None else (ctypes.c_float * 2)(*limits)
     parts = [None if v is None else v.contiguous() for v in (table, row, draws, seed, sample_ids)]
     arguments = (
-        tensors, *[_address(v) for v in parts], clip,
-        0 if seed is None else seed.numel(), tag, rows, n, *table.shape, row.numel() > 1, *counts,
+        tensors,
+        *[_address(v) for v in parts],
+        clip,
+        0 if seed is None else seed.numel(),
+        tag,
+        rows,
+        n,
+        *table.shape,
+        row.numel() > 1,
+        *counts,
         0 if draws is None else draws.shape[1],
-    )  # fmt: skip
+    )
     if not _run(lib.undiffuse_linear, rows * -(-n // BLOCK), x.numel(), arguments):
         raise InvalidValue(
             f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}"

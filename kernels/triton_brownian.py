@@ -15,10 +15,23 @@ from .triton_noise import box_muller, interleave, per_sample, stream_words, tile
 
 @triton.jit(do_not_specialize=["size", "quads", "total", "terms"])
 def weighted_kernel(
-    out, seed, ids, coefficients, draws, size, quads, total, terms, TAG: tl.constexpr,
-    MODE: tl.constexpr, SEEDS: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
-    FLAT: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    out,
+    seed,
+    ids,
+    coefficients,
+    draws,
+    size,
+    quads,
+    total,
+    terms,
+    TAG: tl.constexpr,
+    MODE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    Q: tl.constexpr,
+    FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     b, c0, offset, mask, inside = tile(size, quads, Q, FLAT, ALIGNED, total)
     key = per_sample(seed, b, inside, SEEDS, FLAT)
     sample = b.to(tl.int64) if ids is None else per_sample(ids, b, inside, 1, FLAT)
@@ -52,9 +65,20 @@ def weighted_noise(seed, sample_ids, shape, coefficients, draws, tag):
         seed, sample_ids, coefficients, draws = packed(seed, sample_ids, coefficients, draws)
         with dispatch.device_guard(out):
             weighted_kernel[block.grid](
-                out, seed, sample_ids, coefficients, draws, size, block.quads,
-                block.total, draws.shape[1], TAG=tag, MODE=noise_mode(),
-                SEEDS=int(seed.numel() > 1), ROWS=int(len(draws) > 1), **block.switches,
+                out,
+                seed,
+                sample_ids,
+                coefficients,
+                draws,
+                size,
+                block.quads,
+                block.total,
+                draws.shape[1],
+                TAG=tag,
+                MODE=noise_mode(),
+                SEEDS=int(seed.numel() > 1),
+                ROWS=int(len(draws) > 1),
+                **block.switches,
                 **launch_options(),
-            )  # fmt: skip
+            )
     return out

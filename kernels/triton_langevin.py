@@ -71,9 +71,21 @@ def updated(x, offset, mask, eps, s, z):
 
 @triton.jit(do_not_specialize=["size", "draw"])
 def small_kernel(
-    x, score, out, gain, seed, ids, size, draw, TAG: tl.constexpr, MODE: tl.constexpr,
-    GAINS: tl.constexpr, SEEDS: tl.constexpr, Q: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    x,
+    score,
+    out,
+    gain,
+    seed,
+    ids,
+    size,
+    draw,
+    TAG: tl.constexpr,
+    MODE: tl.constexpr,
+    GAINS: tl.constexpr,
+    SEEDS: tl.constexpr,
+    Q: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     b = tl.program_id(0).to(tl.int64)
     key = per_sample(seed, b, True, SEEDS, False)
     sample = b if ids is None else tl.load(ids + b)
@@ -89,9 +101,21 @@ def small_kernel(
 
 @triton.jit(do_not_specialize=["batch", "size", "draw", "tiles", "parts"])
 def norm_kernel(
-    score, partial, seed, ids, batch, size, draw, tiles, parts, TAG: tl.constexpr, MODE: tl.constexpr,
-    SEEDS: tl.constexpr, Q: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    score,
+    partial,
+    seed,
+    ids,
+    batch,
+    size,
+    draw,
+    tiles,
+    parts,
+    TAG: tl.constexpr,
+    MODE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    Q: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     part, b = tl.program_id(0), sample_of(batch)
     if b < 0:
         return
@@ -111,10 +135,26 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=["batch", "size", "draw", "parts"])
 def update_kernel(
-    x, score, out, partial, gain, seed, ids, batch, size, draw, parts, TAG: tl.constexpr,
-    MODE: tl.constexpr, GAINS: tl.constexpr, SEEDS: tl.constexpr, PARTIALS: tl.constexpr,
-    WIDTH: tl.constexpr, Q: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    x,
+    score,
+    out,
+    partial,
+    gain,
+    seed,
+    ids,
+    batch,
+    size,
+    draw,
+    parts,
+    TAG: tl.constexpr,
+    MODE: tl.constexpr,
+    GAINS: tl.constexpr,
+    SEEDS: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    Q: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     b = sample_of(batch)
     if b < 0:
         return
@@ -140,9 +180,12 @@ def langevin_step(x, score, gain, seed, sample_ids, draw, tag, batch_mean):
         return out
     batch, size = x.shape[0], x[0].numel()
     common = {
-        "TAG": tag, "MODE": noise_mode(), "SEEDS": int(seed.numel() > 1),
-        "ALIGNED": size % 4 == 0, **launch_options(),
-    }  # fmt: skip
+        "TAG": tag,
+        "MODE": noise_mode(),
+        "SEEDS": int(seed.numel() > 1),
+        "ALIGNED": size % 4 == 0,
+        **launch_options(),
+    }
     gains = int(gain.numel() > 1)
     quads = -(-size // 4)
     with dispatch.device_guard(x):
@@ -165,7 +208,21 @@ def langevin_step(x, score, gain, seed, sample_ids, draw, tag, batch_mean):
             partial = partial.sum(1).sqrt().mean(0).square()
             parts = 1
         update_kernel[(triton.cdiv(quads, QUADS), *rows)](
-            x, score, out, partial, gain, seed, sample_ids, batch, size, draw, parts, GAINS=gains,
-            PARTIALS=int(not batch_mean), WIDTH=triton.next_power_of_2(parts), Q=QUADS, **common,
-        )  # fmt: skip
+            x,
+            score,
+            out,
+            partial,
+            gain,
+            seed,
+            sample_ids,
+            batch,
+            size,
+            draw,
+            parts,
+            GAINS=gains,
+            PARTIALS=int(not batch_mean),
+            WIDTH=triton.next_power_of_2(parts),
+            Q=QUADS,
+            **common,
+        )
     return out

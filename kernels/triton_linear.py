@@ -46,12 +46,36 @@ def taken(pointer, offset, mask, c, EACH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size", "quads", "total", "low", "high", "length"])
 def linear_kernel(
-    x, outs, states, data, variance, table, row, draws, seed, ids, results, size, quads, total, low, high,
+    x,
+    outs,
+    states,
+    data,
+    variance,
+    table,
+    row,
+    draws,
+    seed,
+    ids,
+    results,
+    size,
+    quads,
+    total,
+    low,
+    high,
     length,
-    COLUMNS: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr, DRAWS: tl.constexpr, TAG: tl.constexpr,
-    KEEP: tl.constexpr, CLIP: tl.constexpr, MODE: tl.constexpr, SEEDS: tl.constexpr,
-    Q: tl.constexpr, FLAT: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    COLUMNS: tl.constexpr,
+    EACH: tl.constexpr,
+    ROWS: tl.constexpr,
+    DRAWS: tl.constexpr,
+    TAG: tl.constexpr,
+    KEEP: tl.constexpr,
+    CLIP: tl.constexpr,
+    MODE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    Q: tl.constexpr,
+    FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     b, c0, offset, mask, inside = tile(size, quads, Q, FLAT, ALIGNED, total)
     index = per_sample(row, b, inside, ROWS, FLAT)
     known = (index >= 0) & (index < length)  # of another row nothing is read, and x' is NaN
@@ -108,9 +132,21 @@ def linear_kernel(
 
 
 def linear_step(
-    x, outs, states, data, variance, table, row, draws, seed, sample_ids, tag, keep_data,
-    next_dtype, limits,
-):  # fmt: skip
+    x,
+    outs,
+    states,
+    data,
+    variance,
+    table,
+    row,
+    draws,
+    seed,
+    sample_ids,
+    tag,
+    keep_data,
+    next_dtype,
+    limits,
+):
     """The operator `undiffuse::linear_step` on a GPU (or in the interpreter)."""
     results = [torch.empty_like(x, memory_format=torch.contiguous_format)]
     if keep_data:
@@ -129,12 +165,31 @@ def linear_step(
     )
     with dispatch.device_guard(x):
         linear_kernel[block.grid](
-            x, *operands, variance, table, row, draws, seed, sample_ids, tuple(results),
-            x[0].numel(), block.quads, block.total, float(low), float(high), len(table),
-            COLUMNS=table.shape[1], EACH=each, ROWS=int(row.numel() > 1),
-            DRAWS=0 if draws is None else draws.shape[1], TAG=tag, KEEP=keep_data,
-            CLIP=limits is not None, MODE=noise_mode(),
+            x,
+            *operands,
+            variance,
+            table,
+            row,
+            draws,
+            seed,
+            sample_ids,
+            tuple(results),
+            x[0].numel(),
+            block.quads,
+            block.total,
+            float(low),
+            float(high),
+            len(table),
+            COLUMNS=table.shape[1],
+            EACH=each,
+            ROWS=int(row.numel() > 1),
+            DRAWS=0 if draws is None else draws.shape[1],
+            TAG=tag,
+            KEEP=keep_data,
+            CLIP=limits is not None,
+            MODE=noise_mode(),
             SEEDS=int(seed is not None and seed.numel() > 1),
-            **block.switches, **launch_options(),
-        )  # fmt: skip
+            **block.switches,
+            **launch_options(),
+        )
     return results

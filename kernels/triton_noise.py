@@ -209,10 +209,22 @@ def per_sample(pointer, b, inside, STRIDE: tl.constexpr, FLAT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size", "quads", "total", "draw", "quad0"])
 def noise_kernel(
-    out, seed, ids, size, quads, total, draw, quad0,
-    TAG: tl.constexpr, KIND: tl.constexpr, MODE: tl.constexpr, SEEDS: tl.constexpr,
-    Q: tl.constexpr, FLAT: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    out,
+    seed,
+    ids,
+    size,
+    quads,
+    total,
+    draw,
+    quad0,
+    TAG: tl.constexpr,
+    KIND: tl.constexpr,
+    MODE: tl.constexpr,
+    SEEDS: tl.constexpr,
+    Q: tl.constexpr,
+    FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     b, c0, offset, mask, inside = tile(size, quads, Q, FLAT, ALIGNED, total)
     key = per_sample(seed, b, inside, SEEDS, FLAT)
     sample = b.to(tl.int64) if ids is None else per_sample(ids, b, inside, 1, FLAT)
@@ -242,8 +254,19 @@ def noise(seed, sample_ids, shape, draw, tag, element0, kind):
         seed, sample_ids = packed(seed, sample_ids)
         with dispatch.device_guard(out):
             noise_kernel[block.grid](
-                out, seed, sample_ids, wide, block.quads, block.total, draw, quad0,
-                TAG=tag, KIND=kind, MODE=noise_mode(),
-                SEEDS=int(seed.numel() > 1), **block.switches, **launch_options(),
-            )  # fmt: skip
+                out,
+                seed,
+                sample_ids,
+                wide,
+                block.quads,
+                block.total,
+                draw,
+                quad0,
+                TAG=tag,
+                KIND=kind,
+                MODE=noise_mode(),
+                SEEDS=int(seed.numel() > 1),
+                **block.switches,
+                **launch_options(),
+            )
     return out[:, skip:].reshape(shape)

@@ -16,9 +16,21 @@ QUADS = 128  # up to seven stages: four elements a thread fill the registers
 
 @triton.jit(do_not_specialize=["batch", "size", "rtol", "atol"])
 def runge_kutta_kernel(
-    x, stages, weights, dt, new, partial, batch, size, rtol, atol, STEPS: tl.constexpr,
-    ERROR: tl.constexpr, Q: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    x,
+    stages,
+    weights,
+    dt,
+    new,
+    partial,
+    batch,
+    size,
+    rtol,
+    atol,
+    STEPS: tl.constexpr,
+    ERROR: tl.constexpr,
+    Q: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     b = sample_of(batch)
     if b < 0:
         return
@@ -57,8 +69,19 @@ def runge_kutta_step(x, stages, weights, dt, rtol, atol):
     if x.numel():
         with dispatch.device_guard(x):
             runge_kutta_kernel[blocks, min(batch, GRID_Y), triton.cdiv(batch, GRID_Y)](
-                *packed(x), packed(*stages), *packed(weights, dt), new, partial,
-                batch, size, rtol, atol, STEPS=int(dt.numel() > 1), ERROR=error,
-                Q=QUADS, ALIGNED=size % 4 == 0, **launch_options(),
-            )  # fmt: skip
+                *packed(x),
+                packed(*stages),
+                *packed(weights, dt),
+                new,
+                partial,
+                batch,
+                size,
+                rtol,
+                atol,
+                STEPS=int(dt.numel() > 1),
+                ERROR=error,
+                Q=QUADS,
+                ALIGNED=size % 4 == 0,
+                **launch_options(),
+            )
     return [new, (partial.sum(1) / size).sqrt()] if error else [new]

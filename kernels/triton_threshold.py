@@ -82,7 +82,5 @@ def dynamic_threshold(x, ratio, maximum):
     elif size > LARGE:  # few programs of long loops: four times the threads on each
         options["num_warps"], block = 4 * options["num_warps"], 4 * BLOCK
     with dispatch.device_guard(x):
-        threshold_kernel[(x.shape[0],)](
-            x, out, size, rank, share, maximum, BLOCK=block, **options
-        )
+        threshold_kernel[(x.shape[0],)](x, out, size, rank, share, maximum, BLOCK=block, **options)
     return out

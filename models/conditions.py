@@ -96,7 +96,7 @@ def plain(cond: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value if type(value) is Tensor else walk(_unmarked, value)
         for key, value in cond.items()
-    }  # fmt: skip
+    }
 
 
 def mapped(fn: Callable[[Tensor], Tensor], cond: Any) -> Any:

@@ -63,9 +63,7 @@ class Denoiser:
         if not callable(self.net) or isinstance(self.net, type):
             raise InvalidType(f"net must be callable as net(x, t, **cond); got {_kind(self.net)}")
         if not isinstance(self.process, Process):
-            raise InvalidType(
-                f"process must be a Process, e.g. VP(); got {_kind(self.process)}"
-            )  # fmt: skip
+            raise InvalidType(f"process must be a Process, e.g. VP(); got {_kind(self.process)}")
         if self.predicts not in READOUTS:
             raise InvalidValue(
                 f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}"

@@ -44,7 +44,9 @@ class ItoSDE:
     def __post_init__(self) -> None:
         for name in ("drift", "diffusion"):
             if not callable(getattr(self, name)):
-                raise InvalidType(f"{name} must be callable as f(x, t); got {getattr(self, name)!r}")
+                raise InvalidType(
+                    f"{name} must be callable as f(x, t); got {getattr(self, name)!r}"
+                )
         if not self.t_min < self.t_max:
             raise InvalidValue(
                 f"t_max must exceed t_min; got t_min={self.t_min}, t_max={self.t_max}"
@@ -125,9 +127,7 @@ class ItoSDE:
         if x.ndim != 2:
             raise InvalidValue(f"x must be [B, d]; got {tuple(x.shape)}")
         ids = ids_or_places(sample_ids, len(x), x.device)
-        times = torch.linspace(
-            self.t_min, self.t_max, steps + 1, dtype=torch.float64, device="cpu"
-        )  # fmt: skip
+        times = torch.linspace(self.t_min, self.t_max, steps + 1, dtype=torch.float64, device="cpu")
         dt = (self.t_max - self.t_min) / steps
         states = [x]
         for i, t in enumerate(times[:-1].to(x.device)):

@@ -112,9 +112,14 @@ def exact(
 def _vectorised(out: Tensor, x: Tensor, v: Tensor, keep: bool, create_graph: bool) -> Tensor:
     try:
         (w,) = torch.autograd.grad(
-            out, x, v, retain_graph=True, create_graph=create_graph, is_grads_batched=True,
+            out,
+            x,
+            v,
+            retain_graph=True,
+            create_graph=create_graph,
+            is_grads_batched=True,
             allow_unused=True,
-        )  # fmt: skip
+        )
         return torch.zeros_like(v) if w is None else w
     except RuntimeError as error:
         if "vmap" not in str(error) and "donated" not in str(error):

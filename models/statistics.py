@@ -53,7 +53,11 @@ class Statistics:
             q = self.basis
             if q.shape != (d, d):
                 raise InvalidValue(f"basis must be {(d, d)}; got {tuple(q.shape)}")
-            off = float((q.T @ q - torch.eye(d, dtype=q.dtype, device=q.device)).abs().max()) if d else 0.0
+            off = (
+                float((q.T @ q - torch.eye(d, dtype=q.dtype, device=q.device)).abs().max())
+                if d
+                else 0.0
+            )
             if not off < 1e-3:
                 raise InvalidValue(
                     f"basis must have orthonormal columns; Q^T Q is off by {off:.2g}"

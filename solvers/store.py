@@ -144,8 +144,15 @@ def _plain(value: Any) -> Any:
 # --- versions ---------------------------------------------------------------------------------
 
 LIBRARIES = (
-    "undiffuse", "torch", "numpy", "scipy", "diffusers", "k-diffusion", "torchdiffeq", "torchsde",
-)  # fmt: skip
+    "undiffuse",
+    "torch",
+    "numpy",
+    "scipy",
+    "diffusers",
+    "k-diffusion",
+    "torchdiffeq",
+    "torchsde",
+)
 
 
 @cache

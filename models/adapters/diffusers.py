@@ -16,10 +16,15 @@ from .modules import BySignature, FirstHalf, Linear
 from .schedulers import REMEDY, read_scheduler
 
 TOLD_SIGMA = (
-    "AuraFlowTransformer2DModel", "ChromaTransformer2DModel", "Flux2Transformer2DModel",
-    "FluxTransformer2DModel", "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel",
-    "QwenImage21Transformer2DModel", "QwenImageTransformer2DModel",
-)  # fmt: skip
+    "AuraFlowTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "FluxTransformer2DModel",
+    "LongCatImageTransformer2DModel",
+    "OvisImageTransformer2DModel",
+    "QwenImage21Transformer2DModel",
+    "QwenImageTransformer2DModel",
+)
 """Classes of networks whose pipelines hand over the scheduler's timestep divided by 1000."""
 TOLD_DATA = ("Lumina2Transformer2DModel", "ZImageTransformer2DModel")
 """Classes of networks that are told 1 - sigma and give the velocity towards the data."""
@@ -59,9 +64,7 @@ def from_diffusers(net: nn.Module, scheduler: Any = None, **options: Any) -> Den
     elif read.predicts == "flow" and kind in TOLD_DATA:
         sign, time = -sign, Linear(-1.0, 1.0)
     called = BySignature(net, 1.0 if "predicts" in options else sign)
-    found = {
-        "process": read.process, "predicts": read.predicts, "time": time, "steps": read.steps,
-    }  # fmt: skip
+    found = {"process": read.process, "predicts": read.predicts, "time": time, "steps": read.steps}
     head = VarianceHead(called) if read.learned_range else FirstHalf(called)
     return Denoiser(head, **{**found, **options})
 

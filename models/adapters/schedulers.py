@@ -107,20 +107,34 @@ SAMPLING = frozenset(
 )
 """Keys of their samplers, which leave the network what it is."""
 NEUTRAL = {
-    "snr_shift_scale": 1.0, "timestep_type": "discrete", "invert_sigmas": False, "shift": 1.0,
-    "flow_shift": 1.0, "use_flow_sigmas": False, "rescale_betas_zero_snr": False,
-    "variance_type": None, "trained_betas": None,
-}  # fmt: skip
+    "snr_shift_scale": 1.0,
+    "timestep_type": "discrete",
+    "invert_sigmas": False,
+    "shift": 1.0,
+    "flow_shift": 1.0,
+    "use_flow_sigmas": False,
+    "rescale_betas_zero_snr": False,
+    "variance_type": None,
+    "trained_betas": None,
+}
 """Keys that do change the network's meaning, with the value at which they do not: any class may
 hold them so."""
 PREDICTIONS = {
-    "epsilon": "noise", "sample": "data", "original_sample": "data", "v_prediction": "v",
+    "epsilon": "noise",
+    "sample": "data",
+    "original_sample": "data",
+    "v_prediction": "v",
     "flow_prediction": "flow",
-}  # fmt: skip
+}
 VARIANCES = (
-    None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned",
+    None,
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+    "learned",
     "learned_range",
-)  # fmt: skip
+)
 
 
 def read_scheduler(scheduler: Any) -> Reading:
@@ -170,18 +184,24 @@ def _name_and_config(scheduler: Any) -> tuple[str, Mapping[str, Any]]:
 # --- networks of discrete time ----------------------------------------------------------------
 
 BETAS: dict[str, Any] = {
-    "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
-    "trained_betas": None, "prediction_type": "epsilon",
-}  # fmt: skip
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+}
 _LATENT = {"beta_start": 0.00085, "beta_end": 0.012}
 _SCALED = {**_LATENT, "beta_schedule": "scaled_linear"}
 _FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
 _ZERO = {"rescale_betas_zero_snr": False}
 _ENDS = {"sigma_min": None, "sigma_max": None}
 _PATCHED = (
-    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
-)  # fmt: skip
+)
 """Classes that put alpha_bar_N = 2^-24 where zero terminal SNR asks for 0."""
 
 
@@ -336,9 +356,12 @@ _PLAIN = Known(_discrete, {**BETAS, **_ZERO})
 _SOLVER = Known(_discrete, {**BETAS, **_FLOW, "variance_type": None})
 _SHIFTED = {"num_train_timesteps": 1000, "shift": 1.0}
 _EDM = {
-    "num_train_timesteps": 1000, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5,
+    "num_train_timesteps": 1000,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
     "prediction_type": "epsilon",
-}  # fmt: skip
+}
 _ONLY_NOISE = {k: v for k, v in BETAS.items() if k != "prediction_type"}
 
 
@@ -365,8 +388,10 @@ KNOWN: dict[str, Known] = {
     "UnCLIPScheduler": Known(
         _cosine_alone,
         {
-            "num_train_timesteps": 1000, "prediction_type": "epsilon",
-            "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_small_log",
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "beta_schedule": "squaredcos_cap_v2",
+            "variance_type": "fixed_small_log",
         },
     ),
     "LCMScheduler": Known(_discrete, {**_PLAIN.keys, **_SCALED}),
@@ -392,8 +417,13 @@ KNOWN: dict[str, Known] = {
     "EDMDPMSolverMultistepScheduler": Known(_edm, _EDM),
     "CosineDPMSolverMultistepScheduler": Known(
         _edm,
-        {**_EDM, "sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0,
-         "prediction_type": "v_prediction"},
+        {
+            **_EDM,
+            "sigma_min": 0.3,
+            "sigma_max": 500,
+            "sigma_data": 1.0,
+            "prediction_type": "v_prediction",
+        },
     ),
     "FlowMatchEulerDiscreteScheduler": Known(_flow, {**_SHIFTED, "invert_sigmas": False}),
     "FlowMatchHeunDiscreteScheduler": Known(_flow, _SHIFTED),
@@ -404,7 +434,7 @@ KNOWN: dict[str, Known] = {
     "ScoreSdeVeScheduler": Known(
         _score, {"num_train_timesteps": 2000, "sigma_min": 0.01, "sigma_max": 1348.0}
     ),
-}  # fmt: skip
+}
 """Classes of diffusers 0.42 whose networks are read exactly."""
 
 _TOKENS = "its states are tokens, not numbers with Gaussian noise"

@@ -303,9 +303,11 @@ class Classified(Scaled):
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """grad_x log p(y | x_t = x)."""
         wide = torch.float32 if x.device.type == "mps" else torch.float64
-        times = t.to(x.device, wide) if t.ndim else torch.full(
-            x.shape[:1], float(t), dtype=wide, device=x.device
-        )  # fmt: skip
+        times = (
+            t.to(x.device, wide)
+            if t.ndim
+            else torch.full(x.shape[:1], float(t), dtype=wide, device=x.device)
+        )
         keep = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             leaf = x if keep else x.detach().requires_grad_()

@@ -162,9 +162,17 @@ def integrate(
         path = run.recorder.path() if run.recorder is not None else None
         saved = path(times) if path is not None and times is not None else None
     return OdeSolution(
-        run.x_end, run.t_end, run.status, run.nfe, run.accepted, run.rejected, run.calls,
-        run.audited, saved, path if dense else None,
-    )  # fmt: skip
+        run.x_end,
+        run.t_end,
+        run.status,
+        run.nfe,
+        run.accepted,
+        run.rejected,
+        run.calls,
+        run.audited,
+        saved,
+        path if dense else None,
+    )
 
 
 def _check_tolerances(x0: Tensor, rtol: float | Tensor, atol: float | Tensor) -> None:
@@ -203,9 +211,17 @@ class _Run:
     max_step = math.inf
 
     def __init__(
-        self, f: Field, x0: Tensor, t0: float | Tensor, t1: float | Tensor, pair: Embedded,
-        rtol: float | Tensor, atol: float | Tensor, norm: Norm, controller: Controller,
-    ) -> None:  # fmt: skip
+        self,
+        f: Field,
+        x0: Tensor,
+        t0: float | Tensor,
+        t1: float | Tensor,
+        pair: Embedded,
+        rtol: float | Tensor,
+        atol: float | Tensor,
+        norm: Norm,
+        controller: Controller,
+    ) -> None:
         self.f, self.pair, self.norm, self.controller = f, pair, norm, controller
         batch, device = len(x0), x0.device
         self.rtol, self.atol = (
@@ -317,9 +333,14 @@ class _Run:
         return x, stages
 
     def judge(
-        self, arrived: Tensor, accept: Tensor, fine: Tensor, network_fine: Tensor,
-        max_steps: int, min_step: float | None,
-    ) -> None:  # fmt: skip
+        self,
+        arrived: Tensor,
+        accept: Tensor,
+        fine: Tensor,
+        network_fine: Tensor,
+        max_steps: int,
+        min_step: float | None,
+    ) -> None:
         least = 1e-13 * self.span.abs() + 1e-15 * self.t.abs() if min_step is None else min_step
         stuck = ~arrived & (self.h.abs() < least)
         late = ~arrived & (self.accepted + self.rejected)[self.rows].ge(max_steps)

@@ -76,9 +76,16 @@ def sample_ode_adaptively(
             u = u * flow.norm(flow.lam_noise).to(u.dtype)
         field = pair.field(flow) if isinstance(pair, ExponentialPair) else flow.field
         run = integrate(
-            field, u, flow.lam_noise, flow.lam_data, solver=pair, rtol=rtol, atol=atol,
-            controller=controller, max_steps=max_steps,
-        )  # fmt: skip
+            field,
+            u,
+            flow.lam_noise,
+            flow.lam_data,
+            solver=pair,
+            rtol=rtol,
+            atol=atol,
+            controller=controller,
+            max_steps=max_steps,
+        )
         x_hat = run.x if exponential else flow.leave(run.x)
         x = x_hat * float(model.process.alpha(model.t_min))
         if final == "denoise":

@@ -134,9 +134,16 @@ class _Run:
     """All samples' x/alpha and lambda; rows: those still under way; slope: D_1 where it is known."""
 
     def __init__(
-        self, model: Denoiser, z: Tensor, ids: Tensor, seed: int | Tensor, rtol: float, atol: float,
-        first_step: float, max_step: float,
-    ) -> None:  # fmt: skip
+        self,
+        model: Denoiser,
+        z: Tensor,
+        ids: Tensor,
+        seed: int | Tensor,
+        rtol: float,
+        atol: float,
+        first_step: float,
+        max_step: float,
+    ) -> None:
         process, b = model.process, len(z)
         self.model, self.ids, self.seed, self.rtol, self.atol = model, ids, seed, rtol, atol
         self.max_step = max_step

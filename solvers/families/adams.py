@@ -73,9 +73,13 @@ class Adams(Solver):
         ending = endings(path, self.ending)
         rule = weights(body(path), self.points, self.form, self.clock, ending=ending)
         return multistep(
-            f"{self.name}-{self.points}", path, self.form, rule,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            f"{self.name}-{self.points}",
+            path,
+            self.form,
+            rule,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 FIXED = (
@@ -127,9 +131,13 @@ class IPNDM(Solver):
         one_step = weights(inner, 1, "noise")
         rule = Weights(one_step.carry, one_step.points * w, one_step.noise)
         return multistep(
-            f"ipndm-{self.points}", path, "noise", rule,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            f"ipndm-{self.points}",
+            path,
+            "noise",
+            rule,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 def check_points(points: int, most: int = 6) -> None:
@@ -209,9 +217,15 @@ class PNDM(Solver):
                 data[i][0] = alpha[i + 1]
         states, datas = (nodes.t.new_tensor(m).reshape(-1, width) for m in (state, data))
         return finish(
-            "pndm" if self.runge_kutta else "plms", path, nodes.t[:-1], states, datas,
-            nodes.t.new_zeros(len(means), 0), order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "pndm" if self.runge_kutta else "plms",
+            path,
+            nodes.t[:-1],
+            states,
+            datas,
+            nodes.t.new_zeros(len(means), 0),
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 SOLVERS: dict[str, Solver] = {

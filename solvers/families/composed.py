@@ -78,9 +78,12 @@ class Inversion(Solver):
             parts.append(from_rows("ddim", rising.t, rising.t[-2:-1], [ratio], [back]))
         joined = chain(parts, [(1.0, 0.0)] * (len(parts) - 1))
         return replace(
-            joined, grid=rising.t, name=f"inversion({parts[0].name})",
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            joined,
+            grid=rising.t,
+            name=f"inversion({parts[0].name})",
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,13 @@ class Churn(Solver):
         lifts = list(zip(scale, noise, strict=True))
         name = legs[0].name + ("-churn" if self.churn else "")
         return replace(
-            chain(legs, lifts[1:]), grid=path.t, entry=lifts[0], name=name,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            chain(legs, lifts[1:]),
+            grid=path.t,
+            entry=lifts[0],
+            name=name,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -201,9 +208,12 @@ class ScaledNoise(Solver):
         scale, noise = table.entry
         orders = (table.order, table.weak_order) if self.s_noise == 1 else (0.0, 0.0)
         return replace(
-            table, noise=self.s_noise * table.noise, entry=(scale, self.s_noise * noise),
-            order=orders[0], weak_order=orders[1],
-        ).trimmed()  # fmt: skip
+            table,
+            noise=self.s_noise * table.noise,
+            entry=(scale, self.s_noise * noise),
+            order=orders[0],
+            weak_order=orders[1],
+        ).trimmed()
 
 
 def memoryless(solver: Solver) -> bool:

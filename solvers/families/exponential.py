@@ -113,9 +113,13 @@ class DPMSolverPP(Solver):
         rule = self.rule(body(path), endings(path, self.ending))
         kind = "dpmpp" if self.form == "data" else "dpm-solver"
         return multistep(
-            f"{kind}-{self.order}m" + ("-sde" if self.eta else ""), path, self.form, rule,
-            order=1.0 if self.eta else float(self.order), weak_order=self.weak_order,
-        )  # fmt: skip
+            f"{kind}-{self.order}m" + ("-sde" if self.eta else ""),
+            path,
+            self.form,
+            rule,
+            order=1.0 if self.eta else float(self.order),
+            weak_order=self.weak_order,
+        )
 
     def rule(self, inner: Path, ending: Ending) -> Weights:
         """The rule of every step of `body(path)`."""
@@ -170,10 +174,13 @@ class DPMSolverPP3Compat(Solver):
             wide[at] = self._third(inner, at)
         kind = "dpmpp" if self.form == "data" else "dpm-solver"
         return multistep(
-            f"{kind}-3m-compat" + ("-sde" if self.eta else ""), path, self.form,
+            f"{kind}-3m-compat" + ("-sde" if self.eta else ""),
+            path,
+            self.form,
             two._replace(points=wide),
-            order=1.0 if self.eta else 2.0, weak_order=self.weak_order,
-        )  # fmt: skip
+            order=1.0 if self.eta else 2.0,
+            weak_order=self.weak_order,
+        )
 
     def _third(self, inner: Path, at: Tensor) -> Tensor:
         """Weights of the three predictions in the steps `at`."""

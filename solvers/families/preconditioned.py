@@ -82,10 +82,15 @@ class GaussianPreconditioned:
             data = torch.cat([data, torch.zeros_like(data[:1])])
             data[-1, 0] = 1.0
         return SpectralTable(
-            process, self.stats, called[:-1], state, data,
+            process,
+            self.stats,
+            called[:-1],
+            state,
+            data,
             closed_form(process, t[:1], called[:1], c)[0],
-            torch.cat([t[:1], t[-1:]]), f"gaussian-{self.points}",
-        )  # fmt: skip
+            torch.cat([t[:1], t[-1:]]),
+            f"gaussian-{self.points}",
+        )
 
 
 def closed_form(process: Process, t: Tensor, s: Tensor, c: Tensor) -> Tensor:

@@ -81,9 +81,13 @@ class Relay(Solver):
             return torch.where(above, a, b)
 
         return replace(
-            steady, state=joined(steady.state, sharp.state), data=joined(steady.data, sharp.data),
-            name="relay", order=order, weak_order=order,
-        ).trimmed()  # fmt: skip
+            steady,
+            state=joined(steady.state, sharp.state),
+            data=joined(steady.data, sharp.data),
+            name="relay",
+            order=order,
+            weak_order=order,
+        ).trimmed()
 
 
 SOLVERS: dict[str, Solver] = {"relay": Relay()}

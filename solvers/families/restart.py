@@ -188,11 +188,15 @@ class Consistency(Solver):
             kept = torch.where(sigma > 0, kept, 0.0)  # what is still of eps
         ratio = kept / path.sigma[:-1]
         return from_rows(
-            "lcm" if clean else "tcd", path.t, path.t[:-1],
-            [ratio], [alpha - ratio * path.alpha[:-1]],
+            "lcm" if clean else "tcd",
+            path.t,
+            path.t[:-1],
+            [ratio],
+            [alpha - ratio * path.alpha[:-1]],
             [torch.sqrt((sigma.square() - kept.square()).clamp(min=0.0))],
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 SOLVERS: dict[str, Solver] = {

@@ -70,9 +70,14 @@ class RungeKutta(Solver):
             return self._through(path)
         steps = legs(path, self.eta)
         return single_step(
-            self.name, path, steps, staged(steps, self.scheme, self.clock),
-            eta=self.eta, order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            self.name,
+            path,
+            steps,
+            staged(steps, self.scheme, self.clock),
+            eta=self.eta,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
     def _through(self, path: Path) -> Tableau:
         """The table of steps from alpha = 0 on, and down to sigma = 0 where that is a step."""
@@ -90,14 +95,24 @@ class RungeKutta(Solver):
         times = torch.cat([t for t, _ in blocks] or [path.t[:0]])
         width = max((rows[0].shape[1] for _, rows in blocks), default=1)
         state, data = (
-            torch.cat([pad(rows[i], (0, width - rows[i].shape[1])) for _, rows in blocks]
-                      or [path.t.new_zeros(0, 1)]) for i in (0, 1)
-        )  # fmt: skip
+            torch.cat(
+                [pad(rows[i], (0, width - rows[i].shape[1])) for _, rows in blocks]
+                or [path.t.new_zeros(0, 1)]
+            )
+            for i in (0, 1)
+        )
         noise = path.t.new_zeros(len(state), 0)
         return finish(
-            self.name, path, times, state, data, noise, order=self.order,
-            weak_order=self.weak_order, jump=jump,
-        )  # fmt: skip
+            self.name,
+            path,
+            times,
+            state,
+            data,
+            noise,
+            order=self.order,
+            weak_order=self.weak_order,
+            jump=jump,
+        )
 
 
 @dataclass(frozen=True)
@@ -130,9 +145,14 @@ class DPM2(Solver):
         s0, s, s1 = (clock_of(v, "sigma") for v in (steps.start, middle, steps.end))
         stages = slopes(steps, [steps.start, middle], [[s - s0], [0.0 * s, s1 - s0]], "sigma")
         return single_step(
-            "dpm-2-ancestral" if self.eta else "dpm-2", path, steps, stages,
-            eta=self.eta, order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "dpm-2-ancestral" if self.eta else "dpm-2",
+            path,
+            steps,
+            stages,
+            eta=self.eta,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 def _legs(path: Path, first: int, end: int) -> Legs:

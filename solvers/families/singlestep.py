@@ -101,9 +101,12 @@ class SingleStep(Solver):
         ]
         joined = chain(tables, [(1.0, 0.0)] * (len(tables) - 1))
         return replace(
-            joined, grid=path.t, name=self._name(), order=1.0 if self.eta else self._smooth_order,
+            joined,
+            grid=path.t,
+            name=self._name(),
+            order=1.0 if self.eta else self._smooth_order,
             weak_order=self.weak_order,
-        )  # fmt: skip
+        )
 
     def orders(self, intervals: int) -> list[int]:
         """Of every step through so many intervals of the grid."""
@@ -156,9 +159,14 @@ class SingleStep(Solver):
             lam = node.lam if j < len(known) else None
             stages.append(Stage(lam, *self._columns(known, carry, weights)))
         return single_step(
-            self._name(), path, steps, stages, eta=self.eta,
-            order=1.0 if self.eta else self._smooth_order, weak_order=self.weak_order,
-        )  # fmt: skip
+            self._name(),
+            path,
+            steps,
+            stages,
+            eta=self.eta,
+            order=1.0 if self.eta else self._smooth_order,
+            weak_order=self.weak_order,
+        )
 
     def _name(self) -> str:
         kind = "dpmpp" if self.form == "data" else "dpm-solver"
@@ -171,8 +179,10 @@ class SingleStep(Solver):
         if self.form == "data":
             grown = torch.expm1(-h)
             return (
-                node.sigma / steps.start.sigma, -node.alpha * grown, node.alpha * (grown / h + 1)
-            )  # fmt: skip
+                node.sigma / steps.start.sigma,
+                -node.alpha * grown,
+                node.alpha * (grown / h + 1),
+            )
         grown = torch.expm1(h)
         return node.alpha / steps.start.alpha, -node.sigma * grown, -node.sigma * (grown / h - 1)
 
@@ -283,9 +293,14 @@ class SEEDS(Solver):
             rows.append(Stage(lam, [carry], weights, [node.sigma * c for c in noises]))
             last = r
         return single_step(
-            f"seeds-{self.stages}", path, steps, rows,
-            eta=1.0, order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            f"seeds-{self.stages}",
+            path,
+            steps,
+            rows,
+            eta=1.0,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -326,9 +341,14 @@ class DPMPPSDE(Solver):
         shared = torch.sqrt((s0 - s) / (s0 - s1))
         noises = [shared * noise, torch.sqrt(1 - shared.square()) * noise]
         return single_step(
-            "dpmpp-sde", path, steps, [one, Stage(None, states, datas, noises)],
-            eta=self.eta, order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "dpmpp-sde",
+            path,
+            steps,
+            [one, Stage(None, states, datas, noises)],
+            eta=self.eta,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
     def _down(self, a: Node, b: Node) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """One ancestral step from a to b: columns of x, D and z."""

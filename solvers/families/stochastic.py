@@ -53,9 +53,15 @@ class EulerMaruyama(Solver):
         if path.ends_clean:
             state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
         return from_rows(
-            "euler-maruyama", path.t, t, [state], [data], [noise],
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "euler-maruyama",
+            path.t,
+            t,
+            [state],
+            [data],
+            [noise],
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,14 @@ class DDPM(Solver):
             noise[-1] = 0.0
         return from_rows(
             "ddpm" if self.variance == "small" else "ddpm-large",
-            path.t, mean.times, [mean.state[:, 0]], [mean.data[:, 0]], [noise],
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            path.t,
+            mean.times,
+            [mean.state[:, 0]],
+            [mean.data[:, 0]],
+            [noise],
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,9 +120,15 @@ class ReverseDiffusion(Solver):
         if path.ends_clean:
             state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
         return from_rows(
-            "reverse-diffusion", path.t, path.t[:-1], [state], [data], [noise],
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "reverse-diffusion",
+            path.t,
+            path.t[:-1],
+            [state],
+            [data],
+            [noise],
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -145,9 +162,8 @@ class SRA1(Solver):
         one, other = d / (3 * v0), 2 * d / (3 * v2)
         end = Stage(None, [a1 / a0 * (1 - one), -a1 / a2 * other], [a1 * one, a1 * other], [a1 * w])
         return single_step(
-            "sra1", path, steps, [stage, end], eta=1.0,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "sra1", path, steps, [stage, end], eta=1.0, order=self.order, weak_order=self.weak_order
+        )
 
 
 @dataclass(frozen=True)
@@ -219,9 +235,14 @@ class SASolver(Solver):
             if past:
                 correct = lean(correct, counted(inner, past, ending) == 1, half, base=1)
         return multistep(
-            "sa-solver", path, "data", predict, correct,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            "sa-solver",
+            path,
+            "data",
+            predict,
+            correct,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
     def noise_of(self, path: Path) -> Tensor:
         """tau of every step, [n]."""
@@ -258,9 +279,13 @@ class ERSDE(Solver):
     def rows(self, path: Path) -> Tableau:
         rule = weights(body(path), self.points, clock="sigma", decay=er_decay)
         return multistep(
-            f"er-sde-{self.points}", path, "data", rule,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            f"er-sde-{self.points}",
+            path,
+            "data",
+            rule,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 def er_decay(path: Path, lam: Tensor) -> tuple[Tensor, Tensor]:

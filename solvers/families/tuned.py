@@ -83,10 +83,20 @@ class Learned:
         if bool(self.stats.mean.any()) or bool(self.stats.variances.any()):
             return table
         none = table.times.new_zeros(self.nfe, 0)
-        return Tableau(
-            table.times, table.state[:, :, 0], table.data[:, :, 0], none, none.long(), table.grid,
-            (float(table.entry[0]), 0.0), table.name,
-        ).trimmed().of(process)  # fmt: skip
+        return (
+            Tableau(
+                table.times,
+                table.state[:, :, 0],
+                table.data[:, :, 0],
+                none,
+                none.long(),
+                table.grid,
+                (float(table.entry[0]), 0.0),
+                table.name,
+            )
+            .trimmed()
+            .of(process)
+        )
 
     def spectral(self, process: Process) -> SpectralTable:
         """The table over components, differentiable in lam and theta."""

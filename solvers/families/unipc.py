@@ -89,9 +89,13 @@ class UniPC(Solver):
         kind = "" if self.form == "data" else "-noise"
         return multistep(
             f"unipc-{self.points}" + ("" if self.variant == "bh2" else "-bh1") + kind,
-            path, self.form, predict, correct if self.corrector else None,
-            order=self.order, weak_order=self.weak_order,
-        )  # fmt: skip
+            path,
+            self.form,
+            predict,
+            correct if self.corrector else None,
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
     def _half_b(self, path: Path) -> torch.Tensor:
         """B(h)/2 with the factor in front, so that it weighs a difference of predictions."""

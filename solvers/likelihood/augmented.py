@@ -55,11 +55,20 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
         flow.forwards = found.forwards
     unknown = torch.full_like(found.change, torch.nan)
     return LogProb(
-        log_prob=prior + found.change, std_error=found.std_error, path_error=found.path_error,
-        defect=unknown, prior_gap=unknown, truncation=unknown, latent=found.latent,
-        status=found.status, nfe=found.forwards, products=found.products, rejected=found.rejected,
-        t_min=flow.t_min, blur=flow.blur,
-    )  # fmt: skip
+        log_prob=prior + found.change,
+        std_error=found.std_error,
+        path_error=found.path_error,
+        defect=unknown,
+        prior_gap=unknown,
+        truncation=unknown,
+        latent=found.latent,
+        status=found.status,
+        nfe=found.forwards,
+        products=found.products,
+        rejected=found.rejected,
+        t_min=flow.t_min,
+        blur=flow.blur,
+    )
 
 
 class Augmented(NamedTuple):
@@ -77,9 +86,15 @@ class Augmented(NamedTuple):
 
 
 def native(
-    flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float,
-    max_steps: int, gaussian: bool = False,
-) -> Augmented:  # fmt: skip
+    flow: ScaledFlow,
+    x: Tensor,
+    v: Tensor | None,
+    method: str,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    gaussian: bool = False,
+) -> Augmented:
     """By `adaptive_ode` in lambda. v: probes [K, *x.shape], or None for exact traces.
 
     gaussian: v are normal, not Rademacher. rtol, atol hold for u; log p has the absolute tolerance
@@ -119,9 +134,17 @@ def native(
     relative, absolute = torch.zeros(2, d + width, dtype=x.dtype, device=x.device)
     relative[:d], absolute[:d], absolute[d:] = rtol, atol, 1.0
     s = integrate(
-        rhs, y0, flow.lam_data, flow.lam_noise, solver=method, rtol=relative, atol=absolute,
-        norm=norm, max_steps=max_steps, audit=audit,
-    )  # fmt: skip
+        rhs,
+        y0,
+        flow.lam_data,
+        flow.lam_noise,
+        solver=method,
+        rtol=relative,
+        atol=absolute,
+        norm=norm,
+        max_steps=max_steps,
+        audit=audit,
+    )
     z = flow.latent(s.x[:, :d].reshape(x.shape))
     sums = -s.x[:, d:].double().reshape(batch, count, parts).movedim(1, 0)
     forms, error = _spread(sums, v, gaussian)
@@ -130,9 +153,14 @@ def native(
 
 
 def by_torchdiffeq(
-    flow: ScaledFlow, x: Tensor, v: Tensor | None, method: str, rtol: float, atol: float,
+    flow: ScaledFlow,
+    x: Tensor,
+    v: Tensor | None,
+    method: str,
+    rtol: float,
+    atol: float,
     gaussian: bool = False,
-) -> Augmented:  # fmt: skip
+) -> Augmented:
     """By torchdiffeq in t: one step size and one error norm for the whole batch."""
     from torchdiffeq import odeint
 

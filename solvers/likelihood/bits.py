@@ -77,8 +77,10 @@ class Bits:
     def __repr__(self) -> str:
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
         codes = self.status[self.status != Status.OK].tolist()
-        why = "".join(f"; {codes.count(c)} of {len(self.status)}: {WORDS.get(c, Status(c).meaning)}"
-                      for c in sorted(set(codes)))  # fmt: skip
+        why = "".join(
+            f"; {codes.count(c)} of {len(self.status)}: {WORDS.get(c, Status(c).meaning)}"
+            for c in sorted(set(codes))
+        )
         mean = float(self.bits_per_dim.mean())
         return f"{mean:.4f} +- {error:.4f} bits/dim, {self.convention}{why}"
 
@@ -140,8 +142,15 @@ def bits_per_dim(
         own = _seed(seed, r)
         y, log_q = _dequantised(x, levels, dequantize, own, ids)
         if by == "ode":
-            found = log_prob(model, y, target_std_error=target_std_error, seed=own, sample_ids=ids,
-                             on_failure="return", **how)  # fmt: skip
+            found = log_prob(
+                model,
+                y,
+                target_std_error=target_std_error,
+                seed=own,
+                sample_ids=ids,
+                on_failure="return",
+                **how,
+            )
             parts = found.log_prob, found.bits_std_error, found.nfe, found.status
             path = found.solver_error.cpu()
             solver = torch.maximum(solver, path / (x[0].numel() * math.log(2)))
@@ -223,9 +232,13 @@ def _dequantised(
 
 
 def _bound(
-    model: Denoiser, y: Tensor, target: float | None, seed: int | Tensor, ids: Tensor,
+    model: Denoiser,
+    y: Tensor,
+    target: float | None,
+    seed: int | Tensor,
+    ids: Tensor,
     options: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log p, std_error in bits/dim, nfe, status of the bound, [B] each.
 
     With a target the calls come from a pilot whose values are not used again: a power of 2 above
@@ -243,9 +256,7 @@ def _bound(
     options = dict(options)
     model = model.told(options.pop("cond", None), len(y))
     pilot: dict[str, Any] = {**options, name: PILOT}
-    first = elbo(
-        model, y, seed=_seed(seed, ASIDE), sample_ids=ids, on_failure="return", **pilot
-    )  # fmt: skip
+    first = elbo(model, y, seed=_seed(seed, ASIDE), sample_ids=ids, on_failure="return", **pilot)
     # twice what the pilot says, since it errs itself; 0 for a datum that failed
     wanted = torch.nan_to_num(2 * PILOT * (first.std_error / target).square())
     calls = (2 ** wanted.cpu().clamp(16, MOST).log2().ceil()).long()
@@ -255,9 +266,7 @@ def _bound(
         rows = (calls == count).nonzero().flatten()
         part, some = model.rows(rows, len(y)), {**options, name: count}
         own = arguments.seeds_of(seed, rows)
-        found = elbo(
-            part, y[rows], seed=own, sample_ids=ids[rows], on_failure="return", **some
-        )  # fmt: skip
+        found = elbo(part, y[rows], seed=own, sample_ids=ids[rows], on_failure="return", **some)
         value[rows], error[rows] = found.log_prob.cpu(), found.std_error.cpu()
         nfe[rows] += found.nfe
         status[rows] = worse(status[rows], found.status.cpu())

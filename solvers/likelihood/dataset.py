@@ -93,9 +93,13 @@ class Settings:
         names = FOREIGN["elbo" if self.method == "ode" else "ode"]
         own = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
         return {
-            "by": self.method, "repeats": self.repeats, "seed": self.seed,
-            "target_std_error": self.target_error, "on_failure": "return", **own,
-        }  # fmt: skip
+            "by": self.method,
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "target_std_error": self.target_error,
+            "on_failure": "return",
+            **own,
+        }
 
 
 def run(
@@ -159,9 +163,14 @@ def run(
             if labels is not None:
                 own["cond"] = {"label": labels[ids].to(x.device)}
             found = bits_per_dim(
-                denoiser, x, levels, dequantize=fill, sample_ids=torch.tensor(ids, device="cpu"),
-                t_min=denoiser.t_min, **own,  # it was not trained below
-            )  # fmt: skip
+                denoiser,
+                x,
+                levels,
+                dequantize=fill,
+                sample_ids=torch.tensor(ids, device="cpu"),
+                t_min=denoiser.t_min,
+                **own,  # it was not trained below
+            )
             for record in _records(ids, keys, head, found, how.target_error):
                 store.append(record)
                 shown.advance()
@@ -247,7 +256,10 @@ def _identity(model: str | Path, trained: Checkpoint) -> str:
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
         content.update(repr((denoiser.process, denoiser.predicts, denoiser.clip)).encode())
         values = [
-            v for n in denoiser.networks if isinstance(n, torch.nn.Module) for v in n.state_dict().values()
+            v
+            for n in denoiser.networks
+            if isinstance(n, torch.nn.Module)
+            for v in n.state_dict().values()
         ]
         for value in [*values, *denoiser.cond.values()]:
             if isinstance(value, torch.Tensor):
@@ -267,9 +279,16 @@ def _digest(content: bytes) -> str:
 
 
 FIELDS = (
-    "item", "bits_per_dim", "std_error", "solver_error", "repeats", "nfe", "status", "why",
+    "item",
+    "bits_per_dim",
+    "std_error",
+    "solver_error",
+    "repeats",
+    "nfe",
+    "status",
+    "why",
     "convention",
-)  # fmt: skip
+)
 """What a row of items.jsonl holds; one without is scored again."""
 
 
@@ -283,10 +302,16 @@ def _records(
         late = (found.status == Status.OK) & (found.std_error > target * (1 + 1e-9))
     status = torch.where(late, int(Status.TARGET_NOT_MET), found.status)
     rows = zip(
-        ids, found.bits_per_dim.tolist(), found.std_error.tolist(), found.solver_error.tolist(),
+        ids,
+        found.bits_per_dim.tolist(),
+        found.std_error.tolist(),
+        found.solver_error.tolist(),
         found.repeats.tolist(),
-        found.nfe.tolist(), status.tolist(), late.tolist(), strict=True,
-    )  # fmt: skip
+        found.nfe.tolist(),
+        status.tolist(),
+        late.tolist(),
+        strict=True,
+    )
     return [
         {
             "key": keys[i],
@@ -317,7 +342,10 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
     path = torch.tensor([r["solver_error"] for r in done], dtype=torch.float64, device="cpu")
     e = mean_interval(bits, seed=seed)
     return {
-        "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "items": len(done),
+        "bits_per_dim": e.value,
+        "lo": e.lo,
+        "hi": e.hi,
+        "items": len(done),
         "failed": len(records) - len(done),
         "failures": dict(Counter(r["why"] for r in records if r["status"] == "failed")),
         "target_not_met": sum(r["status"] == OUTCOMES[Status.TARGET_NOT_MET] for r in done),
@@ -325,8 +353,9 @@ def _summary(records: list[Record], offset: float, spacing: float, seed: int) ->
         "item_std_error": float(own.square().mean().sqrt()),
         "item_solver_error": float(path.square().mean().sqrt()),
         "nfe": sum(r["nfe"] for r in done) / len(done),
-        "offset": offset, "spacing": spacing,
-    }  # fmt: skip
+        "offset": offset,
+        "spacing": spacing,
+    }
 
 
 def _histogram(path: Path, bits: list[float]) -> None:
@@ -376,11 +405,12 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
         options["time"] = "continuous"
     found = {
         method: run(
-            out / method, method=method,
+            out / method,
+            method=method,
             **{k: v for k, v in options.items() if k not in foreign},
         )
         for method, foreign in FOREIGN.items()
-    }  # fmt: skip
+    }
     bits = [_by_item(out / method, summary["head"]) for method, summary in found.items()]
     both = [i for i in bits[0] if i in bits[1]]
     gap = mean_interval(torch.tensor([bits[1][i] - bits[0][i] for i in both], device="cpu"))
@@ -390,9 +420,15 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
         ("---",) * 7,
     ]
     rows += [
-        (method, *_interval(s), f"{s['item_std_error']:.4f}", f"{s['nfe']:.0f}",
-         f"{s['seconds']:.1f}") for method, s in found.items()
-    ]  # fmt: skip
+        (
+            method,
+            *_interval(s),
+            f"{s['item_std_error']:.4f}",
+            f"{s['nfe']:.0f}",
+            f"{s['seconds']:.1f}",
+        )
+        for method, s in found.items()
+    ]
     rows.append(("elbo - ode", *_interval(gaps), "", "", ""))
     title = f"**{len(both)} items, {found['ode']['convention']}; 95 % over items**"
     table = "\n".join([title, "", *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
@@ -408,8 +444,9 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
 def _by_item(folder: Path, head: str) -> dict[int, float]:
     """Bits/dim of the items that the run of that head could score."""
     rows = read(folder / "items.jsonl")
-    return {r["item"]: r["bits_per_dim"] for r in rows
-            if r["head"] == head and r["status"] != "failed"}  # fmt: skip
+    return {
+        r["item"]: r["bits_per_dim"] for r in rows if r["head"] == head and r["status"] != "failed"
+    }
 
 
 def _interval(s: dict[str, Any]) -> list[str]:

@@ -300,7 +300,16 @@ def _report(terms: Terms, chain: Chain, form: str, convention: str) -> Elbo:
     bad = int(Status.NETWORK_NOT_FINITE)
     status = torch.where(torch.isfinite(total), 0, bad)
     return Elbo(
-        total / unit, terms.prior / unit, diffusion / unit, terms.reconstruction / unit,
-        terms.variance.sqrt() / unit, -total, terms.times, terms.terms / unit, chain.calls,
-        status, form, convention,
-    )  # fmt: skip
+        total / unit,
+        terms.prior / unit,
+        diffusion / unit,
+        terms.reconstruction / unit,
+        terms.variance.sqrt() / unit,
+        -total,
+        terms.times,
+        terms.terms / unit,
+        chain.calls,
+        status,
+        form,
+        convention,
+    )

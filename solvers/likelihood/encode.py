@@ -49,9 +49,15 @@ def encode(
     name = arguments.lookup("solver", solver, PAIRS).name
     flow = ScaledFlow(model, len(x), cond, t_min, x.dtype)
     run = integrate(
-        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, solver=name, rtol=rtol,
-        atol=atol, max_steps=max_steps,
-    )  # fmt: skip
+        flow.field,
+        flow.enter(x),
+        flow.lam_data,
+        flow.lam_noise,
+        solver=name,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+    )
     raise_if_failed(run.status, run, "raise")
     with torch.no_grad():
         return flow.latent(run.x)
@@ -79,9 +85,15 @@ def decode(
     with torch.no_grad():
         u = flow.from_latent(z)
     run = integrate(
-        flow.field, u, flow.lam_noise, flow.lam_data, solver=name, rtol=rtol, atol=atol,
+        flow.field,
+        u,
+        flow.lam_noise,
+        flow.lam_data,
+        solver=name,
+        rtol=rtol,
+        atol=atol,
         max_steps=max_steps,
-    )  # fmt: skip
+    )
     raise_if_failed(run.status, run, "raise")
     return flow.leave(run.x)
 

@@ -171,16 +171,18 @@ class Likelihood:
         rtol, atol = (tolerance if v is None else v for v in (self.rtol, self.atol))
         target = self.target_solver_error
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Chosen(**{
-            **given,
-            "method": self.way,
-            "solver": arguments.lookup("solver", self.solver or solver, PAIRS).name,
-            "rtol": arguments.tolerance("rtol", rtol, x.dtype),
-            "atol": arguments.tolerance("atol", atol, x.dtype),
-            "trace": trace,
-            "probes": probes,
-            "target_solver_error": self.target_std_error if target is None else target,
-        })  # fmt: skip
+        return Chosen(
+            **{
+                **given,
+                "method": self.way,
+                "solver": arguments.lookup("solver", self.solver or solver, PAIRS).name,
+                "rtol": arguments.tolerance("rtol", rtol, x.dtype),
+                "atol": arguments.tolerance("atol", atol, x.dtype),
+                "trace": trace,
+                "probes": probes,
+                "target_solver_error": self.target_std_error if target is None else target,
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,18 +68,37 @@ class Nodes:
 
     @classmethod
     def laid(
-        cls, sample: Tensor, step: Tensor, index: Tensor, lam: Tensor, weight: Tensor,
-        x_hat: Tensor, slope: Tensor, bits: int,
-    ) -> Nodes:  # fmt: skip
+        cls,
+        sample: Tensor,
+        step: Tensor,
+        index: Tensor,
+        lam: Tensor,
+        weight: Tensor,
+        x_hat: Tensor,
+        slope: Tensor,
+        bits: int,
+    ) -> Nodes:
         """Nodes at which the network has not been asked yet; bits: levels of a full Walsh block."""
         a, b, defect, gap, energy, form = lam.new_zeros(6, len(lam))
         return cls(
-            sample=sample, step=step, index=index, lam=lam, weight=weight, x_hat=x_hat,
-            slope=slope, a=a, b=b, defect=defect, gap=gap, energy=energy, form=form,
-            size=torch.zeros_like(sample), total=torch.zeros_like(x_hat),
+            sample=sample,
+            step=step,
+            index=index,
+            lam=lam,
+            weight=weight,
+            x_hat=x_hat,
+            slope=slope,
+            a=a,
+            b=b,
+            defect=defect,
+            gap=gap,
+            energy=energy,
+            form=form,
+            size=torch.zeros_like(sample),
+            total=torch.zeros_like(x_hat),
             gains=lam.new_zeros(len(lam), bits + 1),
             signs=torch.zeros_like(x_hat, dtype=torch.int8),
-        )  # fmt: skip
+        )
 
 
 class Prober:
@@ -90,9 +109,14 @@ class Prober:
     """
 
     def __init__(
-        self, flow: ScaledFlow, nodes: Nodes, seed: int | Tensor, ids: Tensor, chunk: int,
+        self,
+        flow: ScaledFlow,
+        nodes: Nodes,
+        seed: int | Tensor,
+        ids: Tensor,
+        chunk: int,
         control: Statistics | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
         self.seed, self.control = seed, control
         self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))

@@ -78,9 +78,15 @@ def lay(
     weight = (0.5 * h * w).flatten(1)[sample, index]
     u, slope = path(filled)[real], path.slope(filled)[real]
     nodes = Nodes.laid(
-        sample, index // orders[-1], index, lam, weight, column(flow.norm(lam), u) * u, slope,
+        sample,
+        index // orders[-1],
+        index,
+        lam,
+        weight,
+        column(flow.norm(lam), u) * u,
+        slope,
         colours(tuple(u.shape[1:]))[1],
-    )  # fmt: skip
+    )
     return nodes, missed.gather(2, choice[..., None])[..., 0]
 
 
@@ -153,8 +159,11 @@ def path_error(nodes: Nodes, path: DensePath, bound: Tensor, variance: Tensor, m
         return torch.from_numpy(legendre.legvander(x, len(place) - 1)).to(low.device)
 
     over = (w[:, None] * basis(start + h * (0.5 + 0.5 * z))).sum(1)  # of the step, of each P_k
-    system = torch.where(used[:, None] & used[..., None], basis(nodes.lam[pick]).mT,
-                         torch.eye(len(place), dtype=h.dtype, device=h.device))  # fmt: skip
+    system = torch.where(
+        used[:, None] & used[..., None],
+        basis(nodes.lam[pick]).mT,
+        torch.eye(len(place), dtype=h.dtype, device=h.device),
+    )
     goal = torch.where(used, 0.5 * h * over, 0.0)
     weight = torch.linalg.solve_ex(system, goal)[0]  # not finite where two nodes are one
     more = torch.where(used, weight - inside * nodes.weight[pick], 0.0)
@@ -204,9 +213,17 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
     goal, path_goal = (_variance(v, d) for v in (how.target_std_error, how.target_solver_error))
     rtol, atol, trace = how.rtol, how.atol, how.trace
     path = integrate(
-        flow.field, flow.enter(x), flow.lam_data, flow.lam_noise, solver=how.solver,
-        rtol=rtol, atol=atol, max_step=LONGEST, max_steps=how.max_steps, dense=True,
-    )  # fmt: skip
+        flow.field,
+        flow.enter(x),
+        flow.lam_data,
+        flow.lam_noise,
+        solver=how.solver,
+        rtol=rtol,
+        atol=atol,
+        max_step=LONGEST,
+        max_steps=how.max_steps,
+        dense=True,
+    )
     status = path.status.clone()
     fine = status == Status.OK
     if not bool(fine.any()):  # no path to lay a node on
@@ -239,17 +256,31 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
         missed = (variance > goal * (1 + 1e-9)) & (status == Status.OK)
         status[missed] = int(Status.TARGET_NOT_MET)
     return LogProb(
-        log_prob=value, std_error=variance.sqrt(), path_error=error, defect=defect, prior_gap=gap,
-        truncation=torch.full_like(value, torch.nan), latent=latent, status=status,
-        nfe=flow.forwards, products=prober.products, rejected=path.rejected, t_min=flow.t_min,
+        log_prob=value,
+        std_error=variance.sqrt(),
+        path_error=error,
+        defect=defect,
+        prior_gap=gap,
+        truncation=torch.full_like(value, torch.nan),
+        latent=latent,
+        status=status,
+        nfe=flow.forwards,
+        products=prober.products,
+        rejected=path.rejected,
+        t_min=flow.t_min,
         blur=flow.blur,
-    )  # fmt: skip
+    )
 
 
 def tighten(
-    flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor, found: LogProb,
+    flow: ScaledFlow,
+    x: Tensor,
+    how: Chosen,
+    seed: int | Tensor,
+    ids: Tensor,
+    found: LogProb,
     free: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Run the samples whose solver_error exceeds target_solver_error again, in place, at a tenth of
     the tolerances at a time, down to what x's dtype can tell. Samples that still exceed it, or all
     that do if the tolerances are the caller's (free=False), have status TARGET_NOT_MET."""
@@ -303,7 +334,17 @@ def _nothing(flow: ScaledFlow, x: Tensor, status: Tensor, rejected: Tensor) -> L
     """Of samples that all failed on their way."""
     nan = torch.full_like(status, torch.nan, dtype=torch.float64)
     return LogProb(
-        log_prob=nan, std_error=nan, path_error=nan, defect=nan, prior_gap=nan, truncation=nan,
-        latent=torch.full_like(x, torch.nan), status=status, nfe=flow.forwards,
-        products=torch.zeros_like(status), rejected=rejected, t_min=flow.t_min, blur=flow.blur,
-    )  # fmt: skip
+        log_prob=nan,
+        std_error=nan,
+        path_error=nan,
+        defect=nan,
+        prior_gap=nan,
+        truncation=nan,
+        latent=torch.full_like(x, torch.nan),
+        status=status,
+        nfe=flow.forwards,
+        products=torch.zeros_like(status),
+        rejected=rejected,
+        t_min=flow.t_min,
+        blur=flow.blur,
+    )

@@ -52,9 +52,12 @@ class ScoreMatch:
 
 
 def fisher_divergence(
-    model: Denoiser, score: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float | Tensor,
+    model: Denoiser,
+    score: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    t: float | Tensor,
     cond: dict[str, Any] | None = None,
-) -> ScoreMatch:  # fmt: skip
+) -> ScoreMatch:
     """|s(x, t) - score(x, t)|^2/2 of each x_t [B, *event]; t is a float or [B].
 
     Raises ValueError for a score of another shape, and times that are not the process's.
@@ -72,10 +75,17 @@ def fisher_divergence(
 
 
 def implicit_score_matching(
-    model: Denoiser, x: Tensor, t: float | Tensor, trace: str = "exact", probes: int = 1,
-    seed: int | Tensor = 0, *, sample_ids: Tensor | Sequence[int] | None = None,
-    sliced: bool = False, cond: dict[str, Any] | None = None,
-) -> ScoreMatch:  # fmt: skip
+    model: Denoiser,
+    x: Tensor,
+    t: float | Tensor,
+    trace: str = "exact",
+    probes: int = 1,
+    seed: int | Tensor = 0,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    sliced: bool = False,
+    cond: dict[str, Any] | None = None,
+) -> ScoreMatch:
     """tr grad s + |s|^2/2 of each x_t [B, *event].
 
     t: the time, a number or [B], in (0, t_max].
@@ -95,9 +105,14 @@ def implicit_score_matching(
     count = 0 if trace == "exact" else arguments.whole("probes", probes)
     with torch.no_grad():
         values = score_matching.terms(
-            lambda v: model.score(v, times, **(cond or {})), x, count, seed, sample_ids,
-            sliced=sliced, dtype=torch.float64,
-        )  # fmt: skip
+            lambda v: model.score(v, times, **(cond or {})),
+            x,
+            count,
+            seed,
+            sample_ids,
+            sliced=sliced,
+            dtype=torch.float64,
+        )
     if count == 0:
         return ScoreMatch(values[0], torch.zeros_like(values[0]))
     unknown = torch.full_like(values[0], math.nan)

@@ -91,10 +91,15 @@ def predictor_corrector(
         for j in range(corrections):
             score = model.score(x, t)
             x = langevin_step(
-                x, score, snr=snr, alpha=decay[min(node, len(decay) - 1)], norm=norm,
-                seed=state.seed, sample_ids=state.sample_ids,
+                x,
+                score,
+                snr=snr,
+                alpha=decay[min(node, len(decay) - 1)],
+                norm=norm,
+                seed=state.seed,
+                sample_ids=state.sample_ids,
                 draw=sampler.plan.draw0 + node * corrections + j,
-            )  # fmt: skip
+            )
         return state.replace(x=x)
 
     def before(state: State) -> State:
@@ -166,9 +171,13 @@ def annealed_langevin(
             for j in range(corrections):
                 score = model.score(x, t)
                 x = langevin_step(
-                    x, score, step_size=eps, seed=start.seed, sample_ids=start.sample_ids,
+                    x,
+                    score,
+                    step_size=eps,
+                    seed=start.seed,
+                    sample_ids=start.sample_ids,
                     draw=sampler.plan.draw0 + i * corrections + j,
-                )  # fmt: skip
+                )
                 if watch is not None:
                     watch(i, score, x)
         return model(x, float(times[-1])) if denoise else x

@@ -79,9 +79,16 @@ def sample_learned_variance(
             d, o = data_and_variance(model, x, t)
             noise = (x - float(alpha[i]) * d) / float(sigma[i])
             x = ddpm_step(
-                x, noise, bar[i], bar[i + 1], variance=o, clip=model.clip,
-                seed=start.seed, sample_ids=start.sample_ids, draw=draw0 + i + 1,
-            )  # fmt: skip
+                x,
+                noise,
+                bar[i],
+                bar[i + 1],
+                variance=o,
+                clip=model.clip,
+                seed=start.seed,
+                sample_ids=start.sample_ids,
+                draw=draw0 + i + 1,
+            )
             if watch is not None:
                 watch(i, torch.stack([d, o], 1), x)
         return x

@@ -143,7 +143,7 @@ class FreeTable:
         falls = torch.as_tensor(sorted(set(grid.tolist()), reverse=True), dtype=torch.float64)
         return Tableau(
             times, state, data, none, none.long(), falls, (float(entry), 0.0), name
-        ).trimmed()  # fmt: skip
+        ).trimmed()
 
 
 def _below(first: Tensor, rest: Tensor) -> Tensor:

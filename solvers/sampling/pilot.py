@@ -34,8 +34,15 @@ from .sampler import Sampler
 OTHERS = 2**40
 """The first sample id of a pilot: its noise is nobody's sample."""
 SOLVERS = (
-    "ipndm-2", "zeab-2", "ipndm-3", "unipc-2-noise", "zeab-3", "unipc-3-noise", "dpmpp-2m", "ddim",
-)  # fmt: skip
+    "ipndm-2",
+    "zeab-2",
+    "ipndm-3",
+    "unipc-2-noise",
+    "zeab-3",
+    "unipc-3-noise",
+    "dpmpp-2m",
+    "ddim",
+)
 BLENDS = (0.5, 0.3, 0.7, 0.15, 0.85, 0.0, 1.0)
 """Shares of a grid that are equal steps of lambda, the likeliest first."""
 NOISY = 30.0
@@ -254,15 +261,27 @@ def tune(
     tried = tuple((str(c), e) for e, _, c, _ in found)
     name = f"tuned-{nfe}"
     return Tuned(
-        replace(table, name=name), str(choice), float(off.mean()), half, unlearned,
-        pilot.fine_error, tried, pilot.calls,
-    )  # fmt: skip
+        replace(table, name=name),
+        str(choice),
+        float(off.mean()),
+        half,
+        unlearned,
+        pilot.fine_error,
+        tried,
+        pilot.calls,
+    )
 
 
 def _learned(
-    pilot: Pilot, choice: Candidate, nfe: int, rows: slice, steps: int,
-    distance: Callable[[Tensor, Tensor], Tensor] | None, seed: int, progress: bool,
-) -> Tableau:  # fmt: skip
+    pilot: Pilot,
+    choice: Candidate,
+    nfe: int,
+    rows: slice,
+    steps: int,
+    distance: Callable[[Tensor, Tensor], Tensor] | None,
+    seed: int,
+    progress: bool,
+) -> Tableau:
     """The table that learning makes of a choice's grid; of the two orders, that which errs less."""
     model = pilot.model
     t = times(choice.grid, model.process, nfe + choice.spared, "t_min", model.t_min)
@@ -278,9 +297,16 @@ def _learned(
         )
     _, table = min(made.values(), key=lambda m: m[0])
     learn_table(
-        table, model, x, ends, cond=cond, steps=steps, distance=distance, seed=seed,
+        table,
+        model,
+        x,
+        ends,
+        cond=cond,
+        steps=steps,
+        distance=distance,
+        seed=seed,
         progress=progress,
-    )  # fmt: skip
+    )
     pilot.calls += 2 * steps * nfe * model.calls
     return table.tableau("learned")
 

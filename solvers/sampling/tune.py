@@ -76,7 +76,11 @@ def tune(
     Raises ValueError for bad input, and FitError, after all were tried, for tables refused.
     """
     out = Path(out)
-    for name, value, least in (("starts", starts, 8), ("iterations", iterations, 0), ("batch", batch, 1)):  # fmt: skip
+    for name, value, least in (
+        ("starts", starts, 8),
+        ("iterations", iterations, 0),
+        ("batch", batch, 1),
+    ):
         if value is not None and value < least:
             raise InvalidValue(f"{name} must be >= {least}; got {value}")
     if not nfe or min(nfe) < 2:
@@ -110,9 +114,14 @@ def tune(
             refused.append(f"{n} calls: {error}")
             continue
         made.learned.notes.update(
-            problem=name, initial=str(choice), before=made.before / unit, after=made.after / unit,
-            starts=count, iterations=iterations, seed=seed,
-        )  # fmt: skip
+            problem=name,
+            initial=str(choice),
+            before=made.before / unit,
+            after=made.after / unit,
+            starts=count,
+            iterations=iterations,
+            seed=seed,
+        )
         errors[n] = made.after / unit
         path = made.learned.save(out / f"learned-{n}.json")
         print(
@@ -125,9 +134,15 @@ def tune(
 
 
 def _fitted(
-    model: Denoiser, x: Tensor, goal: Tensor, start: Learned, iterations: int, batch: int | None,
-    seed: int, progress: bool,
-) -> Fit:  # fmt: skip
+    model: Denoiser,
+    x: Tensor,
+    goal: Tensor,
+    start: Learned,
+    iterations: int,
+    batch: int | None,
+    seed: int,
+    progress: bool,
+) -> Fit:
     """`fit`, or with no iterations the choice as it is with its held-out error."""
     if iterations == 0:
         error = held_out_error(start, model, x, goal)

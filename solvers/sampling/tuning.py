@@ -61,9 +61,13 @@ STARTS = (None, 64.0, 32.0, 16.0, 8.0, 4.0)
 
 
 def initial(
-    process: Process, t_start: float, t_end: float, nfe: int, stats: Statistics,
+    process: Process,
+    t_start: float,
+    t_end: float,
+    nfe: int,
+    stats: Statistics,
     choice: Choice = Choice(),
-) -> Learned:  # fmt: skip
+) -> Learned:
     """The classical table of a choice, as a start for `fit`.
 
     The grid's nodes are those from t_start to t_end, squeezed in lambda where the first call is
@@ -215,9 +219,16 @@ def fit(
 
 
 def _descend(
-    model: Denoiser, x: Tensor, ends: Tensor, init: Learned, iterations: int, batch: int,
-    rate: float, seed: int, progress: bool,
-) -> Learned:  # fmt: skip
+    model: Denoiser,
+    x: Tensor,
+    ends: Tensor,
+    init: Learned,
+    iterations: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    progress: bool,
+) -> Learned:
     """Nodes and weights after so many steps of Adam on all of x."""
     gaps = torch.log(torch.diff(init.lam)).requires_grad_()
     first = init.lam[:1].clone().requires_grad_()

@@ -365,6 +365,14 @@ def from_rows(
     m = len(noise)
     draws = 1 + torch.arange(n * m, dtype=torch.int64, device="cpu").reshape(n, m)
     return Tableau(
-        times, columns(state), columns(data), columns(noise), draws, grid,
-        entry, name, order, weak_order,
-    ).trimmed()  # fmt: skip
+        times,
+        columns(state),
+        columns(data),
+        columns(noise),
+        draws,
+        grid,
+        entry,
+        name,
+        order,
+        weak_order,
+    ).trimmed()
