@@ -88,9 +88,16 @@ def element_wise(target: Target) -> Denoiser:
 def _ours(name: str) -> Method:
     def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
         found = sample_ode_adaptively(
-            model, x.shape, solver=name, rtol=tol, atol=tol, x_init=x, final="t_min",
-            max_steps=100_000, dtype=x.dtype,
-        )  # fmt: skip
+            model,
+            x.shape,
+            solver=name,
+            rtol=tol,
+            atol=tol,
+            x_init=x,
+            final="t_min",
+            max_steps=100_000,
+            dtype=x.dtype,
+        )
         return found.x, found.nfe
 
     return Method("undiffuse", name, run)
@@ -136,9 +143,16 @@ def run(
     table = _table(rows, count)
     closing = [f"{library}: {why}" for library, why in missing.items()]
     show([table], closing)
-    record = {"target": target.about, "process": repr(target.process), "samples": count,
-              "seed": seed, "reference_error": exact.error, "missing": missing,
-              "rows": rows, "environment": environment()}  # fmt: skip
+    record = {
+        "target": target.about,
+        "process": repr(target.process),
+        "samples": count,
+        "seed": seed,
+        "reference_error": exact.error,
+        "missing": missing,
+        "rows": rows,
+        "environment": environment(),
+    }
     write_text(out / "adaptive.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "adaptive.md", "\n".join([markdown(table), *closing]).rstrip() + "\n")
     return record
@@ -153,23 +167,46 @@ def _measure(problem: Problem, method: Method, tol: float, exact: Tensor) -> dic
     single = [method.run(model, x[i : i + 1], tol) for i in some]
     apart = max(float((y[0] - end[i]).abs().max()) for i, (y, _) in zip(some, single, strict=True))
     return {
-        "library": method.library, "method": method.name, "tolerance": tol,
-        "calls": float(calls.double().mean()), "least": int(calls.min()), "most": int(calls.max()),
-        "error": float(error.mean()) / problem.std, "worst": float(error.max()) / problem.std,
-        "alone": apart, "calls_alone": sum(int(n) for _, n in single) / len(single),
-    }  # fmt: skip
+        "library": method.library,
+        "method": method.name,
+        "tolerance": tol,
+        "calls": float(calls.double().mean()),
+        "least": int(calls.min()),
+        "most": int(calls.max()),
+        "error": float(error.mean()) / problem.std,
+        "worst": float(error.max()) / problem.std,
+        "alone": apart,
+        "calls_alone": sum(int(n) for _, n in single) / len(single),
+    }
 
 
 def _table(rows: list[dict[str, Any]], count: int) -> Table:
-    columns = ["library", "method", "tolerance", "calls", "least", "most", "error", "worst",
-               "alone", "calls alone"]  # fmt: skip
+    columns = [
+        "library",
+        "method",
+        "tolerance",
+        "calls",
+        "least",
+        "most",
+        "error",
+        "worst",
+        "alone",
+        "calls alone",
+    ]
     cells = [
         [
-            r["library"], r["method"], f"{r['tolerance']:g}", f"{r['calls']:.0f}", str(r["least"]),
-            str(r["most"]), short(r["error"]), short(r["worst"]), short(r["alone"]),
+            r["library"],
+            r["method"],
+            f"{r['tolerance']:g}",
+            f"{r['calls']:.0f}",
+            str(r["least"]),
+            str(r["most"]),
+            short(r["error"]),
+            short(r["worst"]),
+            short(r["alone"]),
             f"{r['calls_alone']:.0f}",
         ]
         for r in rows
-    ]  # fmt: skip
+    ]
     title = f"An uneven batch of {count}: six modes of deviations 1 to 0.003"
     return Table(title, columns, cells, [[False] * len(columns) for _ in cells])

@@ -1,12 +1,12 @@
 """Two runs side by side: what became slower, less accurate, or changed at all, beyond noise.
 
 Takes folders or results of `undiffuse bench` (quality and memory by cell, seconds from
-timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). Cells are matched by what was run,
-not by the versions or the network that ran it: those are what is compared. A quality is worse when
-the intervals of the two runs do not overlap. The seconds of a cell are one-off, so they are compared
-by solver: the mean ratio over its cells is worse when its whole 95 % interval lies above
-1 + `tolerance`. A time of pytest-benchmark is worse when it grew by more than `tolerance` and by more
-than the spread of both runs.
+timings.jsonl) and files of pytest-benchmark (`--benchmark-json`). Cells are matched by what was
+run, not by the versions or the network that ran it: those are what is compared. A quality is worse
+when the intervals of the two runs do not overlap. The seconds of a cell are one-off, so they are
+compared by solver: the mean ratio over its cells is worse when its whole 95 % interval lies above
+1 + `tolerance`. A time of pytest-benchmark is worse when it grew by more than `tolerance` and by
+more than the spread of both runs.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _read(path: Path) -> tuple[str, Any]:
         return "file of pytest-benchmark", {b["fullname"]: b["stats"] for b in made["benchmarks"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidValue(
-            f"{path} holds no results: it is neither a results.jsonl nor a file of pytest-benchmark "
-            f"({error!r:.80})"
+            f"{path} holds no results: it is neither a results.jsonl nor a file of "
+            f"pytest-benchmark ({error!r:.80})"
         ) from None
 
 
@@ -144,9 +144,13 @@ def _cells(before: dict[Any, Record], after: dict[Any, Record], tolerance: float
                 was, now = (m.away(interval(r, field)) for r in (a, b))
                 apart = not was.overlaps(now)
                 out.append(
-                    Change(f"{name}: {field}", was.value, now.value,
-                           _verdict(was.value, now.value, apart))
-                )  # fmt: skip
+                    Change(
+                        f"{name}: {field}",
+                        was.value,
+                        now.value,
+                        _verdict(was.value, now.value, apart),
+                    )
+                )
         if a.get("memory") and b.get("memory"):  # counted states: any whole one more is one more
             held = float(a["memory"]), float(b["memory"])
             apart = abs(held[1] - held[0]) >= 0.5

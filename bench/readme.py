@@ -1,4 +1,4 @@
-"""README's results, written from bench/results: `python -P -m undiffuse.bench.readme` in the root."""
+"""README's results from bench/results: `python -P -m undiffuse.bench.readme` in the root."""
 
 from __future__ import annotations
 
@@ -28,12 +28,22 @@ def section(results: Path) -> str:
         for side, who in SIDES.items():
             cells = [_error(front.get(n, {}).get(side), int(n), side == "tuned") for n in costs]
             lines.append(f"| {problem}: {who} | {' | '.join(cells)} |")
-    lines += ["", (f"Of {len(orders['rows'])} solvers {len(orders['missed']) or 'none'} measured "
-              f"further than {orders['tolerance']:g} from the order it declares."), "",
-              (f"{gpu['device']}, 2^26 elements, share of the measured copy bandwidth "
-              f"({gpu['copy_bytes_per_second'] / 1e12:.2f} TB/s), and how many times slower "
-              "PyTorch is:"), "",
-              "| kernel | float32 | eager | torch.compile |", "|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        (
+            f"Of {len(orders['rows'])} solvers {len(orders['missed']) or 'none'} measured "
+            f"further than {orders['tolerance']:g} from the order it declares."
+        ),
+        "",
+        (
+            f"{gpu['device']}, 2^26 elements, share of the measured copy bandwidth "
+            f"({gpu['copy_bytes_per_second'] / 1e12:.2f} TB/s), and how many times slower "
+            "PyTorch is:"
+        ),
+        "",
+        "| kernel | float32 | eager | torch.compile |",
+        "|---|---|---|---|",
+    ]
     for r in gpu["records"]:
         if r["log2_n"] == 26 and r["dtype"] == "float32" and r["kernel"] != "brownian path":
             slower = (r[f"seconds_{way}"] / r["seconds_exact"] for way in ("eager", "compiled"))

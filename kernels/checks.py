@@ -25,7 +25,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
-    """A whole number (Python's or NumPy's) in [low, high); InvalidType or InvalidValue otherwise."""
+    """A whole number of Python or NumPy in [low, high), else InvalidType or InvalidValue."""
     if isinstance(value, bool):
         raise InvalidType(f"{name} must be a whole number; got {value}")
     if type(value) is not int:
@@ -207,7 +207,7 @@ def check_vector(name: str, tensor: Tensor, dtype: torch.dtype, batch: int, x: T
 def check_streams(
     x: Tensor, batch: int, seed: Tensor, sample_ids: Tensor | None, tag: int, draw: int = 0
 ) -> None:
-    """Raise unless seed, ids, tag and draw name a stream for each of `batch` samples, where x is."""
+    """Raise unless seed, ids, tag and draw name a stream for each of `batch` samples of x."""
     check_vector("seed", seed, torch.int64, batch, x)
     if sample_ids is not None:
         check_vector("sample_ids", sample_ids, torch.int64, batch, x)
@@ -228,8 +228,8 @@ def check_table(x: Tensor, table: Tensor, row: Tensor, draws: Tensor | None, col
     each = x.shape[1:].numel()
     if list(table.shape[1:]) not in ([columns], [columns, each]):
         raise InvalidValue(
-            f"table must be [rows, {columns}] or [rows, {columns}, {each}] = skip, w0, w1, c_in and "
-            f"one column per state, data prediction and noise; got {list(table.shape)}"
+            f"table must be [rows, {columns}] or [rows, {columns}, {each}] = skip, w0, w1, c_in "
+            f"and one column per state, data prediction and noise; got {list(table.shape)}"
         )
     check_device("table", table, x.device)
     check_vector("row", row, torch.int64, x.shape[0], x)

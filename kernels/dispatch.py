@@ -2,7 +2,8 @@
 
 Each operator is defined once, as `undiffuse::<name>`, with a pure-PyTorch reference and a Triton
 twin. CUDA and HIP tensors in float32, bfloat16 and float16 get Triton; CPU tensors, float64 and
-whatever Triton cannot take get the reference, or on a CPU its compiled twin, which is bitwise equal. All operators are functional.
+whatever Triton cannot take get the reference, or on a CPU its compiled twin, which is bitwise
+equal. All operators are functional.
 """
 
 import importlib
@@ -46,8 +47,9 @@ _mode: ContextVar[Mode] = ContextVar("undiffuse_kernels_mode", default=_DEFAULT)
 def using(path: str | None = None, *, noise: str | None = None) -> Iterator[None]:
     """Force the path, the noise, or both, for the operators called inside the block.
 
-    path: "reference" (pure PyTorch, nothing compiled), "triton", or "auto" (by device and dtype). A forced "triton"
-    that cannot be honoured raises RuntimeError where the operator is called, naming the condition.
+    path: "reference" (pure PyTorch, nothing compiled), "triton", or "auto" (by device and dtype). A
+    forced "triton" that cannot be honoured raises RuntimeError where the operator is called, naming
+    the condition.
     noise: "exact" (the default: normals bitwise equal on every device) or "fast" (hardware
     logarithm, sine and cosine on GPUs: the same integers, normals equal to about 1e-6; on a CPU
     identical to exact). Raises ValueError for any other word.

@@ -1,4 +1,4 @@
-"""The errors that undiffuse raises itself: one base, and the built-in kind that each one also is."""
+"""The errors that undiffuse raises: one base, and the built-in kind that each one also is."""
 
 from __future__ import annotations
 

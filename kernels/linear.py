@@ -200,8 +200,8 @@ def linear_step(
     coefficients of its own (a spectral table). row: int64, one element or [B] (each sample at its
     own row).
     draws: int64 [rows, M], the draw index of each normal (None: M = 0). seed, sample_ids, purpose,
-    subdraw: as in `normal`. variance: a network's v in [-1, 1], of x's shape; then the table has one more,
-    last column R, and the first noise is scaled by 2^(R (v + 1)/2).
+    subdraw: as in `normal`. variance: a network's v in [-1, 1], of x's shape; then the table has
+    one more, last column R, and the first noise is scaled by 2^(R (v + 1)/2).
     Returns (x' in x's dtype, D in x's dtype if keep_data, x_in if next_dtype is given); arithmetic
     is float32 (float64 for float64 x). Differentiable in x, out, states and data;
     table, noise and variance count as constants.

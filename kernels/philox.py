@@ -60,7 +60,8 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 1
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        # the 64-bit product wraps into int64 without losing a bit: shift and mask recover both halves
+        # the 64-bit product wraps into int64 without losing a bit: shift and mask recover both
+        # halves
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & LOW32) ^ c1 ^ k0,

@@ -1,8 +1,8 @@
 """The table of noise streams: who draws what under which numbers of the counter.
 
-A stream is a purpose, a sub-draw and a range of draw indices of noise format v1 (see philox.py). Two
-streams never share a number, so two parts of a run never share their noise. The numbers are frozen:
-another number is another sample for everyone. A new use takes a row of its own here.
+A stream is a purpose, a sub-draw and a range of draw indices of noise format v1 (see philox.py).
+Two streams never share a number, so two parts of a run never share their noise. The numbers are
+frozen: another number is another sample for everyone. A new use takes a row of its own here.
 
     eps = normal(x.shape, seed, ids, **BOUND.at(draw), dtype=x.dtype, device=x.device)
 """

@@ -56,7 +56,7 @@ _threshold = dispatch.define(
 
 
 def dynamic_threshold(data: Tensor, ratio: float = 0.995, maximum: float = math.inf) -> Tensor:
-    """clamp(D, -s, s) / s with s = max(1, the ratio-quantile of |D|), at most `maximum`, per sample.
+    """clamp(D, -s, s) / s, s = max(1, ratio-quantile of |D|) per sample, at most `maximum`.
 
     data [B, ...] floating, of any size; ratio in [0, 1], linear between order statistics as in
     torch.quantile. Returns D's shape and dtype; arithmetic is float32 (float64 for float64).

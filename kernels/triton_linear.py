@@ -18,7 +18,7 @@ HEAD = tl.constexpr(_HEAD)
 
 @triton.jit
 def column(columns, j, stride, there):
-    """Column j of the table: a scalar, [Q, 1] where rows differ in a tile, [Q, 4] where elements do."""
+    """Column j of the table: a scalar; [Q, 1] where rows differ in a tile; [Q, 4] per element."""
     if there is None:
         value = tl.load(columns + j * stride)
     else:

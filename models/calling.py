@@ -1,4 +1,4 @@
-"""The one place where a network is called: what it is shown, what it may return, what is said of it."""
+"""The one place where a network is called: what it is shown, and what it may return."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _described(out: Any) -> str:
 
 
 def _name_training(net: Any) -> None:
-    """Warn of layers that depend on the batch or on chance while the network is in training mode."""
+    """Warn of training mode where a layer then depends on the batch or on chance."""
     if not isinstance(net, nn.Module):
         return
     found = set()

@@ -46,8 +46,8 @@ def shared(value: Any) -> Shared:
 
         ud.log_prob(model, x, cond={"context": ud.shared(context)})
 
-    value: handed to the network as it is. Needed for tensors and arrays that are longer than 1: their
-        first dimension would be taken for the samples'.
+    value: handed to the network as it is. Needed for tensors and arrays that are longer than 1:
+        their first dimension would be taken for the samples'.
     """
     return value if isinstance(value, Shared) else Shared(value)
 
@@ -125,8 +125,8 @@ def moved(cond: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
 def joined(a: Any, b: Any, batch: int) -> Any:
     """One tree of 2 B rows, those of `a` and then those of `b`; raises `CannotJoin`.
 
-    Leaves of equal kind, type and trailing shape are joined; numbers, text and marked leaves must be
-    the same in both.
+    Leaves of equal kind, type and trailing shape are joined; numbers, text and marked leaves must
+    be the same in both.
     """
     if isinstance(a, Shared) or not _has_rows(a):
         inner = None if isinstance(a, Shared) else _children(a)

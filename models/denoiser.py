@@ -131,7 +131,7 @@ class Denoiser:
         return self._with(cond=self.given(cond, batch))
 
     def rows(self, index: Tensor, batch: int) -> Denoiser:
-        """The denoiser of the samples `index` (int64 [n]) of a batch: what has rows is cut to theirs."""
+        """The denoiser of the samples `index` (int64 [n]) of a batch, with their rows alone."""
         net = self.net.rows(index, batch) if isinstance(self.net, Combination) else self.net
         if not self.cond and net is self.net:
             return self
@@ -209,8 +209,8 @@ class Denoiser:
         """The network's output at what it is handed: the one place where a network is called.
 
         x_in [B, ...]: c_in x. t_in [B]: c_noise(t). cond: as `given` returns it. t: the process's
-        time, float or [B], where it is known; guidance asks for it. fresh: x_in is nobody else's, so that
-        the network may write into it.
+        time, float or [B], where it is known; guidance asks for it. fresh: x_in is nobody else's,
+        so that the network may write into it.
         x_in and t_in are left as they are, whatever the network writes into what it is shown. The
         output has x_in's shape and device and a floating type of its own. Raises TypeError or
         ValueError for any other, and where the network's arguments cannot be these.
@@ -282,7 +282,7 @@ class Denoiser:
         return data if target == "data" else _apply(affine, x, data)
 
     def _time(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """t in float64: of no dimension on the CPU for a number, else [B] where float64 is known."""
+        """t in float64: a scalar on the CPU for a number, else [B] where the device has float64."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise InvalidType(f"x must be a floating tensor [B, ...]; got {kind}")
@@ -310,9 +310,10 @@ class Denoiser:
 class Combination(nn.Module):
     """What stands in the place of a network in a denoiser made of denoisers.
 
-    The denoiser that holds it has the process, the time convention and the conditions of the first of
-    them, so that x_in and t_in reach a network unchanged where a rule asks for raw outputs. A child
-    says what it does in `evaluate`, and names in `held` its attributes whose leaves have rows.
+    The denoiser that holds it has the process, the time convention and the conditions of the first
+    of them, so that x_in and t_in reach a network unchanged where a rule asks for raw outputs. A
+    child says what it does in `evaluate`, and names in `held` its attributes whose leaves have
+    rows.
 
     models: the denoisers that are asked. predicts: what `evaluate` returns is a prediction of.
     """
@@ -362,8 +363,8 @@ class Combination(nn.Module):
         first = self.models[0]
         if callable(first.time) and self.predicts != "data":
             raise InvalidValue(
-                f"the time that {self} needs cannot be told from what time={first.time} makes of it: "
-                "run it through ud.sample or Sampler.steps, which know it"
+                f"the time that {self} needs cannot be told from what time={first.time} makes of "
+                "it: run it through ud.sample or Sampler.steps, which know it"
             )
         convention = "continuous" if callable(first.time) else first.time
         wide = t_in.cpu() if t_in.device.type == "mps" else t_in
@@ -378,7 +379,7 @@ class Combination(nn.Module):
     # --- what belongs to samples --------------------------------------------------------------
 
     def check(self, batch: int) -> None:
-        """Raise ValueError for a held value, or a model's condition, of another length than `batch`."""
+        """Raise ValueError for a held value or condition that is not of length `batch`."""
         for name in self.held:
             conditions.check(getattr(self, name), batch, name)
         for model in self.models:

@@ -113,8 +113,8 @@ class ItoSDE:
         x: [B, d], floating.
         steps: how many, >= 1.
         seed: an int, or int64 [B], one a sample.
-        sample_ids: integers [B], global ids, by default 0 to B - 1. The same (seed, sample id) gives
-            the same path in any batch.
+        sample_ids: integers [B], global ids, by default 0 to B - 1. The same (seed, sample id)
+            gives the same path in any batch.
         first: the index of the first step's normal; a run that goes on from another's end counts on
             from that one's steps, or it meets the same normals.
 

@@ -144,11 +144,12 @@ def _naming_compilation() -> Iterator[None]:
 def agrees(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, signs: Tensor) -> Tensor:
     """Whether the gradient of f is that of its values, bool [B].
 
-    One product J^T v is held against finite differences of v^T f along J^T v itself and along random
-    signs. A network with parts under no_grad, detached or straight-through fails. A
+    One product J^T v is held against finite differences of v^T f along J^T v itself and along
+    random signs. A network with parts under no_grad, detached or straight-through fails. A
     difference counts where it exceeds a tenth of the product along itself, or three tenths of
     its usual size along random signs, and where differences over three
-    distances agree with each other better than with it: those of rounding, dropout and kinks do not.
+    distances agree with each other better than with it: those of rounding, dropout and kinks do
+    not.
 
     f: (x [n, *event], rows int64 [n]) -> [n, *event], sample by sample.
     x: [B, *event], of scale about 1.

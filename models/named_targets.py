@@ -63,7 +63,7 @@ def class_mixture(x: Tensor, labels: Tensor, jitter: float) -> GaussianMixture:
 
 
 def digits64() -> Target:
-    """Pixels/8 - 1, one Gaussian a digit with the class's covariance + 0.02^2 I; event [1, 8, 8]."""
+    """Pixels/8 - 1 [1, 8, 8]: a Gaussian per digit, with its class's covariance + 0.02^2 I."""
     data = load("digits")
     labels = (
         torch.zeros(len(data), dtype=torch.int64, device="cpu")

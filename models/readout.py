@@ -145,10 +145,10 @@ def warn_of_pure_noise(process: Process, predicts: str, clip: object, stacklevel
         ratio = "infinity" if lam == -math.inf else f"{math.exp(min(-lam, 700.0)):.2g}"
         alpha = float(process.alpha(process.t_max))
         warnings.warn(
-            f"predicts={predicts!r} at t_max={process.t_max:g} of {process}, where alpha={alpha:.2g}: "
-            f"x is noise alone there, and what the network is wrong by enters the data prediction "
-            f"times sigma/alpha={ratio}. Use a network that predicts 'v' or 'data', clip= "
-            "the data prediction to the range of the data, or start the grid later",
+            f"predicts={predicts!r} at t_max={process.t_max:g} of {process}, where "
+            f"alpha={alpha:.2g}: x is noise alone there, and what the network is wrong by enters "
+            f"the data prediction times sigma/alpha={ratio}. Use a network that predicts 'v' or "
+            "'data', clip= the data prediction to the range of the data, or start the grid later",
             stacklevel=stacklevel + 1,
         )
 

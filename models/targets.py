@@ -30,9 +30,9 @@ class GaussianMixture:
     means: [K, *event], finite.
     covs: [K, d, d] full, [K, d] diagonals, [K] or a number: variances, not deviations, >= 0.
 
-    Computed in float64. Raises TypeError for what holds no real numbers; ValueError for weights that
-    are not positive, means that are not finite, shapes that do not agree and covariances that are
-    not symmetric positive semi-definite.
+    Computed in float64. Raises TypeError for what holds no real numbers; ValueError for weights
+    that are not positive, means that are not finite, shapes that do not agree and covariances that
+    are not symmetric positive semi-definite.
     """
 
     def __init__(self, weights: Array, means: Array, covs: Array | float) -> None:
@@ -209,7 +209,7 @@ def _numbers(name: str, values: object) -> Tensor:
 
 
 def _eigen(covs: Array | float, count: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [K, d] and bases [K, d, d] (or [1, d, d], the identity, where all are diagonal)."""
+    """Eigenvalues [K, d] and bases [K, d, d]; where all are diagonal, the identity [1, d, d]."""
     c = _numbers("covs", covs)
     if c.ndim < 3:
         try:

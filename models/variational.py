@@ -258,7 +258,7 @@ def flat_decoder_nll(
     spacing: float,
     bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> Tensor:
-    """-log p(x_0 | noisy), p(level | noisy) = softmax over all levels of -(noisy - level)^2/(2 std^2).
+    """-log p(x_0 | noisy): softmax over all levels of -(noisy - level)^2/(2 std^2).
 
     The decoder of Kingma et al. 2021, 12: a flat prior on the levels of `bounds`, `spacing` apart,
     and noisy = x_t/alpha; no network is asked.

@@ -1,7 +1,7 @@
 """How it is integrated: solvers, the tables they fill, the runs that go by them, and likelihood.
 
-ud.solvers.get("dpmpp-2m"), names(), times("karras", process, 20)   what there is, and where it calls
-Sampler, sample_ode_adaptively, predictor_corrector, ...            how it is run
+get, names, times    solvers by name, and where in time they call the network
+Sampler, sample_ode_adaptively, predictor_corrector, ...: runs
 grids       where in time the network is called
 law         what a table makes of Gaussian data, exactly
 tuning      tables and grids fitted to a model

@@ -40,8 +40,8 @@ from .outcome import Status, raise_if_failed
 
 T_MIN = 1e-5
 FINEST = {torch.float32: 1e-6, torch.float64: 1e-12}
-"""The least sigma/alpha at a caller's t_min by dtype of the data: ten times the rounding of float32,
-in which noise of that size can still be told."""
+"""The least sigma/alpha at a caller's t_min by dtype of the data: ten times the rounding of
+float32, in which noise of that size can still be told."""
 SHARPEST = 1e-5  # sigma/alpha: below it float32 hardly tells D from x, nor 1/sigma^2 of it a score
 
 
@@ -254,8 +254,8 @@ class ScaledFlow:
         return at.residual(x_hat, self.output(x_hat, at, rows))
 
     def score(self, lam: Tensor, u: Tensor, slope: Tensor) -> Tensor:
-        """Gradient of log p^ in u where du/dlambda is `slope`, like u [n, *event], float64: n r/s^^2
-        with the r that `Level.velocity` makes that slope of."""
+        """Gradient of log p^ in u where du/dlambda is `slope`, like u [n, *event], float64:
+        n r/s^^2 with the r that `Level.velocity` makes that slope of."""
         weight = self.norm(lam).square() * torch.exp(2 * lam)
         return column(weight, u.double()) * slope - u
 

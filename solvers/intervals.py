@@ -21,8 +21,8 @@ class Estimate(NamedTuple):
 
 
 def mean_interval(values: Tensor, seed: int = 0, resamples: int = 500) -> Estimate:
-    """Mean of values [n] with its bootstrap percentile interval (of 16 skewed values it holds the mean
-    in about nine cases of ten)."""
+    """Mean of values [n] with its bootstrap percentile interval (of 16 skewed values it holds the
+    mean in about nine cases of ten)."""
     values = values.double().flatten()
     g = torch.Generator().manual_seed(seed)
     index = torch.randint(len(values), (resamples, len(values)), generator=g, device="cpu")

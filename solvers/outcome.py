@@ -43,8 +43,8 @@ _MEANING = {
     "wrong: take no_grad, detach and straight-through parts out of the network",
     Status.BLURRED: "the data are tighter than the noise at t_min, so log p of the data themselves "
     "cannot be told: lower t_min, or leave out truncation=True for log p of the blurred data",
-    Status.DIVERGED: "the state left what the process and data can reach: the solver multiplies its "
-    "errors on this grid; use more steps or another solver",
+    Status.DIVERGED: "the state left what the process and data can reach: the solver multiplies "
+    "its errors on this grid; use more steps or another solver",
 }
 VALUED = (Status.OK, Status.TARGET_NOT_MET, Status.BLURRED, Status.DIVERGED)
 """Statuses of samples that have a value: those that finished, whatever it is worth."""

@@ -155,8 +155,9 @@ def cpu_ratios() -> dict[str, float]:
 
 
 def brownian_ratios() -> dict[str, float]:
-    """Seconds of a query of torchsde's Brownian paths over ours, [64, 3, 64, 64]: along a grid, which
-    we take as knots, and at any times. Ours is a function of (s, t); theirs keep what was asked."""
+    """Seconds of a query of torchsde's Brownian paths over ours, [64, 3, 64, 64]: along a grid,
+    which we take as knots, and at any times. Ours is a function of (s, t); theirs keep what was
+    asked."""
     try:
         torchsde = importlib.import_module("torchsde")
     except ImportError:
@@ -197,8 +198,9 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     for name in dict.fromkeys(r["kernel"] for r in records):
         line = sorted(
             (2 ** r["log2_n"], r["copy_share_exact"])
-            for r in records if r["kernel"] == name and r["dtype"] == "float32"
-        )  # fmt: skip
+            for r in records
+            if r["kernel"] == name and r["dtype"] == "float32"
+        )
         axes.plot(*zip(*line, strict=True), marker="o", label=name)
     axes.set(xscale="log", xlabel="elements", ylabel="share of the copy bandwidth", ylim=(0, None))
     axes.axhline(1.0, color="grey", lw=0.8)
@@ -209,8 +211,8 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def run(out: Path, device: str | None = None) -> dict[str, Any]:
-    """Gate, then speed; writes kernels-<device>.json and .png as they are found into out, and returns
-    the figures."""
+    """Gate, then speed; writes kernels-<device>.json and .png as they are found into out, and
+    returns the figures."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -220,11 +222,16 @@ def run(out: Path, device: str | None = None) -> dict[str, Any]:
         print("native code: " + ("in use" if K.warm_up() else "not available, PyTorch instead"))
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(chosen) if gpu else platform.processor() or "cpu",
-        "torch": torch.__version__, "triton": _triton(), "cuda": torch.version.cuda,
-        "hip": torch.version.hip, "driver": _driver() if gpu else None,
-        "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "failures": gate(chosen), "records": [],
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "triton": _triton(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "driver": _driver() if gpu else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "failures": gate(chosen),
+        "records": [],
+    }
     name = f"kernels-{'gpu' if gpu else 'cpu'}"
 
     def keep() -> None:
@@ -274,8 +281,10 @@ def report(result: dict[str, Any]) -> None:
         mine = r["seconds_exact"]
         compiled = r.get("seconds_compiled")
         faster = "-" if compiled is None else f"{compiled / mine:.1f}x"
-        print(f"{r['kernel']:18}{r['dtype']:>9}{r['log2_n']:>7}{mine * 1e6:10.1f}"
-              f"{r['copy_share_exact']:9.2f}{r['seconds_eager'] / mine:7.1f}x{faster:>9}")  # fmt: skip
+        print(
+            f"{r['kernel']:18}{r['dtype']:>9}{r['log2_n']:>7}{mine * 1e6:10.1f}"
+            f"{r['copy_share_exact']:9.2f}{r['seconds_eager'] / mine:7.1f}x{faster:>9}"
+        )
     for title in ("peer_steps", "whole_runs"):
         for name, value in result.get(title, {}).items():
             print(f"{name:55}{value * 1e6:10.1f} us")

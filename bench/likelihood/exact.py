@@ -2,10 +2,11 @@
 
 digits64 and images768 have an exact score and an exact log p, so the error of a single image's
 bits/dim is known. Every row scores the same images, drawn from the target; products are vjps.
-'solver only' is the rms error against the exact density at t_min with the exact prior at t_max: what
-the integrator adds where no probe does, and 'path error' what it is reported to be. 'in 1', 'in 2': the share of errors within one and two
-reported standard errors, 0.68 and 0.95 if the error bars are honest. A second table scores images
-alone and in a batch, a third one real networks on images they were not trained on.
+'solver only' is the rms error against the exact density at t_min with the exact prior at t_max:
+what the integrator adds where no probe does, and 'path error' what it is reported to be. 'in 1',
+'in 2': the share of errors within one and two reported standard errors, 0.68 and 0.95 if the error
+bars are honest. A second table scores images alone and in a batch, a third one real networks on
+images they were not trained on.
 """
 
 from __future__ import annotations
@@ -47,9 +48,18 @@ EXACT: dict[str, Way] = {
 SHORT = ("quadrature, default", "quadrature, 8 probes")  # of OURS, for images768
 FEW = 2  # images of images768 whose trace is taken exactly: 768 products a node
 COLUMNS = [
-    "how", "images", "rms error", "mean error", "solver only", "path error", "std error", "in 1",
-    "in 2", "forwards", "products",
-]  # fmt: skip
+    "how",
+    "images",
+    "rms error",
+    "mean error",
+    "solver only",
+    "path error",
+    "std error",
+    "in 1",
+    "in 2",
+    "forwards",
+    "products",
+]
 
 
 def run(
@@ -89,9 +99,14 @@ def run(
 
 
 def _exact(
-    name: str, ways: dict[str, Way], count: int, few: int, seed: int,
-    device: torch.device | str | None, shown: Bar,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    ways: dict[str, Way],
+    count: int,
+    few: int,
+    seed: int,
+    device: torch.device | str | None,
+    shown: Bar,
+) -> dict[str, Any]:
     """One target. few: images of the rows with an exact trace."""
     target, process = targets.get(name).law, VP()
     x = target.sample(count, seed=seed + 1).to(device or "cpu")
@@ -121,11 +136,17 @@ def _row(
     error = (found.log_prob - target.log_prob(x)) / bits
     reported = found.std_error / bits
     row = {
-        "images": len(x), "rms": _rms(error), "mean": float(error.mean()), "solver": math.nan,
-        "path_error": _rms(found.path_error / bits), "std_error": _rms(reported), "within_1": math.nan, "within_2": math.nan,
+        "images": len(x),
+        "rms": _rms(error),
+        "mean": float(error.mean()),
+        "solver": math.nan,
+        "path_error": _rms(found.path_error / bits),
+        "std_error": _rms(reported),
+        "within_1": math.nan,
+        "within_2": math.nan,
         "forwards": float(found.forwards.double().mean()),
         "products": float(found.products.double().mean()),
-    }  # fmt: skip
+    }
     if exact:
         alpha = process.alpha(found.t_min)
         start = target.log_prob(alpha * x, found.t_min, process) + d * alpha.log()
@@ -176,14 +197,23 @@ def _table(target: str, rows: list[dict[str, Any]]) -> Table:
         return "" if v is None else short(v)
 
     cells = [
-        [r["how"], *[""] * 9, r["skipped"]] if "skipped" in r else
-        [
-            r["how"], f"{r['images']}", short(r["rms"]), f"{r['mean']:+.1e}", number(r["solver"]),
-            number(r["path_error"]), number(r["std_error"]), share(r["within_1"]), share(r["within_2"]),
-            f"{r['forwards']:.0f}", f"{r['products']:.0f}",
+        [r["how"], *[""] * 9, r["skipped"]]
+        if "skipped" in r
+        else [
+            r["how"],
+            f"{r['images']}",
+            short(r["rms"]),
+            f"{r['mean']:+.1e}",
+            number(r["solver"]),
+            number(r["path_error"]),
+            number(r["std_error"]),
+            share(r["within_1"]),
+            share(r["within_2"]),
+            f"{r['forwards']:.0f}",
+            f"{r['products']:.0f}",
         ]
         for r in rows
-    ]  # fmt: skip
+    ]
     title = f"{target}, VP: error of one image's bits/dim"
     return Table(title, COLUMNS, cells, [[False] * len(COLUMNS) for _ in cells])
 

@@ -2,13 +2,14 @@
 
 A distance between two finite sets is positive even when both are exact: quality.py gives each its
 floor. Intervals are 95 %: the percentile bootstrap for means, the delete-a-group jackknife for
-distances (resampling with replacement duplicates points, which biases a two-sample distance upwards).
-Sets are [n, ...] tensors; components are flattened. All arithmetic is float64.
+distances (resampling with replacement duplicates points, which biases a two-sample distance
+upwards). Sets are [n, ...] tensors; components are flattened. All arithmetic is float64.
 
 Features: `--features package.module:function` or `file.py:function` names a function without
-arguments that returns a callable of samples [n, *event], in the range the model has them, with values
-[n, k]. examples/mnist_lenet.py is a complete example, and examples/inception.py has Inception-v3's
-pool through the libraries that have it. Without it the features are the components themselves.
+arguments that returns a callable of samples [n, *event], in the range the model has them, with
+values [n, k]. examples/mnist_lenet.py is a complete example, and examples/inception.py has
+Inception-v3's pool through the libraries that have it. Without it the features are the components
+themselves.
 """
 
 from __future__ import annotations
@@ -140,9 +141,10 @@ def fisher_divergence(
 ) -> Estimate:
     """E_q |grad log q - grad log p|^2 a dimension, both laws blurred by N(0, blur^2 I); x [n, d].
 
-    score(points [n, d]): grad log of the blurred p, exact. q's is that of the kernel estimate, which
-    is the blurred sample's own; it is made twice, of either half of the sample and without the point
-    itself, so that in the product of the two errors its scatter has mean 0. Jackknife interval.
+    score(points [n, d]): grad log of the blurred p, exact. q's is that of the kernel estimate,
+    which is the blurred sample's own; it is made twice, of either half of the sample and without
+    the point itself, so that in the product of the two errors its scatter has mean 0. Jackknife
+    interval.
     """
     x = _flat(x)
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -165,9 +167,9 @@ def fisher_divergence(
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased, so it may fall below 0 for equal laws."""
     x, y = _flat(x), _flat(y)
-    return 2 * float(torch.cdist(x, y).mean()) - _pairs(torch.cdist(x, x)) - _pairs(
-        torch.cdist(y, y)
-    )  # fmt: skip
+    return (
+        2 * float(torch.cdist(x, y).mean()) - _pairs(torch.cdist(x, x)) - _pairs(torch.cdist(y, y))
+    )
 
 
 def mmd2(x: Tensor, y: Tensor, bandwidths: tuple[float, ...] | None = None) -> float:
@@ -281,18 +283,16 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """Squared MMD with the kernel (x.y/k + 1)^3, unbiased, of features [n, k] (Binkowski et al. 2018)."""
+    """Unbiased squared MMD of features [n, k], kernel (x.y/k + 1)^3 (Binkowski et al. 2018)."""
     k = x.shape[1]
     xx, yy, xy = ((a @ b.T / k + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    within = sum(
-        (m.sum() - m.diagonal().sum()) / (len(m) * (len(m) - 1)) for m in (xx, yy)
-    )  # fmt: skip
+    within = sum((m.sum() - m.diagonal().sum()) / (len(m) * (len(m) - 1)) for m in (xx, yy))
     return float(within - 2 * xy.mean())
 
 
 def precision(x: Tensor, y: Tensor, k: int = 3) -> float:
-    """Share of the samples x [n, d] that lie within a ball around a real point y [m, d] whose radius
-    is the distance to that point's k-th neighbour (Kynkaanniemi et al. 2019, 1)."""
+    """Share of the samples x [n, d] that lie within a ball around a real point y [m, d] whose
+    radius is the distance to that point's k-th neighbour (Kynkaanniemi et al. 2019, 1)."""
     radius = torch.cdist(y, y).kthvalue(min(k + 1, len(y)), dim=1).values
     return float((torch.cdist(x, y) <= radius).any(1).double().mean())
 

@@ -1,4 +1,4 @@
-"""What is measured of a finished run, by name; each with its interval and the floor of exact samples.
+"""What is measured of a finished run, each with its interval and the floor of exact samples.
 
     error            per-sample RMSE to the reference trajectory / data std (deterministic solvers)
     log_density_gap  E log p under the samples less under exact ones, nats a dimension
@@ -16,27 +16,21 @@
     weak_error       largest error of a mean or a deviation / deviation on one Gaussian, exact: from
                      the table, without sampling
 
-Exact samples come from the law; for a trained network from real data, at the run's noise level.
-What solvers declare is held against algebra: on N(m, c) data a tableau's output is Gaussian with a
-mean and variance that are a product of small matrices (`gaussian_law`), so its weak error is exact,
-and the slope of that error between two step counts is the order.
-"""
+Exact samples come from the law; for a trained network from real data, at the run's noise level."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ...models import Process
-from ...solvers import Solver, Tableau, get
+from ...solvers import Tableau
 from ...solvers.arguments import lookup
 from ...solvers.intervals import Estimate, mean_interval
-from ...solvers.tables.law import gaussian_law, marginal
 from ..problems.problem import (
     Inapplicable,
     Problem,
@@ -50,15 +44,14 @@ from ..problems.problem import (
     time_at,
 )
 from . import metrics
+from .claims import weak_error
 from .metrics import apply_features
 
 OT_POINTS = 512
 """Most points a side of an exact assignment (it costs their cube)."""
 KNN_DIM, BLUR_DIM = 4, 16
-"""Highest dimension in which a nearest neighbour's density is right to a tenth of a nat, and in which
-a kernel estimate with as many neighbours still sees anything."""
-
-
+"""Highest dimension in which a nearest neighbour's density is right to a tenth of a nat, and in
+which a kernel estimate with as many neighbours still sees anything."""
 BLUR_NEIGHBOUR = 16
 """Its distance among exact samples is the blur of the Fisher divergence."""
 
@@ -70,7 +63,7 @@ def exact_points(problem: Problem, featured: bool, ratio: float, n: int, seed: i
 
 
 def points(problem: Problem, x: Tensor, featured: bool) -> Tensor:
-    """Samples on the data's scale as rows of numbers: their components, or the problem's features."""
+    """Samples on the data's scale as rows: their components, or the problem's features."""
     return apply_features(problem.features if featured else None, x)
 
 
@@ -99,9 +92,10 @@ class Measure:
     """field: its name in the records. title: for tables, with its unit. meaning: in a sentence, for
     readers who do not know it. evaluate: of a run.
 
-    kinds: of solvers it is shown for: 'ode', 'sde' or both. signed: best is 0, and an estimate may
-    fall below it. share: a
-    share, of which 1 is best. distance: of two sets [n, k]; featured: in the problem's features.
+    kinds: of solvers it is shown for: 'ode', 'sde' or both.
+    signed: best is 0, and an estimate may fall below it.
+    share: a share, of which 1 is best.
+    distance: of two sets [n, k]; featured: in the problem's features.
     """
 
     field: str
@@ -120,7 +114,7 @@ class Measure:
         return abs(value) if self.signed else 1 - value if self.share else value
 
     def away(self, e: Estimate) -> Estimate:
-        """`off` with its interval, which for a signed measure reaches 0 where the value's holds it."""
+        """`off` with its interval; a signed measure's reaches 0 where the value's holds 0."""
         ends = sorted((self.off(e.lo), self.off(e.hi)))
         return Estimate(
             self.off(e.value), 0.0 if self.signed and e.lo <= 0 <= e.hi else ends[0], ends[1]
@@ -198,7 +192,7 @@ def _js(run: Run) -> Estimate:
     x = _on_process_scale(run, _few_dimensions(run.w))
     return metrics.jensen_shannon(
         x, log_density(run.problem, run.w, run.ratio), _on_process_scale(run, y), log_p
-    )  # fmt: skip
+    )
 
 
 def _exact_states(run: Run) -> tuple[Tensor, Tensor]:
@@ -267,9 +261,13 @@ def _scaled(e: Estimate, by: float) -> Estimate:
 
 
 def _distance(
-    field: str, title: str, meaning: str, of: Callable[[Tensor, Tensor], float], in_std: bool = True,
+    field: str,
+    title: str,
+    meaning: str,
+    of: Callable[[Tensor, Tensor], float],
+    in_std: bool = True,
     signed: bool = False,
-) -> Measure:  # fmt: skip
+) -> Measure:
     evaluate = _against(of, in_std, False)
     return Measure(field, title, meaning, evaluate, signed=signed, distance=of, in_std=in_std)
 
@@ -294,51 +292,127 @@ def _capped(p: int) -> Callable[[Tensor, Tensor], float]:
 
 
 _ALL = (
-    Measure("error", "error to the reference trajectory / data std",
-            "how far a sample ends from where the exact solution of the same equation, from "
-            "the same noise, ends: root mean square over its components, in deviations of the "
-            "data", _error, kinds=("ode",)),
-    Measure("log_density_gap", "mean log density gap, nats/dim (0 is right)",
-            "how likely the samples are under the exact law, less how likely exact samples "
-            "are: above 0 they keep too close to the modes, below 0 they stray", _log_density_gap,
-            signed=True),
-    _distance("sw2", "sliced Wasserstein-2 / data std",
-            "distance of the samples' law from the exact one, mean over many directions in "
-            "which both are looked at, in deviations of the data", metrics.sliced_wasserstein),
-    _distance("w2", "Wasserstein-2, exact assignment / data std",
-            "root mean square way from each sample to an exact one, in the best pairing of "
-            "the two sets", _capped(2)),
-    _distance("w1", "Wasserstein-1, exact assignment / data std",
-            "mean way from each sample to an exact one, in the best pairing of the two sets", _capped(1)),
-    _distance("energy", "energy distance / data std",
-            "energy distance of samples and exact samples: 0 for one and the same law", metrics.energy_distance, signed=True),
-    _distance("mmd2", "squared MMD, Gaussian kernels",
-            "squared kernel distance of samples and exact samples: 0 for one and the same law", metrics.mmd2, in_std=False,
-              signed=True),
-    Measure("kl", "KL(samples || exact), nats",
-            "KL divergence of the samples' law from the exact one, nats: large where there "
-            "are samples that should not be there", _kl, signed=True),
-    Measure("reverse_kl", "KL(exact || samples), nats",
-            "KL divergence of the exact law from the samples', nats: large where samples are "
-            "missing", _reverse_kl, signed=True),
-    Measure("js", "Jensen-Shannon divergence, nats",
-            "Jensen-Shannon divergence: 0 for equal laws, 0.69 nats for laws that never meet", _js, signed=True),
-    Measure("fisher", "Fisher divergence/dim x data variance, blurred",
-            "mean squared difference of the two laws' scores, both blurred a little", _fisher, signed=True),
-    Measure("modes", "total variation of the mode weights",
-            "share of the samples that would have to change their mode for the right weights", _modes),
-    _featured("frechet", "Frechet distance of the features",
-            "Frechet distance: the features' means and covariances beside those of exact "
-            "samples", metrics.frechet),
-    _featured("kid", "kernel distance of the features (KID)",
-            "kernel distance of the features from those of exact samples", metrics.kid, signed=True),
-    _featured("precision", "precision (share of samples near data)",
-            "share of the samples that lie among exact ones", metrics.precision, share=True),
-    _featured("recall", "recall (share of data near samples)",
-            "share of exact samples that lie among the samples", metrics.recall, share=True),
-    Measure("weak_error", "exact weak error / deviation",
-            "error of means and deviations, computed from the solver's table without sampling", _weak_error),
-)  # fmt: skip
+    Measure(
+        "error",
+        "error to the reference trajectory / data std",
+        "how far a sample ends from where the exact solution of the same equation, from "
+        "the same noise, ends: root mean square over its components, in deviations of the "
+        "data",
+        _error,
+        kinds=("ode",),
+    ),
+    Measure(
+        "log_density_gap",
+        "mean log density gap, nats/dim (0 is right)",
+        "how likely the samples are under the exact law, less how likely exact samples "
+        "are: above 0 they keep too close to the modes, below 0 they stray",
+        _log_density_gap,
+        signed=True,
+    ),
+    _distance(
+        "sw2",
+        "sliced Wasserstein-2 / data std",
+        "distance of the samples' law from the exact one, mean over many directions in "
+        "which both are looked at, in deviations of the data",
+        metrics.sliced_wasserstein,
+    ),
+    _distance(
+        "w2",
+        "Wasserstein-2, exact assignment / data std",
+        "root mean square way from each sample to an exact one, in the best pairing of "
+        "the two sets",
+        _capped(2),
+    ),
+    _distance(
+        "w1",
+        "Wasserstein-1, exact assignment / data std",
+        "mean way from each sample to an exact one, in the best pairing of the two sets",
+        _capped(1),
+    ),
+    _distance(
+        "energy",
+        "energy distance / data std",
+        "energy distance of samples and exact samples: 0 for one and the same law",
+        metrics.energy_distance,
+        signed=True,
+    ),
+    _distance(
+        "mmd2",
+        "squared MMD, Gaussian kernels",
+        "squared kernel distance of samples and exact samples: 0 for one and the same law",
+        metrics.mmd2,
+        in_std=False,
+        signed=True,
+    ),
+    Measure(
+        "kl",
+        "KL(samples || exact), nats",
+        "KL divergence of the samples' law from the exact one, nats: large where there "
+        "are samples that should not be there",
+        _kl,
+        signed=True,
+    ),
+    Measure(
+        "reverse_kl",
+        "KL(exact || samples), nats",
+        "KL divergence of the exact law from the samples', nats: large where samples are missing",
+        _reverse_kl,
+        signed=True,
+    ),
+    Measure(
+        "js",
+        "Jensen-Shannon divergence, nats",
+        "Jensen-Shannon divergence: 0 for equal laws, 0.69 nats for laws that never meet",
+        _js,
+        signed=True,
+    ),
+    Measure(
+        "fisher",
+        "Fisher divergence/dim x data variance, blurred",
+        "mean squared difference of the two laws' scores, both blurred a little",
+        _fisher,
+        signed=True,
+    ),
+    Measure(
+        "modes",
+        "total variation of the mode weights",
+        "share of the samples that would have to change their mode for the right weights",
+        _modes,
+    ),
+    _featured(
+        "frechet",
+        "Frechet distance of the features",
+        "Frechet distance: the features' means and covariances beside those of exact samples",
+        metrics.frechet,
+    ),
+    _featured(
+        "kid",
+        "kernel distance of the features (KID)",
+        "kernel distance of the features from those of exact samples",
+        metrics.kid,
+        signed=True,
+    ),
+    _featured(
+        "precision",
+        "precision (share of samples near data)",
+        "share of the samples that lie among exact ones",
+        metrics.precision,
+        share=True,
+    ),
+    _featured(
+        "recall",
+        "recall (share of data near samples)",
+        "share of exact samples that lie among the samples",
+        metrics.recall,
+        share=True,
+    ),
+    Measure(
+        "weak_error",
+        "exact weak error / deviation",
+        "error of means and deviations, computed from the solver's table without sampling",
+        _weak_error,
+    ),
+)
 MEASURES: dict[str, Measure] = {m.field: m for m in _ALL}
 """Measures by the name that the command line takes."""
 
@@ -355,119 +429,3 @@ def chosen(names: Sequence[str] | None) -> tuple[Measure, ...]:
     if names is None:
         return DEFAULT
     return tuple(lookup("metric", name, MEASURES) for name in names)
-
-
-MEAN = torch.tensor([0.7, -0.4, 1.0], dtype=torch.float64)
-VAR = torch.tensor([0.3, 1.7, 0.05], dtype=torch.float64)
-LAMBDA = (-1.0, 1.2)
-"""The grid runs from this log(alpha/sigma) to this, away from ends where other terms take over."""
-SLACK = 0.3
-"""How far below its declared order a measured one may lie."""
-FLOOR = 1e-11
-"""Errors below are rounding; step counts are kept above it."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """declared order, and what was measured (nan: never above rounding; -inf: the law itself is not
-    finite); ok: it holds."""
-
-    name: str
-    declared: float
-    measured: float
-    stochastic: bool
-
-    @property
-    def ok(self) -> bool:
-        return math.isnan(self.measured) or self.measured > self.declared - SLACK
-
-    def sentence(self) -> str:
-        """One line for a table."""
-        if self.ok:
-            return f"{self.name}: order {self.declared:g}, measured {self.measured:.2f}"
-        if math.isinf(self.measured):
-            return f"{self.name} declares order {self.declared:g} but its law is not finite"
-        return (
-            f"{self.name} declares order {self.declared:g} but converges at "
-            f"{self.measured:.2f} on Gaussian data"
-        )
-
-
-def weak_error(tableau: Tableau, process: Process, mean: Tensor = MEAN, var: Tensor = VAR) -> float:
-    """Largest error of the output's means and deviations, over the exact deviations; no sampling.
-
-    mean, var: [d] float64, independent components of the data. Starts on the exact marginal.
-    """
-    found = gaussian_law(tableau, process, mean, var)
-    exact = marginal(process, tableau.grid[-1], mean, var)
-    std = exact.var.sqrt()
-    off = torch.stack([found.mean - exact.mean, found.var.clamp(min=0).sqrt() - std]) / std
-    return float(off.abs().max())
-
-
-def gaussian_kl(tableau: Tableau, process: Process, mean: Tensor, var: Tensor) -> float:
-    """KL(output || exact) of the whole vector, nats, exact; mean, var [d] as in `weak_error`."""
-    found = gaussian_law(tableau, process, mean, var)
-    exact = marginal(process, tableau.grid[-1], mean, var)
-    ratio = found.var / exact.var
-    shift = (found.mean - exact.mean).square() / exact.var
-    return float(0.5 * (ratio - 1 - ratio.log() + shift).sum())
-
-
-def check(name: str, process: Process, solver: Solver | None = None) -> Claim:
-    """Measure the order of a registered solver, or of `solver` under that name.
-
-    Raises what the solver raises for a process it has no table for.
-    """
-    made = solver if solver is not None else get(name)
-    errors: dict[int, float] = {}
-    for n in (5, 10, 20, 40, 80, 160):
-        tableau = made.tableau(process, _grid(process, n))
-        errors[n] = weak_error(tableau, process)
-    stochastic = tableau.stochastic
-    declared = tableau.weak_order if stochastic else tableau.order
-    usable = [(n, e) for n, e in errors.items() if e > FLOOR]
-    measured = math.nan
-    if not all(map(math.isfinite, errors.values())):
-        measured = -math.inf
-    elif len(usable) > 1:
-        (n0, e0), (n1, e1) = usable[-2:]
-        measured = math.log(e0 / e1) / math.log(n1 / n0)
-    return Claim(name, float(declared or 0.0), measured, stochastic)
-
-
-def _grid(process: Process, n: int) -> Tensor:
-    """n steps of lambda, neither equal nor symmetric, so that no error cancels by luck.
-
-    The first is split geometrically: a multistep method begins at first order, which in the middle
-    of the noise would leave an error of order 2 whatever comes after.
-    """
-    u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    u = u + 0.15 * torch.sin(math.pi * u) * u
-    fine = u[1] * 4.0 ** -torch.arange(8, 0, -1, dtype=torch.float64)
-    u = torch.cat([u[:1], fine, u[1:]])
-    return process.inverse_log_snr(LAMBDA[0] + (LAMBDA[1] - LAMBDA[0]) * u)
-
-
-def broken(solvers: Mapping[str, Solver], process: Process) -> list[Claim]:
-    """The claims of the named solvers that do not hold; those without a table here are left out."""
-    found = []
-    for name, solver in solvers.items():
-        try:
-            claim = check(name, process, solver)
-        except (ValueError, NotImplementedError):
-            continue
-        if not claim.ok:
-            found.append(claim)
-    return found
-
-
-def monte_carlo_weak_error(x: Tensor, mean: Tensor, var: Tensor, component: int) -> Estimate:
-    """(sample deviation - exact)/exact of one component of samples x [n, d], with its interval.
-
-    For normal data the deviation's standard error is s/sqrt(2 n).
-    """
-    std = float(var[component].sqrt())
-    value = float(x[:, component].std()) / std - 1
-    half = 1.96 * (value + 1) / math.sqrt(2 * len(x))
-    return Estimate(value, value - half, value + half)

@@ -1,8 +1,8 @@
-"""The cells of a benchmark, a solver at a cost each: prepared, run, counted and measured, once each.
+"""The cells of a benchmark, each a solver at a cost: prepared, run, counted and measured.
 
 A cell's numbers depend on its key alone, so workers, and the processes of torchrun, give what one
-process gives; they only share the reference, which is on disk. Results are appended by the parent as
-they arrive. `torchrun --nproc-per-node 2 -m undiffuse bench ...` gives each process its RANK and
+process gives; they only share the reference, which is on disk. Results are appended by the parent
+as they arrive. `torchrun --nproc-per-node 2 -m undiffuse bench ...` gives each process its RANK and
 WORLD_SIZE, which are read here: every process measures its share, the first one writes.
 """
 
@@ -96,10 +96,15 @@ class WrongCost(RunFailure):
 
 
 def run_cell(cell: Cell, plan: Plan, reference: Reference) -> tuple[Record, float]:
-    """The cell's record and the seconds the solver took, its warm-up aside. Failures become a record
-    that says so."""
-    head = {**cell.head(), "nfe": plan.calls, "start": plan.start, "end": plan.end,
-            "stochastic": plan.stochastic}  # fmt: skip
+    """The cell's record and the seconds the solver took, its warm-up aside. Failures become a
+    record that says so."""
+    head = {
+        **cell.head(),
+        "nfe": plan.calls,
+        "start": plan.start,
+        "end": plan.end,
+        "stochastic": plan.stochastic,
+    }
     began, w = time.perf_counter(), reference.at(plan.start)
     try:
         # SciPy's states are NumPy's; for the others this is the warm-up, too
@@ -269,7 +274,7 @@ def measure(
 
 
 def _prepared(todo: list[Cell], store: Store, shown: Bar) -> dict[str, Plan]:
-    """What is ready of the cells that are still to be run, by key; what cannot run becomes its row."""
+    """The cells that are still to be run, prepared, by key; what cannot run becomes a row."""
     made: dict[str, Plan] = {}
     for cell in todo:
         if cell.key in store and store[cell.key]["status"] != "unavailable":
@@ -436,7 +441,7 @@ def together() -> Iterator[None]:
 
 
 def first_of_all(make: Callable[[], T]) -> T:
-    """What `make` returns: called by the first process before the others, which then find its files."""
+    """What `make` returns; the first process calls it before the others, which find its files."""
     if world_size() == 1:
         return make()
     made = make() if rank() == 0 else None

@@ -82,14 +82,17 @@ def run(
 
     checkpoint: a file of `models.checkpoint`, or a `Checkpoint` around any denoiser; None: the
         network that ships; 'none': no network.
-    data: [M, *event], real data of the network's kind; None: what the checkpoint's training held out.
+    data: [M, *event], real data of the network's kind; None: what the checkpoint's training held
+        out.
     solvers: by name, by file.py:name of one's own, or themselves; None: a choice of twelve.
     nfe: network calls; None: a choice that fits two minutes.
     grid: names; None: `GRIDS`.
     peers: by library or name; None: all that are installed; []: none.
     targets: exact ones by name; []: none.
-    metrics: names in quality.py; None: trajectories of deterministic solvers, laws of stochastic ones.
-    features: of frechet, kid, precision and recall, "module:function" or a callable; None: components.
+    metrics: names in quality.py; None: trajectories of deterministic solvers, laws of stochastic
+        ones.
+    features: of frechet, kid, precision and recall, "module:function" or a callable; None:
+        components.
     seed, seeds: several seeds have samples of their own and are shown as one (`summary.pooled`).
     batch: samples of a seed; None: 256, or 16 for a network of large events.
     device: of the trained network.

@@ -20,7 +20,7 @@ from ...solvers.intervals import mean_interval
 from ...solvers.likelihood.log_prob import log_prob
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.store import Record, Store, environment
-from ..measures import quality
+from ..measures import claims, quality
 from ..measures.quality import MEASURES, Measure
 from ..problems.plans import TUNED, Ours, plan_of
 from ..problems.problem import FINER, Inapplicable, Problem, Reference
@@ -47,7 +47,7 @@ def summarise(
         "judged_by": judge(measures).field,
         "best": best(records, costs, judge(measures)),
         "front": front(records, costs),
-        "broken_claims": [c.sentence() for c in quality.broken(ours, posed[0].process)],
+        "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
         "notes": [*unresolved(problems), *left_out(records)],
         "cells": len(records),
         "failed": sum(r["status"] == "failed" for r in records),
@@ -66,18 +66,25 @@ def _problem(
             with suppress(Inapplicable):
                 floors[m.field] = list(quality.floor(p, m, len(p.start)))
     return {
-        "about": p.about, "process": repr(p.process), "batch": len(p.start), "seeds": [p.seed],
-        "r_max": p.r_max, "r_min": p.r_min, "std": p.std, "reference_error": reference.error,
-        "smallest_error": min(errors, default=None), "floors": floors,
-    }  # fmt: skip
+        "about": p.about,
+        "process": repr(p.process),
+        "batch": len(p.start),
+        "seeds": [p.seed],
+        "r_max": p.r_max,
+        "r_min": p.r_min,
+        "std": p.std,
+        "reference_error": reference.error,
+        "smallest_error": min(errors, default=None),
+        "floors": floors,
+    }
 
 
 def unresolved(problems: Mapping[str, Any]) -> list[str]:
     """The problems whose reference could not be made fine enough for the least error shown."""
     return [
-        f"{name}: the reference's own error, {p['reference_error']:.1e}, is more than 1/{FINER} of the "
-        f"least error shown, {p['smallest_error']:.1e}: errors below {FINER * p['reference_error']:.1e} "
-        "are uncertain by as much"
+        f"{name}: the reference's own error, {p['reference_error']:.1e}, is more than 1/{FINER} of "
+        f"the least error shown, {p['smallest_error']:.1e}: errors below "
+        f"{FINER * p['reference_error']:.1e} are uncertain by as much"
         for name, p in problems.items()
         if p["smallest_error"] is not None and FINER * p["reference_error"] > p["smallest_error"]
     ]
@@ -123,8 +130,14 @@ def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str
     kept = ("library", "solver", "grid", "nfe", "error", "error_lo", "error_hi")
     for name in {r["problem"]: None for r in records}:
         for n in costs:
-            done = [r for r in records if r["problem"] == name and r["nfe_asked"] == n
-                    and r["status"] == "ok" and r.get("error") is not None]  # fmt: skip
+            done = [
+                r
+                for r in records
+                if r["problem"] == name
+                and r["nfe_asked"] == n
+                and r["status"] == "ok"
+                and r.get("error") is not None
+            ]
             least = {}
             for side in ("ours", "tuned", "peers"):
                 mine = [r for r in done if SIDES.get(r["library"], "peers") == side]
@@ -166,10 +179,16 @@ def write_all(
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
     wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
     panels = [
-        (p.name, m) for p, m in wanted
-        if any(r["problem"] == p.name and r["status"] == "ok" and r.get(m.field) is not None
-               and table.kind(r) in m.kinds for r in records)
-    ]  # fmt: skip
+        (p.name, m)
+        for p, m in wanted
+        if any(
+            r["problem"] == p.name
+            and r["status"] == "ok"
+            and r.get(m.field) is not None
+            and table.kind(r) in m.kinds
+            for r in records
+        )
+    ]
     if panels:
         floors = {name: p["floors"] for name, p in summary["problems"].items()}
         figures.quality_against("nfe", out / "nfe.png", records, panels, floors)
@@ -182,9 +201,13 @@ def write_all(
     drawn += [("Error against time", out / "time.png")] * bool(timed and errors)
     best_table = winner(todo, summary)
     table.page(
-        out / "report.html", "NFE against quality", told(summary), [*drawn, *pictures], shown,
+        out / "report.html",
+        "NFE against quality",
+        told(summary),
+        [*drawn, *pictures],
+        shown,
         [best_table] if best_table else [],
-    )  # fmt: skip
+    )
     return shown
 
 
@@ -217,27 +240,27 @@ def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | N
 
 METHOD = (
     (
-        "All runs of a problem start from the same noise, on the reference at their own first sigma/alpha, "
-        "and are compared with it at their own last one ('from > to' in the tables), so ends that do not "
-        "match are not counted as errors."
+        "All runs of a problem start from the same noise, on the reference at their own first "
+        "sigma/alpha, and are compared with it at their own last one ('from > to' in the tables), "
+        "so ends that do not match are not counted as errors."
     ),
-    "The reference is SciPy's DOP853, refined until its own error is a small part of the least shown.",
+    "The reference is SciPy's DOP853, refined until its own error is small beside the least shown.",
     (
-        "The network is told the exact noise level of every call. diffusers rounds most of its timesteps to "
-        "integers; a network of continuous time would see those schedulers worse."
-    ),
-    (
-        "NFE are counted calls; '(n)' follows a number whose run made n calls, fewer than asked. A run that "
-        "makes another number than it declares is a failed row. 'states' are the most batches alive at once "
-        "beside the network, counted."
+        "The network is told the exact noise level of every call. diffusers rounds most of its "
+        "timesteps to integers; a network of continuous time would see those schedulers worse."
     ),
     (
-        "The grid 'equidistributed' is laid by a pilot run of 64 calls, which is not charged to the rows. "
-        "Rows of 'undiffuse tune' were fitted to the problem."
+        "NFE are counted calls; '(n)' follows a number whose run made n calls, fewer than asked. A "
+        "run that makes another number than it declares is a failed row. 'states' are the most "
+        "batches alive at once beside the network, counted."
     ),
     (
-        "Intervals are 95 %: bootstrap over samples for means, delete-a-group jackknife for distances. The "
-        "best of many rows is picked after the run."
+        "The grid 'equidistributed' is laid by a pilot run of 64 calls, which is not charged to "
+        "the rows. Rows of 'undiffuse tune' were fitted to the problem."
+    ),
+    (
+        "Intervals are 95 %: bootstrap over samples for means, delete-a-group jackknife for "
+        "distances. The best of many rows is picked after the run."
     ),
 )
 
@@ -247,9 +270,9 @@ def told(summary: dict[str, Any]) -> list[str]:
     judged = quality.MEASURES[summary["judged_by"]]
     said = [
         (
-            "A diffusion model draws a sample by calling its network again and again. NFE, the number of "
-            "calls, is what a sample costs; a solver on a grid of noise levels decides what is gained by "
-            "each."
+            "A diffusion model draws a sample by calling its network again and again. NFE, the "
+            "number of calls, is what a sample costs; a solver on a grid of noise levels decides "
+            "what is gained by each."
         ),
         *(f"{field}: {quality.MEASURES[field].meaning}." for field in summary["metrics"]),
     ]
@@ -316,8 +339,9 @@ def pooled(records: Sequence[Record]) -> list[Record]:
 
     Values are means over the seeds; half widths of their intervals add in quadrature, as those of
     independent samples do (seeds of a network are held against draws from the same finite data, so
-    there a distance's interval is a little too short). A failure of one seed fails the whole. Of two
-    records of one seed the one of the larger batch counts; of equal ones each adds its measures.
+    there a distance's interval is a little too short). A failure of one seed fails the whole. Of
+    two records of one seed the one of the larger batch counts; of equal ones each adds its
+    measures.
 
     Raises ValueError for what is not of one kind: see `check`.
     """
@@ -352,8 +376,8 @@ def check(records: Sequence[Record]) -> None:
         if before != r["versions"]:
             raise InvalidValue(
                 f"{r['problem']}: {r['library']} {r['solver']} was run with {before}, and with "
-                f"{r['versions']}: run it again with one, or see what changed with `undiffuse bench "
-                "compare`"
+                f"{r['versions']}: run it again with one, or see what changed with `undiffuse "
+                "bench compare`"
             )
 
 
@@ -447,6 +471,13 @@ def held_out_bits(
     e = mean_interval(found.bits_per_dim.cpu(), seed=seed)
     calls = found.nfe if isinstance(found.nfe, int) else int(found.nfe.max())
     return {
-        "bits_per_dim": e.value, "lo": e.lo, "hi": e.hi, "count": len(x), "nfe": calls,
-        "trace": "exact" if exact else "estimated", "offset": offset, "t_min": found.t_min, "blur": found.blur,
-    }  # fmt: skip
+        "bits_per_dim": e.value,
+        "lo": e.lo,
+        "hi": e.hi,
+        "count": len(x),
+        "nfe": calls,
+        "trace": "exact" if exact else "estimated",
+        "offset": offset,
+        "t_min": found.t_min,
+        "blur": found.blur,
+    }

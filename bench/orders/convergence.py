@@ -120,7 +120,7 @@ def mixture_end() -> Tensor:
 
 
 def _grid_for(solver: Solver, process: Process, n: int) -> Tensor:
-    """Graded, but for a solver that spares its first call: there the first step is what is graded."""
+    """Graded; a solver that spares its first call is graded on its first step."""
     return grid(process, n, graded=0) if isinstance(solver, SparedStart) else grid(process, n)
 
 

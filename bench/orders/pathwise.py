@@ -47,8 +47,14 @@ def _sa(solver: SASolver) -> Coupling:
 COUPLINGS: dict[str, Coupling] = {
     **dict.fromkeys(
         (
-            "euler-ancestral", "ddpm", "ddpm-large", "dpmpp-2m-sde", "dpmpp-3m-sde",
-            "dpmpp-3m-sde-compat", "dpm-2-ancestral", "dpmpp-2s-ancestral",
+            "euler-ancestral",
+            "ddpm",
+            "ddpm-large",
+            "dpmpp-2m-sde",
+            "dpmpp-3m-sde",
+            "dpmpp-3m-sde-compat",
+            "dpm-2-ancestral",
+            "dpmpp-2s-ancestral",
         ),
         Coupling(),
     ),
@@ -61,7 +67,7 @@ COUPLINGS: dict[str, Coupling] = {
     "sa-solver": _sa(SASolver()),
     "sa-solver-2": _sa(SASolver(2, 2)),
     **{f"er-sde-{k}": Coupling(decay=lambda path: er_decay) for k in (1, 2, 3)},
-}  # fmt: skip
+}
 """The couplings of the stochastic solvers. `restart` has none: its noise is a jump, and exact."""
 
 

@@ -33,9 +33,17 @@ from .pathwise import COUPLINGS, strong_error
 
 TOLERANCE = 0.15
 SINGLE_STEP = (
-    "euler-ancestral", "ddpm-large", "euler-maruyama", "reverse-diffusion", "sra1", "seeds-2",
-    "dpmpp-sde", "dpm-2-ancestral", "dpmpp-2s-ancestral", "er-sde-1",
-)  # fmt: skip
+    "euler-ancestral",
+    "ddpm-large",
+    "euler-maruyama",
+    "reverse-diffusion",
+    "sra1",
+    "seeds-2",
+    "dpmpp-sde",
+    "dpm-2-ancestral",
+    "dpmpp-2s-ancestral",
+    "er-sde-1",
+)
 """Stochastic solvers whose steps do not look back, and draw few enough normals for a quadrature."""
 MANY = {"er-sde-3": 1200, "dpmpp-3m-sde": 300, "sa-solver-2": 600}
 """Steps at which the noise's second-order error outweighs the flow's third."""
@@ -55,8 +63,13 @@ def measure(name: str, process: str = "vp", mixture: bool = True) -> Row:
     mixture: also that of the law on the mixture, which costs seconds."""
     solver, at = get(name), PROCESSES[process]
     table = solver.tableau(at, grid(at, 4))
-    row: Row = {"solver": name, "order": table.order, "weak_order": table.weak_order,
-                "lines": lines(solver), "stochastic": table.stochastic}  # fmt: skip
+    row: Row = {
+        "solver": name,
+        "order": table.order,
+        "weak_order": table.weak_order,
+        "lines": lines(solver),
+        "stochastic": table.stochastic,
+    }
     if not table.stochastic:
         ns = steps(name, float(table.order or 0.0))
         on_gaussian, on_mixture = zip(*(flow_errors(solver, at, n) for n in ns), strict=True)
@@ -85,8 +98,13 @@ def lines(solver: Solver) -> int:
 def misses(row: Row) -> list[str]:
     """The slopes that are further than TOLERANCE from what the row declares. On a Gaussian, along
     the flow or path by path, more is no miss: the drift is linear there."""
-    declared = {"gaussian": "order", "mixture": "order", "weak": "weak_order",
-                "weak_mixture": "weak_order", "strong": "order"}  # fmt: skip
+    declared = {
+        "gaussian": "order",
+        "mixture": "order",
+        "weak": "weak_order",
+        "weak_mixture": "weak_order",
+        "strong": "order",
+    }
     found = []
     for field, what in declared.items():
         off = row.get(field, math.nan) - (row[what] or 0.0)
@@ -115,9 +133,15 @@ def run(
             shown.advance()
     missed = {r["solver"]: misses(r) for r in rows if misses(r)}
     median = statistics.median(classes.values())
-    record = {"process": repr(PROCESSES["vp"]), "tolerance": TOLERANCE, "missed": missed,
-              "classes": len(classes), "median_lines": median, "rows": rows,
-              "environment": environment()}  # fmt: skip
+    record = {
+        "process": repr(PROCESSES["vp"]),
+        "tolerance": TOLERANCE,
+        "missed": missed,
+        "classes": len(classes),
+        "median_lines": median,
+        "rows": rows,
+        "environment": environment(),
+    }
     table = _table(rows)
     closing = (
         f"{len(rows)} solvers, {len(missed)} further than {TOLERANCE} from what they declare; "
@@ -130,8 +154,17 @@ def run(
 
 
 def _table(rows: list[Row]) -> Table:
-    columns = ["solver", "order", "flow, mixture", "flow, Gaussian", "path", "weak order",
-               "law, Gaussian", "law, mixture", "lines"]  # fmt: skip
+    columns = [
+        "solver",
+        "order",
+        "flow, mixture",
+        "flow, Gaussian",
+        "path",
+        "weak order",
+        "law, Gaussian",
+        "law, mixture",
+        "lines",
+    ]
     fields = ["mixture", "gaussian", "strong", "", "weak", "weak_mixture"]
     cells = []
     for r in rows:

@@ -1,9 +1,9 @@
 """General integrators on the same flow and reverse SDE: torchdiffeq, torchsde and SciPy.
 
 They know nothing of the linear part that diffusion solvers integrate exactly, which is what this
-comparison shows. All get the drift callables of `solvers.flow`. torchdiffeq's fixed-step methods are
-given our grid; torchsde steps uniformly in time, as its users do. The adaptive ones choose their
-steps by an error estimate of the whole batch.
+comparison shows. All get the drift callables of `solvers.flow`. torchdiffeq's fixed-step methods
+are given our grid; torchsde steps uniformly in time, as its users do. The adaptive ones choose
+their steps by an error estimate of the whole batch.
 """
 
 from __future__ import annotations
@@ -87,9 +87,13 @@ class TorchsdePeer:
             span = torch.tensor([0.0, first - last], dtype=torch.float64)
             y = from_unit(process, w, first).flatten(1)
             noise = torchsde.BrownianInterval(
-                0.0, float(span[1]), size=tuple(y.shape), dtype=y.dtype, entropy=seed,
+                0.0,
+                float(span[1]),
+                size=tuple(y.shape),
+                dtype=y.dtype,
+                entropy=seed,
                 levy_area_approximation="space-time" if self.name == "srk" else "none",
-            )  # fmt: skip
+            )
             step = float(span[1]) / steps * (1 + 1e-12)  # or rounding adds a step of 1e-16
             y = torchsde.sdeint(sde, y, span, bm=noise, method=self.name, dt=step)[-1]
             return to_unit(process, y.reshape(shape), last)

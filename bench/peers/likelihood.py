@@ -49,9 +49,7 @@ def ours(**how: object) -> Way:
 
     def way(model: Denoiser, x: Tensor, seed: int) -> Found:
         r = log_prob(model, x, seed=seed, on_failure="return", **how)  # type: ignore[arg-type]
-        return Found(
-            r.log_prob, r.latent, r.t_min, r.std_error, r.path_error, r.nfe, r.products
-        )  # fmt: skip
+        return Found(r.log_prob, r.latent, r.t_min, r.std_error, r.path_error, r.nfe, r.products)
 
     return way
 

@@ -1,5 +1,5 @@
-"""Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions (and, in
-integrators.py, those of torchdiffeq, torchsde and SciPy).
+"""Other libraries' samplers in the same run: diffusers' schedulers, k-diffusion's functions (and,
+in integrators.py, those of torchdiffeq, torchsde and SciPy).
 
 Each is driven as its own documentation does, in its own coordinates, with the start and end that
 its own grid has; the reference is read at those two ratios, so ends that do not match ours are not
@@ -176,28 +176,47 @@ PEERS: tuple[Config, ...] = (
     DiffusersPeer("DPM++2M karras", _MULTI, {"use_karras_sigmas": True}, grid="karras"),
     DiffusersPeer("UniPC (default)", _UNIPC, grid="linspace"),
     DiffusersPeer(
-        "UniPC-3 noise, to sigma_min", _UNIPC,
+        "UniPC-3 noise, to sigma_min",
+        _UNIPC,
         {"solver_order": 3, "predict_x0": False, "use_exponential_sigmas": True},
-        stop_short=True, grid="exponential",
+        stop_short=True,
+        grid="exponential",
     ),
-    DiffusersPeer("DEIS-3 (default)", "DEISMultistepScheduler", {"solver_order": 3},
-                  grid="linspace"),
-    DiffusersPeer("Heun karras", "HeunDiscreteScheduler", {"use_karras_sigmas": True},
-                  space="ratio", stages=2, grid="karras"),
-    DiffusersPeer("DDPM (default)", "DDPMScheduler", {"clip_sample": False}, stochastic=True,
-                  grid="leading"),
-    DiffusersPeer("SDE-DPM++2M karras", _MULTI,
-                  {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-                  stochastic=True, grid="karras"),
-    DiffusersPeer("Euler ancestral", "EulerAncestralDiscreteScheduler", space="ratio",
-                  stochastic=True, grid="linspace"),
+    DiffusersPeer(
+        "DEIS-3 (default)", "DEISMultistepScheduler", {"solver_order": 3}, grid="linspace"
+    ),
+    DiffusersPeer(
+        "Heun karras",
+        "HeunDiscreteScheduler",
+        {"use_karras_sigmas": True},
+        space="ratio",
+        stages=2,
+        grid="karras",
+    ),
+    DiffusersPeer(
+        "DDPM (default)", "DDPMScheduler", {"clip_sample": False}, stochastic=True, grid="leading"
+    ),
+    DiffusersPeer(
+        "SDE-DPM++2M karras",
+        _MULTI,
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        stochastic=True,
+        grid="karras",
+    ),
+    DiffusersPeer(
+        "Euler ancestral",
+        "EulerAncestralDiscreteScheduler",
+        space="ratio",
+        stochastic=True,
+        grid="linspace",
+    ),
     KDiffusionPeer("dpmpp_2m", "dpmpp_2m"),
     KDiffusionPeer("heun", "heun", stages=2),
     KDiffusionPeer("lms", "lms"),
     KDiffusionPeer("dpmpp_2m_sde", "dpmpp_2m_sde", stochastic=True),
     *integrators.FIXED,
     *integrators.ADAPTIVE,
-)  # fmt: skip
+)
 """Peers in their documented defaults and in their best settings; see the module's first lines."""
 
 

@@ -1,1 +1,1 @@
-"""What is integrated in a benchmark, and the reference solution that errors are measured against."""
+"""What a benchmark integrates, and the reference solution that errors are measured against."""

@@ -150,9 +150,9 @@ TUNED = "undiffuse tune"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a file or folder of tables holds, as `undiffuse tune` writes it: for every cost the table
-    with the most calls of those that were tuned to the problem, or to none by name. A statistics
-    file is the preconditioned integrator, on the grid log_snr."""
+    """What a file or folder of tables holds, as `undiffuse tune` writes it: for every cost the
+    table with the most calls of those that were tuned to the problem, or to none by name. A
+    statistics file is the preconditioned integrator, on the grid log_snr."""
 
     path: str
     digest: str
@@ -208,7 +208,7 @@ def _tables(path: str) -> list[Path]:
 
 
 def tuned_to(file: Path) -> str | None:
-    """The problem a table was tuned to, as it says itself. Raises ValueError for no table at all."""
+    """The problem that a table says it was tuned to. Raises ValueError for what is no table."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         name: str | None = record.get("notes", {}).get("problem")
@@ -232,7 +232,7 @@ def _plan(process: Process, tableau: Tableau | SpectralTable) -> Plan:
 
 
 MEASURED = "equidistributed"
-"""A grid's name here: laid by a pilot run on the problem, whose calls are not charged to the rows."""
+"""Name of the grid that a pilot run on the problem lays; rows are not charged its calls."""
 PILOT = 32  # samples, of other noise than the problem's
 
 
@@ -246,9 +246,19 @@ def laid(problem: Problem, grid: str) -> Grid:
 
 
 COMMON = (
-    "relay", "ddim", "heun", "dpmpp-2m", "dpmpp-3m-compat", "unipc-3", "unipc-3-noise", "vab-4",
-    "ipndm-3", "ipndm-2-afs", "ddpm", "dpmpp-2m-sde",
-)  # fmt: skip
+    "relay",
+    "ddim",
+    "heun",
+    "dpmpp-2m",
+    "dpmpp-3m-compat",
+    "unipc-3",
+    "unipc-3-noise",
+    "vab-4",
+    "ipndm-3",
+    "ipndm-2-afs",
+    "ddpm",
+    "dpmpp-2m-sde",
+)
 """Looked at first: the default, then what people type."""
 
 
@@ -317,7 +327,8 @@ def high_water(problem: Problem, plan: Plan, w: Tensor) -> float:
 
     A state is any tensor of a whole number of batches, a stored path included; tables of the grid
     are not. The network is replaced by one that halves its input, so its own memory is left out;
-    what lives inside one operation (a fused step has nothing there) and NumPy's arrays are not seen.
+    what lives inside one operation (a fused step has nothing there) and NumPy's arrays are not
+    seen.
     """
 
     def halved(x: Tensor, *_: Any, **__: Any) -> Tensor:

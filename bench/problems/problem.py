@@ -158,9 +158,7 @@ def exact(target: Target, batch: int, seed: int = 0) -> Problem:
     alpha, sigma = (float(f(target.process.t_max)) for f in _scales(target.process))
     start = (alpha * x0 + sigma * z) / math.hypot(alpha, sigma)
     model = target.law.denoiser(target.process)
-    return Problem(
-        target.name, target.about, model, start, target.std, seed, target.law
-    )  # fmt: skip
+    return Problem(target.name, target.about, model, start, target.std, seed, target.law)
 
 
 def network(
@@ -465,9 +463,14 @@ def _integrate(
         return [problem.start] * len(ratios)
     with torch.no_grad():
         run = solve_ivp(
-            slope, (phis[0], phis[1:].min()), problem.start.flatten().numpy(),
-            method="DOP853", rtol=tol, atol=tol, t_eval=np.unique(phis[1:])[::-1],
-        )  # fmt: skip
+            slope,
+            (phis[0], phis[1:].min()),
+            problem.start.flatten().numpy(),
+            method="DOP853",
+            rtol=tol,
+            atol=tol,
+            t_eval=np.unique(phis[1:])[::-1],
+        )
         if not run.success:
             raise _failed(problem, run.message, torch.ones(len(problem.start), dtype=torch.bool))
         by_phi = dict(zip(run.t.tolist(), run.y.T, strict=True))
@@ -480,7 +483,8 @@ def _integrate(
 def _failed(problem: Problem, why: str, which: Tensor) -> SolverError:
     """To be raised: no reference, and why, for the samples of which it is so."""
     return SolverError(
-        f"the reference of {problem.name} failed: {why}; {int(which.sum())} of {len(which)} samples",
+        f"the reference of {problem.name} failed: {why}; {int(which.sum())} of {len(which)} "
+        "samples",
         which * int(Status.NETWORK_NOT_FINITE),
     )
 

@@ -20,9 +20,21 @@ from ..problems.problem import Problem, Reference, exact_draw, from_unit
 from .table import interval, kind
 
 OURS = (
-    "#1f5fb4", "#d1495b", "#2a8c6a", "#8a4fbf", "#c77f0a", "#0f8ea3", "#7a5230", "#c23b9b",
-    "#6f9a1d", "#12355b", "#e2725b", "#5d5f8f", "#8d0f2d", "#3fb0ac",
-)  # fmt: skip
+    "#1f5fb4",
+    "#d1495b",
+    "#2a8c6a",
+    "#8a4fbf",
+    "#c77f0a",
+    "#0f8ea3",
+    "#7a5230",
+    "#c23b9b",
+    "#6f9a1d",
+    "#12355b",
+    "#e2725b",
+    "#5d5f8f",
+    "#8d0f2d",
+    "#3fb0ac",
+)
 PEER = "#7d8590"
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 SHOWN_OURS, SHOWN_PEERS = 7, 6
@@ -164,10 +176,16 @@ def _label_ends(ax: Any, ends: list[tuple[float, float, str, str]]) -> None:
     heights = _apart([min(max(h, 0.0), 1.0) for h, *_ in at], gap=0.045)
     for height, (h, x, label, color) in zip(heights, at, strict=True):
         ax.annotate(
-            label, (float(to_axes.transform((x, 1.0))[0]), h), (1.035, height),
-            xycoords="axes fraction", textcoords="axes fraction", color=color, fontsize=9,
-            va="center", arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6},
-        )  # fmt: skip
+            label,
+            (float(to_axes.transform((x, 1.0))[0]), h),
+            (1.035, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=color,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6},
+        )
 
 
 def _apart(rising: list[float], gap: float) -> list[float]:
@@ -196,9 +214,12 @@ def sample_panels(path: Path, rows: Sequence[tuple[str, Panels]], across: int = 
     high = max(t.shape[0] / t.shape[1] for line in tiles for t in line)
     wide = 2.3  # inches a panel
     fig, axes = plt.subplots(
-        len(rows), columns, figsize=(wide * columns + 2.6, (wide * high + 0.25) * len(rows)),
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
+        len(rows),
+        columns,
+        figsize=(wide * columns + 2.6, (wide * high + 0.25) * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
     for ax in axes.flat:
         ax.set_axis_off()
     for line, (name, panels), pictures in zip(axes, rows, tiles, strict=True):
@@ -232,8 +253,8 @@ def draw(
 ) -> list[tuple[str, Path]]:
     """Samples of every problem of pictures, paths of every one in the plane; (caption, PNG) each.
 
-    The last problem's samples are samples.png, the first one's paths paths.png; those of others carry
-    their problem's name.
+    The last problem's samples are samples.png, the first one's paths paths.png; those of others
+    carry their problem's name.
     """
     made = []
     pictured = [p for p in posed if is_picture(p.start.shape[1:])]
@@ -256,8 +277,8 @@ def draw(
 def lineup(
     p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
 ) -> list[Row]:
-    """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best that draws noise;
-    each on its best grid, with its cells of three costs among those that ran."""
+    """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best
+    that draws noise; each on its best grid, with its cells of three costs among those that ran."""
     mine = [r for r in records if r["problem"] == p.name and r["status"] == "ok"]
     ran = {key for r in mine for key in r.get("keys", [r["key"]])}
     wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
@@ -274,8 +295,13 @@ def lineup(
     out: dict[str, dict[int, Cell]] = {}
     for r in best:
         who = (r["library"], r["solver"])
-        held = {c.nfe: c for c in todo if c.key in ran and (c.config.library, c.config.name) == who
-                and r["grid"].startswith(c.config.grid)}  # fmt: skip
+        held = {
+            c.nfe: c
+            for c in todo
+            if c.key in ran
+            and (c.config.library, c.config.name) == who
+            and r["grid"].startswith(c.config.grid)
+        }
         costs = sorted(held)
         few = sorted({costs[0], costs[len(costs) // 2], costs[-1]}) if costs else []
         library = "" if r["library"] == "undiffuse" else f"{r['library']} "
@@ -341,8 +367,8 @@ def draw_paths(
     rows: Sequence[tuple[str, Mapping[int, Cell]]],
     count: int = 40,
 ) -> bool:
-    """A panel for each solver that has a table (rows) and each cost (columns), over exact samples in
-    grey; a ring marks where the exact trajectory ends. Returns whether there was any to draw."""
+    """A panel for each solver that has a table (rows) and each cost (columns), over exact samples
+    in grey; a ring marks where the exact trajectory ends. Returns whether there was any to draw."""
     shown = []
     for name, by_cost in rows:
         made = {n: plan_of(cell.config, problem, n).tableau for n, cell in by_cost.items()}
@@ -357,9 +383,12 @@ def draw_paths(
     reach = 1.35 * float(exact.abs().max())
     columns = max(len(tables) for _, tables in shown)
     fig, axes = plt.subplots(
-        len(shown), columns, figsize=(2.6 * columns, 2.75 * len(shown)), squeeze=False,
+        len(shown),
+        columns,
+        figsize=(2.6 * columns, 2.75 * len(shown)),
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     for ax in axes.flat:
         ax.set_axis_off()
     for row, (name, tables) in zip(axes, shown, strict=True):

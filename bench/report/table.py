@@ -1,8 +1,9 @@
 """The results as tables: on the terminal with rich, as Markdown, and in one page of HTML.
 
-A row is a solver on a grid, a column a number of network calls. 'states' is the solver's memory: most
-batches of states alive at once, the network's own aside (`plans.high_water`). In every column those rows are
-marked that no other is shown to be better than; where intervals overlap there is no rank.
+A row is a solver on a grid, a column a number of network calls. 'states' is the solver's memory:
+most batches of states alive at once, the network's own aside (`plans.high_water`). In every column
+those rows are marked that no other is shown to be better than; where intervals overlap there is no
+rank.
 """
 
 from __future__ import annotations
@@ -195,19 +196,24 @@ def show(shown: Sequence[Table], lines: Sequence[str] = ()) -> None:
 
 EMBEDDED = 500_000
 """Bytes of pictures in a page, which grow by a third there."""
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; margin: 0 auto; padding: 1rem;
-max-width: 1180px; } table { border-collapse: collapse; font-size: .85rem; } div { overflow-x: auto; }
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; margin: 0 auto;
+padding: 1rem; max-width: 1180px; } table { border-collapse: collapse; font-size: .85rem; }
+div { overflow-x: auto; }
 th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e3e7eb; }
 img { max-width: 100%; } pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; }
 td b { color: #14713f; } small { color: #5b6773; display: block; }"""
 
 
 def page(
-    path: Path, title: str, said: Sequence[str], pictures: Sequence[tuple[str, Path]],
-    shown: Sequence[Table], code: Sequence[tuple[str, str]] = (),
-) -> None:  # fmt: skip
-    """Write one HTML file that needs no other: sentences, pictures (caption, PNG), tables, and texts
-    that are set as they are (title, text)."""
+    path: Path,
+    title: str,
+    said: Sequence[str],
+    pictures: Sequence[tuple[str, Path]],
+    shown: Sequence[Table],
+    code: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write one HTML file that needs no other: sentences, pictures (caption, PNG), tables, and
+    texts that are set as they are (title, text)."""
     text = html.escape
     parts = [f"<h1>{text(title)}</h1>", *(f"<p>{text(line)}</p>" for line in said)]
     size = 0
@@ -223,15 +229,19 @@ def page(
     for t in shown:
         head = "".join(f"<th>{text(name)}</th>" for name in t.columns)
         body = "".join(
-            "<tr>" + "".join(
+            "<tr>"
+            + "".join(
                 f"<td>{f'<b>{text(c)}</b>' if best else text(c)}<small>{text(span)}</small></td>"
                 for c, best, span in line
-            ) + "</tr>" for line in t.cells()
-        )  # fmt: skip
+            )
+            + "</tr>"
+            for line in t.cells()
+        )
         parts.append(f"<h2>{text(t.title)}</h2><div><table><tr>{head}</tr>{body}</table></div>")
     write_text(
         path,
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>",
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>"
+        f"{''.join(parts)}</body></html>",
     )

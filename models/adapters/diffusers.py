@@ -31,7 +31,7 @@ TOLD_DATA = ("Lumina2Transformer2DModel", "ZImageTransformer2DModel")
 
 
 def from_diffusers(net: nn.Module, scheduler: Any = None, **options: Any) -> Denoiser:
-    """A diffusers model (UNet2DModel, UNet2DConditionModel, DiT, SD3, Flux, ...) with its scheduler.
+    """A diffusers model (UNet2DModel, DiT, SD3, Flux, ...) with its scheduler.
 
     net: called as its signature asks, the time by its name (`timestep`, ...) where it is neither
         first nor second; conditions go by name, so `encoder_hidden_states`, `added_cond_kwargs` or
@@ -73,7 +73,8 @@ def process_from_diffusers(config: Mapping[str, Any]) -> tuple[Process, str, int
     """(process, predicts, steps) of a diffusers scheduler or its configuration.
 
     Step i of N is at t = (i+1)/N of `VP.from_betas`. With rescale_betas_zero_snr alpha at t = 1 is
-    next to 0 instead of 0, so that every read-out exists. See `read_scheduler` for all that is read.
+    next to 0 instead of 0, so that every read-out exists. See `read_scheduler` for all that is
+    read.
     Raises ValueError for classes, schedules and prediction types that are not known.
     """
     read = read_scheduler(config)

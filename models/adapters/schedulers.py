@@ -143,8 +143,8 @@ def read_scheduler(scheduler: Any) -> Reading:
     scheduler: the object, its configuration, or the dict of its scheduler_config.json. A dict that
         does not name its class by '_class_name' is read as DDPMScheduler's.
 
-    Raises ValueError for a class or key that is not known or has no counterpart here, and for values
-    that are none, naming them; TypeError for what is no scheduler.
+    Raises ValueError for a class or key that is not known or has no counterpart here, and for
+    values that are none, naming them; TypeError for what is no scheduler.
     """
     name, config = _name_and_config(scheduler)
     if name in REFUSED:
@@ -453,7 +453,8 @@ REFUSED: dict[str, str] = {
     "HeliosScheduler": "it changes the resolution between its stages",
     "HeliosDMDScheduler": "it changes the resolution between its stages",
     "RFD4ProteinaScheduler": "its states are frames of proteins, not vectors with Gaussian noise",
-    "DDPMWuerstchenScheduler": "its schedule is clamped at both ends; it is Process.of(alpha, sigma)",
+    "DDPMWuerstchenScheduler": "its schedule is clamped at both ends; "
+    "it is Process.of(alpha, sigma)",
     "KarrasVeScheduler": "it hands its network images in [0, 1] and half of sigma",
     "ScoreSdeVpScheduler": "it is deprecated; use from_score_sde(net, VP())",
 }

@@ -186,8 +186,8 @@ def cfg(
     batched: make one call of 2 B rows where both calls' conditions can be joined: tensors of equal
         type and shape, and equal numbers. Where they cannot (None beside a tensor) it is two calls.
 
-    Where w is 1 for all samples only the conditional call is made. Raises TypeError or ValueError for
-    bad settings, and at the call where there is no condition to guide towards.
+    Where w is 1 for all samples only the conditional call is made. Raises TypeError or ValueError
+    for bad settings, and at the call where there is no condition to guide towards.
     """
     finite("rescale", rescale)
     if not 0 <= rescale <= 1:

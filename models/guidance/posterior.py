@@ -12,8 +12,8 @@ D' = D + (sigma^2/alpha) grad log p(y | x_t), whose V is not differentiated,
     'mmps'    V = (sigma^2/alpha) J^T, the exact covariance     Rozet et al. 2024, 9
 
 The system is solved by conjugate gradients. On Gaussian data 'mmps' is the posterior, once the
-iterations suffice; the others are not. On a mixture none of them has the weights of the modes, since
-x_0 | x_t is no Gaussian there; where log p(y | x_t) is known, `classifier` guidance by it has
+iterations suffice; the others are not. On a mixture none of them has the weights of the modes,
+since x_0 | x_t is no Gaussian there; where log p(y | x_t) is known, `classifier` guidance by it has
 (tests/models/test_known_posteriors.py measures all of them).
 """
 
@@ -108,8 +108,8 @@ def posterior(
         nearly for a network (digits: off by 0.47 of its norm at sigma/alpha = 1), which many
         iterations amplify: for networks one to three.
 
-    Raises TypeError or ValueError for bad settings, and at the first call where A's output has not y's
-    shape or A passes no gradient (or the adjoint is not A's), which would guide nothing.
+    Raises TypeError or ValueError for bad settings, and at the first call where A's output has not
+    y's shape or A passes no gradient (or the adjoint is not A's), which would guide nothing.
     """
     if method not in METHODS:
         raise InvalidValue(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -165,8 +165,8 @@ def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
     mask as operator is closer.
 
     known: [B, ...] or [1, ...], finite where mask is 1.
-    mask: of values 0 and 1 and as many dimensions as `known`, against which it broadcasts; or of one
-        event's shape.
+    mask: of values 0 and 1 and as many dimensions as `known`, against which it broadcasts; or of
+        one event's shape.
 
     Raises TypeError or ValueError where they do not fit each other.
     """
@@ -175,8 +175,8 @@ def inpaint(model: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
             raise InvalidType(f"{name} must be a tensor; got {type(value).__name__}")
     if mask.ndim != known.ndim and mask.shape != known.shape[1:]:
         raise InvalidValue(
-            f"mask must have the dimensions of known {tuple(known.shape)}, or its event's shape; got "
-            f"{tuple(mask.shape)}: add the missing axes, e.g. mask[:, None]"
+            f"mask must have the dimensions of known {tuple(known.shape)}, or its event's shape; "
+            f"got {tuple(mask.shape)}: add the missing axes, e.g. mask[:, None]"
         )
     try:
         shape = torch.broadcast_shapes(known.shape, mask.shape)  # type: ignore[no-untyped-call]
@@ -269,7 +269,8 @@ def _linearised(
 def _try(operator: Operator, adjoint: Operator | None, d: Tensor, y: Tensor) -> None:
     """Compare |u|^2, u = A' v by differences, with v . A'^T u, once: they must be the same number.
 
-    An operator under no_grad, detached in part, or rounded passes another gradient than its values'.
+    An operator under no_grad, detached in part, or rounded passes another gradient than its
+    values'.
     """
     value = operator(d)
     if not isinstance(value, Tensor) or value.shape[1:] != y.shape[1:]:

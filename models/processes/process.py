@@ -188,7 +188,7 @@ class Process(ABC):
 
     @property
     def noisiest_log_snr(self) -> float:
-        """lambda at t_max, but at least that of `pure_noise`: where noise counts as pure, or ends."""
+        """lambda where noise ends: at t_max, but at least that of `pure_noise`."""
         return max(float(self.log_snr(self.t_max)), -math.log(self.pure_noise))
 
     @property
@@ -215,7 +215,8 @@ class Process(ABC):
     def add_noise(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) noise.
 
-        x_0: data [B, *event]. t: float or [B], in [0, t_max]. noise: standard normals of x_0's shape.
+        x_0: data [B, *event]. t: float or [B], in [0, t_max]. noise: standard normals of x_0's
+            shape.
         Raises ValueError where shapes do not agree or t lies outside the process.
         """
         if noise.shape != x_0.shape:
@@ -254,7 +255,7 @@ class Process(ABC):
         return first, self.t_max
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments, ready for JSON, with which its registered name makes an equal process."""
+        """JSON-ready keyword arguments with which its registered name makes an equal process."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def _keep(self, **values: Any) -> None:

@@ -255,7 +255,7 @@ register("vp-cosine")(VP.cosine)
 
 @register("vp-betas", TabledVP)
 def _table(betas: Sequence[float] | Tensor | None = None) -> TabledVP:
-    """A table of betas; DDPM's own, 1,000 from 1e-4 to 0.02, where none is given (Ho et al. 2020)."""
+    """A table of betas; by default DDPM's 1,000 from 1e-4 to 0.02 (Ho et al. 2020)."""
     ddpm = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
     return VP.from_betas(ddpm if betas is None else betas)
 
@@ -377,7 +377,7 @@ class EDM(_VarianceExploding):
         return torch.ones_like(f64(t))
 
     def clock(self, t: Tensor) -> Tensor:
-        """sigma^(1/7): networks see log sigma drawn about -1.2 (Karras et al. 2022, tables 1, 5)."""
+        """sigma^(1/7); networks see log sigma drawn about -1.2 (Karras et al. 2022, table 1)."""
         return t.pow(1 / 7)
 
     def inverse_log_snr(self, lam: Time) -> Tensor:

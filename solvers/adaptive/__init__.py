@@ -1,4 +1,4 @@
-"""Steps of the solver's own choice, sample by sample: embedded pairs, the flow and the reverse SDE."""
+"""Steps chosen per sample by the solver: embedded pairs, the flow and the reverse SDE."""
 
 from .exponential_pair import ExponentialPair
 from .ode import Controller, OdeSolution, integrate

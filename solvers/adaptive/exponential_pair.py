@@ -22,8 +22,8 @@ class ExponentialPair(Embedded):
 
     For the probability flow of y = x/alpha over t = lambda; the field returns P, and over a step h
 
-        form 'noise'  P = eps, dy/dlambda = -e^{-lambda} P, a = 1,      b_1 = -e^{-lambda'} (e^h - 1)
-        form 'data'   P = D,   dy/dlambda = P - y,          a = e^{-h}, b_1 = 1 - e^{-h}
+        form 'noise'  P = eps, dy/dlambda = -e^{-lambda} P, a = 1,     b_1 = -e^{-lambda'} (e^h - 1)
+        form 'data'   P = D,   dy/dlambda = P - y,          a = e^-h,  b_1 = 1 - e^{-h}
         order 1  y' = a y + b_1 P_0                                             (embedded in 2)
         order 2  y' = a y + b_1 P_0 + b_1/(2r) (P_1 - P_0)                      (embedded in 3)
         order 3  y' = a y + b_1 P_0 + 3/2 b_2 (P_2 - P_0)

@@ -176,7 +176,7 @@ def integrate(
 
 
 def _check_tolerances(x0: Tensor, rtol: float | Tensor, atol: float | Tensor) -> None:
-    """Raise unless both are >= 0 and finite, rtol no finer than x0's rounding, and not both are 0."""
+    """Raise unless both are finite and >= 0, not both 0, and rtol no finer than x0's rounding."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         if isinstance(value, Tensor) and value.ndim:
             fine = bool((torch.isfinite(value) & (value >= 0)).all())

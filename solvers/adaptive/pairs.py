@@ -19,8 +19,8 @@ from ..tables.butcher import Butcher, Matrix
 class Embedded(ABC):
     """What `integrate` asks of a method: the steps of n samples, each at its own t and h [n].
 
-    x, stages: [n, *event]; the stages k_0, k_1, ... are what the field returned so far in this step,
-    and the last belongs to the step's end, so that it is the first of the next.
+    x, stages: [n, *event]; the stages k_0, k_1, ... are what the field returned so far in this
+    step, and the last belongs to the step's end, so that it is the first of the next.
     """
 
     order: float

@@ -131,7 +131,7 @@ def sample_sde_adaptively(
 
 
 class _Run:
-    """All samples' x/alpha and lambda; rows: those still under way; slope: D_1 where it is known."""
+    """All samples' x/alpha and lambda. rows: those under way. slope: D_1 where it is known."""
 
     def __init__(
         self,

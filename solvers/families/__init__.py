@@ -1,1 +1,1 @@
-"""The solvers themselves, family by family, each a dataclass that fills a table; `registry` has their names."""
+"""The solvers, family by family: each a dataclass that fills a table, named in `registry`."""

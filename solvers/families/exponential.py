@@ -85,7 +85,8 @@ class DPMSolverPP(Solver):
     eta: share of noise >= 0; 0 is the probability flow, 1 the reverse SDE.
     form: 'data' as above, or 'noise', the multistep DPM-Solver (Lu et al. 2022), where
 
-        x_t = alpha_t/alpha_s x_s - (1 + eta) sigma_t (e^h - 1) eps~ + sigma_t sqrt(eta (e^{2h} - 1)) z
+        x_t = alpha_t/alpha_s x_s - (1 + eta) sigma_t (e^h - 1) eps~
+              + sigma_t sqrt(eta (e^{2h} - 1)) z
 
     solver_type: of order 2, 'midpoint' as above, or 'heun', which integrates the line through two
         predictions exactly (both as in diffusers).

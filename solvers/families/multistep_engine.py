@@ -1,4 +1,4 @@
-"""The engine of every linear multistep family: what is interpolated, in which variable, how far back.
+"""The engine of the linear multistep families: what is interpolated, in which clock, how far back.
 
 A step from s to t is exact but for one integral over lambda,
 
@@ -6,14 +6,15 @@ A step from s to t is exact but for one integral over lambda,
 
 where P is the form of the prediction that is interpolated, and a and m follow from it:
 
-    'data'      P = D                     a = sigma_t/sigma_s e^{h - A},  m = alpha_t A' e^{-(A_t - A)}
-    'noise'     P = (x - alpha D)/sigma   a = alpha_t/alpha_s,            m = -alpha_t A' e^{-lambda}
-    'velocity'  P = noise - D             a = c_t/c_s,                    m = -c_t r (1 - r)
+    'data'      P = D                    a = sigma_t/sigma_s e^{h-A},  m = alpha_t A' e^{-(A_t - A)}
+    'noise'     P = (x - alpha D)/sigma  a = alpha_t/alpha_s,          m = -alpha_t A' e^{-lambda}
+    'velocity'  P = noise - D            a = c_t/c_s,                  m = -c_t r (1 - r)
 
 with c = alpha + sigma and r = sigma/c. A = int (1 + tau^2) dlambda counts decay from the step's
 start: tau = 0 is the probability flow, tau = 1 the reverse SDE. The noise is
 
-    'data'      sigma_t sqrt(1 - e^{-2 int tau^2})        'noise'  alpha_t sqrt(int 2 tau^2 e^{-2 lambda})
+    'data'      sigma_t sqrt(1 - e^{-2 int tau^2})
+    'noise'     alpha_t sqrt(int 2 tau^2 e^{-2 lambda})
 
 and 'velocity' takes none. A family says in which clock P is a polynomial, through how many points,
 and whether the step is corrected once D at its end is known.
@@ -173,7 +174,7 @@ def counted(path: Path, points: int, ending: Ending = ()) -> Tensor:
 
 
 def endings(path: Path, ending: Ending) -> Ending:
-    """The part of `ending` that is for `body(path)`: a denoising jump is the last step of one point."""
+    """The part of `ending` that is for `body(path)`: a denoising jump is a step of one point."""
     return ending[:-1] if path.ends_clean else ending
 
 

@@ -72,7 +72,8 @@ class GaussianPreconditioned:
         if len(inner.t) < 2 or not bool(torch.isfinite(inner.lam).all()):
             raise InvalidValue(
                 "grid must call the network at two times at least where 0 < alpha and 0 < sigma, "
-                f"below start={self.start}; got {len(t)} nodes from t={float(t[0]):g}: use more steps"
+                f"below start={self.start}; got {len(t)} nodes from t={float(t[0]):g}: use more "
+                "steps"
             )
         c = self.stats.variances
         weights = residual_weights(inner.lam, c, self.points)

@@ -1,4 +1,4 @@
-"""The default: a method that forgives where noise prevails, a sharper one where the signal shows."""
+"""The default: a forgiving method where noise prevails, a sharper one where the signal shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .unipc import UniPC
 
 CLEAN = 0.02
 """sigma/alpha at t_min up to which its noise is left in the sample of a short run: a denoising jump
-would take a call from the steps (it removes 0.02 of the data's deviation, and a step errs by more)."""
+would take a call from the steps (it removes 0.02 of the data's deviation, and a step errs by
+more)."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,22 @@ class Relay(Solver):
     """iPNDM-2 down to sigma/alpha = `ratio`, UniPC-2 in the noise prediction from there on.
 
     Networks err at high noise, where they saw little signal, and a corrector or a third point
-    multiplies their errors: constant weights on two noise predictions bear them (Zhang & Chen 2023).
-    Where the signal shows, UniPC's corrector costs no call and gains an order (Zhao et al. 2023). Each
-    row is a formula in past states and predictions, so one takes over from the other.
+    multiplies their errors: constant weights on two noise predictions bear them (Zhang & Chen
+    2023). Where the signal shows, UniPC's corrector costs no call and gains an order (Zhao et al.
+    2023). Each row is a formula in past states and predictions, so one takes over from the other.
 
-    A run of at most `few` steps that starts in noise is all iPNDM-2 and spares its first call: there
-    is little to hear at sigma/alpha above `noisy`. Its grid has an interval more, so that it makes as
-    many calls as it was given steps, and ends at t_min unless asked otherwise. On times of the user's
-    own no call is spared.
+    A run of at most `few` steps that starts in noise is all iPNDM-2 and spares its first call:
+    there is little to hear at sigma/alpha above `noisy`. Its grid has an interval more, so that it
+    makes as many calls as it was given steps, and ends at t_min unless asked otherwise. On times of
+    the user's own no call is spared.
 
     ratio: sigma/alpha where UniPC takes over, > 0.
     few: steps up to which a run counts as short, >= 0.
     noisy: sigma/alpha at the start from which a short run spares its first call, > 0.
     Raises ValueError for another value.
 
-    Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the best of a few by `undiffuse bench away`.
+    Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the
+    best of a few by `undiffuse bench away`.
     """
 
     ratio: float = 5.0

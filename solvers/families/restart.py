@@ -152,7 +152,8 @@ class Consistency(Solver):
     gamma = 1 is Song et al. 2023, algorithm 1, and LCM: x_s = alpha_s D + sigma_s z. gamma < 1 is
     TCD (Zheng et al. 2024, algorithm 4): denoise to the time s' = (1 - gamma) s, then noise up,
 
-        x_s = alpha_s/alpha_s' (alpha_s' D + sigma_s' eps) + sqrt(sigma_s^2 - (alpha_s sigma_s'/alpha_s')^2) z
+        x_s = alpha_s/alpha_s' (alpha_s' D + sigma_s' eps)
+              + sqrt(sigma_s^2 - (alpha_s sigma_s'/alpha_s')^2) z
 
     and gamma = 0 is DDIM's step. gamma = 1 is exact in law for an exact consistency function at any
     number of steps; an ordinary denoiser does not converge (order 0).

@@ -32,12 +32,12 @@ class RungeKutta(Solver):
     clock: 'sigma' or 'flow'.
     eta: 0, or up to 1 for an ancestral step: it goes down further and noise brings it back up.
 
-    Where the ends are infinite in the clock 'sigma', a step from alpha = 0 is DDIM's and one down to
-    sigma = 0 a denoising jump. In the clock 'flow' both ends are finite, and without noise the
-    scheme steps through them: from alpha = 0, and down to sigma = 0 where that interval is a step of
-    the grid, from above t_min and not short (STEP), else a denoising jump. There y - D vanishes with s, so no stage may stand at the
-    end: a scheme that has one gives that step to another of at most one order less, which over a
-    single step costs no order (up to 5).
+    Where the ends are infinite in the clock 'sigma', a step from alpha = 0 is DDIM's and one down
+    to sigma = 0 a denoising jump. In the clock 'flow' both ends are finite, and without noise the
+    scheme steps through them: from alpha = 0, and down to sigma = 0 where that interval is a step
+    of the grid, from above t_min and not short (STEP), else a denoising jump. There y - D vanishes
+    with s, so no stage may stand at the end: a scheme that has one gives that step to another of at
+    most one order less, which over a single step costs no order (up to 5).
     Raises ValueError for an unknown clock or eta outside [0, 1], TypeError for another scheme.
     """
 

@@ -106,7 +106,7 @@ def single_step(
 
 
 def filled(steps: Legs, stages: Sequence[Stage]) -> tuple[Tensor, list[Tensor]]:
-    """Times of the calls, and the rows' states, datas, noises and draws, of steps of these stages."""
+    """Times of the calls of these steps, and their rows' states, datas, noises and draws."""
     n, count = len(steps.t), len(stages)
     normals = max(len(s.noises) for s in stages)
     fresh = int(bool((steps.noise != 0).any()))

@@ -2,7 +2,8 @@
 
 In the coordinates of `spectral` every step is
 
-    y_{i+1} = y_i + kappa_i sum_h theta[i,h] r_{i-h},   kappa_i = int dlambda / sqrt(c + e^{-2 lambda})
+    y_{i+1} = y_i + kappa_i sum_h theta[i,h] r_{i-h},
+    kappa_i = int dlambda / sqrt(c + e^{-2 lambda})
 
 with theta lower triangular (all history, another row for every step: a bespoke non-stationary
 solver, Shaul et al. 2024) and the nodes lambda_i free; fitting.py fits both. Without statistics the
@@ -104,8 +105,8 @@ class Learned:
         if not float(t[0].detach()) <= self.t_start * (1 + 1e-3) <= process.t_max * (1 + 2e-3):
             raise InvalidValue(
                 f"the table starts at t={self.t_start:g} and first calls at sigma/alpha="
-                f"{math.exp(-float(self.lam[0])):.4g}, which is t={float(t[0]):g} of {process} with "
-                f"t_max={process.t_max:g}: it was fitted to another process; tune one for this"
+                f"{math.exp(-float(self.lam[0])):.4g}, which is t={float(t[0]):g} of {process} "
+                f"with t_max={process.t_max:g}: it was fitted to another process; tune one for this"
             )
         lam = torch.maximum(self.lam, process.log_snr(process.t_max))  # no call above t_max
         t = process.inverse_log_snr(lam).clamp(max=process.t_max)

@@ -106,8 +106,9 @@ def bits_per_dim(
     model: a `Denoiser`.
     x: data [B, *event]: integers, floats on `levels`, or floats of a density.
     levels: where the levels lie. Default: 256 on [-1, 1] for uint8, none for floats.
-    dequantize: to be chosen where there are levels: 'uniform', a hook (variational), or 'none'. That
-        is the density at the levels plus the offset by 'ode', and a discretised decoder by 'elbo'.
+    dequantize: to be chosen where there are levels: 'uniform', a hook (variational), or 'none'.
+        That is the density at the levels plus the offset by 'ode', and a discretised decoder by
+        'elbo'.
     by: 'ode' (`log_prob`) or 'elbo' (`elbo`).
     repeats: how often, each with noise and probes of its own, >= 1.
     target_std_error: what std_error of the mean and solver_error are to reach, bits/dim. The bound
@@ -210,7 +211,8 @@ def _placed(
         return x, None
     if dequantize is None:
         raise InvalidValue(
-            f"x has levels ({x.dtype}, {levels}), which have no density: choose dequantize={CHOICES}"
+            f"x has levels ({x.dtype}, {levels}), which have no density: choose "
+            f"dequantize={CHOICES}"
         )
     if x.numel() == 0:
         raise InvalidValue(f"x must be [B, ...] with B >= 1; got {tuple(x.shape)}")

@@ -1,8 +1,8 @@
 """Bits/dim of a data set under a network, item by item, with error bars.
 
-Data with levels are dequantised, and bits/dim carry the offset of their spacing: models/dequantize.py
-has the conventions, bits.py what is averaged. Each item's noise and probes depend on the
-seed and its index alone, so neither --batch nor --limit changes a number.
+Data with levels are dequantised, and bits/dim carry the offset of their spacing:
+models/dequantize.py has the conventions, bits.py what is averaged. Each item's noise and probes
+depend on the seed and its index alone, so neither --batch nor --limit changes a number.
 
 The data are gone through twice, a few items at a time, whatever their number: once to see that all
 of them fit, and what an earlier run has done, and once for what is left to do; for the bound up to
@@ -49,9 +49,9 @@ class Settings:
     """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
     a function that returns a hook (package.module:function or file.py:function); None: uniform for
     data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
-    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls, decoder: of 'elbo'; None: their
-    defaults. conditional: log p(x | label) with the data's own labels, handed to the network as
-    `label`; else no condition is, and a network that takes labels says log p(x) as far as it was
+    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls, decoder: of 'elbo'; None:
+    their defaults. conditional: log p(x | label) with the data's own labels, handed to the network
+    as `label`; else no condition is, and a network that takes labels says log p(x) as far as it was
     trained without. dtype: of states and network, 'float32' or 'float64'.
 
     Raises ValueError for what does not fit.
@@ -248,9 +248,9 @@ def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
 
 
 def _identity(model: str | Path, trained: Checkpoint) -> str:
-    """The checkpoint by its name and content, so that no row of another is taken for its own; of one
-    that is no file the content is the process, what the networks and the conditions hold, and their
-    code's file."""
+    """The checkpoint by its name and content, so that no row of another is taken for its own; of
+    one that is no file the content is the process, what the networks and the conditions hold, and
+    their code's file."""
     content, path = hashlib.sha256(), Path(model)
     if not path.is_file():
         path, denoiser = Path(str(model).rpartition(":")[0]), trained.denoiser
@@ -381,8 +381,9 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
     spread = f"{s['lo']:.4f} to {s['hi']:.4f}, 95 % over {s['items']} items"
     spread = spread if s["items"] > 1 else "of one item: no interval"
     return (
-        f"bits/dim {s['bits_per_dim']:.4f} ({spread}) by {s['method']}, {s['convention']}; std error of an item "
-        f"{s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network evaluations"
+        f"bits/dim {s['bits_per_dim']:.4f} ({spread}) by {s['method']}, {s['convention']}; std "
+        f"error of an item {s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network "
+        "evaluations"
         f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
         f"{s['seconds']} s; written to {out}"
     )
@@ -392,7 +393,7 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
 
 
 def compare(out: str | Path, **options: Any) -> dict[str, Any]:
-    """`run` by the flow and by the bound, under out/ode and out/elbo, on the same noise in the data.
+    """`run` by the flow (out/ode) and by the bound (out/elbo), on the same noise in the data.
 
     options: as of `run`; those of one method go to it alone, and time is 'continuous' unless said.
     Writes both.json and both.md: the two, and elbo - ode, item by item, which is >= 0 in the mean

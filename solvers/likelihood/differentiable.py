@@ -1,9 +1,10 @@
 """log p as a function to differentiate: the flow as a continuous normalising flow for training.
 
-The augmented ODE of augmented.py on a fixed grid of lambda by RK4, in plain autograd. Each step is recomputed in the backward pass (checkpointing), so
-memory holds one state a step, and the gradient is that of the numbers computed, to rounding: no
-adjoint ODE is solved, and none is unstable. Adaptive steps would make log p discontinuous in the
-parameters; the grid is the price of a gradient that agrees with finite differences.
+The augmented ODE of augmented.py on a fixed grid of lambda by RK4, in plain autograd. Each step is
+recomputed in the backward pass (checkpointing), so memory holds one state a step, and the gradient
+is that of the numbers computed, to rounding: no adjoint ODE is solved, and none is unstable.
+Adaptive steps would make log p discontinuous in the parameters; the grid is the price of a gradient
+that agrees with finite differences.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def differentiable_log_prob(
     model: a `Denoiser` whose network is twice differentiable.
     x: data [B, *event], float32 or float64.
     steps: of RK4, uniform in lambda, >= 1; 4 evaluations each.
-    trace: 'hutchinson' (probes held along the path: unbiased for log p and its gradient) or 'exact'.
+    trace: 'hutchinson' (probes held along the path: unbiased for log p and its gradient) or
+        'exact'.
     probes: Rademacher probes of a path, >= 1.
     seed, sample_ids: a sample's probes depend on these alone.
     cond: keyword arguments of the network; rows follow their samples.

@@ -54,12 +54,14 @@ class Elbo:
     """What `elbo` found: float64 [B] in bits/dim, an upper bound on -log2 p(x_0)/d.
 
     bits_per_dim = prior + diffusion + reconstruction (L_T, sum of L_t, L_0); std_error: of
-    bits_per_dim, from the noise drawn, and too large for a coarse chain of which all terms are taken,
-    whose means differ from step to step. log_prob: the same bound as nats, log p(x_0) >= log_prob.
+    bits_per_dim, from the noise drawn, and too large for a coarse chain of which all terms are
+    taken, whose means differ from step to step. log_prob: the same bound as nats, log p(x_0) >=
+    log_prob.
     times: float64 [K], rising; terms [B, K]: the diffusion by time, which add up to it; each L_t
     where all were taken, else equal parts of lambda or of the chain, whose middle or end is named.
     form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is the Gaussian's -log2 p/d,
-    terms what is added to it, and reconstruction 0. convention: how levels were counted. nfe: calls.
+    terms what is added to it, and reconstruction 0. convention: how levels were counted. nfe:
+    calls.
     status: int64 [B], codes of `Status`.
     """
 
@@ -105,7 +107,7 @@ class Elbo:
 
 
 class ElboOptions(TypedDict, total=False):
-    """The options of `elbo` by name, for type checkers: the fields of `Bound` but time and steps."""
+    """The options of `elbo` for type checkers: the fields of `Bound` but time and steps."""
 
     calls: int | None
     variance: str | None
@@ -121,9 +123,9 @@ class ElboOptions(TypedDict, total=False):
 class Bound:
     """Which bound `elbo` computes, and from what: checked when made, before any network call.
 
-    time: 'discrete', 'continuous', or 'i-mmse': a density's, without the two ends, so that what lies
-        below t_min is left out. Default: 'discrete' for tabled processes and networks that are told
-        an index, else 'continuous'.
+    time: 'discrete', 'continuous', or 'i-mmse': a density's, without the two ends, so that what
+        lies below t_min is left out. Default: 'discrete' for tabled processes and networks that are
+        told an index, else 'continuous'.
     steps: in discrete time the N of the chain t = i/N, 2 to 10^6, by default the network's own;
         otherwise the number of network calls, 8 to 10^6, by default 100.
     calls: estimate the sum over a discrete chain from so many of its terms, drawn by importance,
@@ -137,9 +139,9 @@ class Bound:
         'vdm', the softmax over levels of Kingma et al. (2021).
     pilot: draw lambda by importance (default), or uniformly if False.
     t_min: where time starts, in (0, t_max); default as of `log_prob`.
-    reference: mean and covariance of data like x, `Statistics.of(data)`: the closer, the smaller the
-        error. Default: mean 0 and variance sigma_data^2. A full covariance is a matrix product, which
-        rounds otherwise in another batch.
+    reference: mean and covariance of data like x, `Statistics.of(data)`: the closer, the smaller
+        the error. Default: mean 0 and variance sigma_data^2. A full covariance is a matrix product,
+        which rounds otherwise in another batch.
 
     Raises ValueError or TypeError for an option that does not fit.
     """
@@ -228,7 +230,8 @@ def elbo(
     seed: of the noise, a 64-bit int or int64 [B].
     sample_ids: names of the samples, integers [B]; default 0 ... B - 1.
     cond: keyword arguments of the network; rows follow their samples.
-    on_failure: 'raise' a SolverError where the network returned NaN or Inf, or 'return' with status.
+    on_failure: 'raise' a SolverError where the network returned NaN or Inf, or 'return' with
+        status.
     options: the other fields of `Bound`.
 
     Raises ValueError or TypeError for what does not fit, before any call.

@@ -41,9 +41,9 @@ def encode(
     t_min: where the data enter, as of `log_prob`.
     max_steps: attempted steps of a sample at most, >= 1.
 
-    Each sample has its own steps, so a latent does not depend on its batch. `decode` undoes it up to
-    the tolerance, `Reversible` up to rounding. Raises ValueError or TypeError for what does not fit,
-    before any network call, and SolverError where a sample fails.
+    Each sample has its own steps, so a latent does not depend on its batch. `decode` undoes it up
+    to the tolerance, `Reversible` up to rounding. Raises ValueError or TypeError for what does not
+    fit, before any network call, and SolverError where a sample fails.
     """
     rtol, atol = _checked(model, x, "x", rtol, atol, max_steps)
     name = arguments.lookup("solver", solver, PAIRS).name
@@ -76,8 +76,8 @@ def decode(
 ) -> Tensor:
     """The data of a latent: the probability flow from noise to data, [B, *event] at t_min.
 
-    z: latents [B, *event] at t_max, float32 or float64. The other arguments, and what is raised, are
-    those of `encode`.
+    z: latents [B, *event] at t_max, float32 or float64. The other arguments, and what is raised,
+    are those of `encode`.
     """
     rtol, atol = _checked(model, z, "z", rtol, atol, max_steps)
     name = arguments.lookup("solver", solver, PAIRS).name

@@ -40,8 +40,8 @@ def unseen(checkpoint: Checkpoint) -> Source:
     record = checkpoint.training
     if "data" not in record or "split" not in record:
         raise InvalidValue(
-            "the checkpoint does not say which data it was trained on, and how split: name data that "
-            "it never saw (--data), or give Checkpoint(training={'data': ..., 'split': None})"
+            "the checkpoint does not say which data it was trained on, and how split: name data "
+            "that it never saw (--data), or give Checkpoint(training={'data': ..., 'split': None})"
         )
     try:
         source = stream(record["data"])
@@ -73,7 +73,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Items of `source` in a network's range. levels: where they lie, by a convention; None: floats.
+    """Items of `source` in a network's range.
     own: half the distance of the levels that the network was trained on, by which floats may exceed
     its range; None: of a network of continuous data, any may come."""
 
@@ -100,8 +100,8 @@ class Items:
             )
         if source.levels and not trained.spacing:
             raise InvalidValue(
-                f"the network was trained on continuous data, in which the {source.levels} levels of "
-                f"{source.name} have no place: hand in floats as it was trained on"
+                f"the network was trained on continuous data, in which the {source.levels} levels "
+                f"of {source.name} have no place: hand in floats as it was trained on"
             )
         count = source.levels or (_count(trained) if on_levels else 0)
         levels = Levels(count, trained.data_range, convention) if count else None
@@ -158,8 +158,8 @@ class Items:
                 advance()
         if discrete:
             raise InvalidValue(
-                f"all of {self.source.name} lies on the levels that the network was trained on, where "
-                f"a density says nothing: choose dequantize={CHOICES}"
+                f"all of {self.source.name} lies on the levels that the network was trained on, "
+                f"where a density says nothing: choose dequantize={CHOICES}"
             )
         return Seen(marks, min(ends), max(ends))
 
@@ -218,8 +218,8 @@ def remark(items: Items, trained: Checkpoint, seen: Seen) -> str | None:
     if given == own:
         return None
     return (
-        f"note: {items.source.name} is taken as {given} levels, of which {span} occur, and bits/dim "
-        f"are of these; the network was trained on {own}"
+        f"note: {items.source.name} is taken as {given} levels, of which {span} occur, and "
+        f"bits/dim are of these; the network was trained on {own}"
     )
 
 

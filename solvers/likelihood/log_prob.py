@@ -121,8 +121,8 @@ def truncation(
 
     agrees with that to first order, and is exact where the data are Gaussian about x, however much
     tighter than the blur. Events of few components are solved for all e_i. In others one probe
-    tells sum e and sum e^2, and the e_i that are not 0 are taken as equal. Nothing can be told where
-    1 - e is so small that rounding leaves less than half of its digits.
+    tells sum e and sum e^2, and the e_i that are not 0 are taken as equal. Nothing can be told
+    where 1 - e is so small that rounding leaves less than half of its digits.
     """
     batch, d = len(x), x[0].numel()
     lam = x.new_full((batch,), flow.lam_data, dtype=torch.float64)

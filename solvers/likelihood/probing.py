@@ -22,8 +22,8 @@ from ..flow import Level, ScaledFlow
 
 DECAY = 1.6
 """Plans assume that the variance of a block of K probes falls as K^-DECAY. `jacobian.removed` gives
-1.0 for fields that correlate far and 1.9 for pixels alone. It decides where probes go, not the error
-that is reported."""
+1.0 for fields that correlate far and 1.9 for pixels alone. It decides where probes go, not the
+error that is reported."""
 
 
 @dataclass(eq=False)
@@ -201,10 +201,10 @@ class Prober:
 
         The squared change from a level to the next is what that level removed, V_{K/2} - V_K. How
         the levels share V_1 depends on the colouring and on how far the data correlate, and hardly
-        on the node, so all nodes of a sample tell it together (`removed_by_level`): one that removed C up to
-        level m has C (c_bits/c_m - 1) left. As nobody has probed the levels above, that guess is
-        held to what neighbours show of it (`neighbours_ratio`), and at most doubled. A node with a single
-        probe is measured against them alone, see `single_probe_noise`.
+        on the node, so all nodes of a sample tell it together (`removed_by_level`): one that
+        removed C up to level m has C (c_bits/c_m - 1) left. As nobody has probed the levels above,
+        that guess is held to what neighbours show of it (`neighbours_ratio`), and at most doubled.
+        A node with a single probe is measured against them alone, see `single_probe_noise`.
         """
         nodes = self.nodes
         square = (nodes.weight * nodes.b).square()
@@ -249,10 +249,10 @@ class Prober:
     def single_probe_noise(self) -> Tensor:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.
 
-        The spread of the a_i (`diagonal`) is this noise plus the differences of the J_ii. Which part
-        of it is noise is told by `neighbours_ratio`. Three nodes in a row are given the mean of their
-        spreads: where J has rank one, the number that decides a node's error decides its spread too,
-        and a small spread would hide the error.
+        The spread of the a_i (`diagonal`) is this noise plus the differences of the J_ii. Which
+        part of it is noise is told by `neighbours_ratio`. Three nodes in a row are given the mean
+        of their spreads: where J has rank one, the number that decides a node's error decides its
+        spread too, and a small spread would hide the error.
         """
         nodes = self.nodes
         spread = self.diagonal()[1]
@@ -262,12 +262,13 @@ class Prober:
         return torch.where(count < 5, spread, shared) / nodes.b.square().clamp(min=1e-300)
 
     def neighbours_ratio(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of the noise [R] that the a_i are said to carry is there, as a ratio [B], and the
-        four nearest nodes, [R, 4]. The ratio is 1 where a sample has fewer than five nodes.
+        """How much of the noise [R] that the a_i are said to carry is there, as a ratio [B], and
+        the four nearest nodes, [R, 4]. The ratio is 1 where a sample has fewer than five nodes.
 
         Neighbours have probes of their own, while J_ii is smooth in lambda. Let a^ be the cubic
-        through the four nearest nodes, with Lagrange weights l. Then E|a - a^|^2 is the node's noise
-        plus l^2 times theirs, up to eighth order in their distance. All nodes of a sample are summed.
+        through the four nearest nodes, with Lagrange weights l. Then E|a - a^|^2 is the node's
+        noise plus l^2 times theirs, up to eighth order in their distance. All nodes of a sample are
+        summed.
         """
         nodes, level = self.nodes, self.diagonal()[0]
         count = torch.bincount(nodes.sample, minlength=self.flow.batch)

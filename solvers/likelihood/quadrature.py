@@ -7,10 +7,11 @@ For ANY curve u(lambda) from the data to the prior, with v the flow's field and 
 by the continuity equation. The flow is the curve where the last term, the defect, is 0; a cheap
 curve with its defect in the integrand is as good to second order, since s is read off the same
 network evaluation. So the path is a coarse adaptive run, and the integral is Gauss-Legendre on each
-of its steps, with one to eight nodes: as many as the path itself says are needed. Every node draws probes of its own: their errors average out, where one probe held
-along the path has a single error that does not. Probes go where weight x standard deviation is
-largest, in nested Walsh blocks of 1, 2, 4, ... (see trace.py), whose successive levels also tell
-what variance is left. A full block is the exact trace: no variance, while `path_error` remains.
+of its steps, with one to eight nodes: as many as the path itself says are needed. Every node draws
+probes of its own: their errors average out, where one probe held along the path has a single error
+that does not. Probes go where weight x standard deviation is largest, in nested Walsh blocks of 1,
+2, 4, ... (see trace.py), whose successive levels also tell what variance is left. A full block is
+the exact trace: no variance, while `path_error` remains.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ roughness of a trained network's trace (tests/solvers/likelihood/test_trained_er
 FINEST = {torch.float32: 1e-6, torch.float64: 1e-10}  # tolerances that a target may ask for
 STEEPEST = 4.0
 """The defect is left out of log p where it exceeds so many times what a score of length sqrt(d)
-would make of it, the length of N(0, s^2)'s own. Exact scores and trained networks stay below 3 (data
-a thousand times tighter than their scale included); a velocity network that is no density's score
-comes to 7 to 100, since what is read off it as a score grows as alpha/sigma towards the data
+would make of it, the length of N(0, s^2)'s own. Exact scores and trained networks stay below 3
+(data a thousand times tighter than their scale included); a velocity network that is no density's
+score comes to 7 to 100, since what is read off it as a score grows as alpha/sigma towards the data
 (tests/solvers/likelihood/test_own_flow.py)."""
 
 

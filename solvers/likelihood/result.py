@@ -15,12 +15,14 @@ from ..outcome import Status, status_failed
 class LogProb:
     """log p of each sample and its error budget. Printed, it is that budget in four lines.
 
-    Tensors are [B], float64, unless said otherwise; of a sample that failed all but the cost is nan.
+    Tensors are [B], float64, unless said otherwise; of a sample that failed all but the cost is
+    nan.
 
     log_prob: log density, nats.
     std_error: standard error of log_prob from the random probes alone, nats. 0 where the trace is
         exact. With one probe and method='augmented' it is an upper bound.
-    path_error: estimate of what the path and its nodes add to the error, nats; nan from torchdiffeq.
+    path_error: estimate of what the path and its nodes add to the error, nats; nan from
+        torchdiffeq.
     defect: what the path's deviation from the flow is worth, nats; nan if 'augmented'. log_prob is
         corrected by it, which is exact to second order where the network is the exact score of a
         density. It is left out where it is far larger than such a score could make it: log_prob is
@@ -96,7 +98,8 @@ class LogProb:
         return (
             f"log_prob      {_of(self.log_prob, fine)} nats, {bits} bits/dim, {samples}\n"
             f"std_error     {error} nats of the probes\n"
-            f"solver_error  {_of(self.solver_error, fine)} nats: path_error {path}, defect {defect}\n"
+            f"solver_error  {_of(self.solver_error, fine)} nats: path_error {path}, "
+            f"defect {defect}\n"
             f"left out      {left_out}; prior_gap {_of(self.prior_gap, fine)} nats"
         )
 

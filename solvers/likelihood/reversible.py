@@ -8,8 +8,8 @@ Two states y, z with a coupling c and any one-step increment Psi (McCallum & Fos
 The second line inverts the first by algebra, whatever the network is and however coarse the grid,
 while y keeps the order of Psi. Rounding grows by 1/c a step on the way back (and by what the flow
 and a step too coarse for it magnify), which is why c = 0.99 is near 1; c = 1 would let the two
-states drift apart. Here Psi is the midpoint rule in the coordinates of `ScaledFlow`: order 2, four network
-calls a step.
+states drift apart. Here Psi is the midpoint rule in the coordinates of `ScaledFlow`: order 2, four
+network calls a step.
 """
 
 from __future__ import annotations

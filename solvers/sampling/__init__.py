@@ -1,1 +1,1 @@
-"""Running a table: the sampler, where a run starts, grids measured by a pilot run, fitted tables."""
+"""Running a table: the sampler, where a run starts, pilot grids, fitted and learned tables."""

@@ -1,8 +1,8 @@
 """A whole run, network and steps, captured in one CUDA graph.
 
-Everything a replay may change sits in buffers on the device: seeds, sample ids and, where given, the
-start x_init. The tables are constants of the capture; shapes, conditioning tensors and the network's
-weights keep their addresses, so weights updated in place are seen by the next replay.
+Everything a replay may change sits in buffers on the device: seeds, sample ids and, where given,
+the start x_init. The tables are constants of the capture; shapes, conditioning tensors and the
+network's weights keep their addresses, so weights updated in place are seen by the next replay.
 """
 
 from __future__ import annotations

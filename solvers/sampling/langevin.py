@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling and annealed Langevin dynamics (Song et al. 2021; Song & Ermon 2019).
+"""Predictor-corrector sampling (Song et al. 2021), annealed Langevin (Song & Ermon 2019).
 
     corrector   x' = x + eps s + sqrt(2 eps) z,   eps = 2 a (snr |z|/|s|)^2
 

@@ -2,12 +2,13 @@
 
 A deterministic table of one call a step is, in x^ = x/alpha and s = sigma/alpha,
 
-    x^_{i+1} = x^_i + (s_{i+1} - s_i) sum_h C[i, h] eps_{i-h},    eps_j = (x_j - alpha_j D_j)/sigma_j.
+    x^_{i+1} = x^_i + (s_{i+1} - s_i) sum_h C[i, h] eps_{i-h},  eps_j = (x_j - alpha_j D_j)/sigma_j.
 
-Adams-Bashforth's C makes it iPNDM (Liu et al. 2022; Zhang & Chen 2023). Free are C, without the rule
-that a row sums to one, the nodes s_i, and the noise level that the network is told at each call, which
-need not be the state's (as in time-shifted and learned samplers: Li et al. 2023, Tong et al. 2024).
-A state told another level is scaled to it, so what comes out is an ordinary `Tableau`.
+Adams-Bashforth's C makes it iPNDM (Liu et al. 2022; Zhang & Chen 2023). Free are C, without the
+rule that a row sums to one, the nodes s_i, and the noise level that the network is told at each
+call, which need not be the state's (as in time-shifted and learned samplers: Li et al. 2023, Tong
+et al. 2024). A state told another level is scaled to it, so what comes out is an ordinary
+`Tableau`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     starts of its own -> their ends by a fine run -> candidates, by how far from these they end ->
     the best few again on starts that none has seen -> the one that errs least, with an interval
 
-No solver is safe everywhere: networks err at high noise, schedules stop early or start at a ratio of
-twenty thousand, and what wins on one loses on the next. A few thousand calls tell.
+No solver is safe everywhere: networks err at high noise, schedules stop early or start at a ratio
+of twenty thousand, and what wins on one loses on the next. A few thousand calls tell.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Tuned:
     def __repr__(self) -> str:
         more = "" if self.unlearned is None else f", error {self.unlearned:.3g} before learning"
         lines = [
-            f"{self.table.nfe} calls: error {self.error:.3g} +- {self.half_width:.2g} in deviations "
-            + f"of the data ({self.calls} calls of pilot)",
+            f"{self.table.nfe} calls: error {self.error:.3g} +- {self.half_width:.2g} "
+            + f"in deviations of the data ({self.calls} calls of pilot)",
             f"  {self.choice}{more}",
         ]
         lines += [f"  {error:9.3g}  {name}" for name, error in self.tried[:5]]
@@ -203,8 +203,8 @@ def tune(
     shape: (B, *event), as for `sample`; cond: the conditions of these B samples, used in turn.
     nfe: calls of the network that a run may make, >= 2.
     final: 't_min' or 'denoise' to have that end; None leaves it open.
-    learn: learn the table's own numbers as well, see `learning`; on `starts` trajectories, in `steps`
-        steps of Adam. What does not err less on starts never learned from is not kept.
+    learn: learn the table's own numbers as well, see `learning`; on `starts` trajectories, in
+        `steps` steps of Adam. What does not err less on starts never learned from is not kept.
     distance: (found, exact) -> [B], what learning minimises; by default the root mean square.
     calls: of a batch, that trying candidates may take, some hundred at least.
     seed: of the pilot's noise, which is that of no sample of `sample`.

@@ -113,7 +113,8 @@ def local_errors(path: Path, datas: Tensor, order: int) -> Tensor:
     """What one more point changes in every step, [n, B, ...], float64.
 
     int (P_{k+1} - P_k) over the step, P_k the polynomial through the last k = `order` predictions;
-    datas [n, B, ...]: D at each step's start, on the host. The first `order` steps have no point more: 0.
+    datas [n, B, ...]: D at each step's start, on the host. The first `order` steps have no point
+    more: 0.
     """
     fine, coarse = weights(path, order + 1).points, weights(path, order).points
     change = fine - torch.nn.functional.pad(coarse, (0, 1))

@@ -49,8 +49,8 @@ class Sampler:
         state.x
 
     model: a `Denoiser`, or a `Process` together with `predicts` where the network lives elsewhere.
-    solver: a name, a `Solver`, a `GaussianPreconditioned`, or a table of either, which brings steps,
-        grid and end of its own.
+    solver: a name, a `Solver`, a `GaussianPreconditioned`, or a table of either, which brings
+        steps, grid and end of its own.
     steps: intervals of the grid, by default 20.
     nfe: network calls to spend at most, in the place of steps; as many steps as they pay for.
     grid: a name, a `Grid` or times; final: how the last step ends. See `ud.solvers.times`.
@@ -102,8 +102,8 @@ class Sampler:
 
         shape: (B, ...).
         seed: an int, or int64 [B], one a sample.
-        sample_ids: integers [B], global ids, by default 0 to B - 1. The same (seed, sample id) gives
-            the same sample in any batch, order or shard.
+        sample_ids: integers [B], global ids, by default 0 to B - 1. The same (seed, sample id)
+            gives the same sample in any batch, order or shard.
         x_init: the state [B, ...] where the run starts.
         row: rows done already, of a run in pieces whose x_init is the state after them; it goes on
             with the normals that the whole run draws there.

@@ -71,8 +71,8 @@ def tune(
     model: as `models.checkpoint.load` takes it (None: the digits); target: an exact one by name
     instead. statistics: kinds that may be used, 'none' among them, or files that `statistics`
     wrote; None tries all kinds where there are data. data: what they are taken of; None is what the
-    checkpoint was trained on. starts: trajectories, the last quarter held out. iterations: optimiser
-    steps; 0 keeps the choice itself. batch: starts a step. Writes `out`/learned-N.json.
+    checkpoint was trained on. starts: trajectories, the last quarter held out. iterations:
+    optimiser steps; 0 keeps the choice itself. batch: starts a step. Writes `out`/learned-N.json.
     Raises ValueError for bad input, and FitError, after all were tried, for tables refused.
     """
     out = Path(out)
@@ -186,8 +186,9 @@ def network_name(checkpoint: str | None) -> str:
 
 
 def training_data(loaded: Checkpoint, data: str | Path | None = None) -> Tensor | None:
-    """Events [M, *event] in the network's range, with their levels' width as noise: of `data`, or of
-    what the checkpoint was trained on, without what it held out; None where that is not known."""
+    """Events [M, *event] in the network's range, with their levels' width as noise: of `data`, or
+    of what the checkpoint was trained on, without what it held out; None where that is not
+    known."""
     record = loaded.training
     if data is None and "data" not in record:
         return None

@@ -212,8 +212,8 @@ def fit(
     after = held_out_error(kept, model, x, ends, held_out)
     if not after < 0.99 * before:  # a change within rounding is none
         raise FitError(
-            f"the fitted table has a held-out error of {after:.3g}, its initialisation {before:.3g}: "
-            "give it more starts or iterations, or keep the initialisation"
+            f"the fitted table has a held-out error of {after:.3g}, its initialisation "
+            f"{before:.3g}: give it more starts or iterations, or keep the initialisation"
         )
     return Fit(kept, before, after)
 

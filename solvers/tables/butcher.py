@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta tables, one for fixed and adaptive steps alike, and one stepper for them all.
+"""Explicit Runge-Kutta tables for fixed and adaptive steps, and one stepper for them all.
 
 A step from (t, x) of size h has stages, a solution and, for an embedded pair, an error,
 

@@ -122,8 +122,8 @@ class RatioGrid(Grid):
 class LogSNR(RatioGrid):
     """Equal steps of lambda = log alpha/sigma (Lu et al. 2022); k-diffusion's 'exponential'.
 
-    rho: with another than 1, equal steps of u in log(sigma/alpha) = end + (1 - u)^rho (start - end),
-        k-diffusion's 'polyexponential'; 0.1 to 10. diffusers' Lu grid is rho = 1.
+    rho: with another than 1, equal steps of u in log(sigma/alpha) = end + (1 - u)^rho (start -
+        end), k-diffusion's 'polyexponential'; 0.1 to 10. diffusers' Lu grid is rho = 1.
     Raises ValueError for another rho.
     """
 
@@ -218,8 +218,8 @@ class Blend(Grid):
     `Uniform`. The clock is `Process.clock`, t of most processes.
 
     w: in [0, 1]; default 0.6.
-    pure: sigma/alpha from which on noise counts as pure and lambda lays no nodes, > 0; default: 1000
-        where alpha(t_max) = 0 or the nodes are those of a short run, at most `FEW` steps.
+    pure: sigma/alpha from which on noise counts as pure and lambda lays no nodes, > 0; default:
+        1000 where alpha(t_max) = 0 or the nodes are those of a short run, at most `FEW` steps.
     Raises ValueError for other values.
     """
 
@@ -345,7 +345,8 @@ class Discrete(Grid):
     spacing: 'linspace', 'leading' or 'trailing' (Lin et al. 2024, table 2).
     train_steps: of the network; None takes the process's own table, or 1000.
     offset: steps by which 'leading' begins later, diffusers' `steps_offset`.
-    Raises ValueError for another spacing, numbers that are no steps, or an offset of another spacing.
+    Raises ValueError for another spacing, numbers that are no steps, or an offset of another
+    spacing.
     """
 
     spacing: str = "trailing"
@@ -420,7 +421,8 @@ def times(
     t_min = process.t_min if t_min is None else finite("t_min", t_min)
     if not min(0.0, process.t_min) <= t_min < process.t_max:
         raise InvalidValue(
-            f"t_min must lie in [{min(0.0, process.t_min):g}, t_max={process.t_max:g}); got {t_min:g}"
+            f"t_min must lie in [{min(0.0, process.t_min):g}, t_max={process.t_max:g}); got "
+            f"{t_min:g}"
         )
     if isinstance(grid, str):
         grid = named(grid)
@@ -459,8 +461,8 @@ def _users(t: Tensor, process: Process, final: str, t_min: float) -> Tensor:
     clean = float(t[-1]) == process.t_clean
     if final == "t_min" and clean:
         raise InvalidValue(
-            f"final='t_min' returns x at the grid's last time, but the grid ends at {float(t[-1]):g}, "
-            "a denoising jump: leave that time out, or use final='denoise'"
+            "final='t_min' returns x at the grid's last time, but the grid ends at "
+            f"{float(t[-1]):g}, a denoising jump: leave that time out, or use final='denoise'"
         )
     if final != "t_min" and not clean:
         t = torch.cat([t, t.new_tensor([process.t_clean])])

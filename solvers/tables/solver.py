@@ -67,7 +67,7 @@ class Solver(ABC):
         return self.tableau(process, times("log_snr", process, 4)).stochastic
 
     def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
-        """What runs for this solver in so many steps, on how many intervals, with what end by default.
+        """The solver that runs in so many steps, its intervals, and its end by default.
 
         Itself, as many, and 'denoise', but for solvers that choose by the length of the run.
         """

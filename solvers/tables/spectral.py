@@ -22,8 +22,9 @@ class SpectralTable:
 
     u = Q^T (x - alpha m) and E = Q^T (D - m). times [N]; state [N, K, d]; data [N, H, d] float64;
     entry [d] takes u from grid[0] to times[0] in closed form; grid: where it starts and ends.
-    Runs wherever a `Tableau` does: `sample(model, shape, solver=table)`. A sample is the same in any
-    batch up to the rounding of the products with Q, which a library may sum in another order there.
+    Runs wherever a `Tableau` does: `sample(model, shape, solver=table)`. A sample is the same in
+    any batch up to the rounding of the products with Q, which a library may sum in another order
+    there.
     """
 
     process: Process
@@ -58,8 +59,8 @@ class SpectralTable:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Between a model's samples and the components that a spectral table acts on; all it holds is on
-    the device and in the state's type, so that a CUDA graph can capture it.
+    """Between a model's samples and the components that a spectral table acts on; all it holds is
+    on the device and in the state's type, so that a CUDA graph can capture it.
 
     alpha [N + 2]: at grid[0], at every call, at grid[-1].
     shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
@@ -91,7 +92,7 @@ class Frame:
         return cls(table.stats.to(device, dtype), *numbers)
 
     def fits(self, shape: Sequence[int]) -> None:
-        """Raises ValueError unless samples of this shape (B, ...) have the statistics' components."""
+        """Raise ValueError unless samples of this shape (B, ...) fit the statistics."""
         d = self.stats.mean.numel()
         if math.prod(shape[1:]) != d:
             raise InvalidValue(

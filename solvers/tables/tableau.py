@@ -124,7 +124,8 @@ class Tableau:
                 raise InvalidValue(
                     f"{self.name}: {what}[{i},{j}] is {float(getattr(self, what)[i, j])} on this "
                     f"grid (row {i} starts at t={float(self.times[i]):g}); the scheme is singular "
-                    "there: start below it, e.g. with t_max=0.999 in the process, or choose another solver"
+                    "there: start below it, e.g. with t_max=0.999 in the process, or choose "
+                    "another solver"
                 )
         for what in ("state", "data"):
             matrix = getattr(self, what)
@@ -167,8 +168,8 @@ class Tableau:
         return replace(self, levels=torch.stack([alpha, sigma], 1))
 
     def check(self, process: Process) -> None:
-        """Raises ValueError unless the table is for this process, or, where that is not known, calls
-        within its times. (Churn at t_max calls above it.)"""
+        """Raises ValueError unless the table is for this process, or, where that is not known,
+        calls within its times. (Churn at t_max calls above it.)"""
         if self.levels is None:
             process.inside(self.times)
         else:

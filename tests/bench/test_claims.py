@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from undiffuse.bench.measures import quality as claims
+from undiffuse.bench.measures import claims
 from undiffuse.models import EDM, VP, Gaussian
 from undiffuse.solvers import DPMSolverPP, Solver, get, names, times
-from undiffuse.solvers.sampling.sampler import sample
+from undiffuse.solvers.sampling.sample import sample
+from undiffuse.solvers.tables.law import gaussian_law, marginal
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def test_the_exact_weak_error_is_the_sampled_one(name):
     mean = torch.zeros(2, dtype=torch.float64)
     grid = times("log_snr", process, 8, "t_min")
     tableau = get(name).tableau(process, grid)
-    found = claims.gaussian_law(tableau, process, mean, var)
-    exact = claims.marginal(process, grid[-1], mean, var)
+    found = gaussian_law(tableau, process, mean, var)
+    exact = marginal(process, grid[-1], mean, var)
     model = Gaussian(mean, var).denoiser(process)
     n = 40_000
-    start = claims.marginal(process, grid[0], mean, var).var.sqrt() * torch.randn(
+    start = marginal(process, grid[0], mean, var).var.sqrt() * torch.randn(
         n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     x = sample(model, (n, 2), tableau, x_init=start, dtype=torch.float64, seed=1)

@@ -17,7 +17,7 @@ from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
 from undiffuse.models.named_targets import get
 from undiffuse.solvers import DDIM, DPMSolverPP, Heun
-from undiffuse.solvers.sampling.sampler import sample
+from undiffuse.solvers.sampling.sample import sample
 
 RING = problems.exact(get("ring2"), 16, seed=2)
 

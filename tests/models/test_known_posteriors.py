@@ -23,7 +23,7 @@ from torch import Tensor
 from undiffuse.models import VP, Denoiser, GaussianMixture
 from undiffuse.models.guidance import classifier, inpaint, posterior
 from undiffuse.solvers import DDIM, Restart, Solver
-from undiffuse.solvers.sampling.sampler import sample
+from undiffuse.solvers.sampling.sample import sample
 
 Row = dict[str, Any]
 F64 = torch.float64

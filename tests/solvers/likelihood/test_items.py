@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.bench.likelihood import heldout
-from undiffuse.models import VP, Checkpoint, Denoiser, Levels
-from undiffuse.models.checkpoint import load, load_default
+from undiffuse.models import VP, Checkpoint, Denoiser
+from undiffuse.models.checkpoint import load
 from undiffuse.models.data import sets as data
 from undiffuse.models.statistics import Statistics
-from undiffuse.solvers import bits_per_dim
 from undiffuse.solvers.likelihood import dataset as dataset_likelihood
 from undiffuse.solvers.likelihood import items
 from undiffuse.solvers.likelihood.log_prob import log_prob
@@ -197,19 +195,6 @@ def test_what_the_training_left_out_is_read_from_its_own_data(tmp_path):
         of(data="gone.npy", split=None)
     with pytest.raises(ValueError, match="does not say which data"):
         of()
-
-
-def test_the_benchmarks_bits_are_those_of_the_library():
-    """One home of the noise: the digits' held-out bits/dim of `undiffuse bench` are bits_per_dim's."""
-    pytest.importorskip("sklearn")
-    digits = load_default()
-    x = items.held_out(digits)[:3]
-    theirs = bits_per_dim(
-        digits.denoiser, x, Levels(17), dequantize="uniform", trace="exact", rtol=1e-4, atol=1e-4,
-        t_min=digits.denoiser.t_min,
-    )  # fmt: skip
-    ours = heldout.bits_per_dim(digits, x)
-    assert ours["bits_per_dim"] == pytest.approx(float(theirs.bits_per_dim.mean()), abs=1e-12)
 
 
 def test_bytes_have_no_place_in_a_network_of_continuous_data(tmp_path):
