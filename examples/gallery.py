@@ -49,9 +49,14 @@ def run(
     by_class = train("digits", conditional=True, out=nets / "class", steps=steps, **how)
     seen, held = load("digits").split()
     colours = train(
-        tinted(seen, range(6)), network="unet", batch=128, held_out=0.0,
-        out=nets / "tint", steps=steps // 2, **how,
-    )  # fmt: skip
+        tinted(seen, range(6)),
+        network="unet",
+        batch=128,
+        held_out=0.0,
+        out=nets / "tint",
+        steps=steps // 2,
+        **how,
+    )
     shipped = load_default().denoiser
     found = {
         "class": draw_classes(out / "class.png", by_class, seed, device),
@@ -77,9 +82,13 @@ def draw_classes(path: Path, model: Denoiser, seed: int, device: str | None) -> 
     halves, right = [], {}
     for name, scale in (("plain", 1.0), ("guided", SCALE)):
         x = sample(
-            cfg(model, scale), (len(label), 1, 8, 8), *HOW, seed=seed,
-            cond={"label": label.to(device or "cpu")}, device=device,
-        ).cpu()  # fmt: skip
+            cfg(model, scale),
+            (len(label), 1, 8, 8),
+            *HOW,
+            seed=seed,
+            cond={"label": label.to(device or "cpu")},
+            device=device,
+        ).cpu()
         nearest = torch.cdist(x.flatten(1), seen.x.flatten(1)).argmin(1)
         right[name] = float((seen.labels[nearest] == label).double().mean())
         halves.append(x.reshape(10, each, 1, 8, 8))
@@ -150,9 +159,13 @@ def draw_colours(
     rows.append(("free samples", free))
     sample_grid(path, rows, "Coloured in from the grey, which says nothing of the hue")
     x = torch.cat(drawn)
-    return {"grey_error": _rms(x.mean(1, keepdim=True) - grey.repeat(3, 1, 1, 1)),
-            "one_hue": _one_hue(x), "one_hue_of_free": _one_hue(free),
-            "one_hue_of_data": _one_hue(truth), "hues": float(len(set(_hues(x).tolist())))}  # fmt: skip
+    return {
+        "grey_error": _rms(x.mean(1, keepdim=True) - grey.repeat(3, 1, 1, 1)),
+        "one_hue": _one_hue(x),
+        "one_hue_of_free": _one_hue(free),
+        "one_hue_of_data": _one_hue(truth),
+        "hues": float(len(set(_hues(x).tolist()))),
+    }
 
 
 def _one_hue(x: Tensor) -> float:
@@ -189,9 +202,15 @@ def draw_annealed(path: Path, model: Denoiser, seed: int) -> dict[str, float]:
     noise = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         annealed = annealed_langevin(
-            network, (n, 1, 8, 8), levels, each, snr=(size / 2) ** 0.5, seed=seed + 1, denoise=False,
+            network,
+            (n, 1, 8, 8),
+            levels,
+            each,
+            snr=(size / 2) ** 0.5,
+            seed=seed + 1,
+            denoise=False,
             x_init=20 * noise.reshape(n, 1, 8, 8),
-        ).x  # fmt: skip
+        ).x
         steps = each * len(levels)
         still = langevin(score, t_max=steps * size * low**2)
         plain_end = still.simulate(noise, steps, seed + 1).states[-1]

@@ -1,11 +1,13 @@
-"""Inception-v3's 2048 pool features, as FID and KID are defined, through the libraries that have them.
+"""Inception-v3's 2048 pool features, as FID and KID are defined, through the libraries that have
+them.
 
     undiffuse bench MODEL --metrics frechet,kid --features examples/inception.py:torch_fidelity
 
-`torch_fidelity` is FID as it was first computed (its resizing is TensorFlow 1's); torchmetrics takes
-its network from there. `clean_fid` resizes by PIL's bicubic filter (Parmar et al. 2022). Both fetch
-the weights when they are first used. An image is [1 or 3, H, W] in [-1, 1]; it is handed over as bytes, as a
-file of images would hold it, so what a sample has beyond the data's range is cut off there.
+`torch_fidelity` is FID as it was first computed (its resizing is TensorFlow 1's); torchmetrics
+takes its network from there. `clean_fid` resizes by PIL's bicubic filter (Parmar et al. 2022). Both
+fetch the weights when they are first used. An image is [1 or 3, H, W] in [-1, 1]; it is handed over
+as bytes, as a file of images would hold it, so what a sample has beyond the data's range is cut off
+there.
 """
 
 from __future__ import annotations

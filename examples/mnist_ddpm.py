@@ -2,8 +2,8 @@
 
     UNDIFFUSE_DATA=folder undiffuse bench --checkpoint examples/mnist_ddpm.py:mnist_cnn
 
-The folder holds ddpm_mnist_cnn/ddpm_mnist_starter.pth (Y. Zhang, MIT licence) and, as held-out data,
-mnist_test/t10k-images-idx3-ubyte.gz; neither is part of the package.
+The folder holds ddpm_mnist_cnn/ddpm_mnist_starter.pth (Y. Zhang, MIT licence) and, as held-out
+data, mnist_test/t10k-images-idx3-ubyte.gz; neither is part of the package.
 """
 
 from __future__ import annotations

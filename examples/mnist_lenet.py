@@ -46,7 +46,8 @@ class LeNet(nn.Module):
 
 
 def lenet() -> LeNet:
-    """The network with its weights. Raises FileNotFoundError where the folder does not hold them."""
+    """The network with its weights. Raises FileNotFoundError where the folder does not hold
+    them."""
     if not WEIGHTS.is_file():
         raise FileNotFoundError(f"no weights at {WEIGHTS}; set UNDIFFUSE_DATA to the data folder")
     net = LeNet().requires_grad_(False).eval()

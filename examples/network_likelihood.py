@@ -37,17 +37,23 @@ def score(checkpoint: Checkpoint, x: torch.Tensor, seed: int) -> dict[str, Any]:
     deviation = (bound.std_error.square() + ode.bits_std_error.square()).sqrt()
     n = len(x) ** 0.5
     return {
-        "images": len(x), "t_min": ode.t_min, "blur": ode.blur, "offset": offset,
-        "ode": float(ode.bits_per_dim.mean()), "ode_spread": float(ode.bits_per_dim.std()) / n,
+        "images": len(x),
+        "t_min": ode.t_min,
+        "blur": ode.blur,
+        "offset": offset,
+        "ode": float(ode.bits_per_dim.mean()),
+        "ode_spread": float(ode.bits_per_dim.std()) / n,
         "ode_error": float(ode.bits_std_error.square().sum().sqrt()) / len(x),
-        "forwards": float(ode.nfe.double().mean()), "products": float(ode.products.double().mean()),
+        "forwards": float(ode.nfe.double().mean()),
+        "products": float(ode.products.double().mean()),
         "ode_seconds": between - began,
         "bound": float(bound.bits_per_dim.mean()) + offset,
         "bound_error": float(bound.std_error.square().sum().sqrt()) / len(x),
-        "bound_calls": bound.nfe, "bound_seconds": ended - between,
+        "bound_calls": bound.nfe,
+        "bound_seconds": ended - between,
         "above": float(above.mean()),
         "images_above": int((above > -2 * deviation).sum()),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -76,9 +76,16 @@ def test_a_sum_of_errors_is_summarised(tmp_path, monkeypatch):
     pytest.importorskip("scipy")
     monkeypatch.setitem(registry.SOLVERS, "broken-2m", Tampered(wrong_sign))
     found = nfe.run(
-        tmp_path, checkpoint="none", targets=["ring2"], solvers=["dpmpp-2m", "broken-2m"],
-        nfe=[4, 8], grid="log_snr", peers=[], batch=4, progress=False,
-    )["broken_claims"]  # fmt: skip
+        tmp_path,
+        checkpoint="none",
+        targets=["ring2"],
+        solvers=["dpmpp-2m", "broken-2m"],
+        nfe=[4, 8],
+        grid="log_snr",
+        peers=[],
+        batch=4,
+        progress=False,
+    )["broken_claims"]
     assert len(found) == 1 and found[0].startswith("broken-2m declares order 2 but")
 
 

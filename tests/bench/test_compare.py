@@ -11,10 +11,18 @@ from undiffuse.solvers.store import Store
 
 def cell(key, error, half=0.01, **more):
     return {
-        "key": key, "status": "ok", "problem": "p", "library": "undiffuse", "solver": key,
-        "grid": "g", "nfe_asked": 5, "error": error, "error_lo": error - half,
-        "error_hi": error + half, **more,
-    }  # fmt: skip
+        "key": key,
+        "status": "ok",
+        "problem": "p",
+        "library": "undiffuse",
+        "solver": key,
+        "grid": "g",
+        "nfe_asked": 5,
+        "error": error,
+        "error_lo": error - half,
+        "error_hi": error + half,
+        **more,
+    }
 
 
 def folder(path, cells, seconds=()):
@@ -27,18 +35,30 @@ def folder(path, cells, seconds=()):
 
 
 def test_cells_are_worse_only_beyond_their_intervals(tmp_path, capsys):
-    a = folder(tmp_path / "a", [cell("x", 0.10), cell("y", 0.2), cell("z", 0.3), cell("w", 0.1)],
-               [("x", 1.0), ("y", 1.0)])  # fmt: skip
-    b = folder(tmp_path / "b", [cell("x", 0.11), cell("y", 0.3), cell("z", 0.2),
-                                {**cell("w", 0.1), "status": "failed", "message": "m"}],
-               [("x", 1.1), ("y", 2.0)])  # fmt: skip
-    found = {
-        c.what.split(" ")[2] + c.what.split(":")[-1]: c.verdict for c in compare.compare(a, b)
-    }  # fmt: skip
+    a = folder(
+        tmp_path / "a",
+        [cell("x", 0.10), cell("y", 0.2), cell("z", 0.3), cell("w", 0.1)],
+        [("x", 1.0), ("y", 1.0)],
+    )
+    b = folder(
+        tmp_path / "b",
+        [
+            cell("x", 0.11),
+            cell("y", 0.3),
+            cell("z", 0.2),
+            {**cell("w", 0.1), "status": "failed", "message": "m"},
+        ],
+        [("x", 1.1), ("y", 2.0)],
+    )
+    found = {c.what.split(" ")[2] + c.what.split(":")[-1]: c.verdict for c in compare.compare(a, b)}
     assert found == {
-        "x error": "same", "y error": "worse", "z error": "better", "w failed (m)": "worse",
-        "x: seconds, mean of 1 cells": "same", "y: seconds, mean of 1 cells": "worse",
-    }  # fmt: skip
+        "x error": "same",
+        "y error": "worse",
+        "z error": "better",
+        "w failed (m)": "worse",
+        "x: seconds, mean of 1 cells": "same",
+        "y: seconds, mean of 1 cells": "worse",
+    }
     assert compare.run(a, b) == 1 and compare.run(a, a) == 0
     printed = capsys.readouterr().out
     assert "3 became worse" in printed and "0 of 6 numbers changed" in printed
@@ -51,8 +71,11 @@ def test_the_seconds_of_a_solver_are_its_cells_together(tmp_path):
     cells = [cell(f"{s} {n}", 0.1) | {"solver": s, "nfe_asked": n} for s in "xy" for n in range(24)]
 
     def timed(name, factor, noise):
-        at = [(f"{s} {n}", factor[s] * noise[n] * (9 if (s, n) == ("x", 3) else 1))
-              for s in "xy" for n in range(24)]  # fmt: skip
+        at = [
+            (f"{s} {n}", factor[s] * noise[n] * (9 if (s, n) == ("x", 3) else 1))
+            for s in "xy"
+            for n in range(24)
+        ]
         return folder(tmp_path / name, cells, at)
 
     a, b = timed("a", {"x": 0.1, "y": 0.1}, noise[0]), timed("b", {"x": 0.1, "y": 0.15}, noise[1])

@@ -50,7 +50,8 @@ def test_frechet_is_the_closed_form_of_two_gaussians():
 
 
 def test_frechet_is_the_formula_with_a_root_of_a_matrix():
-    """As FID is written: tr(C_x + C_y - 2 (C_x C_y)^1/2) by SciPy's matrix root, on skewed features."""
+    """As FID is written: tr(C_x + C_y - 2 (C_x C_y)^1/2) by SciPy's matrix root, on skewed
+    features."""
     linalg = pytest.importorskip("scipy.linalg")
     x, y = normals(300, 12, 7).exp() @ normals(12, 12, 8), normals(200, 12, 9) @ normals(12, 12, 10)
     a, b = torch.cov(x.T), torch.cov(y.T)
@@ -68,8 +69,9 @@ def test_kid_is_the_sum_over_pairs():
     def mean(pairs):
         return sum(pairs) / len(pairs)
 
-    within = [mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])
-              for s in (x, y)]  # fmt: skip
+    within = [
+        mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j]) for s in (x, y)
+    ]
     across = mean([k(a, b) for a in x for b in y])
     assert features.kid(x, y) == pytest.approx(sum(within) - 2 * across, rel=1e-10)
 
@@ -85,9 +87,7 @@ def test_kid_is_its_closed_form():
     # against N(0, 1), moments m, 1 + m^2, m^3 + 3 m: 3 m^2 + 3 m^4 + (m^3 + 3 m)^2
     m = 0.5
     expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
-    found = [
-        features.kid(normals(1500, 1, s) + m, normals(1500, 1, s + 100)) for s in range(16)
-    ]  # fmt: skip
+    found = [features.kid(normals(1500, 1, s) + m, normals(1500, 1, s + 100)) for s in range(16)]
     assert sum(found) / 16 == pytest.approx(expected, rel=0.1)
 
 
@@ -108,9 +108,16 @@ def test_features_come_from_a_file_and_reach_the_numbers(tmp_path):
     code = tmp_path / "mine.py"
     code.write_text("def radius():\n    return lambda x: x.flatten(1).norm(dim=1, keepdim=True)\n")
     settings = {
-        "checkpoint": "none", "targets": ["ring2"], "peers": [], "batch": 32, "progress": False,
-        "solvers": ["ddim"], "nfe": [6], "grid": "log_snr", "metrics": ["frechet", "recall"],
-    }  # fmt: skip
+        "checkpoint": "none",
+        "targets": ["ring2"],
+        "peers": [],
+        "batch": 32,
+        "progress": False,
+        "solvers": ["ddim"],
+        "nfe": [6],
+        "grid": "log_snr",
+        "metrics": ["frechet", "recall"],
+    }
     plain = nfe.run(tmp_path / "run", **settings)
     mine = nfe.run(tmp_path / "run", **settings, features=f"{code}:radius")
     # another feature is another cell of the same folder, and its own number
@@ -219,7 +226,9 @@ def test_clean_fid_sees_each_image_resized_as_its_own_files_are(monkeypatch):
     monkeypatch.setattr(theirs, "feature_extractor", lambda *a, **k: network)
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (3, 3, 16, 20), generator=g, dtype=torch.uint8)
-    found = features.apply_features(features.load_features(f"{INCEPTION}:clean_fid"), images / 127.5 - 1)
+    found = features.apply_features(
+        features.load_features(f"{INCEPTION}:clean_fid"), images / 127.5 - 1
+    )
     resize = build_resizer("clean")
     expected = [torch.from_numpy(resize(x.permute(1, 2, 0).numpy())).mean((0, 1)) for x in images]
     torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-5, atol=1e-4)

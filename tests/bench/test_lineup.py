@@ -61,8 +61,14 @@ def test_a_large_network_is_asked_for_trajectories_only_where_they_are_measured(
     spent = {}
     for metric in ("energy", "error"):
         calls.clear()
-        found = nfe.run(tmp_path / metric, checkpoint=given, data=law.sample(64), progress=False,
-                        metrics=[metric], **options)  # fmt: skip
+        found = nfe.run(
+            tmp_path / metric,
+            checkpoint=given,
+            data=law.sample(64),
+            progress=False,
+            metrics=[metric],
+            **options,
+        )
         spent[metric] = len(calls)
         assert found["problems"]["network"]["batch"] == 16 and "likelihood" not in found
     assert spent["energy"] < 40
@@ -75,8 +81,16 @@ def test_a_network_that_names_no_data_is_given_some_by_name(tmp_path):
     torch.save(bytes_, tmp_path / "d.pt")
     law = Gaussian(torch.zeros(2), 1.0)
     given = Checkpoint(law.denoiser(VP()), (2,), (-1.0, 1.0))
-    options = {"solvers": ["ddim"], "grid": "log_snr", "nfe": [4], "peers": [], "targets": [],
-               "batch": 4, "progress": False, "likelihood": False}  # fmt: skip
+    options = {
+        "solvers": ["ddim"],
+        "grid": "log_snr",
+        "nfe": [4],
+        "peers": [],
+        "targets": [],
+        "batch": 4,
+        "progress": False,
+        "likelihood": False,
+    }
     with pytest.raises(ValueError, match="name data that it never saw"):
         nfe.run(tmp_path / "without", checkpoint=given, **options)
     found = nfe.run(tmp_path / "with", checkpoint=given, data=str(tmp_path / "d.pt"), **options)
@@ -116,9 +130,25 @@ def test_a_solver_in_a_file_is_measured_and_a_wrong_sign_is_named(tmp_path, caps
 
     file = tmp_path / "mine.py"
     file.write_text(MINE.format(scale=1.0))
-    command = ["bench", "--checkpoint", "none", "--targets", "ring2", "--peers", "", "--batch", "16",
-               "--solvers", f"{file}:Mine,dpmpp-2m", "--grid", "log_snr", "--nfe", "8,16",
-               "--out", str(tmp_path / "out")]  # fmt: skip
+    command = [
+        "bench",
+        "--checkpoint",
+        "none",
+        "--targets",
+        "ring2",
+        "--peers",
+        "",
+        "--batch",
+        "16",
+        "--solvers",
+        f"{file}:Mine,dpmpp-2m",
+        "--grid",
+        "log_snr",
+        "--nfe",
+        "8,16",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(command) == 0
     records = list(store.Store(tmp_path / "out").records.values())
     errors = {(Path(r["solver"]).name, r["nfe"]): r["error"] for r in records}
@@ -180,8 +210,14 @@ def test_a_call_too_many_is_a_failed_row_of_the_table_that_says_so(tmp_path, cap
 
 
 def test_a_measure_that_does_not_exist_here_says_why(tmp_path, capsys):
-    found = run(tmp_path, targets=["digits64"], metrics=["kl", "sw2"], solvers=["ddim"], nfe=[4],
-                grid="log_snr")  # fmt: skip
+    found = run(
+        tmp_path,
+        targets=["digits64"],
+        metrics=["kl", "sw2"],
+        solvers=["ddim"],
+        nfe=[4],
+        grid="log_snr",
+    )
     (line,) = found["notes"]
     assert line.startswith(
         "digits64: no kl of some runs: nearest neighbours estimate no density in 64"

@@ -104,7 +104,8 @@ def test_bootstrap_interval_covers_the_mean_at_its_nominal_rate():
 
 @pytest.mark.parametrize("name", ["sw2", "energy"])
 def test_jackknife_interval_covers_at_its_nominal_rate(name):
-    """Of the values that such sets have, 10 groups: with the normal's 1.96 it would be 91 of 100."""
+    """Of the values that such sets have, 10 groups: with the normal's 1.96 it would be 91 of
+    100."""
     found = [
         metrics.jackknife(DISTANCES[name], normals(100, 2, s, shift=0.7), normals(100, 2, s + 500))
         for s in range(200)

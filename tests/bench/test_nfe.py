@@ -131,8 +131,9 @@ def test_the_bar_knows_all_cells_from_the_start_and_ends_full(tmp_path, monkeypa
 
 def test_asked_metrics_are_measured_of_every_solver(tmp_path):
     asked = [m for m in quality.MEASURES if m not in ("error", "weak_error")]
-    summary = run(tmp_path, solvers=["dpmpp-2m", "ddpm"], nfe=[20], grid="log_snr", metrics=asked,
-                  batch=64)  # fmt: skip
+    summary = run(
+        tmp_path, solvers=["dpmpp-2m", "ddpm"], nfe=[20], grid="log_snr", metrics=asked, batch=64
+    )
     assert set(summary["problems"]["ring2"]["floors"]) == set(asked)
     for r in store.Store(tmp_path).records.values():
         assert all(r[f"{m}_lo"] <= r[m] <= r[f"{m}_hi"] for m in asked) and "error" not in r
@@ -169,7 +170,8 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, bad, message)
 
 def test_a_network_with_the_name_of_a_target_is_refused(tmp_path):
     (tmp_path / "code.py").write_text(
-        "from undiffuse.models.checkpoint import load_default\ndef ring2():\n    return load_default()\n"
+        "from undiffuse.models.checkpoint import load_default\n"
+        "def ring2():\n    return load_default()\n"
     )
     with pytest.raises(ValueError, match="a target and the network have one name: ring2, ring2"):
         run(tmp_path / "out", checkpoint=f"{tmp_path}/code.py:ring2")
@@ -190,9 +192,16 @@ def test_an_absent_checkpoint_is_refused(tmp_path):
 
 def test_the_shipped_network_is_measured_with_bits_and_pictures(tmp_path):
     summary = nfe.run(
-        tmp_path, targets=[], peers=[], solvers=["ddim", "dpmpp-2m"], nfe=[5, 10], grid="log_snr",
-        batch=8, quick=True, progress=False,
-    )  # fmt: skip
+        tmp_path,
+        targets=[],
+        peers=[],
+        solvers=["ddim", "dpmpp-2m"],
+        nfe=[5, 10],
+        grid="log_snr",
+        batch=8,
+        quick=True,
+        progress=False,
+    )
     errors = {(r["solver"], r["nfe"]): r["error"] for r in store.Store(tmp_path).records.values()}
     assert errors["dpmpp-2m", 10] < errors["dpmpp-2m", 5] < errors["ddim", 5] < 1.0
     held = summary["likelihood"]
@@ -217,8 +226,9 @@ def test_a_checkpoint_of_the_users_own_with_data_of_theirs(tmp_path):
     more = {"nfe": [6, 12], "solvers": ["dpmpp-2m"], "peers": ["diffusers"], "grid": "log_snr"}
     with pytest.raises(ValueError, match="workers need a checkpoint's file"):
         run(tmp_path, **more, targets=[], checkpoint=mine, data=law.sample(100), workers=2)
-    summary = run(tmp_path, **more, targets=[], checkpoint=mine, data=law.sample(100),
-                  likelihood=False)  # fmt: skip
+    summary = run(
+        tmp_path, **more, targets=[], checkpoint=mine, data=law.sample(100), likelihood=False
+    )
     about = summary["problems"]["network"]
     assert (about["r_max"], about["r_min"]) == pytest.approx((80.0, 0.002))
     records = [r for r in store.Store(tmp_path).records.values() if r["status"] == "ok"]
@@ -231,8 +241,15 @@ def test_a_flow_starts_at_pure_noise_and_is_resumed(tmp_path, monkeypatch, capsy
     """sigma/alpha is infinite there, which JSON has not."""
     law = get("ring2").law
     given = Checkpoint(law.denoiser(Flow()), (2,), (-1.2, 1.2))
-    more = {"checkpoint": given, "targets": [], "data": law.sample(64), "grid": "uniform",
-            "likelihood": False, "peers": ["rk4", "RK45"], "nfe": [16]}  # fmt: skip
+    more = {
+        "checkpoint": given,
+        "targets": [],
+        "data": law.sample(64),
+        "grid": "uniform",
+        "likelihood": False,
+        "peers": ["rk4", "RK45"],
+        "nfe": [16],
+    }
     first = run(tmp_path, **more)
     keys, real = computed(monkeypatch), campaign.plan_of
     asked = []

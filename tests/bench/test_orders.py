@@ -26,9 +26,7 @@ def test_a_solver_that_says_more_than_it_does_is_named(tmp_path, monkeypatch, ca
     chosen = ["liar", "noisy-liar", "ddim", "heun", "euler-ancestral", "midpoint", "lcm"]
     record = orders.run(tmp_path, solvers=chosen, progress=False)
     assert json.loads((tmp_path / "orders.json").read_text()) == record
-    assert record["missed"] == {
-        "liar": ["gaussian", "mixture"], "noisy-liar": ["weak"],
-    }  # fmt: skip
+    assert record["missed"] == {"liar": ["gaussian", "mixture"], "noisy-liar": ["weak"]}
     rows = {r["solver"]: r for r in record["rows"]}
     assert rows["liar"]["lines"] == 5 and record["classes"] == 5
     assert rows["midpoint"]["gaussian"] > 2.5  # more than declared is no miss there

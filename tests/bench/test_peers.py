@@ -113,8 +113,9 @@ def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
     assert w.dtype == torch.float64 and bool(torch.isfinite(w).all())
 
 
-@pytest.mark.parametrize("library, name", [("scipy", "RK45"), ("scipy", "DOP853"),
-                                           ("torchdiffeq", "dopri5 in t")])  # fmt: skip
+@pytest.mark.parametrize(
+    "library, name", [("scipy", "RK45"), ("scipy", "DOP853"), ("torchdiffeq", "dopri5 in t")]
+)
 def test_an_adaptive_peer_comes_closer_with_the_calls_it_is_given(library, name):
     exact = reference.solve(RING, {RING.r_min}).at(RING.r_min)
     errors = []
@@ -190,8 +191,9 @@ def test_peers_are_chosen_by_library_or_name():
 
 def test_stochastic_peers_repeat_with_their_seed():
     pytest.importorskip("diffusers")
-    plan = DiffusersPeer("x", "EulerAncestralDiscreteScheduler", space="ratio",
-                         stochastic=True).plan(RING, 6)  # fmt: skip
+    plan = DiffusersPeer(
+        "x", "EulerAncestralDiscreteScheduler", space="ratio", stochastic=True
+    ).plan(RING, 6)
     a, b, c = (plan.run(RING.model, RING.start, s) for s in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert math.isfinite(float(a.sum()))

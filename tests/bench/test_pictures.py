@@ -1,4 +1,5 @@
-"""The pictures of a run: who is shown, and that what is drawn are the samples that were measured."""
+"""The pictures of a run: who is shown, and that what is drawn are the samples that were
+measured."""
 
 from dataclasses import replace
 
@@ -23,9 +24,13 @@ class Peer(Ours):
 
 
 TODO = [
-    *(Cell(RING, Ours(name), n) for name in ("ddim", "unipc-3", "vab-4", "ddpm") for n in (4, 6, 8, 12)),
+    *(
+        Cell(RING, Ours(name), n)
+        for name in ("ddim", "unipc-3", "vab-4", "ddpm")
+        for n in (4, 6, 8, 12)
+    ),
     *(Cell(RING, Peer("dpmpp-2m", library="peer"), n) for n in (4, 6, 8, 12)),
-]  # fmt: skip
+]
 
 
 def records():
@@ -34,10 +39,17 @@ def records():
     for cell in TODO:
         field = "sw2" if cell.config.name == "ddpm" else "error"
         size = sizes[cell.config.name]
-        out.append({
-            **cell.head(), "status": "ok", "nfe": cell.nfe, "stochastic": field == "sw2",
-            field: size, f"{field}_lo": size / 2, f"{field}_hi": 2 * size,
-        })  # fmt: skip
+        out.append(
+            {
+                **cell.head(),
+                "status": "ok",
+                "nfe": cell.nfe,
+                "stochastic": field == "sw2",
+                field: size,
+                f"{field}_lo": size / 2,
+                f"{field}_hi": 2 * size,
+            }
+        )
     return out
 
 

@@ -54,8 +54,19 @@ def test_merged_runs_are_one_run_that_repeats_nothing(tmp_path, monkeypatch, cap
     assert "merge two or more" in capsys.readouterr().err
 
 
-POOL = {"problem": "p", "library": "l", "solver": "s", "grid": "g", "final": None, "nfe_asked": 5,
-        "nfe": 5, "status": "ok", "batch": 8, "network": "n", "versions": "v"}  # fmt: skip
+POOL = {
+    "problem": "p",
+    "library": "l",
+    "solver": "s",
+    "grid": "g",
+    "final": None,
+    "nfe_asked": 5,
+    "nfe": 5,
+    "status": "ok",
+    "batch": 8,
+    "network": "n",
+    "versions": "v",
+}
 
 
 def test_what_is_not_of_one_kind_is_not_pooled():

@@ -81,10 +81,31 @@ def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
     """And go on with what one process left: its cells are not measured again."""
     run(tmp_path / "one", nfe=[4, 6])
     run(tmp_path / "two", nfe=[4])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "undiffuse", "bench", "--checkpoint", "none", "--targets", "ring2", "--peers", "",
-               "--batch", "8", "--solvers", "ddim,dpmpp-2m", "--nfe", "4,6",
-               "--out", str(tmp_path / "two")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "undiffuse",
+        "bench",
+        "--checkpoint",
+        "none",
+        "--targets",
+        "ring2",
+        "--peers",
+        "",
+        "--batch",
+        "8",
+        "--solvers",
+        "ddim,dpmpp-2m",
+        "--nfe",
+        "4,6",
+        "--out",
+        str(tmp_path / "two"),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(3):  # torchrun looks for a port before it binds it, and another may be faster;
         ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
@@ -100,12 +121,34 @@ def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the system does not say who started whom")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="the system does not say who started whom"
+)
 def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path):
     def command(out):
-        return [sys.executable, "-P", "-m", "undiffuse", "bench", "--checkpoint", "none", "--targets",
-                "digits64", "--peers", "", "--batch", "64", "--solvers", "ddim,heun,dpmpp-2m",
-                "--nfe", "10,20,40", "--workers", "2", "--out", str(out)]  # fmt: skip
+        return [
+            sys.executable,
+            "-P",
+            "-m",
+            "undiffuse",
+            "bench",
+            "--checkpoint",
+            "none",
+            "--targets",
+            "digits64",
+            "--peers",
+            "",
+            "--batch",
+            "64",
+            "--solvers",
+            "ddim,heun,dpmpp-2m",
+            "--nfe",
+            "10,20,40",
+            "--workers",
+            "2",
+            "--out",
+            str(out),
+        ]
 
     def workers(pid):
         lines = {p: Path(f"/proc/{p}/cmdline") for p in children(pid)}

@@ -1,4 +1,5 @@
-"""bench is evidence: what the product needs does not stand on it, and a run reaches few of its files."""
+"""bench is evidence: what the product needs does not stand on it, and a run reaches few of its
+files."""
 
 import ast
 from pathlib import Path

@@ -55,9 +55,10 @@ def test_the_front_holds_the_default_beside_the_least():
         return at | {"solver": solver, "grid": grid, "error": error, "error_lo": 0, "error_hi": 9}
 
     rows = [
-        row("relay", "laplace-wide", 0.2), row("relay", "karras", 0.1),
+        row("relay", "laplace-wide", 0.2),
+        row("relay", "karras", 0.1),
         row("relay", "laplace-wide", 0.3, "a peer"),
-    ]  # fmt: skip
+    ]
     found = front(rows, [8])["p"]["8"]
     assert [found[side]["error"] for side in ("ours", "default", "peers")] == [0.1, 0.2, 0.3]
     assert found["tuned"] is None and front(rows[1:], [8])["p"]["8"]["default"] is None

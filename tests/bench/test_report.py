@@ -1,4 +1,5 @@
-"""The page that a run writes, in one file; tables that are not cut; curves that are not flattened."""
+"""The page that a run writes, in one file; tables that are not cut; curves that are not
+flattened."""
 
 from html.parser import HTMLParser
 
@@ -15,9 +16,16 @@ pytest.importorskip("scipy")
 def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     nfe.run(
-        out, checkpoint="none", targets=["ring2"], solvers=["ddim", "dpmpp-2m", "ddpm"],
-        nfe=[4, 8], grid="log_snr", peers=["torchdiffeq"], batch=8, progress=False,
-    )  # fmt: skip
+        out,
+        checkpoint="none",
+        targets=["ring2"],
+        solvers=["ddim", "dpmpp-2m", "ddpm"],
+        nfe=[4, 8],
+        grid="log_snr",
+        peers=["torchdiffeq"],
+        batch=8,
+        progress=False,
+    )
     return out / "report.html"
 
 
@@ -74,8 +82,10 @@ def test_a_table_that_is_wider_than_the_terminal_keeps_every_number(monkeypatch,
 
 
 def curve(label, *points, library="undiffuse"):
-    held = [{"solver": label, "nfe": n, "error": v, "error_lo": v / 2, "error_hi": 2 * v}
-            for n, v in points]  # fmt: skip
+    held = [
+        {"solver": label, "nfe": n, "error": v, "error_lo": v / 2, "error_hi": 2 * v}
+        for n, v in points
+    ]
     return library, label, held
 
 

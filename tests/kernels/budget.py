@@ -1,8 +1,9 @@
 """What each kernel may cost on a GPU, checked from machine code without one.
 
 Instructions per element on the shortest path of an sm_90 kernel, 16 elements a thread where the
-registers allow; Triton 3.9 needs two to ten per cent less than Triton 3.6, both are within. An H200 moves 4.3 TB/s and issues 7.8 instructions per byte moved: below that
-(93 for float32 Euler-Maruyama, 47 for bfloat16) memory sets the pace, not arithmetic.
+registers allow; Triton 3.9 needs two to ten per cent less than Triton 3.6, both are within. An H200
+moves 4.3 TB/s and issues 7.8 instructions per byte moved: below that (93 for float32
+Euler-Maruyama, 47 for bfloat16) memory sets the pace, not arithmetic.
 """
 
 REGISTERS = 64

@@ -24,9 +24,16 @@ Launch = Callable[[], None]
 
 
 def linear(
-    dtype: torch.dtype, noise: str, *, pair: bool = False, states: int = 0, data: int = 0,
-    draws: int = 0, each: bool = False, **options: Any,
-) -> Launch:  # fmt: skip
+    dtype: torch.dtype,
+    noise: str,
+    *,
+    pair: bool = False,
+    states: int = 0,
+    data: int = 0,
+    draws: int = 0,
+    each: bool = False,
+    **options: Any,
+) -> Launch:
     """A launch of the fused step on [1, SIZE] operands."""
     x = torch.empty(1, SIZE, dtype=dtype)
     table = torch.empty(4, 6 + states + data + draws, *[SIZE] * each)
@@ -37,9 +44,18 @@ def linear(
     def launch() -> None:
         with using(noise=noise):
             triton_linear.linear_step(
-                x, [x] * (1 + pair), [x] * states, [x] * data, None, table, row,
-                draw_table, seed if draws else None, None, **{**defaults, **options},
-            )  # fmt: skip
+                x,
+                [x] * (1 + pair),
+                [x] * states,
+                [x] * data,
+                None,
+                table,
+                row,
+                draw_table,
+                seed if draws else None,
+                None,
+                **{**defaults, **options},
+            )
 
     return launch
 
@@ -109,7 +125,14 @@ def cases() -> dict[str, Launch]:
             dtype, "fast", pair=True, draws=1, next_dtype=torch.bfloat16
         )
         found[f"full {name} fast"] = linear(
-            dtype, "fast", pair=True, states=3, data=3, draws=2, keep_data=True,
-            next_dtype=torch.bfloat16, limits=[-1.0, 1.0],
-        )  # fmt: skip
+            dtype,
+            "fast",
+            pair=True,
+            states=3,
+            data=3,
+            draws=2,
+            keep_data=True,
+            next_dtype=torch.bfloat16,
+            limits=[-1.0, 1.0],
+        )
     return found

@@ -35,8 +35,11 @@ def read(target: str) -> dict[str, Figures]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-P", __file__, target],
-        check=False, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     found: dict[str, Figures] = json.loads(done.stdout)
@@ -125,9 +128,13 @@ def amd_figures(kernel: Any) -> Figures:
     names = [m.group(1) for m in map(AMD_LINE.match, body.splitlines()) if m]
     registers, private, spilled, shared = (
         number(rf"\.{word}:\s+(\d+)", text)
-        for word in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count",
-                     "group_segment_fixed_size")
-    )  # fmt: skip
+        for word in (
+            "vgpr_count",
+            "private_segment_fixed_size",
+            "vgpr_spill_count",
+            "group_segment_fixed_size",
+        )
+    )
     return {
         # the scalar unit issues its own beside them
         "instructions": sum(n.startswith(("v_", "global_", "buffer_")) for n in names),

@@ -43,10 +43,18 @@ def test_a_step_is_the_same_on_every_device_bitwise(shape):
         )
         steps.append(
             K.linear_step(
-                x_, out_, table_, row_, data=[old_], draws=draws_, seed=seed_, keep_data=True,
-                next_dtype=torch.float32, clip=(-1.0, 1.0),
+                x_,
+                out_,
+                table_,
+                row_,
+                data=[old_],
+                draws=draws_,
+                seed=seed_,
+                keep_data=True,
+                next_dtype=torch.float32,
+                clip=(-1.0, 1.0),
             )
-        )  # fmt: skip
+        )
     for host, device in zip(*steps, strict=True):
         assert torch.equal(host, device.cpu())
 
@@ -56,13 +64,17 @@ def test_named_steps_take_numbers_and_device_tensors_mixed():
     dt = torch.tensor([0.1, 0.2, 0.3])
     device = [v.cuda() for v in (x, s, dt)]
     pairs = [
-        (K.euler_maruyama_step(x, s, -0.5, 1.2, dt),
-         K.euler_maruyama_step(*device[:2], -0.5, 1.2, device[2])),
+        (
+            K.euler_maruyama_step(x, s, -0.5, 1.2, dt),
+            K.euler_maruyama_step(*device[:2], -0.5, 1.2, device[2]),
+        ),
         (K.ddpm_step(x, s, dt, 0.9), K.ddpm_step(*device[:2], device[2], 0.9)),
         (K.langevin_step(x, s, step_size=dt), K.langevin_step(*device[:2], step_size=device[2])),
-        (K.langevin_step(x, s, snr=0.2, alpha=dt),
-         K.langevin_step(*device[:2], snr=0.2, alpha=device[2])),
-    ]  # fmt: skip
+        (
+            K.langevin_step(x, s, snr=0.2, alpha=dt),
+            K.langevin_step(*device[:2], snr=0.2, alpha=device[2]),
+        ),
+    ]
     for host, found in pairs:
         torch.testing.assert_close(found.cpu(), host, rtol=1e-5, atol=1e-5)
 
@@ -99,7 +111,8 @@ def test_the_automatic_choice_is_triton():
 
 
 def test_every_kernel_passes_the_gate_of_the_benchmark():
-    # the same sizes and formulas as `undiffuse bench kernels`: no speed is reported unless this holds
+    # the same sizes and formulas as `undiffuse bench kernels`: no speed is reported unless this
+    # holds
     assert gate(torch.device("cuda")) == []
 
 

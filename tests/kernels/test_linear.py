@@ -82,9 +82,14 @@ def test_bitwise_equal_to_the_formula(dtype, pair, states, data, noises, each) -
     for rows in ([2], [4, 0, 1]):
         for clip in (None, (-0.5, 0.75)):
             got = step(
-                o, torch.tensor(rows), seed=5, sample_ids=ids, keep_data=True,
-                next_dtype=dtype, clip=clip,
-            )  # fmt: skip
+                o,
+                torch.tensor(rows),
+                seed=5,
+                sample_ids=ids,
+                keep_data=True,
+                next_dtype=dtype,
+                clip=clip,
+            )
             expected = by_hand(o, rows, seed=5, ids=ids, clip=clip)
             for a, e in zip(got, expected, strict=True):
                 assert a.dtype == dtype
@@ -125,9 +130,13 @@ def test_each_sample_at_its_own_row_equals_single_calls() -> None:
     whole = step(o, rows, seed=seeds, sample_ids=ids).x
     for b in range(4):
         one = SimpleNamespace(
-            x=o.x[b : b + 1], out=(o.out[0][b : b + 1],), table=o.table, draws=o.draws,
-            states=[s[b : b + 1] for s in o.states], data=[h[b : b + 1] for h in o.data],
-        )  # fmt: skip
+            x=o.x[b : b + 1],
+            out=(o.out[0][b : b + 1],),
+            table=o.table,
+            draws=o.draws,
+            states=[s[b : b + 1] for s in o.states],
+            data=[h[b : b + 1] for h in o.data],
+        )
         alone = step(one, rows[b : b + 1], seed=seeds[b : b + 1], sample_ids=ids[b : b + 1]).x
         assert torch.equal(alone[0], whole[b])
 
@@ -159,9 +168,17 @@ def test_gradients(clip, rows, each) -> None:
 
     def run(x, cond, uncond, state, data):
         return linear_step(
-            x, (cond, uncond), o.table, torch.tensor(rows), states=[state], data=[data],
-            draws=o.draws, keep_data=True, next_dtype=torch.float64, clip=clip,
-        )  # fmt: skip
+            x,
+            (cond, uncond),
+            o.table,
+            torch.tensor(rows),
+            states=[state],
+            data=[data],
+            draws=o.draws,
+            keep_data=True,
+            next_dtype=torch.float64,
+            clip=clip,
+        )
 
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
@@ -196,9 +213,21 @@ def test_opcheck(requires_grad, rows, each) -> None:
         v.requires_grad_(requires_grad)
     seed, ids = torch.tensor([3]), torch.tensor([0, 5, 1])
     args = (
-        o.x, list(o.out), o.states, o.data, None, o.table, torch.tensor(rows), o.draws, seed, ids, 1,
-        True, torch.bfloat16, [-1.0, 1.0],
-    )  # fmt: skip
+        o.x,
+        list(o.out),
+        o.states,
+        o.data,
+        None,
+        o.table,
+        torch.tensor(rows),
+        o.draws,
+        seed,
+        ids,
+        1,
+        True,
+        torch.bfloat16,
+        [-1.0, 1.0],
+    )
     torch.library.opcheck(torch.ops.undiffuse.linear_step.default, args)
 
 
@@ -231,8 +260,9 @@ def test_one_row_compiled_serves_every_row() -> None:
     count = CompileCounterWithBackend("aot_eager")
     one = torch.compile(
         lambda x, table, row, draws: linear_step(x, x.sin(), table, row, draws=draws).x,
-        backend=count, fullgraph=True,
-    )  # fmt: skip
+        backend=count,
+        fullgraph=True,
+    )
     table, draws, x = torch.randn(20, 7), torch.arange(20).view(20, 1), torch.randn(3, 6)
     for i in range(20):
         row = torch.tensor([i])

@@ -130,8 +130,12 @@ def run(code: str = SCRIPT, timeout: float = 120, **change: str | None):
             environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        check=False, env=environment, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-800:]}"
     return done.stdout.splitlines(), done.stderr
 
@@ -241,7 +245,9 @@ def test_a_damaged_library_is_never_loaded_and_is_made_again(damage, copy) -> No
 @pytest.mark.slow
 def test_a_library_cut_short_under_a_running_process(copy) -> None:
     """What was loaded is a copy: nobody can take it away."""
-    code = SCRIPT + f"""
+    code = (
+        SCRIPT
+        + f"""
 import pathlib
 for path in pathlib.Path({str(copy)!r}).glob("*.so"):
     with path.open("r+b") as file:
@@ -250,6 +256,7 @@ with k.using("reference"):
     want = k.normal((64, 5000), 9)
 print(torch.equal(k.normal((64, 5000), 9), want))
 """
+    )
     assert run(code, UNDIFFUSE_CACHE=str(copy))[0][2] == "True"
 
 

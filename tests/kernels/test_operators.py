@@ -18,30 +18,65 @@ SEED, IDS = torch.tensor([3]), torch.arange(4)
 LONG = torch.zeros(1, 4096, 1, dtype=torch.int64)
 
 LINEAR = {
-    "x": X, "outs": [X], "states": [], "data": [], "variance": None, "table": torch.ones(1, 7),
-    "row": torch.tensor([0]), "draws": torch.zeros(1, 1, dtype=torch.int64), "seed": SEED,
-    "sample_ids": IDS, "tag": 1, "keep_data": False, "next_dtype": None, "limits": None,
-}  # fmt: skip
+    "x": X,
+    "outs": [X],
+    "states": [],
+    "data": [],
+    "variance": None,
+    "table": torch.ones(1, 7),
+    "row": torch.tensor([0]),
+    "draws": torch.zeros(1, 1, dtype=torch.int64),
+    "seed": SEED,
+    "sample_ids": IDS,
+    "tag": 1,
+    "keep_data": False,
+    "next_dtype": None,
+    "limits": None,
+}
 NOISE = {
-    "seed": SEED, "sample_ids": IDS, "shape": [4, 6], "draw": 0, "tag": 5, "element0": 0, "kind": 0
-}  # fmt: skip
+    "seed": SEED,
+    "sample_ids": IDS,
+    "shape": [4, 6],
+    "draw": 0,
+    "tag": 5,
+    "element0": 0,
+    "kind": 0,
+}
 WEIGHTED = {
-    "seed": SEED, "sample_ids": IDS, "shape": [4, 6], "coefficients": torch.ones(1, 2),
-    "draws": torch.zeros(1, 2, dtype=torch.int64), "tag": 3,
-}  # fmt: skip
+    "seed": SEED,
+    "sample_ids": IDS,
+    "shape": [4, 6],
+    "coefficients": torch.ones(1, 2),
+    "draws": torch.zeros(1, 2, dtype=torch.int64),
+    "tag": 3,
+}
 LANGEVIN = {
-    "x": X, "score": X, "gain": torch.ones(1), "seed": SEED, "sample_ids": IDS, "draw": 0,
-    "tag": 2, "batch_mean": False,
-}  # fmt: skip
+    "x": X,
+    "score": X,
+    "gain": torch.ones(1),
+    "seed": SEED,
+    "sample_ids": IDS,
+    "draw": 0,
+    "tag": 2,
+    "batch_mean": False,
+}
 KUTTA = {
-    "x": X, "stages": [X, X], "weights": torch.ones(2, 2), "dt": torch.ones(1), "rtol": 1e-3,
+    "x": X,
+    "stages": [X, X],
+    "weights": torch.ones(2, 2),
+    "dt": torch.ones(1),
+    "rtol": 1e-3,
     "atol": 1e-3,
-}  # fmt: skip
+}
 THRESHOLD = {"x": X, "ratio": 0.9, "maximum": 2.0}
 FIT = {
-    "linear_step": LINEAR, "noise": NOISE, "weighted_noise": WEIGHTED, "langevin_step": LANGEVIN,
-    "runge_kutta_step": KUTTA, "dynamic_threshold": THRESHOLD,
-}  # fmt: skip
+    "linear_step": LINEAR,
+    "noise": NOISE,
+    "weighted_noise": WEIGHTED,
+    "langevin_step": LANGEVIN,
+    "runge_kutta_step": KUTTA,
+    "dynamic_threshold": THRESHOLD,
+}
 
 STREAMS = {
     "one id for all": {"sample_ids": torch.zeros(1, dtype=torch.int64)},
@@ -131,7 +166,7 @@ OWN = {
         "large ratio": {"ratio": 1.5},
         "small maximum": {"maximum": 0.5},
     },
-}  # fmt: skip
+}
 CASES = [
     (op, name, change)
     for op, own in OWN.items()

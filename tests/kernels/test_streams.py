@@ -30,8 +30,13 @@ FROZEN = {
 def test_the_numbers_are_frozen():
     """Noise format v1: other numbers would be other samples for everyone."""
     assert PURPOSES == {
-        "initial": 0, "predictor": 1, "corrector": 2, "brownian": 3, "probe": 4, "user": 5
-    }  # fmt: skip
+        "initial": 0,
+        "predictor": 1,
+        "corrector": 2,
+        "brownian": 3,
+        "probe": 4,
+        "user": 5,
+    }
     for name, numbers in FROZEN.items():
         s = getattr(streams, name)
         assert (s.purpose, s.subdraw, s.first, s.count) == numbers
@@ -59,9 +64,13 @@ PATH = ud.kernels.BrownianPath
 
 def step(**options):
     return ud.kernels.linear_step(
-        X, X, torch.ones(1, 7), torch.tensor([0]),
-        draws=torch.tensor([[options.pop("draw", 0)]]), **options,
-    ).x  # fmt: skip
+        X,
+        X,
+        torch.ones(1, 7),
+        torch.tensor([0]),
+        draws=torch.tensor([[options.pop("draw", 0)]]),
+        **options,
+    ).x
 
 
 DRAWING = {

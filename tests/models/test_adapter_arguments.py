@@ -45,7 +45,8 @@ def test_time_goes_by_name_where_it_is_not_second():
 
 
 def test_time_goes_second_where_it_is_second():
-    """UNets, whose second argument may be called `timestep` or `t`; holds today and must go on to."""
+    """UNets, whose second argument may be called `timestep` or `t`; holds today and must go on
+    to."""
     seen = []
 
     class UNet(torch.nn.Module):

@@ -1,4 +1,5 @@
-"""What does not fit a process, a target or an adapter is refused by name, before anything is computed."""
+"""What does not fit a process, a target or an adapter is refused by name, before anything is
+computed."""
 
 import math
 
@@ -39,7 +40,10 @@ REFUSED = {
     "cosine s": (lambda: ud.VP.cosine(s=-5), "s must be >= 0; got -5"),
     "cosine steps": (lambda: ud.VP.cosine(steps=2.5), "steps must be a whole number >= 1; got 2.5"),
     "betas 'abc'": (lambda: ud.VP.from_betas("abc"), "betas must be a sequence of real numbers"),
-    "betas scalar": (lambda: ud.VP.from_betas(0.1), "betas must be a sequence of real numbers; got 0.1"),
+    "betas scalar": (
+        lambda: ud.VP.from_betas(0.1),
+        "betas must be a sequence of real numbers; got 0.1",
+    ),
     "betas none": (lambda: ud.VP.from_betas([]), "betas must hold at least one entry"),
     "betas 1.5": (lambda: ud.VP.from_betas([0.1, 1.5]), r"betas\[1\]=1.5"),
     "betas nan": (lambda: ud.VP.from_betas([0.1, NAN]), r"betas\[1\]=nan"),
@@ -59,7 +63,10 @@ REFUSED = {
     "of falling": (lambda: Process.of(lambda t: t, lambda t: 1 - t), "sigma/alpha must rise"),
     "noise outside": (lambda: VP.add_noise(X, 1.5, X), r"t must lie in \[0, t_max=1\].*got 1.5"),
     "noise t of 3": (lambda: VP.add_noise(X, torch.ones(3), X), r"of shape \(4,\); got \(3,\)"),
-    "noise shape": (lambda: VP.add_noise(X, 0.5, X[:2]), r"noise must have the shape of x_0 \(4, 2\)"),
+    "noise shape": (
+        lambda: VP.add_noise(X, 0.5, X[:2]),
+        r"noise must have the shape of x_0 \(4, 2\)",
+    ),
     "prior std": (lambda: ud.models.Prior(0.0), "std must be finite and > 0"),
     "omega lo": (lambda: MonotoneOmega(lo="a"), "lo must be a number; got 'a'"),
     "omega order": (lambda: MonotoneOmega(3.0, 1.0), "hi must exceed lo"),
@@ -77,7 +84,8 @@ REFUSED = {
     "means 'ab'": (lambda: ud.targets.GaussianMixture([1, 1], "ab", 1.0), "means must hold real"),
     "weights 'ab'": (lambda: ud.targets.GaussianMixture("ab", [[0.0], [1]], 1.0), "weights must"),
     "weights huge": (
-        lambda: ud.targets.GaussianMixture([1e308, 1e308], [[0.0], [1.0]], 1.0), "finite sum"
+        lambda: ud.targets.GaussianMixture([1e308, 1e308], [[0.0], [1.0]], 1.0),
+        "finite sum",
     ),
     "cov 'a'": (lambda: ud.targets.Gaussian([0.0], "a"), "cov must hold real numbers; got 'a'"),
     "no density": (lambda: ud.targets.Gaussian([1.0, 2.0], 0.0).log_prob(X), "no density at t=0"),
@@ -85,7 +93,10 @@ REFUSED = {
     "n=0": (lambda: LAW.sample(0), "n must be a whole number >= 1; got 0"),
     "n=2.5": (lambda: LAW.sample(2.5), "n must be a whole number >= 1; got 2.5"),
     "seed": (lambda: LAW.sample(2, "x"), "seed must be an int"),
-    "t of 2": (lambda: LAW.log_prob(X, torch.tensor([0.1, 0.2]), VP), r"of shape \(4,\); got \(2,\)"),
+    "t of 2": (
+        lambda: LAW.log_prob(X, torch.tensor([0.1, 0.2]), VP),
+        r"of shape \(4,\); got \(2,\)",
+    ),
     "log_prob t nan": (lambda: LAW.log_prob(X, NAN, VP), "times must be numbers; got nan"),
     "log_prob t=2": (lambda: LAW.log_prob(X, 2.0, VP), "t must lie in"),
     "log_prob no process": (lambda: LAW.log_prob(X, 0.5), "needs the process"),
@@ -99,7 +110,7 @@ REFUSED = {
     "retime None": (lambda: adapters.retime(None, VP), "model must be a Denoiser; got NoneType"),
     "k-diffusion": (lambda: adapters.KDiffusionModel(None), "model must be a Denoiser"),
     "clip": (lambda: adapters.from_diffusers(net, {}, clip=3), "clip"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

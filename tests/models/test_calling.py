@@ -48,7 +48,8 @@ def writing(how, out_of_place):
 @pytest.mark.parametrize("how", WRITES)
 @pytest.mark.parametrize("predicts", ["data", "edm"])
 def test_a_network_that_writes_into_its_input_is_the_same_function(how, predicts):
-    """For sampling, D, adaptive steps, latents and bounds; what the caller handed in is as it was."""
+    """For sampling, D, adaptive steps, latents and bounds; what the caller handed in is as it
+    was."""
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     t, keep = torch.full((5,), 0.4), x.clone()
     plain, inplace = (ud.Denoiser(writing(how, c), ud.VP(), predicts) for c in (True, False))

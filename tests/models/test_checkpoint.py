@@ -172,8 +172,11 @@ def test_a_description_of_any_depth_is_refused(tmp_path):
 )
 def test_a_checkpoint_of_ones_own_is_held_to_the_same(fields):
     """`digits`-like checkpoints from code never pass through a file."""
-    right = {"denoiser": Denoiser(lambda x, t: x, VP()), "event_shape": (2,),
-             "data_range": (-1.0, 1.0)}  # fmt: skip
+    right = {
+        "denoiser": Denoiser(lambda x, t: x, VP()),
+        "event_shape": (2,),
+        "data_range": (-1.0, 1.0),
+    }
     (name,) = fields
     with pytest.raises((ValueError, TypeError), match=name):
         Checkpoint(**{**right, **fields})

@@ -91,9 +91,12 @@ def test_what_is_shared_reaches_the_network_whole():
         return x
 
     cond = {
-        "one": ROWS[:1], "number": torch.tensor(2.0), "marked": ud.shared(ROWS), "text": "t",
+        "one": ROWS[:1],
+        "number": torch.tensor(2.0),
+        "marked": ud.shared(ROWS),
+        "text": "t",
         "part": {"of": ud.shared([ROWS]), "row": ROWS[:3]},
-    }  # fmt: skip
+    }
     model = ud.Denoiser(net, ud.VP(), cond=cond)
     model.rows(torch.tensor([1]), 3)(torch.zeros(1, 2), 0.5)
     found = seen[0]

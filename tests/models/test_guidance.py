@@ -241,7 +241,8 @@ def test_guided_models_are_differentiable_for_likelihoods():
 
 
 def test_a_sample_counts_the_calls_that_guidance_makes():
-    """cfg asks the network twice an evaluation: 7 steps are 14 calls, counted where they are made."""
+    """cfg asks the network twice an evaluation: 7 steps are 14 calls, counted where they are
+    made."""
     model, made = labelled(), []
     counted = replace(model, net=lambda *a, **k: made.append(1) or model.net(*a, **k))
     given = {"cond": {"label": 1}, "dtype": F64, "return_result": True}

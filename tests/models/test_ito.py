@@ -150,8 +150,15 @@ def test_plain_langevin_gets_the_weights_of_modes_wrong_and_annealing_mends_it()
     stuck = plain.simulate(start, 600, seed=10).states[-1]
     levels = torch.logspace(1, -1.3, 10, base=10, dtype=F64)
     annealed = solvers.annealed_langevin(
-        target.denoiser(ve), (n, 1), levels**2, 40, snr=0.05**0.5, x_init=10 * start, seed=11, denoise=False
-    ).x  # fmt: skip
+        target.denoiser(ve),
+        (n, 1),
+        levels**2,
+        40,
+        snr=0.05**0.5,
+        x_init=10 * start,
+        seed=11,
+        denoise=False,
+    ).x
     share = [float((x > 0).double().mean()) for x in (stuck, annealed)]
     assert abs(share[0] - 0.5) < 0.06  # as it was started, though each mode has its shape
     assert abs(float(stuck[stuck > 0].var()) - 0.3) < 0.08

@@ -5,9 +5,10 @@ Two problems, each with the first coordinates measured, y = A x_0 + NOISE N(0, I
     a Gaussian in five dimensions, two of them measured: the posterior is a Gaussian
     a mixture of three in the plane, one coordinate measured: the posterior is a mixture
 
-Every method of models/guidance/posterior.py, imputation and RePaint, and guidance by log p(y | x_t), exact
-and with x_t in the place of x_0. Errors are of the coordinates that were not measured. Imputation
-and RePaint know no noise of the measurement: they are held against the noise-free conditional.
+Every method of models/guidance/posterior.py, imputation and RePaint, and guidance by log p(y |
+x_t), exact and with x_t in the place of x_0. Errors are of the coordinates that were not measured.
+Imputation and RePaint know no noise of the measurement: they are held against the noise-free
+conditional.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ HOW: dict[str, tuple[str | Solver, int, float]] = {
     "imputation, ddpm": ("ddpm", 200, 0.0),
     "RePaint": (REPAINT, 80, 0.0),
 }
-"""Solver, steps and the noise of the conditional it is held against; the others: Heun, 40, NOISE."""
+"""Solver, steps and the noise of the conditional it is held against; the others: Heun, 40,
+NOISE."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +116,14 @@ def methods(problem: Problem) -> dict[str, Denoiser]:
 
     def solve(method: str) -> Denoiser:
         return posterior(
-            model, y, problem.measure, NOISE, method=method, data_variance=scale,
+            model,
+            y,
+            problem.measure,
+            NOISE,
+            method=method,
+            data_variance=scale,
             iterations=len(problem.y),
-        )  # fmt: skip
+        )
 
     imputed = inpaint(model, known, mask)
     return {
@@ -144,9 +151,15 @@ def posterior_errors(n: int = 4000, seed: int = 0) -> list[Row]:
         free, calls = [], 0
         for problem, models in zip(problems, found, strict=True):
             r = sample(
-                models[name], (n, problem.prior.means.shape[1]), solver, steps, "log_snr",
-                seed=seed, dtype=F64, return_result=True,
-            )  # fmt: skip
+                models[name],
+                (n, problem.prior.means.shape[1]),
+                solver,
+                steps,
+                "log_snr",
+                seed=seed,
+                dtype=F64,
+                return_result=True,
+            )
             free.append(r.x[:, len(problem.y) :])
             calls = r.nfe
         rows.append(_row(name, calls, laws[noise], free))
@@ -159,10 +172,14 @@ def _row(name: str, nfe: int, laws: list[GaussianMixture], drawn: list[Tensor]) 
     cov = (torch.cov(x.T) - one.cov).norm() / one.cov.norm()
     weights = responsibilities(modes, y).mean(0)
     return {
-        "method": name, "nfe": nfe, "mean_error": float(mean), "cov_error": float(cov),
-        "weights": weights.tolist(), "truth": modes.weights.tolist(),
+        "method": name,
+        "nfe": nfe,
+        "mean_error": float(mean),
+        "cov_error": float(cov),
+        "weights": weights.tolist(),
+        "truth": modes.weights.tolist(),
         "weight_error": float((weights - modes.weights).abs().max()),
-    }  # fmt: skip
+    }
 
 
 def responsibilities(law: GaussianMixture, x: Tensor) -> Tensor:

@@ -28,9 +28,25 @@ pytestmark = [
 
 def start(out):
     command = [
-        sys.executable, "-P", "-m", "undiffuse", "train", str(IMAGES), "--network", "unet",
-        "--width", "8", "--batch", "32", "--steps", "120", "--every", "40", "--out", str(out),
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "undiffuse",
+        "train",
+        str(IMAGES),
+        "--network",
+        "unet",
+        "--width",
+        "8",
+        "--batch",
+        "32",
+        "--steps",
+        "120",
+        "--every",
+        "40",
+        "--out",
+        str(out),
+    ]
     # one thread: sums of several would round in another order
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -101,7 +101,8 @@ def test_the_clean_end_has_no_noise_and_unit_signal(process):
 
 @named
 def test_the_law_of_the_forward_sde_is_alpha_and_sigma(process):
-    """d m/dt = f m and d v/dt = 2 f v + g^2 from t_min on, by Gauss-Legendre: m = alpha, v = sigma^2.
+    """d m/dt = f m and d v/dt = 2 f v + g^2 from t_min on, by Gauss-Legendre: m = alpha, v =
+    sigma^2.
 
     log m is the integral of f and v = m^2 (v_0/m_0^2 + integral of g^2/m^2), away from alpha = 0.
     """
@@ -171,10 +172,20 @@ def test_a_process_of_two_functions_pickles():
 
 
 TURNED = {
-    "beta_min": 0.3, "beta_max": 12.0, "t_min": 0.02, "t_max": 0.8, "sigma_min": 0.03,
-    "sigma_max": 20.0, "sigma_data": 0.9, "scale": 1.7, "betas": (0.1, 0.4), "learn": True,
-    "alpha_of": torch.cos, "sigma_of": torch.sin, "omega": lambda t: 3 * t - 1,
-}  # fmt: skip
+    "beta_min": 0.3,
+    "beta_max": 12.0,
+    "t_min": 0.02,
+    "t_max": 0.8,
+    "sigma_min": 0.03,
+    "sigma_max": 20.0,
+    "sigma_data": 0.9,
+    "scale": 1.7,
+    "betas": (0.1, 0.4),
+    "learn": True,
+    "alpha_of": torch.cos,
+    "sigma_of": torch.sin,
+    "omega": lambda t: 3 * t - 1,
+}
 FIELDS = [(n, f.name) for n, p in EVERY.items() for f in dataclasses.fields(p)]
 
 
@@ -194,7 +205,10 @@ def test_every_field_changes_the_process(name, field):
         assert getattr(turned, field) == TURNED[field] != getattr(process, field)
         assert float(ud.solvers.times("uniform", turned, 5)[0]) == turned.t_max
     else:
-        both = [torch.cat([p.alpha(t), p.sigma(t), torch.tensor([p.t_min, p.t_max])]) for p in (process, turned)]
+        both = [
+            torch.cat([p.alpha(t), p.sigma(t), torch.tensor([p.t_min, p.t_max])])
+            for p in (process, turned)
+        ]
         assert not torch.allclose(*both)
     assert turned != process
 

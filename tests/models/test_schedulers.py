@@ -1,8 +1,9 @@
-"""Every scheduler class of diffusers: its network is read exactly as its own code reads it, or refused.
+"""Every scheduler class of diffusers: its network is read exactly as its own code reads it, or
+refused.
 
 The classes are found by a walk of the installed package, so that a new one fails here until it is
-entered. A made-up network that depends on x and on the time it is told is evaluated by their code at
-three noise levels; the same network through `from_diffusers` must give the same data prediction.
+entered. A made-up network that depends on x and on the time it is told is evaluated by their code
+at three noise levels; the same network through `from_diffusers` must give the same data prediction.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""Streams: what is read in pieces is what was written, and no more of it is read than was asked for."""
+"""Streams: what is read in pieces is what was written, and no more of it is read than was asked
+for."""
 
 import gzip
 import os
@@ -45,8 +46,17 @@ def write(path, array):
         save_file({"x": tensor, "labels": torch.from_numpy(labels)}, path)
 
 
-FILES = ["a.npy", "a.npz", "packed.npz", "fortran.npz", "a.pt", "old.pt", "a.safetensors",
-         "a.idx", "a.idx.gz"]  # fmt: skip
+FILES = [
+    "a.npy",
+    "a.npz",
+    "packed.npz",
+    "fortran.npz",
+    "a.pt",
+    "old.pt",
+    "a.safetensors",
+    "a.idx",
+    "a.idx.gz",
+]
 
 
 @pytest.mark.parametrize("array", [BYTES, FLOATS], ids=["bytes", "floats"])
@@ -67,7 +77,8 @@ def test_pieces_are_what_was_written_in_any_order(tmp_path, name, array):
 
 
 def test_a_file_larger_than_the_memory_is_read_where_it_was_asked(tmp_path):
-    """256 GiB of holes in a sparse file: whoever read it whole, or as much as a percent, would die."""
+    """256 GiB of holes in a sparse file: whoever read it whole, or as much as a percent, would
+    die."""
     path, items = tmp_path / "huge.npy", 1 << 32
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(

@@ -26,7 +26,8 @@ def digits():
 
 def test_likelihood_weighting_saves_bits(digits):
     """The continuous bound of networks that differ in their loss alone, on the same noise: the
-    weighting of the likelihood, with times even in log SNR, saves more than four standard errors."""
+    weighting of the likelihood, with times even in log SNR, saves more than four standard
+    errors."""
     data, x = digits
     bits = []
     for loss in (Objective("noise", "uniform"), Objective("likelihood", "log_snr")):
@@ -67,8 +68,9 @@ def test_a_learned_schedule_spreads_the_bound_less(digits):
     bound, deviation = ContinuousVLB(), {}
     fixed = MonotoneOmega().requires_grad_(False)
     for name, omega, loss in (("start", fixed, bound), ("end", MonotoneOmega(), LearnedSchedule())):
-        model = train(data, LearnedVP(omega), predicts="noise", loss=loss, steps=STEPS,
-                      progress=False)  # fmt: skip
+        model = train(
+            data, LearnedVP(omega), predicts="noise", loss=loss, steps=STEPS, progress=False
+        )
         with torch.no_grad():
             deviation[name] = bound(model, x, torch.Generator().manual_seed(0)).std()
     assert deviation["end"] < deviation["start"]

@@ -116,46 +116,79 @@ CASES = {
     DPMSolverPP(): {**MULTI, "order": (3, wider)},
     DPMSolverPP3Compat(): MULTI,
     Adams(2): {
-        "points": (3, wider), "form": ("data", other), "clock": ("sigma", other),
-        "name": ("mine", gone("mine")), "ending": ((1,), only_last),
+        "points": (3, wider),
+        "form": ("data", other),
+        "clock": ("sigma", other),
+        "name": ("mine", gone("mine")),
+        "ending": ((1,), only_last),
     },
     IPNDM(3): {"points": (4, wider), "ending": ((1,), only_last)},
     PNDM(): {"runge_kutta": (False, lambda a, b: more(b, a))},
     UniPC(2): {
-        "points": (3, wider), "variant": ("bh1", other), "form": ("noise", other),
-        "corrector": (False, lambda a, b: wider(b, a)), "uncorrected": ((3,), other), "ending": ((2, 1), other),
+        "points": (3, wider),
+        "variant": ("bh1", other),
+        "form": ("noise", other),
+        "corrector": (False, lambda a, b: wider(b, a)),
+        "uncorrected": ((3,), other),
+        "ending": ((2, 1), other),
     },
     Heun(churn=3.0): {**CHURN, "clock": ("flow", other)},
     DDPM(): {"variance": ("large", louder)},
     SASolver(2, 2): {
-        "predictor": (3, wider), "corrector": (3, other), "tau": (0.0, lambda a, b: noisy(b, a)),
-        "window": ((0.3, 2.0), lambda a, b: louder(b, a) and b.stochastic), "ending": ((1,), other),
+        "predictor": (3, wider),
+        "corrector": (3, other),
+        "tau": (0.0, lambda a, b: noisy(b, a)),
+        "window": ((0.3, 2.0), lambda a, b: louder(b, a) and b.stochastic),
+        "ending": ((1,), other),
     },
     ERSDE(2): {"points": (3, wider)},
-    Restart(intervals=((0.05, 0.5, 2),)): {"inner": (DDIM(), lambda a, b: more(b, a)),
-                                           "intervals": (((0.05, 0.5, 3),), more)},
-    RePaint(DDIM(), 2, 2): {"inner": (DDPM(), louder), "jump_length": (1, lambda a, b: a.nfe != b.nfe),
-                            "jump_n_sample": (3, more)},
-    Consistency(0.3): {"gamma": (0.6, louder), "train_steps": (20, lambda a, b: not torch.equal(a.noise, b.noise))},
+    Restart(intervals=((0.05, 0.5, 2),)): {
+        "inner": (DDIM(), lambda a, b: more(b, a)),
+        "intervals": (((0.05, 0.5, 3),), more),
+    },
+    RePaint(DDIM(), 2, 2): {
+        "inner": (DDPM(), louder),
+        "jump_length": (1, lambda a, b: a.nfe != b.nfe),
+        "jump_n_sample": (3, more),
+    },
+    Consistency(0.3): {
+        "gamma": (0.6, louder),
+        "train_steps": (20, lambda a, b: not torch.equal(a.noise, b.noise)),
+    },
     Inversion(): {"solver": (Heun(), more)},
     SparedStart(): {"solver": (Heun(), more), "variance": (0.3, lambda a, b: a.entry != b.entry)},
     Churn(Heun(), 3.0): {**CHURN, "solver": (DDIM(), lambda a, b: more(b, a))},
     ScaledNoise(s_noise=1.1): {"solver": (SEEDS(), more), "s_noise": (1.2, louder)},
     SingleStep(): {
-        **STOCHASTIC, "order": (3, more), "form": ("noise", other), "shares": ((0.4,), lambda a, b: not torch.equal(a.times, b.times)),
-        "on_grid": (True, lambda a, b: torch.allclose(b.times, T[:-1])), "ending": ((1,), lambda a, b: b.nfe == a.nfe - 1),
+        **STOCHASTIC,
+        "order": (3, more),
+        "form": ("noise", other),
+        "shares": ((0.4,), lambda a, b: not torch.equal(a.times, b.times)),
+        "on_grid": (True, lambda a, b: torch.allclose(b.times, T[:-1])),
+        "ending": ((1,), lambda a, b: b.nfe == a.nfe - 1),
     },
     DPMFast(): {**STOCHASTIC, "last": ((3,), more)},
     SEEDS(): {"stages": (3, more), "eta": (0.5, lambda a, b: louder(b, a))},
-    DPMPPSDE(): {"eta": (0.0, lambda a, b: noisy(b, a)), "r": (0.4, lambda a, b: not torch.equal(a.times, b.times))},
+    DPMPPSDE(): {
+        "eta": (0.0, lambda a, b: noisy(b, a)),
+        "r": (0.4, lambda a, b: not torch.equal(a.times, b.times)),
+    },
     Relay(): {"ratio": (0.5, other), "few": (20, lambda a, b: wider(b, a))},
-    RungeKutta(MIDPOINT): {**STOCHASTIC, "scheme": (RK3, more), "clock": ("flow", lambda a, b: not torch.equal(a.times, b.times))},
+    RungeKutta(MIDPOINT): {
+        **STOCHASTIC,
+        "scheme": (RK3, more),
+        "clock": ("flow", lambda a, b: not torch.equal(a.times, b.times)),
+    },
     DPM2(): STOCHASTIC,
     GaussianPreconditioned(STATS): {
-        "points": (3, wider), "start": (2.0, lambda a, b: more(b, a) and not torch.equal(a.entry, b.entry)),
-        "stats": (Statistics.none(2), lambda a, b: a.state.shape == b.state.shape and not torch.allclose(a.state, b.state)),
+        "points": (3, wider),
+        "start": (2.0, lambda a, b: more(b, a) and not torch.equal(a.entry, b.entry)),
+        "stats": (
+            Statistics.none(2),
+            lambda a, b: a.state.shape == b.state.shape and not torch.allclose(a.state, b.state),
+        ),
     },
-}  # fmt: skip
+}
 
 
 def later(a, b):
@@ -174,10 +207,11 @@ GRID_CASES = {
     Shifted(): {"mu": (5.0, earlier)},
     Beta(): {"a": (1.0, earlier), "b": (1.0, later)},
     Discrete("leading"): {
-        "spacing": ("trailing", earlier), "train_steps": (16, lambda a, b: torch.equal(b[:-1] * 16, (b[:-1] * 16).round())),
+        "spacing": ("trailing", earlier),
+        "train_steps": (16, lambda a, b: torch.equal(b[:-1] * 16, (b[:-1] * 16).round())),
         "offset": (3, lambda a, b: torch.allclose(b[:-1], a[:-1] + 3 / 1000)),
     },
-}  # fmt: skip
+}
 TURNED = [(s, f) for cases in (CASES, GRID_CASES) for s, fields in cases.items() for f in fields]
 
 

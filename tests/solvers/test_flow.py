@@ -99,8 +99,8 @@ def test_what_cannot_be_is_refused_by_name():
 
 @pytest.mark.parametrize("process", [ud.VP(), ud.SubVP(), ud.VE(), ud.Flow()], ids=repr)
 def test_where_integrations_start_float32_still_tells_data_from_noise(process):
-    """log p of float32 is that of float64 to 0.01 nats in 12 dimensions; from t = 1e-5, where sub-VP
-    has noise of 1e-6, it would be off by 0.05."""
+    """log p of float32 is that of float64 to 0.01 nats in 12 dimensions; from t = 1e-5, where
+    sub-VP has noise of 1e-6, it would be off by 0.05."""
     law = ud.targets.GaussianMixture(
         [1, 1], torch.randn(2, 12, generator=torch.manual_seed(0)), 0.2
     )

@@ -66,8 +66,10 @@ ROWS = [(d, *row) for d, own in (("ode", BOTH + ODE), ("sde", BOTH + SDE)) for r
 
 
 @pytest.mark.parametrize(
-    ("door", "change", "word"), ROWS, ids=[f"{d}-{next(iter(c))}-{i}" for i, (d, c, _) in enumerate(ROWS)]
-)  # fmt: skip
+    ("door", "change", "word"),
+    ROWS,
+    ids=[f"{d}-{next(iter(c))}-{i}" for i, (d, c, _) in enumerate(ROWS)],
+)
 def test_refused_before_any_network_call(door, change, word):
     def called(x, t, **cond):
         raise RuntimeError("called")
@@ -88,9 +90,14 @@ def test_conditions_and_seeds_follow_their_samples(door):
 
     model = ud.Denoiser(net, ud.VP(), predicts="data")
     go = lambda rows, n: DOORS[door](
-        model, (n, 3), rtol=1e-2, atol=1e-2, seed=seeds[rows], sample_ids=ids[rows],
+        model,
+        (n, 3),
+        rtol=1e-2,
+        atol=1e-2,
+        seed=seeds[rows],
+        sample_ids=ids[rows],
         cond={"mean": mean[rows]},
-    )  # fmt: skip
+    )
     whole = go(slice(None), 4)
     assert len(set(whole.accepted.tolist())) > 1
     for i in range(4):

@@ -35,9 +35,16 @@ def flow():
 def fixed_steps(pair, n, **options):
     """n equal steps of lambda from the mixture's starts, y = x/alpha."""
     return integrate(
-        pair.field(flow()), MIXTURE_START, LAM0, LAM1, solver=pair, atol=1e6,
-        first_step=(LAM1 - LAM0) / n, controller=FIXED, **options,
-    )  # fmt: skip
+        pair.field(flow()),
+        MIXTURE_START,
+        LAM0,
+        LAM1,
+        solver=pair,
+        atol=1e6,
+        first_step=(LAM1 - LAM0) / n,
+        controller=FIXED,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("pair", EXPONENTIAL.values(), ids=EXPONENTIAL)
@@ -79,9 +86,16 @@ def test_order_and_the_cubic_between_steps(pair):
     ns, errors, between = (40, 80), [], []
     middle = torch.linspace(LAM0 + 0.1, LAM1, 37, dtype=torch.float64)
     exact = integrate(
-        lambda lam, y, rows: flow().residual(y, lam, rows), MIXTURE_START, LAM0, LAM1,
-        solver="dopri8", rtol=1e-10, atol=1e-10, max_step=0.05, save_at=middle,
-    ).saved  # fmt: skip
+        lambda lam, y, rows: flow().residual(y, lam, rows),
+        MIXTURE_START,
+        LAM0,
+        LAM1,
+        solver="dopri8",
+        rtol=1e-10,
+        atol=1e-10,
+        max_step=0.05,
+        save_at=middle,
+    ).saved
     for n in ns:
         run = fixed_steps(pair, n, save_at=middle)
         errors.append(float((run.x - MIXTURE_END).square().mean().sqrt()))
@@ -127,14 +141,21 @@ def test_a_sample_does_not_see_its_batch(solver, dtype):
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 EVERY = [
-    ud.VP(), ud.VP.cosine(), ud.VP.from_betas(BETAS), ud.SubVP(), ud.VE(), ud.EDM(), ud.Flow(),
+    ud.VP(),
+    ud.VP.cosine(),
+    ud.VP.from_betas(BETAS),
+    ud.SubVP(),
+    ud.VE(),
+    ud.EDM(),
+    ud.Flow(),
     ud.Brownian(),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("process", EVERY, ids=lambda p: type(p).__name__)
 def test_a_time_is_rounded_alike_in_every_batch(process):
-    """Some of torch's functions (logaddexp, sigmoid, hypot) round one number otherwise than many."""
+    """Some of torch's functions (logaddexp, sigmoid, hypot) round one number otherwise than
+    many."""
     flow = ScaledFlow(MIXTURE.denoiser(process), 301)
     lam = torch.linspace(flow.lam_noise, flow.lam_data, 301, dtype=torch.float64)
     for i, whole in enumerate(flow.at(lam)):

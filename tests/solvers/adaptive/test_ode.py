@@ -168,8 +168,11 @@ def test_failures_are_per_sample_and_named():
 
     s = integrate(field, torch.ones(4, 2).double(), 0.0, 2.0, solver="tsit5")
     assert s.status.tolist() == [
-        Status.OK, Status.STEP_TOO_SMALL, Status.NETWORK_NOT_FINITE, Status.OK
-    ]  # fmt: skip
+        Status.OK,
+        Status.STEP_TOO_SMALL,
+        Status.NETWORK_NOT_FINITE,
+        Status.OK,
+    ]
     assert (s.x[[0, 3]] - math.exp(2)).abs().max() < 1e-3
     assert (s.t - f64(2, 1, 1, 2)).abs().max() < 1e-5 and torch.isfinite(s.x).all()
     few = integrate(field, torch.ones(4, 2).double(), 0.0, 0.9, max_steps=3)

@@ -123,10 +123,17 @@ def test_what_cannot_be_spared_is_said():
 # --- backwards --------------------------------------------------------------------------------
 
 BACKWARDS = {
-    "ddim": DDIM(), "heun": Heun(), "dpmpp-2m": DPMSolverPP(2), "dpmpp-3m": DPMSolverPP(3),
-    "unipc-2": UniPC(2), "deis-3": Adams(3), "rk4": RungeKutta(), "plms": SOLVERS["plms"],
-    "dpm-solver-3": SOLVERS["dpm-solver-3"], "vab-2": SOLVERS["vab-2"],
-}  # fmt: skip
+    "ddim": DDIM(),
+    "heun": Heun(),
+    "dpmpp-2m": DPMSolverPP(2),
+    "dpmpp-3m": DPMSolverPP(3),
+    "unipc-2": UniPC(2),
+    "deis-3": Adams(3),
+    "rk4": RungeKutta(),
+    "plms": SOLVERS["plms"],
+    "dpm-solver-3": SOLVERS["dpm-solver-3"],
+    "vab-2": SOLVERS["vab-2"],
+}
 
 
 @pytest.mark.parametrize("name", BACKWARDS)

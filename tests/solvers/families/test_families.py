@@ -156,9 +156,7 @@ def test_restart_goes_back_up_as_often_as_it_says():
     grid = times("karras", process, 18)
     plain = SOLVERS["heun"].tableau(process, grid)
     ratio = grid[:-1]
-    once, thrice = (
-        Restart(intervals=((0.05, 0.3, k),)).tableau(process, grid) for k in (1, 3)
-    )  # fmt: skip
+    once, thrice = (Restart(intervals=((0.05, 0.3, k),)).tableau(process, grid) for k in (1, 3))
     inside = int(((ratio >= 0.05) & (ratio <= 0.3)).sum())
     assert once.nfe == plain.nfe + 2 * (inside - 1)
     assert thrice.nfe == plain.nfe + 6 * (inside - 1)

@@ -111,9 +111,12 @@ def test_dpm_solver_multistep(kind, order, solver_type, make, ending, final, mon
     if kind in ("dpmsolver", "sde-dpmsolver") and final == "zero":
         pytest.skip("the peer refuses it")
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        algorithm_type=kind, solver_order=order, solver_type=solver_type,
-        final_sigmas_type=final, **options,
-    )  # fmt: skip
+        algorithm_type=kind,
+        solver_order=order,
+        solver_type=solver_type,
+        final_sigmas_type=final,
+        **options,
+    )
     theirs, t = peer(scheduler, 9, monkeypatch)
     close(ours(make(orders), with_end(t, final)), theirs)
 
@@ -125,9 +128,11 @@ def test_dpm_solver_multistep(kind, order, solver_type, make, ending, final, mon
 def test_unipc(points, lower, ending, uncorrected, final):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.UniPCMultistepScheduler(
-        solver_order=points, lower_order_final=lower, disable_corrector=list(uncorrected),
+        solver_order=points,
+        lower_order_final=lower,
+        disable_corrector=list(uncorrected),
         final_sigmas_type=final,
-    )  # fmt: skip
+    )
     if final == "zero" and not lower:
         pytest.skip("there the peer extrapolates to sigma 0")
     theirs, t = peer(scheduler, 8)
@@ -151,9 +156,11 @@ def test_deis(points, lower, ending):
 def test_sa_solver(points, lower, ending, tau, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.SASolverScheduler(
-        predictor_order=points[0], corrector_order=points[1], lower_order_final=lower,
+        predictor_order=points[0],
+        corrector_order=points[1],
+        lower_order_final=lower,
         tau_func=lambda t: tau,
-    )  # fmt: skip
+    )
     theirs, t = peer(scheduler, 9, monkeypatch)
     solver = SASolver(*points, tau=tau, window=(0.0, math.inf), ending=ending)
     close(ours(solver, t), theirs, 1e-4)
@@ -168,8 +175,9 @@ def test_dpm_solver_singlestep_of_order_two(form, steps, lower, final):
         pytest.skip("the peer refuses it")
     scheduler = diffusers.DPMSolverSinglestepScheduler(
         algorithm_type="dpmsolver++" if form == "data" else "dpmsolver",
-        lower_order_final=lower, final_sigmas_type=final,
-    )  # fmt: skip
+        lower_order_final=lower,
+        final_sigmas_type=final,
+    )
     theirs, t = peer(scheduler, steps)
     ending = (1, 1) if lower and steps % 2 == 0 and final == "sigma_min" else ()
     solver = SingleStep(2, form, on_grid=True, ending=ending)
@@ -183,9 +191,11 @@ def test_dpm_solver_singlestep_of_order_three(form, steps, ending):
     first and its second the other, which setting the option between the stages gives."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverSinglestepScheduler(
-        algorithm_type="dpmsolver++" if form == "data" else "dpmsolver", solver_order=3,
-        lower_order_final=True, final_sigmas_type="sigma_min",
-    )  # fmt: skip
+        algorithm_type="dpmsolver++" if form == "data" else "dpmsolver",
+        solver_order=3,
+        lower_order_final=True,
+        final_sigmas_type="sigma_min",
+    )
     scheduler.set_timesteps(steps)
     x, orders = X, scheduler.order_list
     for i, t in enumerate(scheduler.timesteps):
@@ -230,8 +240,8 @@ def test_gamma_is_a_share_of_time():
 @pytest.mark.parametrize(("length", "samples"), [(3, 2), (2, 4), (1, 2), (12, 3), (5, 1)])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_repaint(length, samples, eta, monkeypatch):
-    """As many steps as the network has: with fewer their way back up takes the betas of one interval
-    later than it crosses."""
+    """As many steps as the network has: with fewer their way back up takes the betas of one
+    interval later than it crosses."""
     diffusers = pytest.importorskip("diffusers")
     steps = 12
     scheduler = diffusers.RePaintScheduler(
@@ -326,7 +336,8 @@ def test_churned_dpm_2_is_the_formula():
 
 
 def test_the_churn_cap_is_root_two_less_one():
-    """40/9 > sqrt 2 - 1: each step starts at sqrt 2 times its ratio, and goes there by its own size."""
+    """40/9 > sqrt 2 - 1: each step starts at sqrt 2 times its ratio, and goes there by its own
+    size."""
     for solver in (Heun(churn=40.0), Churn(DDIM(), 40.0)):
         process = ud.EDM()
         t = torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64)
@@ -381,10 +392,16 @@ def test_orders(what):
 
 @pytest.mark.parametrize(
     "solver",
-    [DPMPPSDE(0.6, 0.4), DPMFast(eta=0.7), SingleStep(2, eta=1.0, on_grid=True),
-     DPMSolverPP(2, 1.0, "noise"), DPMSolverPP(2, 0.5, "noise", "heun"), Churn(DPM2(), 3.0)],
+    [
+        DPMPPSDE(0.6, 0.4),
+        DPMFast(eta=0.7),
+        SingleStep(2, eta=1.0, on_grid=True),
+        DPMSolverPP(2, 1.0, "noise"),
+        DPMSolverPP(2, 0.5, "noise", "heun"),
+        Churn(DPM2(), 3.0),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_laws_are_of_second_order(solver):
     """Of a Gaussian of variance 0.3, exactly, by the algebra of tables."""
     process, errors, ns = ud.VP(), [], (48, 96)

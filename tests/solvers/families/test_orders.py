@@ -47,20 +47,24 @@ def test_order_of_flow_solvers(name, process):
 def test_aliases_are_the_same_table_and_nothing_else_is():
     """To 1e-9, on three grids; so the suites below see every table once and none twice."""
     tables = {
-        name: [SOLVERS[name].tableau(p, times(g, p, 6)) for p in (ud.VP(), ud.EDM())
-               for g in ("uniform", "karras")]
+        name: [
+            SOLVERS[name].tableau(p, times(g, p, 6))
+            for p in (ud.VP(), ud.EDM())
+            for g in ("uniform", "karras")
+        ]
         for name in names()
-    }  # fmt: skip
+    }
 
     def alike(a, b):
         return all(
-            u.entry == v.entry and all(
+            u.entry == v.entry
+            and all(
                 getattr(u, k).shape == getattr(v, k).shape
                 and torch.allclose(getattr(u, k), getattr(v, k), rtol=1e-9, atol=1e-9)
                 for k in ("times", "state", "data", "noise")
             )
             for u, v in zip(tables[a], tables[b], strict=True)
-        )  # fmt: skip
+        )
 
     assert all(alike(alias, name) for alias, name in ALIASES.items())
     distinct = names(aliases=False)

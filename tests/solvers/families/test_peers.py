@@ -135,9 +135,13 @@ def test_equal_to_diffusers(name, monkeypatch):
     steps, jump = 10, options.get("final_sigmas_type") != "sigma_min"
     noise = [torch.randn(8, 2, generator=g, dtype=torch.float64) for _ in range(40)]
     theirs = run_peer(
-        getattr(diffusers, peer)(**options), steps, x.float(), [z.float() for z in noise],
-        monkeypatch, name in OTHER_LAST_STEP,
-    )  # fmt: skip
+        getattr(diffusers, peer)(**options),
+        steps,
+        x.float(),
+        [z.float() for z in noise],
+        monkeypatch,
+        name in OTHER_LAST_STEP,
+    )
     ours = run_ours(solver, steps, x, noise, jump, name in OTHER_LAST_STEP)
     assert float((theirs.double() - ours).abs().max()) < 1e-3
     other = run_ours(DDIM(0.5), steps, x, noise, jump)  # the tolerance tells solvers apart
@@ -145,7 +149,8 @@ def test_equal_to_diffusers(name, monkeypatch):
 
 
 def test_published_third_order_multistep_is_not_ours(monkeypatch):
-    """diffusers' solver_order=3 differs from the true third order by one coefficient, documented."""
+    """diffusers' solver_order=3 differs from the true third order by one coefficient,
+    documented."""
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     options = {**multistep, "solver_order": 3}
     theirs = run_peer(

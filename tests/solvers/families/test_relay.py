@@ -15,9 +15,14 @@ from undiffuse.solvers.tables.grids import Blend
 
 LAW = GaussianMixture([0.6, 0.4], [[-1.0, 0.5], [0.8, -0.3]], 0.05)
 PROCESSES = {
-    "vp": ud.VP(), "cosine": ud.VP.cosine(), "subvp": ud.SubVP(), "ve": ud.VE(), "edm": ud.EDM(),
-    "flow": ud.Flow(), "betas": ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000).double()),
-}  # fmt: skip
+    "vp": ud.VP(),
+    "cosine": ud.VP.cosine(),
+    "subvp": ud.SubVP(),
+    "ve": ud.VE(),
+    "edm": ud.EDM(),
+    "flow": ud.Flow(),
+    "betas": ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000).double()),
+}
 
 
 def test_what_is_used_where_none_is_named_is_one_pair_everywhere():

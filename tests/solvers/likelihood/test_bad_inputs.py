@@ -61,7 +61,10 @@ REFUSED = {
     "max_steps 0": (lambda: ud.log_prob(MODEL, X, max_steps=0), "max_steps must be >= 1"),
     "offset": (lambda: ud.log_prob(MODEL, X, offset="a"), "offset must be a number"),
     "truncation": (lambda: ud.log_prob(MODEL, X, truncation=1), "truncation must be True or False"),
-    "target": (lambda: ud.log_prob(MODEL, X, target_std_error=-1.0), "target_std_error must be > 0"),
+    "target": (
+        lambda: ud.log_prob(MODEL, X, target_std_error=-1.0),
+        "target_std_error must be > 0",
+    ),
     "t_min": (lambda: ud.log_prob(MODEL, X, t_min=2.0), r"t_min must lie in \(0, t_max=1\)"),
     "t_min below rounding": (
         lambda: ud.log_prob(LAW.denoiser(ud.SubVP()), X, t_min=1e-12),
@@ -85,10 +88,16 @@ REFUSED = {
     "weights nan": (lambda: interpolate(MODEL, X[:1], X[1:2], [math.nan]), r"weights\[0\]"),
     "weights text": (lambda: interpolate(MODEL, X[:1], X[1:2], ["a"]), r"weights\[0\] .* 'a'"),
     "weights 50": (lambda: interpolate(MODEL, X[:1], X[1:2], [50.0]), r"weights .* \[0, 1\]"),
-    "interpolate option": (lambda: interpolate(MODEL, X, X, max_step=3), "did you mean 'max_steps'"),
+    "interpolate option": (
+        lambda: interpolate(MODEL, X, X, max_step=3),
+        "did you mean 'max_steps'",
+    ),
     "interpolate b": (lambda: interpolate(MODEL, X, NAN), "b must be finite"),
     "elbo steps": (lambda: ud.elbo(MODEL, X, "continuous", 100.5), "steps must be a whole number"),
-    "elbo many": (lambda: ud.elbo(MODEL, X, "discrete", 10**9, calls=8), "steps must be <= 1000000"),
+    "elbo many": (
+        lambda: ud.elbo(MODEL, X, "discrete", 10**9, calls=8),
+        "steps must be <= 1000000",
+    ),
     "elbo calls": (lambda: ud.elbo(MODEL, X, calls=20), "calls needs time='discrete'"),
     "elbo spacing": (lambda: ud.elbo(MODEL, X, spacing=math.nan), "spacing must be finite"),
     "elbo wide": (lambda: ud.elbo(MODEL, X, spacing=50.0), r"spacing must lie in \[0, 2\]"),
@@ -112,7 +121,10 @@ REFUSED = {
     "differentiable steps": (lambda: differentiable_log_prob(MODEL, X, 2.5), "steps"),
     "differentiable probes": (lambda: differentiable_log_prob(MODEL, X, probes=0), "probes"),
     "reversible": (lambda: Reversible(2.5), "steps must be a whole number"),
-    "reversible decode": (lambda: Reversible(2).decode(MODEL, X.numpy()), "latent must be a tensor"),
+    "reversible decode": (
+        lambda: Reversible(2).decode(MODEL, X.numpy()),
+        "latent must be a tensor",
+    ),
     "options alone": (lambda: Likelihood(rtol=-1.0), "rtol must be > 0"),
     "bound alone": (lambda: Bound(time="i-mmse", spacing=0.1), "dequantise"),
 }

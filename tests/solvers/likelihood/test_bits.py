@@ -1,4 +1,5 @@
-"""Bits/dim of levels: dequantisation against exact probabilities, conventions, errors, bad input."""
+"""Bits/dim of levels: dequantisation against exact probabilities, conventions, errors, bad
+input."""
 
 import math
 
@@ -41,7 +42,8 @@ def ideal(centres, eps):
 
 
 def test_the_right_variational_noise_gives_the_probability_itself():
-    """log p - log q is then constant in the level: each draw is exact, up to float32 and the ODE."""
+    """log p - log q is then constant in the level: each draw is exact, up to float32 and the
+    ODE."""
     k = integers(20)
     r = bits_per_dim(MODEL, k, LEVELS, dequantize=ideal, repeats=2, **EXACT)
     assert (r.repeats - mass(k)[:, None]).abs().max() < 2e-3
@@ -109,8 +111,9 @@ def test_a_target_is_reached_by_the_bound_with_calls_and_said_where_not(monkeypa
     assert set(r.status.tolist()) <= {0, int(Status.TARGET_NOT_MET)} and r.nfe.unique().numel() > 1
     ratio = (r.bits_per_dim - exact).square().mean() / r.std_error.square().mean()
     assert 0.5 < ratio < 1.7
-    alone = bits_per_dim(model, y[7:8], by="elbo", target_std_error=0.2, on_failure="return",
-                         sample_ids=[7])  # fmt: skip
+    alone = bits_per_dim(
+        model, y[7:8], by="elbo", target_std_error=0.2, on_failure="return", sample_ids=[7]
+    )
     assert torch.equal(alone.bits_per_dim, r.bits_per_dim[7:8])
     with pytest.raises(ud.SolverError, match="target_std_error was not reached"):
         bits_per_dim(model, y[:2], by="elbo", target_std_error=1e-3)

@@ -25,9 +25,14 @@ def test_score_sde_s_bits_of_bytes(lo, offset):
     y = 2 * y - 1 if lo else y
     wanted = -TARGET.log_prob(y) / (D * math.log(2)) + offset
     found = bits_per_dim(
-        TARGET.denoiser(ud.Flow()), k, Levels(256, (lo, 1.0), "bins"), dequantize="uniform", seed=3,
-        rtol=1e-6, atol=1e-6,
-    )  # fmt: skip
+        TARGET.denoiser(ud.Flow()),
+        k,
+        Levels(256, (lo, 1.0), "bins"),
+        dequantize="uniform",
+        seed=3,
+        rtol=1e-6,
+        atol=1e-6,
+    )
     torch.testing.assert_close(found.bits_per_dim, wanted, rtol=0, atol=1e-4)
     assert found.offset == offset
 
@@ -66,9 +71,16 @@ def test_vdm_s_bits_of_levels():
     off = []
     for convention in ("bins", "ends"):
         found = bits_per_dim(
-            TARGET.denoiser(process), x, Levels(9, convention=convention), dequantize="none",
-            by="elbo", decoder="vdm", steps=200, t_min=start, time="continuous",
-        )  # fmt: skip
+            TARGET.denoiser(process),
+            x,
+            Levels(9, convention=convention),
+            dequantize="none",
+            by="elbo",
+            decoder="vdm",
+            steps=200,
+            t_min=start,
+            time="continuous",
+        )
         error = float(found.std_error.square().sum().sqrt()) / 400
         assert "VDM's softmax" in found.convention and found.offset == 0
         off.append(float((found.bits_per_dim - wanted).mean().abs()) / error)

@@ -129,8 +129,18 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_item(tmp_path):
     torch.save(torch.arange(48, dtype=torch.uint8).reshape(12, 1, 2, 2) * 5, tmp_path / "x.pt")
     spec, rows = f"{tmp_path / 'model.py'}:make", tmp_path / "a" / "items.jsonl"
     options = ["--method", "elbo", "--steps", "8", "--batch", "1", "--repeats", "2"]
-    command = [sys.executable, "-P", "-m", "undiffuse", "likelihood", spec, str(tmp_path / "x.pt"),
-               *options, "--out", str(tmp_path / "a")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "undiffuse",
+        "likelihood",
+        spec,
+        str(tmp_path / "x.pt"),
+        *options,
+        "--out",
+        str(tmp_path / "a"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(2400):
         if rows.exists() and rows.read_text().count("\n") >= 3:
@@ -151,9 +161,15 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_item(tmp_path):
     assert f"goes on after {done} of 12 items" in again.stdout and "12 of 12 items" in again.stdout
     assert rows.read_text().startswith(kept) and (tmp_path / "a" / "bits.png").exists()
     dataset_likelihood.run(
-        tmp_path / "b", model=spec, data=tmp_path / "x.pt", method="elbo", steps=8, repeats=2,
-        batch=5, progress=False,
-    )  # fmt: skip
+        tmp_path / "b",
+        model=spec,
+        data=tmp_path / "x.pt",
+        method="elbo",
+        steps=8,
+        repeats=2,
+        batch=5,
+        progress=False,
+    )
     # the control variate's matrix product alone may round otherwise in another batch
     assert items(tmp_path / "a") == pytest.approx(items(tmp_path / "b"), abs=1e-9)
     assert sorted(items(tmp_path / "a")) == list(range(12))
@@ -182,9 +198,14 @@ net = Net()
     for weight, text in ((1.0, code), (0.5, code), (0.5, code.replace("x.tanh()", "x.sin()"))):
         (tmp_path / "model.py").write_text(text)
         torch.save(torch.tensor(weight), tmp_path / "w.pt")
-        found.append(dataset_likelihood.run(
-            tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "x.pt", **FAST
-        )["bits_per_dim"])  # fmt: skip
+        found.append(
+            dataset_likelihood.run(
+                tmp_path / "out",
+                model=f"{tmp_path / 'model.py'}:make",
+                data=tmp_path / "x.pt",
+                **FAST,
+            )["bits_per_dim"]
+        )
     assert len(set(found)) == 3
     assert len(Store(tmp_path / "out", "items.jsonl").records) == 6
 
@@ -226,8 +247,9 @@ def test_repeats_targets_conventions_and_a_hook(tmp_path, capsys):
 
 
 def test_the_flow_and_the_bound_side_by_side(tmp_path, capsys):
-    """On held-out digits the bound lies above for most: paired, the noise in the data is shared. Not
-    for all: a trained network's flow and its chain are two laws, and differ on unlikely items."""
+    """On held-out digits the bound lies above for most: paired, the noise in the data is shared.
+    Not for all: a trained network's flow and its chain are two laws, and differ on unlikely
+    items."""
     pytest.importorskip("sklearn")
     found = dataset_likelihood.compare(tmp_path, limit=60, progress=False)
     ode, elbo, gap = found["ode"], found["elbo"], found["gap"]
@@ -275,9 +297,13 @@ def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_p
     (tmp_path / "fast").touch()
     torch.save(torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2) * 10, tmp_path / "x.pt")
     found = dataset_likelihood.run(
-        tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "x.pt",
-        repeats=2, target_error=1e-4, progress=False,
-    )  # fmt: skip
+        tmp_path / "out",
+        model=f"{tmp_path / 'model.py'}:make",
+        data=tmp_path / "x.pt",
+        repeats=2,
+        target_error=1e-4,
+        progress=False,
+    )
     assert found["target_not_met"] == found["items"] == 6 and found["failed"] == 0
     assert "6 missed the target" in capsys.readouterr().out
     for row in Store(tmp_path / "out", "items.jsonl").records.values():
@@ -338,8 +364,13 @@ def test_labels_of_the_data_are_conditions(tmp_path, capsys):
     (tmp_path / "model.py").write_text(LABELLED)
     x, y = torch.linspace(-1, 2, 15).reshape(5, 3), torch.tensor([0, 1, 1, 0, 1])
     torch.save({"x": x, "y": y}, tmp_path / "xy.pt")
-    here = {"model": f"{tmp_path / 'model.py'}:make", "data": tmp_path / "xy.pt", "batch": 2,
-            "rtol": 1e-5, "atol": 1e-5}  # fmt: skip
+    here = {
+        "model": f"{tmp_path / 'model.py'}:make",
+        "data": tmp_path / "xy.pt",
+        "batch": 2,
+        "rtol": 1e-5,
+        "atol": 1e-5,
+    }
 
     def nats(mean, c):
         square = (x.double() - mean).square().sum(1) / c

@@ -71,9 +71,13 @@ def test_gradients_agree_with_torchdiffeq_s_adjoint():
     coupled.register_module("network", net)
     alpha = process.alpha(first)
     z, gained = odeint_adjoint(
-        coupled, (alpha * x, torch.zeros(2).double()), torch.tensor([first, 1.0]).double(),
-        rtol=1e-8, atol=1e-8, adjoint_params=tuple(net.parameters()),
-    )  # fmt: skip
+        coupled,
+        (alpha * x, torch.zeros(2).double()),
+        torch.tensor([first, 1.0]).double(),
+        rtol=1e-8,
+        atol=1e-8,
+        adjoint_params=tuple(net.parameters()),
+    )
     theirs = process.prior.log_prob(z[-1]) + gained[-1] + d * alpha.log()
     ours = differentiable_log_prob(model, x, 50, "exact", t_min=first)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)

@@ -160,8 +160,10 @@ def test_with_the_right_learned_variance_only_the_two_ends_keep_a_gap():
         r = elbo(learned, x, "discrete", n, variance=variance)
         gap = r.bits_per_dim + target.log_prob(x) / (d * math.log(2))
         gaps[variance] = (float(gap.mean()), float(gap.std()) / math.sqrt(6000))
-    assert torch.equal(elbo(learned, x[:9], "discrete", n).bits_per_dim,
-                       elbo(learned, x[:9], "discrete", n, variance="learned").bits_per_dim)  # fmt: skip
+    assert torch.equal(
+        elbo(learned, x[:9], "discrete", n).bits_per_dim,
+        elbo(learned, x[:9], "discrete", n, variance="learned").bits_per_dim,
+    )
     alpha, sigma = process.alpha(1.0), process.sigma(1.0)
     v_t = alpha**2 * c + sigma**2  # of x_T
     end = 0.5 * (v_t / sigma**2 - 1 - (v_t / sigma**2).log())

@@ -1,4 +1,5 @@
-"""Latents: round trips against tolerance, independence of the batch, interpolation, reversibility."""
+"""Latents: round trips against tolerance, independence of the batch, interpolation,
+reversibility."""
 
 import math
 from dataclasses import replace
@@ -45,7 +46,8 @@ def test_the_round_trip_falls_with_the_tolerance(name):
 
 
 def test_the_latent_is_the_one_of_the_flow():
-    """Of N(0, c) it is x sqrt((alpha_T^2 c + sigma_T^2)/(alpha_0^2 c + sigma_0^2)), to tolerance."""
+    """Of N(0, c) it is x sqrt((alpha_T^2 c + sigma_T^2)/(alpha_0^2 c + sigma_0^2)), to
+    tolerance."""
     c, process = 0.3, ud.VP()
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
     z = encode(ud.targets.Gaussian(torch.zeros(3), c).denoiser(process), x, rtol=1e-9, atol=1e-9)
@@ -154,11 +156,16 @@ def test_a_network_of_another_dtype_is_named_whoever_asks():
     model = ud.Denoiser(lambda x, t: net(x), ud.VP(), predicts="noise")
     named, x = replace(model, net=Layer(net)), torch.ones(2, 4, dtype=torch.float64)
     for ask in (
-        encode, decode, ud.elbo, ud.log_prob, Reversible(2).encode, differentiable_log_prob,
+        encode,
+        decode,
+        ud.elbo,
+        ud.log_prob,
+        Reversible(2).encode,
+        differentiable_log_prob,
         lambda m, x: Reversible(2).decode(m, torch.stack([x, x])),
         lambda m, x: implicit_score_matching(m, x, 0.5),
         lambda m, x: fisher_divergence(m, lambda x, t: x, x, 0.5),
-    ):  # fmt: skip
+    ):
         with pytest.raises(TypeError, match=r"hand in x.float\(\) or cast the network, net.double"):
             ask(named, x)
         with pytest.raises(RuntimeError, match="dtype"):

@@ -15,9 +15,7 @@ D = 24
 
 def mlp(*activations, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(D, 48), *activations, nn.Linear(48, D)
-    ).requires_grad_(False)  # fmt: skip
+    return nn.Sequential(nn.Linear(D, 48), *activations, nn.Linear(48, D)).requires_grad_(False)
 
 
 SMOOTH, OTHER = mlp(nn.Tanh()), mlp(nn.Tanh(), seed=1)
@@ -48,7 +46,9 @@ HONEST = {
     "relu": without_time(mlp(nn.ReLU())),
     "relu, deep": without_time(mlp(nn.ReLU(), nn.Linear(48, 48), nn.ReLU())),
     "bfloat16 inside": through_bfloat16,
-    "rounded to 1/64 with the gradient of a step": lambda x, t: (64 * SMOOTH(x)).round() / 64 + 0 * x,
+    "rounded to 1/64 with the gradient of a step": lambda x, t: (
+        (64 * SMOOTH(x)).round() / 64 + 0 * x
+    ),
     "dropout": without_time(mlp(nn.Tanh(), nn.Dropout(0.3))),
     "constant": lambda x, t: torch.ones_like(x) + 0 * x,
     "steep": lambda x, t: torch.tanh(20 * SMOOTH(x)),

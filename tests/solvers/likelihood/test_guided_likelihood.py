@@ -1,4 +1,5 @@
-"""log p, latents and bounds of guided flows, whose rows (y, scales, known parts) follow their samples."""
+"""log p, latents and bounds of guided flows, whose rows (y, scales, known parts) follow their
+samples."""
 
 import math
 from dataclasses import replace
@@ -76,12 +77,16 @@ def guidances(rows):
     log_p = lambda x, t: -0.1 * x.square().sum(1)
     return {
         "inpaint": inpaint,
-        "posterior": ud.guidance.posterior(model, known[:, ::2], lambda x: x[:, ::2], 1.0, method="dps"),
+        "posterior": ud.guidance.posterior(
+            model, known[:, ::2], lambda x: x[:, ::2], 1.0, method="dps"
+        ),
         "classifier": ud.guidance.classifier(model, log_p, scale),
-        "cfg": ud.guidance.cfg(ud.guidance.inpaint(model, known, mask), scale, uncond={"mean": null}),
+        "cfg": ud.guidance.cfg(
+            ud.guidance.inpaint(model, known, mask), scale, uncond={"mean": null}
+        ),
         "auto": guided(model, inpaint, scale),
         "auto of": guided(inpaint, ud.guidance.classifier(model, log_p, scale), 1.5),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", guidances(slice(None)))

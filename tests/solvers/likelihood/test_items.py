@@ -1,4 +1,5 @@
-"""Items of a data set: read a few at a time, each as often as it must be, as the network takes them."""
+"""Items of a data set: read a few at a time, each as often as it must be, as the network takes
+them."""
 
 import json
 from dataclasses import replace
@@ -90,9 +91,12 @@ def test_the_first_items_of_a_file_larger_than_the_memory(tmp_path):
         except OSError as error:
             pytest.skip(f"no sparse file of this size here: {error}")
     found = dataset_likelihood.run(
-        tmp_path / "out", model=f"{tmp_path / 'model.py'}:make", data=tmp_path / "huge.npy",
-        limit=3, progress=False,
-    )  # fmt: skip
+        tmp_path / "out",
+        model=f"{tmp_path / 'model.py'}:make",
+        data=tmp_path / "huge.npy",
+        limit=3,
+        progress=False,
+    )
     assert found["items"] == 3
 
 
@@ -216,14 +220,21 @@ def test_other_levels_than_the_network_knows_are_said(tmp_path):
 
 
 def test_floats_on_the_levels_need_a_dequantisation(tmp_path):
-    """Of 17 levels the density says nothing but where they lie; one value between two is a density."""
+    """Of 17 levels the density says nothing but where they lie; one value between two is a
+    density."""
     x = np.random.default_rng(0).integers(0, 17, (40, *SHAPE)) / 8 - 1
     np.save(tmp_path / "x.npy", x)
     found = items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", False)
     with pytest.raises(ValueError, match="x.npy lies on the levels .*choose dequantize='uniform'"):
         found.look(40, torch.float32, int)
-    assert len(items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", True)
-               .look(40, torch.float32, int).marks) == 40  # fmt: skip
+    assert (
+        len(
+            items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", True)
+            .look(40, torch.float32, int)
+            .marks
+        )
+        == 40
+    )
     x[39] += 0.01
     np.save(tmp_path / "x.npy", x)
     items.Items.of(trained(1 / 8), tmp_path / "x.npy", "ends", False).look(40, torch.float32, int)

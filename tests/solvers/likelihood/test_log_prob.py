@@ -394,8 +394,11 @@ def test_max_rows_bounds_what_the_network_is_given_and_changes_no_bit():
     assert max(sizes) == 4  # the path's own steps; nodes come three at a time
     assert torch.equal(few.log_prob, whole.log_prob) and torch.equal(few.products, whole.products)
     assert [line.split()[0] for line in repr(few).splitlines()] == [
-        "log_prob", "std_error", "solver_error", "left",
-    ]  # fmt: skip
+        "log_prob",
+        "std_error",
+        "solver_error",
+        "left",
+    ]
 
 
 def test_samples_run_again_for_a_target_are_the_same_in_any_batch():
@@ -435,9 +438,10 @@ def test_a_network_that_is_not_finite_at_the_nodes_alone_has_failed(options):
 def test_of_a_failed_sample_nothing_but_the_cost_is_reported_in_any_batch(options):
     inner = ud.targets.GaussianMixture([1, 2], torch.randn(2, 12), 0.3).denoiser(ud.VP())
     model = ud.Denoiser(
-        lambda x, t: torch.where(x[:, :1] > 50, torch.nan, inner.net(x, t)), ud.VP(),
+        lambda x, t: torch.where(x[:, :1] > 50, torch.nan, inner.net(x, t)),
+        ud.VP(),
         predicts=inner.predicts,
-    )  # fmt: skip
+    )
     x = torch.randn(3, 12)
     x[1, 0] = 1000.0
     options = {**options, "truncation": True, "on_failure": "return"}
@@ -468,6 +472,8 @@ def test_a_condition_that_all_samples_share_is_not_split_among_those_run_again()
     again = int((plain.nfe > loose.nfe).sum())
     assert 0 < again < len(x)
     shared = torch.arange(again)
-    found = log_prob(model, x, cond={"own": torch.arange(8), "shared": ud.shared(shared)}, **options)
+    found = log_prob(
+        model, x, cond={"own": torch.arange(8), "shared": ud.shared(shared)}, **options
+    )
     assert seen == {(True, tuple(shared.tolist()))}
     assert torch.equal(found.log_prob, plain.log_prob)

@@ -15,7 +15,9 @@ from undiffuse.solvers.likelihood.options import Options
 
 D = 16
 COV = 0.2 * torch.eye(D) + 0.1
-LAW = ud.targets.GaussianMixture([1, 2], torch.stack([torch.zeros(D), torch.ones(D)]), torch.stack([COV, COV]))
+LAW = ud.targets.GaussianMixture(
+    [1, 2], torch.stack([torch.zeros(D), torch.ones(D)]), torch.stack([COV, COV])
+)
 MODEL, X = LAW.denoiser(ud.VP()), LAW.sample(3, seed=1).float()
 STATISTICS = Statistics.of(LAW.sample(400, seed=2).float())
 
@@ -66,15 +68,24 @@ def test_every_option_is_turned_here_and_known_to_the_type_checker():
 
 
 ELBO = {
-    "time": "discrete", "steps": 64, "calls": 32, "variance": "large", "spacing": 0.01,
-    "bounds": (-9.0, 9.0), "decoder": "vdm", "pilot": False, "t_min": 1e-2,
+    "time": "discrete",
+    "steps": 64,
+    "calls": 32,
+    "variance": "large",
+    "spacing": 0.01,
+    "bounds": (-9.0, 9.0),
+    "decoder": "vdm",
+    "pilot": False,
+    "t_min": 1e-2,
     "reference": STATISTICS,
-}  # fmt: skip
+}
 FIRST = {
-    "calls": {"time": "discrete", "steps": 64}, "variance": {"time": "discrete", "steps": 64},
-    "spacing": {"bounds": (-8.0, 8.0)}, "bounds": {"spacing": 0.002, "bounds": (float(X.min()), float(X.max()))},
+    "calls": {"time": "discrete", "steps": 64},
+    "variance": {"time": "discrete", "steps": 64},
+    "spacing": {"bounds": (-8.0, 8.0)},
+    "bounds": {"spacing": 0.002, "bounds": (float(X.min()), float(X.max()))},
     "decoder": {"spacing": 0.5, "bounds": (-8.0, 8.0)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Bound)])
@@ -86,9 +97,9 @@ def test_an_option_of_the_bound_changes_it(name):
 
 
 def test_importance_keeps_a_share_for_what_its_pilot_missed():
-    """1 on the left half, and on a hundredth of the right that seven pilots in eight miss. Without a
-    uniform share these never draw there again and come to 0.5 each; with it the mean over many ids
-    is the integral, 0.51, to five standard errors, and no weight exceeds 1/0.2."""
+    """1 on the left half, and on a hundredth of the right that seven pilots in eight miss. Without
+    a uniform share these never draw there again and come to 0.5 each; with it the mean over many
+    ids is the integral, 0.51, to five standard errors, and no weight exceeds 1/0.2."""
     n = 4000
 
     def f(v, draw):

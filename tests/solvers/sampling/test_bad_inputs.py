@@ -78,13 +78,16 @@ REFUSED = {
     "sampler's device": (lambda: ud.Sampler(ud.VP(), "ddim", 5, device="nonsense"), "device"),
     "predictor_corrector snr": (lambda: S.predictor_corrector(MODEL, (4, 2), snr=1e6), "snr"),
     "predictor_corrector norm": (
-        lambda: S.predictor_corrector(MODEL, (4, 2), norm="both"), "norm",
+        lambda: S.predictor_corrector(MODEL, (4, 2), norm="both"),
+        "norm",
     ),
     "predictor_corrector x_init": (
-        lambda: S.predictor_corrector(MODEL, (4, 2), x_init=X + NAN), "x_init",
+        lambda: S.predictor_corrector(MODEL, (4, 2), x_init=X + NAN),
+        "x_init",
     ),
     "annealed corrections": (
-        lambda: S.annealed_langevin(MODEL, (4, 2), "karras", corrections=0), "corrections",
+        lambda: S.annealed_langevin(MODEL, (4, 2), "karras", corrections=0),
+        "corrections",
     ),
     "annealed snr": (lambda: S.annealed_langevin(MODEL, (4, 2), "karras", snr=0), "snr"),
     "annealed shape": (lambda: S.annealed_langevin(MODEL, (4.5, 2), "karras"), "shape"),
@@ -97,7 +100,7 @@ REFUSED = {
     "jump_loss t": (lambda: S.likelihood.jump_loss(MODEL, X, t=9.0), "t must"),
     "jump_loss probes": (lambda: S.likelihood.jump_loss(MODEL, X, probes=0), "probes"),
     "learned variance": (lambda: S.sample_learned_variance(MODEL, (4, 2)), "VarianceHead"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

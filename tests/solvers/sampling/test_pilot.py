@@ -64,14 +64,18 @@ def test_every_number_of_a_free_table_is_reached_by_the_gradient():
         p.requires_grad_()
     table.run(model, x).square().mean().backward()
     for p in table.free:
-        where = tuple(int(i) for i in p.grad.abs().flatten().argmax()[None]) if p.ndim == 1 else (1, 0)
+        where = (
+            tuple(int(i) for i in p.grad.abs().flatten().argmax()[None]) if p.ndim == 1 else (1, 0)
+        )
         with torch.no_grad():
             found = []
             for h in (1e-6, -1e-6):
                 p[where] += h
                 found.append(float(table.run(model, x).square().mean()))
                 p[where] -= h
-        assert float(p.grad[where]) == pytest.approx((found[0] - found[1]) / 2e-6, rel=1e-4, abs=1e-8)
+        assert float(p.grad[where]) == pytest.approx(
+            (found[0] - found[1]) / 2e-6, rel=1e-4, abs=1e-8
+        )
 
 
 def test_learning_keeps_its_best_numbers_and_those_help_on_other_starts():
@@ -152,7 +156,7 @@ def test_spared_candidates_are_for_starts_in_noise_alone():
         (lambda m: ud.tune(m.net, (8, 2), 6), "model must be a Denoiser"),
         (lambda m: ud.tune(m, (8, 2), True), "nfe must be"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call(LAW.denoiser(ud.VP()))

@@ -89,8 +89,9 @@ def test_it_is_a_value_that_can_be_kept(process):
     grid = equidistributed(model, (32, 1), pilot=24)
     assert equidistributed(model, (32, 1), pilot=24) == grid
     assert equidistributed(model, (32, 1), pilot=24, seed=1) != grid
-    again = Equidistributed(**{k: tuple(v) for k, v in json.loads(
-        json.dumps(dataclasses.asdict(grid))).items()})  # fmt: skip
+    again = Equidistributed(
+        **{k: tuple(v) for k, v in json.loads(json.dumps(dataclasses.asdict(grid))).items()}
+    )
     assert again == grid and hash(again) == hash(grid)
     for steps in (1, 2, 7):
         t = times(grid, process, steps)

@@ -366,7 +366,9 @@ def test_the_triton_kernel_runs_every_table_to_the_same_bits(solver):
         assert torch.equal(ud.sample(model, (2, 17), solver, 7, "log_snr", seed=3), reference)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "heun", "restart", "rk4", "dpmpp-2s", "seeds-3", "dpm-fast"])
+@pytest.mark.parametrize(
+    "solver", ["ddim", "heun", "restart", "rk4", "dpmpp-2s", "seeds-3", "dpm-fast"]
+)
 @pytest.mark.parametrize("nfe", [7, 20])
 def test_nfe_buys_as_many_steps_as_it_pays_for(solver, nfe):
     """One step more would cost more calls."""

@@ -1,4 +1,5 @@
-"""States are values: edited, cut in pieces, pickled and compiled, a run goes on as it would have."""
+"""States are values: edited, cut in pieces, pickled and compiled, a run goes on as it would
+have."""
 
 import io
 import itertools
@@ -33,7 +34,8 @@ def fresh():
     torch._dynamo.reset()
 
 
-# --- edited -----------------------------------------------------------------------------------------
+# --- edited
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64])
@@ -74,7 +76,8 @@ def test_what_a_network_writes_into_its_input_stays_there():
     assert torch.equal(state.x, kept)
 
 
-# --- in pieces --------------------------------------------------------------------------------------
+# --- in pieces
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "spectral"])
@@ -135,7 +138,8 @@ def test_draws_of_pieces_never_meet():
         assert first[-1] < 2**31
 
 
-# --- pickled, compiled, seen ------------------------------------------------------------------------
+# --- pickled, compiled, seen
+# ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "spectral"])
@@ -165,7 +169,8 @@ def test_a_sampler_pickles_with_its_table(solver):
 
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "ddim", "heun"])
 def test_network_and_step_compile_once_for_all_rows(solver):
-    """Rows 0 and 1 are constants to the compiler, the last row keeps nothing: at most four graphs."""
+    """Rows 0 and 1 are constants to the compiler, the last row keeps nothing: at most four
+    graphs."""
     graphs = []
 
     def backend(module, _):

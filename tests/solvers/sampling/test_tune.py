@@ -47,10 +47,16 @@ def test_the_benchmark_runs_tuned_tables_on_the_problem_they_are_for(tuned, tmp_
     """Ahead of the classical rows at 6 calls, on starts that the fit never saw."""
     out, _ = tuned
     found = nfe.run(
-        tmp_path, checkpoint="none", targets=["ring2", "moons"], peers=[], batch=64,
-        solvers=["vab-4", "dpmpp-2m", str(out)], nfe=[4, 6, 9], progress=False,
+        tmp_path,
+        checkpoint="none",
+        targets=["ring2", "moons"],
+        peers=[],
+        batch=64,
+        solvers=["vab-4", "dpmpp-2m", str(out)],
+        nfe=[4, 6, 9],
+        progress=False,
         grid=["log_snr", "karras", "laplace", "quadratic"],  # those that tune starts from
-    )  # fmt: skip
+    )
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     mine = {(r["problem"], r["nfe_asked"]): r for r in rows if r["library"] == plans.TUNED}
     assert mine["ring2", 9]["nfe"] == 6  # the most calls of its tables
@@ -88,7 +94,8 @@ def test_a_refusal_does_not_keep_the_others_from_being_fitted(tmp_path, monkeypa
 
 
 def test_the_choice_is_the_least_of_those_it_looks_at():
-    """The starts' errors of every grid at the chosen points, statistics and start, by the sampler."""
+    """The starts' errors of every grid at the chosen points, statistics and start, by the
+    sampler."""
     law = get("ring2").law
     model = law.denoiser(get("ring2").process)
     x = tuning.exact_starts("ring2", 48, 0)
@@ -103,10 +110,16 @@ def test_the_choice_is_the_least_of_those_it_looks_at():
     from undiffuse.solvers.sampling.tuning import SPACINGS, Choice, initial
 
     others = [
-        initial(model.process, 1.0, model.t_min, 5, stats[choice.statistics],
-                Choice(choice.statistics, choice.points, g, choice.start))
+        initial(
+            model.process,
+            1.0,
+            model.t_min,
+            5,
+            stats[choice.statistics],
+            Choice(choice.statistics, choice.points, g, choice.start),
+        )
         for g in SPACINGS
-    ]  # fmt: skip
+    ]
     assert error(table) == pytest.approx(min(map(error, others)))
 
 
@@ -121,8 +134,9 @@ def test_statistics_are_a_solver_and_beat_the_same_order_without_them(tmp_path):
     solver = read(tmp_path / "s.json", p.process)
 
     def error(solver):
-        y = ud.sample(model, x.shape, solver, 6, "log_snr", x_init=x, final="t_min",
-                      dtype=torch.float64)  # fmt: skip
+        y = ud.sample(
+            model, x.shape, solver, 6, "log_snr", x_init=x, final="t_min", dtype=torch.float64
+        )
         return float((y - goal).square().mean(1).sqrt().mean())
 
     assert error(solver) < 0.2 * error("dpmpp-2m")
@@ -201,9 +215,13 @@ def test_networks_of_half_precision_and_that_clip_are_tuned(tmp_path, name):
     """Clipping acts on pixels, so no statistics are tried; the states stay float32."""
     (tmp_path / "nets.py").write_text(NETS)
     errors = tuning.tune(
-        tmp_path, model=f"{tmp_path / 'nets.py'}:{name}", nfe=[4], starts=16, iterations=0,
+        tmp_path,
+        model=f"{tmp_path / 'nets.py'}:{name}",
+        nfe=[4],
+        starts=16,
+        iterations=0,
         progress=False,
-    )  # fmt: skip
+    )
     assert 0.0 < errors[4] < 0.3  # 0.13 and 0.16: the classical table itself
     notes = json.loads((tmp_path / "learned-4.json").read_text())["notes"]
     assert (name == "bfloat16") or "statistics='none'" in notes["initial"]

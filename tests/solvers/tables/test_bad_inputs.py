@@ -63,7 +63,10 @@ REFUSED = {
     # times and grids
     "no process": (lambda: times("karras", None, 5), "process must be a Process.*None"),
     "process by name": (lambda: times("karras", "vp", 5), "process must be a Process.*'vp'"),
-    "huge steps": (lambda: times("log_snr", VP, 10**9), "steps must be at most 100000; got 1000000000"),
+    "huge steps": (
+        lambda: times("log_snr", VP, 10**9),
+        "steps must be at most 100000; got 1000000000",
+    ),
     "steps nan": (lambda: times("log_snr", VP, NAN), "steps must be a whole number.*nan"),
     "steps bool": (lambda: times("log_snr", VP, True), "steps must be.*True"),
     "steps text": (lambda: times("log_snr", VP, "ten"), "steps must be a whole number.*'ten'"),
@@ -84,15 +87,36 @@ REFUSED = {
     "offset": (lambda: Discrete("trailing", offset=1), "offset is for spacing 'leading'"),
     "offset too far": (lambda: times(Discrete("leading", offset=500), VP, 4), "offset must leave"),
     # tables
-    "float32": (lambda: dataclasses.replace(DDIM, state=DDIM.state.float()), "state must be.*float64"),
+    "float32": (
+        lambda: dataclasses.replace(DDIM, state=DDIM.state.float()),
+        "state must be.*float64",
+    ),
     "list": (lambda: dataclasses.replace(DDIM, times=[1.0]), "times must be a tensor.*list"),
-    "grid twice": (lambda: dataclasses.replace(DDIM, grid=torch.zeros(2).double()), "grid must be two"),
+    "grid twice": (
+        lambda: dataclasses.replace(DDIM, grid=torch.zeros(2).double()),
+        "grid must be two",
+    ),
     "entry": (lambda: dataclasses.replace(DDIM, entry=(1.0,)), "entry must be two"),
-    "levels": (lambda: dataclasses.replace(DDIM, levels=torch.ones(1, 2).double()), "levels must be"),
-    "draw -5": (lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[-5]] * 3)), "draws must.*-5"),
-    "draw 2^40": (lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[2**40]] * 3)), "draws must"),
-    "draw 2^80": (lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[2**80]] * 3)), "draws must"),
-    "draw 1.5": (lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[1.5]] * 3)), "draws must.*1.5"),
+    "levels": (
+        lambda: dataclasses.replace(DDIM, levels=torch.ones(1, 2).double()),
+        "levels must be",
+    ),
+    "draw -5": (
+        lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[-5]] * 3)),
+        "draws must.*-5",
+    ),
+    "draw 2^40": (
+        lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[2**40]] * 3)),
+        "draws must",
+    ),
+    "draw 2^80": (
+        lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[2**80]] * 3)),
+        "draws must",
+    ),
+    "draw 1.5": (
+        lambda: Tableau.from_json(text(noise=[[1.0]] * 3, draws=[[1.5]] * 3)),
+        "draws must.*1.5",
+    ),
     "short entry": (lambda: Tableau.from_json(text(entry=[1])), "entry must be two"),
     "text in times": (lambda: Tableau.from_json(text(times=["a"])), "times must be a list.*'a'"),
     "ragged": (lambda: Tableau.from_json(text(state=[[1], [2, 3], [4]])), "state must be.*rows of"),
@@ -131,13 +155,16 @@ REFUSED = {
     # fits
     "fit init": (lambda: tuning.fit(MODEL, X, X, None), "init must be a Learned table; got None"),
     "fit model": (lambda: tuning.fit(None, X, X, learned()), "model must be a Denoiser"),
-    "fit iterations": (lambda: tuning.fit(MODEL, X, X, learned(), iterations=-1), "iterations must be"),
+    "fit iterations": (
+        lambda: tuning.fit(MODEL, X, X, learned(), iterations=-1),
+        "iterations must be",
+    ),
     "fit batch": (lambda: tuning.fit(MODEL, X, X, learned(), batch=0), "batch must be"),
     "fit rate": (lambda: tuning.fit(MODEL, X, X, learned(), rate=NAN), "rate must be"),
     "fit share": (lambda: tuning.fit(MODEL, X, X, learned(), held_out=1.5), "held_out must be"),
     "fit starts": (lambda: tuning.fit(MODEL, X[:1], X[:1], learned()), r"x and ends must be \[B"),
     "references": (lambda: tuning.references(MODEL, X, 1.0, 2.0), "t_end must"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)

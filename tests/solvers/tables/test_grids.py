@@ -121,7 +121,10 @@ def test_discrete_spacings_are_diffusers(spacing, steps):
         (lambda p: times([1.0, 0.5, 1e-5], p), "at least t_min=0.001"),
         (lambda p: times([1.5, 0.5], p), "from at most t_max=1"),
         (lambda p: times([[1.0], [0.5]], p), "grid must be a sequence of times"),
-        (lambda p: times(Discrete(train_steps=10), p, 11), "steps must be at most the network's 10"),
+        (
+            lambda p: times(Discrete(train_steps=10), p, 11),
+            "steps must be at most the network's 10",
+        ),
         (lambda p: Karras(0.0), r"rho must lie in \[0.1, 1000\]; got 0"),
         (lambda p: Laplace(b=-1.0), r"b must lie in \[0.01, 1000\]; got -1"),
         (lambda p: Shifted(0.0), r"mu must lie in \[0.001, 1000\]; got 0"),

@@ -46,9 +46,12 @@ def test_response_is_the_table_applied_to_units():
 
 
 @given(
-    n=st.integers(1, 6), states=st.integers(1, 4), datas=st.integers(1, 4),
-    normals=st.integers(0, 3), seed=st.integers(0, 10**6),
-)  # fmt: skip
+    n=st.integers(1, 6),
+    states=st.integers(1, 4),
+    datas=st.integers(1, 4),
+    normals=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_response_of_any_table_is_its_evaluation(n, states, datas, normals, seed):
     """Random coefficients, histories, shared normals (the entry's among them): every column by
@@ -63,9 +66,14 @@ def test_response_of_any_table_is_its_evaluation(n, states, datas, normals, seed
     draws = torch.randint(0, 4, (n, normals), generator=g)
     t = torch.linspace(0.9, 0.2, n + 1, dtype=torch.float64)
     table = Tableau(
-        t[:-1], random(states), random(datas), torch.randn(n, normals, generator=g).double(),
-        draws, t, tuple(torch.randn(2, generator=g).tolist()),
-    )  # fmt: skip
+        t[:-1],
+        random(states),
+        random(datas),
+        torch.randn(n, normals, generator=g).double(),
+        draws,
+        t,
+        tuple(torch.randn(2, generator=g).tolist()),
+    )
     found, denoise = response(table, process, MEAN, VAR), gaussian_denoiser(process)
     names = sorted(set(draws.flatten().tolist()) - {0})
     assert found.shape == (3, 3 + len(names))

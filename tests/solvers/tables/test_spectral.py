@@ -185,9 +185,11 @@ def test_reference_points_are_unipc_at_many_steps():
     process = ud.VP()
     model = MIXTURE.denoiser(process)
     x = starts(process, MIXTURE, torch.tensor(1.0), 4)
-    t = process.inverse_log_snr(torch.linspace(
-        *process.log_snr(torch.tensor([1.0, 0.01]).double()).tolist(), 41, dtype=torch.float64
-    ))  # fmt: skip
+    t = process.inverse_log_snr(
+        torch.linspace(
+            *process.log_snr(torch.tensor([1.0, 0.01]).double()).tolist(), 41, dtype=torch.float64
+        )
+    )
     t[0], t[-1] = 1.0, 0.01
     direct = evaluate(UniPC(3).tableau(process, t), model, x)
     assert torch.allclose(references(model, x, 1.0, 0.01, 40), direct, atol=1e-9)
@@ -255,8 +257,15 @@ def test_a_callback_sees_samples_and_not_components():
     q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
     rotated = Statistics(torch.ones(3).double(), torch.zeros(3).double(), q)
     for name, solver in (("rotated", rotated), ("plain", Statistics.none(3))):
-        run(GaussianPreconditioned(solver), model, torch.ones(2, 3).double(), "log_snr", final="zero",
-            steps=5, callback=lambda info, k=name: seen.setdefault(k, []).append(info.x))  # fmt: skip
+        run(
+            GaussianPreconditioned(solver),
+            model,
+            torch.ones(2, 3).double(),
+            "log_snr",
+            final="zero",
+            steps=5,
+            callback=lambda info, k=name: seen.setdefault(k, []).append(info.x),
+        )
     assert len(seen["plain"]) == 5
     torch.testing.assert_close(seen["rotated"], seen["plain"], rtol=1e-9, atol=1e-9)
 
@@ -264,7 +273,8 @@ def test_a_callback_sees_samples_and_not_components():
 @pytest.mark.parametrize("stats", [Statistics.none(3), statistics(MIXTURE)], ids=["none", "full"])
 def test_a_learned_table_is_for_processes_that_cover_it(stats):
     """Between VP and Flow, which start in (nearly) pure noise at t = 1, it carries over: the same
-    flow in other clothes. EDM at t = 1 has little noise, and VE does not reach sigma/alpha = 152."""
+    flow in other clothes. EDM at t = 1 has little noise, and VE does not reach sigma/alpha =
+    152."""
     table = initial(ud.VP(), 1.0, 1e-3, 6, stats, Choice())
     ends = []
     for process in (ud.VP(), ud.Flow(), ud.SubVP()):
