@@ -134,10 +134,11 @@ class BrownianPath:
     """One Brownian path per sample, W(knots[0]) = 0, of shape [B, ...], in O(1) memory.
 
     knots: strictly increasing times, at least two; a solver whose grid they are pays one normal an
-    increment. depth: halvings below each cell, so that a leaf is cell / 2^depth; increments that
-    share a leaf's interior have the right law each, but only steps at least a leaf long add up.
-    seed, sample_ids, subdraw: as in `normal`; the same ones give the same path on every device,
-    in any order of queries and whatever the batch.
+        increment.
+    depth: halvings below each cell, so that a leaf is cell / 2^depth; increments that share a
+        leaf's interior have the right law each, but only steps at least a leaf long add up.
+    seed, sample_ids, subdraw: as in `normal`; the same ones give the same path on every device, in
+        any order of queries and whatever the batch.
     Raises ValueError for knots out of order, and where cells times 2^depth exceeds 2^30.
     Lévy 1948; virtual trees: Li et al. 2020, Jelinčič, Foster & Kidger 2024 (arXiv 2405.06464).
     """

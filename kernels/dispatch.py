@@ -127,11 +127,12 @@ def define(
 ) -> Any:
     """Define the operator undiffuse::name and return it (its default overload).
 
-    triton: "module:function" in this folder, imported at the first use. leader: position of the
-    argument whose device and dtype decide. native: the compiled CPU path, tried first; it returns
-    None where it cannot take the arguments. check: raises for arguments that do not fit together;
-    it runs below every door, also that of torch.ops, for the compiled paths read memory by bare
-    pointers. backward, setup_context: as in register_autograd.
+    triton: "module:function" in this folder, imported at the first use.
+    leader: position of the argument whose device and dtype decide.
+    native: the compiled CPU path, tried first; it returns None where it cannot take the arguments.
+    check: raises for arguments that do not fit together; it runs below every door, also that of
+        torch.ops, for the compiled paths read memory by bare pointers.
+    backward, setup_context: as in register_autograd.
     """
     module, function = triton.split(":")
 

@@ -82,7 +82,8 @@ def usable(
     """Create the folder and make sure, before any work, that files can be written into it.
 
     needs: bytes that will be written, 0 where that is not known.
-    files: names of what will be written. name: of the caller's argument.
+    files: names of what will be written.
+    name: of the caller's argument.
 
     Raises UnusableFolder, an OSError.
     """

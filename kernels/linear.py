@@ -193,15 +193,18 @@ def linear_step(
     """One table row: x' = sum_k A_k x_{i-k} + sum_h B_h D_{i-h} + sum_m C_m z_m.
 
     D = skip x + w0 out0 + w1 out1, clamped to clip = (low, high) if given; x_in = c_in x'.
-    x [B, ...] floating; out: a tensor or a pair (guidance), states (x_{i-1}, ...) and data
-    (D_{i-1}, ...): floating, of x's shape and device. table: float32 (float64 for float64 x)
-    [rows, 4 + K + H + M] with columns skip, w0, w1, c_in, K = 1 + len(states) of A,
-    H = 1 + len(data) of B, M of C; or [rows, columns, n], where each of a sample's n elements has
-    coefficients of its own (a spectral table). row: int64, one element or [B] (each sample at its
-    own row).
-    draws: int64 [rows, M], the draw index of each normal (None: M = 0). seed, sample_ids, purpose,
-    subdraw: as in `normal`. variance: a network's v in [-1, 1], of x's shape; then the table has
-    one more, last column R, and the first noise is scaled by 2^(R (v + 1)/2).
+
+    x: [B, ...], floating.
+    out: a tensor or a pair (guidance), of x's shape and device, floating.
+    states, data: the past (x_{i-1}, ...) and (D_{i-1}, ...), of x's shape and device, floating.
+    table: float32 (float64 for float64 x) [rows, 4 + K + H + M] with columns skip, w0, w1, c_in,
+        K = 1 + len(states) of A, H = 1 + len(data) of B, M of C; or [rows, columns, n], where each
+        of a sample's n elements has coefficients of its own (a spectral table).
+    row: int64, one element or [B] (each sample at its own row).
+    draws: int64 [rows, M], the draw index of each normal (None: M = 0).
+    seed, sample_ids, purpose, subdraw: as in `normal`.
+    variance: a network's v in [-1, 1], of x's shape; then the table has one more, last column R,
+        and the first noise is scaled by 2^(R (v + 1)/2).
     Returns (x' in x's dtype, D in x's dtype if keep_data, x_in if next_dtype is given); arithmetic
     is float32 (float64 for float64 x). Differentiable in x, out, states and data;
     table, noise and variance count as constants.

@@ -128,10 +128,14 @@ def normal(
 ) -> Tensor:
     """Standard normals [B, ...] by counter: z = sqrt(-2 ln u) (sin, cos)(2 pi u').
 
-    seed: any 64-bit int, or int64 tensor [B]; sample_ids: int64 [B], below 2^48, None = 0 ... B-1;
-    draw: index of the draw, [0, 2^32); purpose: a key of PURPOSES; subdraw: [0, 256).
+    seed: any 64-bit int, or int64 tensor [B].
+    sample_ids: int64 [B], below 2^48, None = 0 ... B-1.
+    draw: index of the draw, [0, 2^32).
+    purpose: a key of PURPOSES.
+    subdraw: [0, 256).
     element0: index of the first element inside each sample, for shards of one sample.
-    Drawn in float32 (|z| < 6.77), then cast to dtype. device: None = the seed's, else the CPU.
+    dtype: what the normals are cast to; they are drawn in float32 (|z| < 6.77).
+    device: None = the seed's, else the CPU.
     Raises ValueError or TypeError on arguments outside these ranges.
     """
     return _draw("normal", shape, seed, sample_ids, draw, purpose, element0, subdraw, dtype, device)

@@ -180,7 +180,9 @@ def stream_table(
 ) -> Tensor:
     """Counter words 1 to 3 and both key words of each sample: int64 [B, 5].
 
-    seed: int64 [1] or [B]; sample_ids: int64 [B], None = 0 ... B-1; draws: int or int64 [1] or [B];
+    seed: int64 [1] or [B].
+    sample_ids: int64 [B], None = 0 ... B-1.
+    draws: int or int64 [1] or [B].
     tag: purpose | sub-draw << 8.
     """
     if sample_ids is None:

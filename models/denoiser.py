@@ -36,9 +36,9 @@ class Denoiser:
     net: callable `net(x, t, **cond)`, x [B, ...] -> [B, ...]; t is [B], float32 or float64.
     process: the forward process the network was trained on.
     predicts: 'noise', 'data', 'score', 'v', 'flow' (velocity) or 'edm' (Karras et al. 2022).
-    time: what the network is told: 'continuous' (t), 'index' (0..steps-1 for a network of
-        discrete time), 'edm' (log(sigma)/4, the default of predicts='edm'), 'sigma', or a
-        callable of the float64 tensor t.
+    time: what the network is told: 'continuous' (t), 'index' (0..steps-1 for a network of discrete
+        time), 'edm' (log(sigma)/4, the default of predicts='edm'), 'sigma', or a callable of the
+        float64 tensor t.
     steps: training steps of a network of discrete time; None: the process's table, else 1000.
     sigma_data: scale of the data in the 'edm' preconditioning, > 0; None: the process's, else 0.5.
     clip: optional (lo, hi), finite: D is clamped to it at every step. Off by default, since it
@@ -208,12 +208,16 @@ class Denoiser:
     ) -> Tensor:
         """The network's output at what it is handed: the one place where a network is called.
 
-        x_in [B, ...]: c_in x. t_in [B]: c_noise(t). cond: as `given` returns it. t: the process's
-        time, float or [B], where it is known; guidance asks for it. fresh: x_in is nobody else's,
-        so that the network may write into it.
+        x_in [B, ...]: c_in x.
+        t_in [B]: c_noise(t).
+        cond: as `given` returns it.
+        t: the process's time, float or [B], where it is known; guidance asks for it.
+        fresh: x_in is nobody else's, so that the network may write into it.
+
         x_in and t_in are left as they are, whatever the network writes into what it is shown. The
-        output has x_in's shape and device and a floating type of its own. Raises TypeError or
-        ValueError for any other, and where the network's arguments cannot be these.
+        output has x_in's shape and device and a floating type of its own.
+        Raises TypeError or ValueError for any other, and where the network's arguments cannot be
+        these.
         """
         if isinstance(self.net, Combination):
             return self.net.evaluate(x_in, t_in, cond, t)
@@ -224,7 +228,8 @@ class Denoiser:
     ) -> Tensor:
         """The network's output at x [B, ...] and t, float64 of no dimension or [B], in x's type.
 
-        cond: as `given` returns it. t_in: c_noise(t), where it is known already.
+        cond: as `given` returns it.
+        t_in: c_noise(t), where it is known already.
         """
         x_in = x if self.predicts != "edm" else x * column(self.network_scale(t), x)
         told = self._t_in(x, t) if t_in is None else t_in
@@ -315,7 +320,8 @@ class Combination(nn.Module):
     child says what it does in `evaluate`, and names in `held` its attributes whose leaves have
     rows.
 
-    models: the denoisers that are asked. predicts: what `evaluate` returns is a prediction of.
+    models: the denoisers that are asked.
+    predicts: what `evaluate` returns is a prediction of.
     """
 
     held: tuple[str, ...] = ()

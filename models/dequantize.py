@@ -42,7 +42,9 @@ CHOICES = "'uniform', 'none' or a hook(centres, eps) -> (u, log_q)"
 class Levels:
     """Where the levels of quantised data lie in a network's range; see the first lines.
 
-    count: levels, >= 2. range: (lo, hi), finite, lo < hi. convention: 'ends' or 'bins'.
+    count: levels, >= 2.
+    range: (lo, hi), finite, lo < hi.
+    convention: 'ends' or 'bins'.
 
     Raises ValueError or TypeError for others.
     """

@@ -62,9 +62,9 @@ def products(
 ) -> Tensor:
     """w_k = J^T v_k for probes v [K, *out.shape]: K backward passes of one forward pass.
 
-    out: computed from x with gradients on, one sample's output from its own input alone. Returns
-    [K, *x.shape]; keep: leave the graph for more. Raises ValueError if out does not
-    depend on x through autograd.
+    out: computed from x with gradients on, one sample's output from its own input alone.
+    keep: leave the graph for more.
+    Returns [K, *x.shape]. Raises ValueError if out does not depend on x through autograd.
     """
     if not out.requires_grad:
         raise InvalidValue(

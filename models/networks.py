@@ -82,7 +82,8 @@ class MLP(nn.Module):
     """Residual network on flattened events, conditioned on time and, if asked, on a class.
 
     dim: components of one event (64 for 8 x 8 digits); x may have any shape [B, ...] of as many.
-    width, depth: of the residual trunk; embedding: width of the time embedding.
+    width, depth: of the residual trunk.
+    embedding: width of the time embedding.
     classes: number of labels; 0 for an unconditional network.
     outputs: how many times x's channels are returned, 2 for a learned variance.
     time_scale: brings the denoiser's time to order one, see the module's first lines.
@@ -179,7 +180,8 @@ class _Attention(nn.Module):
 class UNet(nn.Module):
     """Small convolutional U-Net for images [B, channels, H, W] (Ronneberger 2015, Ho et al. 2020).
 
-    channels: of the image; width: of the first level, `width * m` for m in `multipliers` below.
+    channels: of the image.
+    width: of the first level, `width * m` for m in `multipliers` below.
     blocks: residual blocks at each level, down and up; self-attention at the lowest level.
     embedding, classes, outputs, time_scale: as in `MLP`.
 

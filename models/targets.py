@@ -74,8 +74,9 @@ class GaussianMixture:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Exact draws, float64 [n, *event].
 
-        n: how many, >= 1. seed: any 64-bit integer. Draw i depends on the seed and i alone, so that
-        the first draws of a longer run are those of a shorter one.
+        n: how many, >= 1.
+        seed: any 64-bit integer. Draw i depends on the seed and i alone, so that the first draws of
+            a longer run are those of a shorter one.
         Raises ValueError or TypeError for other values.
         """
         n, d = count("n", n), self.means.shape[1]
@@ -95,8 +96,9 @@ class GaussianMixture:
     ) -> Tensor:
         """log p_t(x) in nats, [B].
 
-        x: [B, *event]. t: float or [B], in the process's times. process: what noised the data; None
-        at t = 0 only.
+        x: [B, *event].
+        t: float or [B], in the process's times.
+        process: what noised the data; None at t = 0 only.
         Raises ValueError for shapes and times that do not fit, and where the law has no density: a
         variance of 0 that no noise has covered.
         """
@@ -113,8 +115,9 @@ class GaussianMixture:
     def data_prediction(self, x: Tensor, t: float | Tensor, process: Process) -> Tensor:
         """D(x, t) = E[x_0 | x_t = x], the responsibilities' mean of K Wiener filters.
 
-        x: [B, *event]. t: float or [B], also after t_max, where churn may ask. process: what noised
-        the data.
+        x: [B, *event].
+        t: float or [B], also after t_max, where churn may ask.
+        process: what noised the data.
         """
         alpha, sigma = self._scales(x, t, process)
         logp, y, var = self._evaluate(x, alpha, sigma)
@@ -175,7 +178,8 @@ class GaussianMixture:
 class Gaussian(GaussianMixture):
     """N(mean, cov) on R^d, or on any event shape of d components.
 
-    mean: [*event], finite. cov: [d, d], its diagonal [d], or a variance >= 0.
+    mean: [*event], finite.
+    cov: [d, d], its diagonal [d], or a variance >= 0.
     Raises as `GaussianMixture` does.
     """
 

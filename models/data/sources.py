@@ -19,8 +19,10 @@ Fetch = Callable[[int, int], Tensor]
 class Source:
     """N events of one shape, not yet read.
 
-    shape: (N, *event). levels: the events are integers 0 ... levels - 1, or floats where it is 0.
-    fetch(a, b): events a ... b - 1 as they are stored. labels(): int64 [N], or None.
+    shape: (N, *event).
+    levels: the events are integers 0 ... levels - 1, or floats where it is 0.
+    fetch(a, b): events a ... b - 1 as they are stored.
+    labels(): int64 [N], or None.
     """
 
     name: str

@@ -220,7 +220,8 @@ def cfgpp(process: Process, grid: Sequence[float] | Tensor, strength: float) -> 
     other, `cfg(model, cfgpp(process, grid, 0.6))`. On a grid that ends at sigma = 0 the last w is
     `strength` itself.
 
-    grid: times that fall strictly, at least two. strength: a finite number.
+    grid: times that fall strictly, at least two.
+    strength: a finite number.
     Raises TypeError or ValueError for others.
     """
     finite("strength", strength)
@@ -387,7 +388,9 @@ def threshold(model: Denoiser, ratio: float = 0.995, limit: float = 1.0) -> Deno
     s is the larger of `limit` and the `ratio` quantile of |D| within one sample. It changes the
     law, like `Denoiser(clip=...)`, and mends networks that overshoot under strong guidance.
 
-    ratio: in (0, 1]. limit: > 0. Raises ValueError for others.
+    ratio: in (0, 1].
+    limit: > 0.
+    Raises ValueError for others.
     """
     if not 0 < finite("ratio", ratio) <= 1:
         raise InvalidValue(f"ratio must lie in (0, 1]; got {ratio}")

@@ -102,7 +102,8 @@ def posterior(
         without `adjoint`, A is differentiated, which also takes an A that is not linear (linearised
         at D).
     noise: standard deviation of the measurement's noise, > 0.
-    method: 'mmps', 'pigdm', 'tmpd' or 'dps'. data_variance: c of 'pigdm'.
+    method: 'mmps', 'pigdm', 'tmpd' or 'dps'.
+    data_variance: c of 'pigdm'.
     iterations: of conjugate gradients; the size of y is exact. 'mmps' takes one more gradient of
         the network for each, the others one in all. Its J is symmetric for an exact D and only
         nearly for a network (digits: off by 0.47 of its norm at sigma/alpha = 1), which many

@@ -215,8 +215,9 @@ class Process(ABC):
     def add_noise(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) noise.
 
-        x_0: data [B, *event]. t: float or [B], in [0, t_max]. noise: standard normals of x_0's
-            shape.
+        x_0: data [B, *event].
+        t: float or [B], in [0, t_max].
+        noise: standard normals of x_0's shape.
         Raises ValueError where shapes do not agree or t lies outside the process.
         """
         if noise.shape != x_0.shape:

@@ -115,8 +115,9 @@ class VP(_LinearBeta):
     def cosine(s: float = 0.008, steps: int = 1000) -> TabledVP:
         """Improved DDPM's table, alpha_bar = cos^2((u+s)/(1+s) pi/2) (Nichol & Dhariwal 2021, 17).
 
-        s: offset, >= 0, that keeps the first beta from vanishing. steps: entries. Betas are capped
-        at 0.999. Raises ValueError for other values.
+        s: offset, >= 0, that keeps the first beta from vanishing.
+        steps: entries. Betas are capped at 0.999.
+        Raises ValueError for other values.
         """
         if real("s", s) < 0:
             raise InvalidValue(f"s must be >= 0; got {s}")

@@ -45,7 +45,8 @@ def denoising(
 ) -> Tensor:
     """1/2 ||s(x + sigma eps) + eps/sigma||^2 (Vincent 2011, 9); [B].
 
-    sigma: the noise's standard deviation, finite and > 0. seed, sample_ids: as in `implicit`.
+    sigma: the noise's standard deviation, finite and > 0.
+    seed, sample_ids: as in `implicit`.
     Raises TypeError or ValueError for others.
     """
     _events(x)
@@ -67,10 +68,10 @@ def implicit(
 ) -> Tensor:
     """1/2 ||s||^2 + tr ds/dx (Hyvarinen 2005, 4); [B].
 
-    probes: 0 for the exact trace, d gradients of s; K >= 1 for Hutchinson's estimate
-        v^T (ds/dx) v with K Rademacher vectors.
-    seed: of the vectors, an int or int64 [B]. sample_ids: integers [B], whose vectors they are; by
-        default 0 to B - 1.
+    probes: 0 for the exact trace, d gradients of s; K >= 1 for Hutchinson's estimate v^T (ds/dx) v
+        with K Rademacher vectors.
+    seed: of the vectors, an int or int64 [B].
+    sample_ids: integers [B], whose vectors they are; by default 0 to B - 1.
 
     Raises TypeError or ValueError for others, and where s does not depend on x through autograd.
     """
@@ -88,7 +89,8 @@ def sliced(
 ) -> Tensor:
     """1/2 (v . s)^2 + v^T (ds/dx) v, averaged over Rademacher v (Song et al. 2019, 8); [B].
 
-    probes: how many v, >= 1. seed, sample_ids: as in `implicit`.
+    probes: how many v, >= 1.
+    seed, sample_ids: as in `implicit`.
     analytic: E_v (v . s)^2 = ||s||^2 taken in closed form, the variance-reduced loss (9); it is
         `implicit` with probes.
     """

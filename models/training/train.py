@@ -56,8 +56,10 @@ def train(
 
     data: what `load` takes. The round(held_out N) events of its split are never trained on.
     process: a process, its name, or None for VP(). A `LearnedVP` is copied and learned.
-    predicts, time, sigma_data: as in `Denoiser`. time: 'edm' unless alpha = 0 at t_max, where
-        that is infinite: then 'continuous'. sigma_data: the training data's root mean square.
+    predicts: as in `Denoiser`.
+    time: as in `Denoiser`; 'edm' unless alpha = 0 at t_max, where that is infinite: then
+        'continuous'.
+    sigma_data: as in `Denoiser`; by default the training data's root mean square.
     loss: a name in OBJECTIVES, an `Objective`, or a callable (denoiser, x_0, generator, **cond)
         that returns one loss for each sample; None: 'uniform-snr', 'learned' for a `LearnedVP`.
     network, network_config: a name in NETWORKS and arguments of that class; outputs=2, a learned

@@ -53,16 +53,19 @@ class TrainingError(RunFailure):
 class Settings:
     """What a training run is, but for its data and process; recorded in checkpoints.
 
-    steps: of the optimiser, >= 1. batch: events a step, >= 1.
+    steps: of the optimiser, >= 1.
+    batch: events a step, >= 1.
     lr: peak learning rate, 0 < lr <= 1 (AdamW moves a weight by about lr a step).
     ema: decay of the averaged weights, 0 <= ema < 1.
     seed: 64 bits.
-    clip: largest norm of the gradient, > 0. weight_decay: AdamW's, >= 0.
+    clip: largest norm of the gradient, > 0.
+    weight_decay: AdamW's, >= 0.
     warmup: steps in which the learning rate rises, >= 0.
     every: steps between checkpoints, >= 1.
     held_out: fraction of the events that is not trained on, 0 <= held_out < 1.
     dequantize: fill the width of the levels of quantised data with uniform noise.
-    conditional: give the network the labels. drop_label: how often one is left out, 0 to 1.
+    conditional: give the network the labels.
+    drop_label: how often one is left out, 0 to 1.
     bfloat16: run the network in it by autocast (weights and moments stay float32); None: on CUDA.
 
     Raises ValueError or TypeError, naming the field.

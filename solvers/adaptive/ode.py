@@ -72,11 +72,14 @@ class Controller:
 class OdeSolution:
     """What `integrate` found.
 
-    x [B, *event]: the state at t1, or where the sample failed. t: float64 [B], the time reached.
-    status: int64 [B]. nfe, accepted, rejected: int64 [B], evaluations of f and steps of each
-    sample. calls: calls of f, each with the samples still under way. audited: float64 [B], the sum
-    of `audit` over the accepted steps. saved [B, J, *event]: the states at save_at. path: x(t) for
-    any t passed, where dense=True.
+    x [B, *event]: the state at t1, or where the sample failed.
+    t: float64 [B], the time reached.
+    status: int64 [B].
+    nfe, accepted, rejected: int64 [B], evaluations of f and steps of each sample.
+    calls: calls of f, each with the samples still under way.
+    audited: float64 [B], the sum of `audit` over the accepted steps.
+    saved [B, J, *event]: the states at save_at.
+    path: x(t) for any t passed, where dense=True.
     """
 
     x: Tensor

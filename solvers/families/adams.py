@@ -162,11 +162,13 @@ class PNDM(Solver):
 
         x' = alpha'/alpha x + alpha' (sigma'/alpha' - sigma/alpha) e
 
-    with e a fixed mean of noise predictions. The first three steps are pseudo Runge-Kutta (13) with
-    (eps_1 + 2 eps_2 + 2 eps_3 + eps_4)/6 and the middle at half of t, four calls each; without
-    `runge_kutta` (PLMS, diffusers' `skip_prk_steps`) the first is pseudo Heun, two calls. After
-    that the weights are (55, -59, 37, -9)/24 (12), as in `IPNDM`: those of equal steps of
-    sigma/alpha, so that the order on other grids is 2.
+    with e a fixed mean of noise predictions. After the first steps the weights are
+    (55, -59, 37, -9)/24 (12), as in `IPNDM`: those of equal steps of sigma/alpha. On other grids
+    the order is 2.
+
+    runge_kutta: True makes the first three steps pseudo Runge-Kutta (13), four calls each: e is
+        (eps_1 + 2 eps_2 + 2 eps_3 + eps_4)/6, with the middle at half of t. False is PLMS
+        (diffusers' `skip_prk_steps`): the first step is pseudo Heun, two calls.
     """
 
     runge_kutta: bool = True

@@ -22,7 +22,8 @@ from .heun import check_churn, churned
 def check_part(name: str, solver: object, stochastic: bool | None = None) -> None:
     """Raises TypeError unless `solver` can be a part of another, ValueError for the wrong kind.
 
-    name: of the argument. stochastic: what it must be; None takes both.
+    name: of the argument.
+    stochastic: what it must be; None takes both.
     """
     if not isinstance(solver, Solver):
         remedy = f": write ud.solvers.get({solver!r})" if isinstance(solver, str) else ""

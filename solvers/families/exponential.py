@@ -39,8 +39,9 @@ class DDIM(Solver):
 
         x_t = alpha_t D + sqrt(sigma_t^2 - s^2) eps + s z,   s = eta sigma_t sqrt(1 - e^{-2h})
 
-    eta in [0, 1] dials the noise: 0 is the probability flow, 1 the ancestral sampler of DDPM,
-    for every process. Raises ValueError for eta outside [0, 1].
+    eta: share of noise in [0, 1]; 0 is the probability flow, 1 the ancestral sampler of DDPM, for
+        every process.
+    Raises ValueError for eta outside [0, 1].
     """
 
     eta: float = 0.0

@@ -35,8 +35,8 @@ class GaussianPreconditioned:
 
     stats: of the data.
     points: residuals that a step goes through, 1..4; the order.
-    start: a ratio sigma/alpha down to which the flow is taken to be the Gaussian's own, without a
-        call, since r is nearly 0 at high noise; a grid that begins below it is called throughout.
+    start: sigma/alpha down to which the flow is taken to be the Gaussian's own, without a call: r
+        is nearly 0 at high noise. On a grid that begins below it the network is called throughout.
         None calls from the grid's first node on, or from its second where the first is pure noise:
         there D is the mean and r is 0.
     Raises ValueError for other numbers, TypeError for what are no `Statistics`.

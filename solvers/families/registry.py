@@ -56,8 +56,11 @@ def names(aliases: bool = True) -> list[str]:
 
 
 def get(name: str | S) -> Solver | S:
-    """The solver of that name; one that is given is handed back. Raises ValueError with the nearest
-    known name otherwise."""
+    """The solver of that name; one that is given is handed back.
+
+    name: a registered name, or a solver.
+    Raises ValueError with the nearest known name otherwise.
+    """
     if isinstance(name, Solver | GaussianPreconditioned):
         return name
     return lookup("solver", name, SOLVERS)

@@ -27,23 +27,24 @@ more)."""
 class Relay(Solver):
     """iPNDM-2 down to sigma/alpha = `ratio`, UniPC-2 in the noise prediction from there on.
 
-    Networks err at high noise, where they saw little signal, and a corrector or a third point
-    multiplies their errors: constant weights on two noise predictions bear them (Zhang & Chen
+    Networks err at high noise, where they saw little signal. A corrector or a third point
+    multiplies their errors there; constant weights on two noise predictions do not (Zhang & Chen
     2023). Where the signal shows, UniPC's corrector costs no call and gains an order (Zhao et al.
-    2023). Each row is a formula in past states and predictions, so one takes over from the other.
+    2023). Each row is a formula in past states and predictions, so one method takes over from the
+    other.
 
     A run of at most `few` steps that starts in noise is all iPNDM-2 and spares its first call:
     there is little to hear at sigma/alpha above `noisy`. Its grid has an interval more, so that it
-    makes as many calls as it was given steps, and ends at t_min unless asked otherwise. On times of
+    makes as many calls as it was given steps. It ends at t_min unless asked otherwise. On times of
     the user's own no call is spared.
+
+    Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the
+    best of a few by `undiffuse bench away`.
 
     ratio: sigma/alpha where UniPC takes over, > 0.
     few: steps up to which a run counts as short, >= 0.
     noisy: sigma/alpha at the start from which a short run spares its first call, > 0.
     Raises ValueError for another value.
-
-    Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the
-    best of a few by `undiffuse bench away`.
     """
 
     ratio: float = 5.0

@@ -121,8 +121,11 @@ class DPM2(Solver):
 
         y_mid = y_0 + (s_mid - s) eps_0,   y' = y_0 + (s' - s) eps_mid,   s_mid = sqrt(s s')
 
-    eta = 1 is 'dpm-2-ancestral': the step ends at sigma_down, noise does the rest. Order 2; with
-    noise 1 strong, 2 in law (the deterministic step and the noising are each of that order).
+    Order 2. With noise the strong order is 1, and 2 in law: the deterministic step and the noising
+    are each of that order.
+
+    eta: share of noise in [0, 1]; 1 is 'dpm-2-ancestral', whose step ends at sigma_down and leaves
+        the rest to noise.
     Raises ValueError for eta outside [0, 1].
     """
 

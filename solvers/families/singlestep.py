@@ -253,7 +253,10 @@ class SEEDS(Solver):
 
     `SingleStep`'s data form with h replaced by H = (1 + eta) h in the weights and an extra decay
     e^{-eta h} of the state; each stage's noise is the path's own, so the noise of a stage decays
-    into the step's and a fresh part is added. eta = 1 is the reverse SDE. Law: order 2.
+    into the step's and a fresh part is added. Law: order 2.
+
+    stages: calls a step, 2 or 3.
+    eta: share of noise, > 0; 1 is the reverse SDE.
     Raises ValueError for another number of stages or eta <= 0.
     """
 

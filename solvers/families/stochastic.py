@@ -68,9 +68,11 @@ class EulerMaruyama(Solver):
 class DDPM(Solver):
     """Ancestral sampling (Ho et al. 2020, algorithm 2): the mean of q(x_s | x_t, x_0 = D).
 
+    A last interval down to sigma = 0 draws no noise.
+
     variance: 'small' is the posterior's, beta~ = sigma_s^2 (1 - e^{-2h}) (so DDIM with eta = 1);
-    'large' the forward step's, beta = sigma_t^2 (1 - e^{-2h}) of t, the noisier end. No noise
-    in a last interval down to sigma = 0. Raises ValueError for another `variance`.
+        'large' is the forward step's, beta = sigma_t^2 (1 - e^{-2h}) of t, the noisier end.
+    Raises ValueError for another `variance`.
     """
 
     variance: str = "small"
@@ -262,7 +264,10 @@ class ERSDE(Solver):
 
     and D the polynomial in s through the last `points` predictions, integrated exactly (published
     code stops at the first divided difference in D', which costs an order at three points).
-    It is the SDE of tau^2 = s phi'/phi - 1. Law: order 2 at most. Raises ValueError outside 1..3.
+    It is the SDE of tau^2 = s phi'/phi - 1. Law: order 2 at most.
+
+    points: predictions that a step goes through, 1..3.
+    Raises ValueError for another number.
     """
 
     points: int = 3

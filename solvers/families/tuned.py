@@ -77,9 +77,12 @@ class Learned:
         return len(self.theta)
 
     def tableau(self, process: Process) -> Tableau | SpectralTable:
-        """What a sampler runs: an ordinary table if no mean or variance is in it. For the process
-        whose model was fitted, or another that has at t_start as much noise at least and covers the
-        nodes; raises ValueError for one that does not."""
+        """What a sampler runs: an ordinary table if no mean or variance is in it.
+
+        process: of the model that was fitted, or another that covers the nodes and has at least as
+            much noise at t_start.
+        Raises ValueError for a process that does not.
+        """
         table = self.spectral(process)
         if bool(self.stats.mean.any()) or bool(self.stats.variances.any()):
             return table

@@ -46,13 +46,19 @@ OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
 
 @dataclass(frozen=True)
 class Settings:
-    """How an item is scored. method: 'ode' or 'elbo'. dequantize: 'uniform', 'none', or the name of
-    a function that returns a hook (package.module:function or file.py:function); None: uniform for
-    data with levels. convention: of the levels, 'ends' or 'bins'. repeats, target_error: as in
-    `bits_per_dim`. probes, rtol, atol: of 'ode'; time, steps, calls, decoder: of 'elbo'; None:
-    their defaults. conditional: log p(x | label) with the data's own labels, handed to the network
-    as `label`; else no condition is, and a network that takes labels says log p(x) as far as it was
-    trained without. dtype: of states and network, 'float32' or 'float64'.
+    """How an item is scored.
+
+    method: 'ode' or 'elbo'.
+    dequantize: 'uniform', 'none', or the name of a function that returns a hook
+        (package.module:function or file.py:function); None: uniform for data with levels.
+    convention: of the levels, 'ends' or 'bins'.
+    repeats, target_error, seed: as in `bits_per_dim`; target_error is its target_std_error.
+    probes, rtol, atol: of 'ode' alone; None: the defaults of `log_prob`.
+    time, steps, calls, decoder: of 'elbo' alone; None: the defaults of `elbo`.
+    conditional: whether to score log p(x | label): the network is handed the data's own labels as
+        `label`. False hands it no condition; a network of labels then says log p(x), as far as it
+        was trained without them.
+    dtype: of states and network, 'float32' or 'float64'.
 
     Raises ValueError for what does not fit.
     """
@@ -115,9 +121,14 @@ def run(
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds.
 
-    model: a checkpoint; None is the network that ships. data: what `formats.stream` takes; None
-    is the part of the checkpoint's own data that its training never saw. limit: the first so many
-    items. batch: items at a time. settings: see `Settings`.
+    model: a checkpoint; None is the network that ships.
+    data: what `formats.stream` takes; None is the part of the checkpoint's own data that its
+        training never saw.
+    limit: score the first so many items, >= 1; None scores all.
+    batch: items at a time, >= 1.
+    device: where the network runs; None: where `load` puts it.
+    progress: whether to show a bar.
+    settings: the fields of `Settings`.
 
     Raises ValueError for what does not fit, before any work.
     """
@@ -395,11 +406,12 @@ def _sentence(s: dict[str, Any], out: Path) -> str:
 def compare(out: str | Path, **options: Any) -> dict[str, Any]:
     """`run` by the flow (out/ode) and by the bound (out/elbo), on the same noise in the data.
 
-    options: as of `run`; those of one method go to it alone, and time is 'continuous' unless said.
-    Writes both.json and both.md: the two, and elbo - ode, item by item, which is >= 0 in the mean
-    where the bound is one on the flow's own log p: in continuous time, for a network that is the
-    score of what it samples. A discrete chain is another model than the flow, whose decoder may be
-    narrower than the blur at t_min: its bound may lie on either side.
+    out: the folder. both.json and both.md in it hold the two and elbo - ode, item by item.
+    options: as of `run`. Those of one method go to it alone. time is 'continuous' by default.
+
+    In continuous time, for a network that is the score of what it samples, the bound is one on the
+    flow's own log p, and the mean of elbo - ode is >= 0. A discrete chain is another model than the
+    flow. Its decoder may be narrower than the blur at t_min, so its bound may lie on either side.
     """
     out = Path(out)
     if options.get("time") is None and options.get("calls") is None:

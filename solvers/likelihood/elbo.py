@@ -53,15 +53,18 @@ DECODERS = {"gaussian": "DDPM's discretised Gaussian", "vdm": "VDM's softmax"}
 class Elbo:
     """What `elbo` found: float64 [B] in bits/dim, an upper bound on -log2 p(x_0)/d.
 
-    bits_per_dim = prior + diffusion + reconstruction (L_T, sum of L_t, L_0); std_error: of
-    bits_per_dim, from the noise drawn, and too large for a coarse chain of which all terms are
-    taken, whose means differ from step to step. log_prob: the same bound as nats, log p(x_0) >=
-    log_prob.
+    bits_per_dim = prior + diffusion + reconstruction (L_T, sum of L_t, L_0).
+
+    std_error: of bits_per_dim, from the noise drawn, and too large for a coarse chain of which all
+        terms are taken, whose means differ from step to step.
+    log_prob: the same bound as nats, log p(x_0) >= log_prob.
     times: float64 [K], rising; terms [B, K]: the diffusion by time, which add up to it; each L_t
-    where all were taken, else equal parts of lambda or of the chain, whose middle or end is named.
+        where all were taken, else equal parts of lambda or of the chain, whose middle or end is
+        named.
     form: 'discrete', 'continuous' or 'i-mmse'; with the last, prior is the Gaussian's -log2 p/d,
-    terms what is added to it, and reconstruction 0. convention: how levels were counted. nfe:
-    calls.
+        terms what is added to it, and reconstruction 0.
+    convention: how levels were counted.
+    nfe: calls.
     status: int64 [B], codes of `Status`.
     """
 

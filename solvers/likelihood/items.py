@@ -73,9 +73,14 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Items of `source` in a network's range.
+    """Items of `source` in a network's range, read a few at a time.
+
+    source: the data, not yet read.
+    range: (lo, hi) of what the network takes.
+    levels: where the data's levels lie; None: the data are floats.
     own: half the distance of the levels that the network was trained on, by which floats may exceed
-    its range; None: of a network of continuous data, any may come."""
+        the range; None: the network was trained on continuous data, and any float may come.
+    """
 
     source: Source
     range: tuple[float, float]
@@ -86,9 +91,13 @@ class Items:
     def of(
         cls, trained: Checkpoint, data: str | Path | None, convention: str, on_levels: bool
     ) -> Items:
-        """Of the data set that `stream` takes; None: what the network's training held out.
+        """The items of a data set for a trained network.
 
-        on_levels: floats are on the levels that the network was trained on, if it was on any.
+        trained: the checkpoint.
+        data: what `stream` takes; None: what the network's training held out.
+        convention: where levels lie, 'ends' or 'bins'.
+        on_levels: whether floats lie on the levels that the network was trained on, if it was on
+            any.
         Raises ValueError for another event shape, and levels under a network of continuous data.
         """
         source = unseen(trained) if data is None else stream(data)
@@ -141,8 +150,11 @@ class Items:
         return x if self.levels is None else self.levels.centres(x, dtype)
 
     def look(self, count: int, dtype: torch.dtype, advance: Callable[[], None]) -> Seen:
-        """All of the first items, a few at a time; advance() is called after each of them.
+        """Read the first `count` items, a few at a time, and keep a mark of each.
 
+        count: items.
+        dtype: of floats.
+        advance: called after each item.
         Raises what `read` raises, and ValueError for floats that lie on the levels that the network
         was trained on, where no dequantisation was chosen.
         """
@@ -179,8 +191,10 @@ class Items:
         return found.long()
 
     def law(self) -> Statistics | None:
-        """The Gaussian of the data and of the noise inside a level: mean, and full covariance up to
-        WIDEST components, else its diagonal; of up to LAW items. None of fewer than two items."""
+        """The Gaussian of at most LAW items, with the noise inside a level; None of fewer than two.
+
+        Its covariance is full up to WIDEST components, else diagonal.
+        """
         n, d = min(LAW, len(self)), self.source.read([0]).numel()
         if n < 2:
             return None

@@ -138,7 +138,10 @@ def path_error(nodes: Nodes, path: DensePath, bound: Tensor, variance: Tensor, m
     over the step otherwise than the m alone, which are right up to 2m - 1: the difference is what
     these miss, as far as the rate is smooth across steps. The rates are |r|^2/s^^2, which no probe
     touches, and d - tr dD/dx^ itself, of which counts what is beyond three standard errors of the
-    difference. variance: of the trace's estimate at each node, [R]; most: nodes a step at most.
+    difference.
+
+    variance: of the trace's estimate at each node, [R].
+    most: nodes a step at most.
     """
     place = torch.stack([nodes.sample, nodes.step])
     (sample, step), m = torch.unique_consecutive(place, dim=1, return_counts=True)

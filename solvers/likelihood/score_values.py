@@ -28,9 +28,10 @@ from .. import arguments
 class ScoreMatch:
     """Values of one form at x_t [B, *event]; float64 [B].
 
-    values: of each sample. probe_error: what the probes contribute to its standard error, 0 for
-    exact traces, nan for a single probe, which cannot tell. mean, std_error: over the samples, the
-    probes' noise included; of one sample std_error is nan.
+    values: of each sample.
+    probe_error: what the probes contribute to its standard error, 0 for exact traces, nan for a
+        single probe, which cannot tell.
+    mean, std_error: over the samples, the probes' noise included; of one sample std_error is nan.
     """
 
     values: Tensor

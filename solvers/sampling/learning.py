@@ -179,7 +179,8 @@ def learn(
 
     x, ends: [B, ...], starts at t_max and where the exact flow takes them at t_min.
     cond: conditions of these starts.
-    steps: of Adam, with a cosine rate from `rate`. batch: starts a step.
+    steps: of Adam, with a cosine rate from `rate`.
+    batch: starts a step.
     held_out: the share of the starts that is not learned from; the numbers that err least on them
         are kept, those that the table began with among them (early stopping).
     distance: (found, ends) -> [B]; by default the root mean square over an event.

@@ -93,7 +93,8 @@ class Tuned:
     table: the run, to be given to `sample` as its solver.
     choice: the unlearned table that errs least, in words.
     error: mean over starts that chose nothing, of the root mean square distance to the end of the
-        exact flow, over the standard deviation of these ends; half_width: its 95 % interval.
+        exact flow, over the standard deviation of these ends.
+    half_width: its 95 % interval.
     unlearned: the error of the choice, where a table was learned from it; else None.
     fine_error: how far the run that stands for the exact flow may itself be off, in the same unit.
     tried: errors of all candidates on the first starts, best first.
@@ -200,7 +201,8 @@ def tune(
     that had no part in it.
 
     model: a `Denoiser`, guided or not.
-    shape: (B, *event), as for `sample`; cond: the conditions of these B samples, used in turn.
+    shape: (B, *event), as for `sample`.
+    cond: the conditions of these B samples, used in turn.
     nfe: calls of the network that a run may make, >= 2.
     final: 't_min' or 'denoise' to have that end; None leaves it open.
     learn: learn the table's own numbers as well, see `learning`; on `starts` trajectories, in

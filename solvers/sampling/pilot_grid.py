@@ -27,9 +27,12 @@ from .sampler import Sampler
 class Equidistributed(RatioGrid):
     """Equal steps of a measured share: `share` of the nodes lie at or below `lam`, linear between.
 
-    lam: lambda, rising; share: rising from 0 to 1, one each. Plain numbers, so that the grid can be
-    kept (`dataclasses.asdict` goes to JSON) and laid again for any number of steps. Made by
-    `equidistributed`. Raises ValueError for sequences that do not rise or do not agree.
+    Made by `equidistributed`. It holds plain numbers, so that it can be kept (`dataclasses.asdict`
+    goes to JSON) and laid again for any number of steps.
+
+    lam: lambda, rising.
+    share: one number for each lambda, rising from 0 to 1.
+    Raises ValueError for sequences that do not rise or do not agree.
     """
 
     lam: tuple[float, ...]
@@ -68,8 +71,14 @@ def equidistributed(
     one product with the network's Jacobian at each. What a step adds to the error of the sample at
     the end (see `local_errors`, `contributions`; root mean square over the batch) grows as
     h^(order + 1), so nodes as dense as its power 1/(order + 1) make it the same for all (de Boor
-    1973). even: the share of the nodes that is spread evenly in lambda whatever was measured. The
-    same seed gives the same numbers.
+    1973).
+
+    model: the denoiser.
+    shape: (B, *event) of the pilot's batch.
+    order: of the method that the grid is for, 1..5.
+    pilot: steps of the pilot run.
+    even: share of the nodes in (0, 1] that is spread evenly in lambda whatever was measured.
+    seed: of the pilot's noise; the same seed gives the same grid.
     Raises ValueError for order outside 1..5, too few pilot steps, `even` outside (0, 1], or a
     network that autograd cannot see through; SolverError where the network returns NaN or Inf.
     """

@@ -60,7 +60,8 @@ def compose(
 ) -> Plan:
     """Fold `model`'s read-out at the tableau's times into its columns.
 
-    dtype: the state's. t_dtype: of the times that the network is told.
+    dtype: the state's.
+    t_dtype: of the times that the network is told.
     """
     frame = tableau.frame(model, device, dtype)
     state, data, noise = tableau.state.clone(), tableau.data.clone(), tableau.noise

@@ -30,17 +30,24 @@ def initial_states(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """States [B, ...] to start from at t (default t_max), for `sample(..., x_init=...)`.
+    """States [B, ...] to start from at t, for `sample(..., x_init=...)`.
 
         law None               N(0, sigma^2), what `sample` starts from itself
         law a Statistics       N(alpha m, alpha^2 C + sigma^2): the data's own mean and covariance
         law a GaussianMixture  the exact marginal sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2)
 
     N(0, sigma^2) lacks alpha m and alpha^2 C, which no solver makes up for: of DDPM's schedule
-    alpha(t_max) is 0.0064, of VE's 1. All three use one normal z a component, the same for
-    (seed, sample id) in every batch, and differ from sigma z by O(alpha). With a law the rotation
-    into its basis is a matrix product, whose last bits BLAS may round by the size of the batch.
-    Raises ValueError for a law of another event size.
+    alpha(t_max) is 0.0064, of VE's 1. All three use one normal z a component and differ from
+    sigma z by O(alpha). With a law the rotation into its basis is a matrix product, whose last bits
+    BLAS may round by the size of the batch.
+
+    process: of the model.
+    shape: (B, *event).
+    law: of the data, as above.
+    t: the time; default t_max.
+    seed, sample_ids: as for `sample`; the same pair gives the same z in every batch.
+    dtype, device: of the states.
+    Raises ValueError for a law of another event size, TypeError for another law.
     """
     shape = arguments.batch_shape("shape", shape)
     if law is not None and not isinstance(law, Statistics | GaussianMixture):
@@ -106,10 +113,15 @@ def jump_loss(
 
         Var[x_0 | x_t] = sigma^2/alpha dD/dx,
 
-    so this is sigma^2/alpha tr(dD/dx)/d, and its mean over states x [B, ...] at t (default: the
-    model's t_min) is the bias to expect; for data N(m, c) it is c sigma^2/(alpha^2 c + sigma^2).
-    `final='t_min'` has sigma^2 too much instead. probes: None takes the trace exactly (d
-    products with the Jacobian), a number that many random ones.
+    so this is sigma^2/alpha tr(dD/dx)/d. Its mean over states is the bias to expect; for data
+    N(m, c) it is c sigma^2/(alpha^2 c + sigma^2). `final='t_min'` has sigma^2 too much instead.
+
+    model: the denoiser.
+    x: states [B, ...] at t.
+    t: the time of the jump; default: the model's t_min.
+    probes: random products with the Jacobian that estimate the trace; None takes it exactly, by d.
+    seed: of the probes.
+    cond: the conditions of these samples.
     Raises ValueError for bad input, or a network that autograd cannot see through.
     """
     arguments.denoiser(model)

@@ -98,8 +98,12 @@ def network_input(x: Tensor, c_in: Tensor, dtype: torch.dtype) -> Tensor:
 class StepInfo(NamedTuple):
     """One row of a run, as a callback sees it.
 
-    row: its index. t: where the network was called. x [B, ...]: the new state. out: the network's
-    output. before, after: the states around it. readout: (skip, scale) of D = skip x + scale out.
+    row: its index.
+    t: where the network was called.
+    x [B, ...]: the new state.
+    out: the network's output.
+    before, after: the states around it.
+    readout: (skip, scale) of D = skip x + scale out.
     clip: the model's.
     """
 

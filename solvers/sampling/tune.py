@@ -68,11 +68,20 @@ def tune(
 ) -> dict[int, float]:
     """Fit a table for every number of calls; returns their held-out errors, in data std.
 
-    model: as `models.checkpoint.load` takes it (None: the digits); target: an exact one by name
-    instead. statistics: kinds that may be used, 'none' among them, or files that `statistics`
-    wrote; None tries all kinds where there are data. data: what they are taken of; None is what the
-    checkpoint was trained on. starts: trajectories, the last quarter held out. iterations:
-    optimiser steps; 0 keeps the choice itself. batch: starts a step. Writes `out`/learned-N.json.
+    out: the folder; the table of N calls is learned-N.json in it.
+    model: as `models.checkpoint.load` takes it; None: the digits.
+    target: the name of an exact target, in the place of a model.
+    nfe: numbers of network calls, each >= 2.
+    statistics: kinds that may be used, 'none' among them, or files that `statistics` wrote; None
+        tries all kinds where there are data.
+    data: what they are taken of; None: what the checkpoint was trained on.
+    starts: trajectories, >= 8, the last quarter held out; None: STARTS, or LARGE_STARTS for events
+        of more than SMALL_EVENT numbers.
+    iterations: optimiser steps, >= 0; 0 keeps the choice itself.
+    batch: starts a step, >= 1; None: BATCH, or LARGE_BATCH for such events.
+    seed: of the starts and the batches.
+    device: where the network runs.
+    progress: whether to show a bar.
     Raises ValueError for bad input, and FitError, after all were tried, for tables refused.
     """
     out = Path(out)
@@ -171,8 +180,10 @@ def _posed(
 
 
 def exact_starts(target: str, count: int, seed: int) -> Tensor:
-    """States of p_{t_max} of a target [count, *event] float64, other ones than a benchmark of any
-    small seed has."""
+    """States of p_{t_max} of a target, [count, *event] float64.
+
+    No benchmark of a small seed starts from the same ones.
+    """
     law = get_target(target)
     alpha, sigma = (float(f(law.process.t_max)) for f in (law.process.alpha, law.process.sigma))
     x0 = law.law.sample(count, seed=seed + APART)
@@ -186,9 +197,12 @@ def network_name(checkpoint: str | None) -> str:
 
 
 def training_data(loaded: Checkpoint, data: str | Path | None = None) -> Tensor | None:
-    """Events [M, *event] in the network's range, with their levels' width as noise: of `data`, or
-    of what the checkpoint was trained on, without what it held out; None where that is not
-    known."""
+    """Events [M, *event] in the network's range, with noise of their levels' width.
+
+    loaded: the checkpoint.
+    data: where they are read; None: what the checkpoint was trained on, without what it held out.
+    Returns None where the checkpoint does not say what that was.
+    """
     record = loaded.training
     if data is None and "data" not in record:
         return None
@@ -242,9 +256,14 @@ def statistics(
 ) -> Path:
     """Take the mean and covariance of a model's data and write them beside it; returns the file.
 
-    out: a file, or a folder for statistics.json in it; None is the checkpoint's own path with
-    .statistics.json for its ending. The file is a
-    solver: `sample(..., solver=learned.read(file, process))`, `undiffuse sample --solver file`.
+    The file is a solver: `sample(..., solver=tuning.read(file, process))`, or
+    `undiffuse sample --solver file`.
+
+    model: as `models.checkpoint.load` takes it; None: the digits.
+    data: what the statistics are taken of; None: what the checkpoint was trained on.
+    kind: of the covariance, as for `Statistics.of`.
+    out: a file, or a folder for statistics.json in it; None: the checkpoint's own path with
+        .statistics.json for its ending.
     Raises ValueError where there are no data or no place.
     """
     loaded = load_default() if model is None else load(model)

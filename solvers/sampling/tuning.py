@@ -37,7 +37,11 @@ class FitError(RunFailure):
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """learned: the table; before, after: held-out mean error of initialisation and result."""
+    """What `fit` found.
+
+    learned: the table.
+    before, after: held-out mean error of the initialisation and of the table.
+    """
 
     learned: Learned
     before: float
@@ -46,8 +50,13 @@ class Fit:
 
 @dataclass(frozen=True)
 class Choice:
-    """An initialisation: statistics by name, the points extrapolated through, a grid, and the ratio
-    sigma/alpha that the first call is made at (None: where the state is handed over)."""
+    """An initialisation of a fit.
+
+    statistics: by name; 'none' makes an ordinary table.
+    points: residuals that a step goes through.
+    grid: the name of the grid.
+    start: sigma/alpha of the first call; None: where the state is handed over.
+    """
 
     statistics: str = "none"
     points: int = 2
@@ -70,8 +79,12 @@ def initial(
 ) -> Learned:
     """The classical table of a choice, as a start for `fit`.
 
-    The grid's nodes are those from t_start to t_end, squeezed in lambda where the first call is
-    made later; the weights are those of `choice.points` points for the mean variance.
+    process: of the model.
+    t_start, t_end: between which the nodes lie, squeezed in lambda where the first call is later.
+    nfe: network calls.
+    stats: of the data; the weights are those of `choice.points` points for its mean variance.
+    choice: the initialisation.
+    Raises ValueError for a flow that starts in pure noise, where the choice has no start.
     """
     first = float(process.log_snr(t_start))
     if choice.start is not None:
@@ -100,10 +113,16 @@ def best_initial(
     statistics: dict[str, Statistics],
     progress: bool = False,
 ) -> tuple[Learned, Choice]:
-    """The choice that errs least on the starts x [B, ...], one coordinate changed at a time, twice.
+    """The choice that errs least on the starts, one coordinate changed at a time, twice.
 
-    statistics: what may be used, by name. Points, grids and starts are POINTS, SPACINGS, STARTS;
-    above a start the flow is the statistics' own, without any D = 0.
+    Tried are POINTS, SPACINGS and STARTS. Above a choice's start the flow is the statistics' own.
+
+    model: whose flow it is.
+    x, ends: [B, ...], where the flow starts and where it leads.
+    t_start, t_end: its times.
+    nfe: network calls.
+    statistics: what may be used, by name.
+    progress: whether to show a bar.
     """
     process = model.process
     pure = math.isinf(float(process.log_snr(t_start)))

@@ -117,7 +117,8 @@ class Butcher:
     def increments(self, f: Slopes, t: Tensor, xs: Sequence[Tensor], h: Tensor) -> list[Tensor]:
         """h sum_i b_i k_i of one step, for a system of tensors xs; gradients flow.
 
-        f: (t, xs) -> dxs/dt, tensors like xs. t: the step's start, a tensor of any shape.
+        f: (t, xs) -> dxs/dt, tensors like xs.
+        t: the step's start, a tensor of any shape.
         h: its size, of a shape that broadcasts to each of xs.
         """
         sizes = [h.to(x.device, x.dtype) for x in xs]

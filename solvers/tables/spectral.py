@@ -20,11 +20,17 @@ from .tableau import check_levels
 class SpectralTable:
     """A table over components: u_{i+1} = sum_k state[i,k] u_{i-k} + sum_h data[i,h] E_{i-h}.
 
-    u = Q^T (x - alpha m) and E = Q^T (D - m). times [N]; state [N, K, d]; data [N, H, d] float64;
-    entry [d] takes u from grid[0] to times[0] in closed form; grid: where it starts and ends.
-    Runs wherever a `Tableau` does: `sample(model, shape, solver=table)`. A sample is the same in
-    any batch up to the rounding of the products with Q, which a library may sum in another order
-    there.
+    Here u = Q^T (x - alpha m) and E = Q^T (D - m). It runs wherever a `Tableau` does:
+    `sample(model, shape, solver=table)`. A sample is the same in any batch up to the rounding of
+    the products with Q, which a library may sum in another order there.
+
+    process: of the model.
+    stats: mean m and basis Q of the data.
+    times: [N], where the network is called.
+    state, data: [N, K, d] and [N, H, d] float64, the coefficients above.
+    entry: [d], what takes u from grid[0] to times[0] in closed form.
+    grid: where the run starts and ends.
+    name: of the table.
     """
 
     process: Process
@@ -59,11 +65,12 @@ class SpectralTable:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Between a model's samples and the components that a spectral table acts on; all it holds is
-    on the device and in the state's type, so that a CUDA graph can capture it.
+    """Between a model's samples and the components that a spectral table acts on.
 
-    alpha [N + 2]: at grid[0], at every call, at grid[-1].
-    shift [N]: with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
+    All it holds is on the device and in the state's type, so that a CUDA graph can capture it.
+
+    alpha: [N + 2], at grid[0], at every call, at grid[-1].
+    shift: [N]; with D = skip x + scale out, E = skip u + scale Q^T (out + shift m).
     """
 
     stats: Statistics

@@ -57,10 +57,10 @@ class Tableau:
     """The coefficients of a whole sampling run; see the module's first lines for the equation.
 
     times: [N] float64, where row i calls the network; N is the number of network evaluations.
-    state: [N, K]; data: [N, H]; noise: [N, M] float64 coefficients (K, H >= 1, M >= 0).
+    state, data, noise: [N, K], [N, H], [N, M] float64 coefficients (K, H >= 1, M >= 0).
     draws: [N, M] int64, the draw index of each normal in the noise format, from 0 to 2^32 - 1.
-    entry: (a, c) with x_0 = a x_init + c z_0 before the first call, (1, 0) but for churn;
-        z_0 has draw index 0 and the rows' draws start at 1.
+    entry: (a, c) with x_0 = a x_init + c z_0 before the first call, (1, 0) but for churn; z_0 has
+        draw index 0 and the rows' draws start at 1.
     grid: the times that the solver was asked to step through: falling, or rising to run backwards.
     name, order (strong), weak_order: what the solver declares and the tests measure.
     levels: [N, 2] alpha and sigma at `times` of the process that the table was made for, or None

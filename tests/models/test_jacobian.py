@@ -123,8 +123,7 @@ def test_what_levels_remove_of_a_field_that_falls(shape):
 @pytest.mark.parametrize(("count", "least"), [(64, 1.0), (4, 1.1), (1, 1.2)])
 def test_forward_mode_would_multiply_no_less(count, least):
     """jvp against vjp on the shipped network, one pass for the values and all products vectorised
-    in
-    either: the multiplications that torch's own counter finds. They are as many for all 64 unit
+    in either: the multiplications that torch's own counter finds. They are as many for all 64 unit
     probes and more for one; `exact` and `products` go backward for that reason."""
     model = ud.load_default().denoiser
     x = torch.zeros(2, 1, 8, 8)
