@@ -127,13 +127,15 @@ def langevin_step(
 ) -> Tensor:
     """Unadjusted Langevin: x' = x + eps s + sqrt(2 eps) z, eps = 2 alpha (snr |z| / |s|)^2.
 
-    x, score [B, ...] floating. Give either snr or step_size (then eps = step_size, as in annealed
-    Langevin), each a number or a tensor [B]; alpha (a number or [B]) is 1 for VE and the step's
-    1 - beta for VP. norm: "sample" takes both norms of each sample alone; "batch" their means over
-    the batch, as score_sde does, and then a sample depends on its neighbours. z is normal of
-    (seed, sample_ids, draw, subdraw), purpose "corrector". A sample whose score is 0 stays put.
-    Returns x' in x's dtype. With snr no gradient flows. Raises ValueError unless exactly one of
-    snr and step_size is given, or for operands that do not fit.
+    x, score: [B, ...], floating. A sample whose score is 0 stays put.
+    snr: signal-to-noise ratio of the equation, a number or [B]; no gradient flows with it.
+    step_size: eps itself, a number or [B], as in annealed Langevin. Give this or snr.
+    alpha: a number or [B], 1 for VE and the step's 1 - beta for VP.
+    norm: 'sample' takes both norms of each sample alone; 'batch' takes their means over the batch,
+        as score_sde does, so that a sample depends on its neighbours.
+    seed, sample_ids, draw, subdraw: of z, as in `normal`; its purpose is "corrector".
+    Returns x' in x's dtype. Raises ValueError unless exactly one of snr and step_size is given, or
+    for operands that do not fit.
     Song et al., ICLR 2021, algorithms 4 and 5; Song & Ermon, NeurIPS 2019, algorithm 1.
     """
     check_operands(x, score=(score,))

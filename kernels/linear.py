@@ -34,7 +34,12 @@ from .streams import tag_of
 
 
 class LinearStep(NamedTuple):
-    """What a step returns: the state x', the data prediction D, the next network input."""
+    """What a step returns.
+
+    x: the state x'.
+    data: the data prediction D; None unless it was asked for.
+    x_in: the next network input; None unless it was asked for.
+    """
 
     x: Tensor
     data: Tensor | None

@@ -99,13 +99,19 @@ def runge_kutta_step(
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> RungeKuttaStep:
-    """x' = x + dt sum_i b_i k_i, and the norm of its error, sqrt(mean((err / scale)^2)) per sample.
+    """x' = x + dt sum_i b_i k_i, and its error sqrt(mean((err / scale)^2)) of each sample.
 
-    err = dt sum_i e_i k_i, scale = atol + rtol max(|x|, |x'|), the mean over one sample's elements.
-    x and the stages k_i [B, ...] floating; weights b and error e: S numbers each, or tensors [S];
-    dt: a number or a tensor [B]. A stage whose weights are all 0 is not read. Arithmetic is
-    float32 (float64 for float64 x); x' in x's dtype. No gradient flows.
-    Raises ValueError if the numbers of weights and stages differ.
+    Here err = dt sum_i e_i k_i and scale = atol + rtol max(|x|, |x'|); the mean is over the
+    elements of one sample. Arithmetic is float32 (float64 for float64 x). No gradient flows.
+
+    x: [B, ...], floating.
+    stages: the k_i, S tensors like x. One whose weights are all 0 is not read.
+    weights: b, S numbers or a tensor [S].
+    dt: a number or a tensor [B].
+    error: e, as weights; None: no error is found.
+    rtol, atol: tolerances of the norm.
+    Returns x' in x's dtype and the error's norm [B]. Raises ValueError if the numbers of weights
+    and stages differ.
     Hairer, Norsett & Wanner, "Solving ODEs I", II.4, eq. 4.11.
     """
     check_operands(x, stages=stages)

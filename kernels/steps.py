@@ -91,10 +91,12 @@ def ddpm_step(
         a  = abar_t / abar_s,   c^2 = (1 - a) (1 - abar_s) / (1 - abar_t)  "small", 1 - a  "large"
         or learned: log c^2 = (1 + v)/2 log large + (1 - v)/2 log small, v a tensor like x
 
-    x, noise (the predicted eps) [B, ...] floating; alpha_bar_t < alpha_bar_s <= 1: numbers or
-    tensors [B]. Without clip the mean is eq. 11 of the paper. z as in `euler_maruyama_step`. At
-    alpha_bar_s = 1 "small" returns D. Returns x' in x's dtype. Raises ValueError for another
-    variance or for numbers that do not satisfy 0 < alpha_bar_t < alpha_bar_s <= 1.
+    x, noise: the state and the predicted eps, [B, ...], floating.
+    alpha_bar_t, alpha_bar_s: numbers or tensors [B], 0 < alpha_bar_t < alpha_bar_s <= 1.
+    variance: 'small' (which returns D at alpha_bar_s = 1), 'large', or v in [-1, 1] like x.
+    clip: (low, high) that D is clamped to; without it the mean is eq. 11 of the paper.
+    seed, sample_ids, draw: of z, as in `euler_maruyama_step`.
+    Returns x' in x's dtype. Raises ValueError for another variance or other numbers.
     Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020, eq. 6, 7 and 11;
     Nichol & Dhariwal, "Improved DDPM", ICML 2021, eq. 15.
     """

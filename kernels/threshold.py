@@ -58,9 +58,11 @@ _threshold = dispatch.define(
 def dynamic_threshold(data: Tensor, ratio: float = 0.995, maximum: float = math.inf) -> Tensor:
     """clamp(D, -s, s) / s, s = max(1, ratio-quantile of |D|) per sample, at most `maximum`.
 
-    data [B, ...] floating, of any size; ratio in [0, 1], linear between order statistics as in
-    torch.quantile. Returns D's shape and dtype; arithmetic is float32 (float64 for float64).
-    Raises ValueError for a ratio outside [0, 1] or a maximum below 1. No gradient flows.
+    data: D, [B, ...], floating, of any size.
+    ratio: in [0, 1], linear between order statistics as in torch.quantile.
+    maximum: of s, >= 1.
+    Returns D's shape and dtype; arithmetic is float32 (float64 for float64). No gradient flows.
+    Raises ValueError for a ratio outside [0, 1] or a maximum below 1.
     Saharia et al., "Imagen", NeurIPS 2022, section 2.3.
     """
     check_operands(data)

@@ -121,8 +121,12 @@ class Levels:
 def dequantised(
     x: Tensor, spacing: float, seed: int | Tensor = 0, sample_ids: Tensor | None = None
 ) -> Tensor:
-    """x [B, *event] + U(-spacing/2, spacing/2), of a datum always the same; x where spacing is
-    0."""
+    """x + U(-spacing/2, spacing/2), of a datum always the same.
+
+    x: [B, *event].
+    spacing: distance of the levels; 0 leaves x as it is.
+    seed, sample_ids: as in `normal`.
+    """
     if not spacing:
         return x
     u = uniform(x.shape, seed, sample_ids, **DEQUANTIZE.at(), dtype=x.dtype, device=x.device)

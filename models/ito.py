@@ -31,8 +31,10 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ItoSDE:
-    """dX = drift(X, t) dt + diffusion(X, t) dB on [t_min, t_max]; see the first lines for shapes.
+    """dX = drift(X, t) dt + diffusion(X, t) dB on [t_min, t_max].
 
+    drift, diffusion: callables of (X, t); see the first lines for shapes.
+    t_min, t_max: the interval.
     Raises ValueError for an empty interval, and at the call for fields of another shape.
     """
 
@@ -164,7 +166,12 @@ def forward_sde(process: Process) -> ItoSDE:
 
 
 def ornstein_uhlenbeck(theta: Tensor, root: Tensor, t_max: float = 1.0) -> ItoSDE:
-    """dX = -theta X dt + root dB with matrices theta [d, d] and root [d, m]."""
+    """dX = -theta X dt + root dB on [0, t_max].
+
+    theta: matrix [d, d].
+    root: matrix [d, m].
+    t_max: end of the interval; default 1.
+    """
     return ItoSDE(lambda x, t: -x @ theta.T.to(x), lambda x, t: root.to(x), 0.0, t_max)
 
 

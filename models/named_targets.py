@@ -31,7 +31,13 @@ from .targets import GaussianMixture
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A law on R^event with the process that noises it. about: one line for the report."""
+    """A law on R^event with the process that noises it.
+
+    name: of the target.
+    law: of the data.
+    process: of the noise.
+    about: one line for the report.
+    """
 
     name: str
     law: GaussianMixture

@@ -233,9 +233,12 @@ def decoder_nll(
     spacing: float = 0.0,
     bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> Tensor:
-    """-log p(x_0) of N(mean, std^2), or of its mass on x_0's level of width `spacing`; nats.
+    """-log p(x_0) of N(mean, std^2), or of its mass on x_0's level, in nats (Ho et al. 2020, 13).
 
-    The lowest and highest levels of `bounds` take the whole tail (Ho et al. 2020, 13).
+    x_0, mean: of one shape.
+    std: the deviation.
+    spacing: distance of the levels; 0 takes the density.
+    bounds: the lowest and highest level, which take the whole tail.
     """
     z = (x_0 - mean) / std
     if spacing == 0:
@@ -260,8 +263,12 @@ def flat_decoder_nll(
 ) -> Tensor:
     """-log p(x_0 | noisy): softmax over all levels of -(noisy - level)^2/(2 std^2).
 
-    The decoder of Kingma et al. 2021, 12: a flat prior on the levels of `bounds`, `spacing` apart,
-    and noisy = x_t/alpha; no network is asked.
+    The decoder of Kingma et al. 2021, 12, with a flat prior on the levels. No network is asked.
+
+    x_0: data on the levels.
+    noisy: x_t/alpha.
+    std: sigma/alpha there.
+    spacing, bounds: distance of the levels, and the lowest and highest of them.
     """
     count = round((bounds[1] - bounds[0]) / spacing) + 1
     own = (noisy - x_0).square()

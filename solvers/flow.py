@@ -87,8 +87,12 @@ def probability_flow(
         odeint(probability_flow(model), x_T, torch.tensor([t_max, t_min]))      # samples
         odeint(probability_flow(model), x, torch.tensor([t_min, t_max]))        # encodes
 
-    t: a float or a scalar tensor (or [B], a time for each sample); x [B, *event] of any event
-    shape; the answer has x's shape and dtype. cond: keyword arguments for the network.
+    f takes t, a float or a tensor of no dimension or [B], and x [B, *event] of any event shape.
+    What it returns has x's shape and dtype.
+
+    model: a `Denoiser`.
+    cond: keyword arguments for the network.
+    t_min: where time starts, as for `log_prob`; a t outside [t_min, t_max] counts as its end.
     Raises TypeError for a model that is not a `Denoiser`; the callable raises ValueError at a
     time where the velocity cannot be read off what the network predicts.
     """
@@ -162,9 +166,11 @@ def reverse_sde(
         sde = reverse_sde(model, event_shape=(1, 28, 28))
         y = torchsde.sdeint(sde, y_0, torch.tensor(sde.span), dt=1e-2, method="euler")[-1]
 
-    torchsde integrates y [B, d]; event_shape restores the shape the network expects. cond:
-    keyword arguments for the network. Raises TypeError for a model that is not a `Denoiser`;
-    `f` raises ValueError at t_max of a flow, where g is infinite; `span` starts after it.
+    model: a `Denoiser`.
+    event_shape: the shape that the network expects of an event; torchsde integrates y [B, d].
+    cond: keyword arguments for the network.
+    Raises TypeError for a model that is not a `Denoiser`. `f` raises ValueError at t_max of a flow,
+    where g is infinite; `span` starts after it.
     """
     return ReverseSDE(model, event_shape, cond)
 

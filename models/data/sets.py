@@ -24,7 +24,14 @@ from .sources import Source
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Events x [N, *event] float32, their range (lo, hi), the spacing of their levels, labels."""
+    """A data set in memory.
+
+    x: events [N, *event] float32.
+    range: (lo, hi) of their numbers.
+    spacing: distance of their levels, 0 for continuous data.
+    labels: int64 [N], or None.
+    name: of the set.
+    """
 
     x: Tensor
     range: tuple[float, float]

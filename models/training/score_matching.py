@@ -108,9 +108,12 @@ def terms(
     sliced: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """1/2 ||s||^2 (or 1/2 (v . s)^2) + v^T (ds/dx) v for every probe, [K, B]; one row, with the
-    exact trace, for probes=0. dtype: of the sums, by default x's. Differentiable where gradients
-    are on.
+    """1/2 ||s||^2 + v^T (ds/dx) v for every probe v, [K, B]; differentiable where gradients are on.
+
+    score, x, seed, sample_ids: as in `implicit`.
+    probes: K; 0 makes one row with the exact trace.
+    sliced: 1/2 (v . s)^2 in the place of 1/2 ||s||^2.
+    dtype: of the sums, by default x's.
     """
     _events(x)
     as_seed(seed, x.device)

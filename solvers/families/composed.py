@@ -253,6 +253,10 @@ def analytical_first_step(tableau: Tableau, process: Process, variance: float = 
     becomes part of the table's entry, and later rows that look back at x_0 or D_0 look at x_1.
     What is saved is a call, what is lost is accuracy where D is not yet linear: order 1 at most.
     Tables of second order gain by it at few calls; those of high order extrapolate its error.
+
+    tableau: the table.
+    process: that it was made for.
+    variance: c of the data, >= 0.
     Raises ValueError for a table of one row, variance < 0, a first row with two normals, or one
     that forgets x_0 (alpha = 0, all noise) while later rows need it.
     """

@@ -72,8 +72,16 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
 
 
 class Augmented(NamedTuple):
-    """latent: x at t_max. change: log p(x) - log prior(latent), [B] float64. std_error: [B].
-    path_error: estimate of the solver's own error of log p, nats [B], nan if torchdiffeq's."""
+    """What one ODE of x and log p found.
+
+    latent: x at t_max.
+    change: log p(x) - log prior(latent), [B] float64.
+    std_error: [B], of the probes.
+    path_error: [B], estimate of the solver's own error of log p, nats; nan if torchdiffeq's.
+    forwards, products: [B], network evaluations and Jacobian products.
+    rejected: [B], rejected steps.
+    status: int64 [B], codes of `Status`.
+    """
 
     latent: Tensor
     change: Tensor

@@ -132,8 +132,12 @@ def interpolate(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """[sin((1-w) angle) a + sin(w angle) b]/sin(angle), the angle between a and b of each sample
-    (Shoemake 1985): between Gaussian latents it keeps their norm, which their mean does not.
+    """[sin((1-w) angle) a + sin(w angle) b]/sin(angle), the angle being that of a and b.
+
+    Shoemake 1985. Between Gaussian latents it keeps their norm, which their mean does not.
+
+    a, b: [B, ...], each sample with an angle of its own.
+    weight: w, 0 at a and 1 at b.
     """
     flat_a, flat_b = a.double().flatten(1), b.double().flatten(1)
     dot = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1)).clamp(min=1e-300)

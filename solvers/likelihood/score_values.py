@@ -59,8 +59,13 @@ def fisher_divergence(
     t: float | Tensor,
     cond: dict[str, Any] | None = None,
 ) -> ScoreMatch:
-    """|s(x, t) - score(x, t)|^2/2 of each x_t [B, *event]; t is a float or [B].
+    """|s(x, t) - score(x, t)|^2/2 of each x_t.
 
+    model: a `Denoiser`, whose score is s.
+    score: a callable (x, t), the score that it is held against.
+    x: [B, *event], states at t.
+    t: a float or [B].
+    cond: conditions of the network.
     Raises ValueError for a score of another shape, and times that are not the process's.
     """
     times = _times(model, x, t)

@@ -205,11 +205,15 @@ def tune(
     cond: the conditions of these B samples, used in turn.
     nfe: calls of the network that a run may make, >= 2.
     final: 't_min' or 'denoise' to have that end; None leaves it open.
-    learn: learn the table's own numbers as well, see `learning`; on `starts` trajectories, in
-        `steps` steps of Adam. What does not err less on starts never learned from is not kept.
+    learn: learn the table's own numbers as well, see `learning`. What does not err less on starts
+        never learned from is not kept.
+    starts: trajectories that are learned from, >= 8.
+    steps: of Adam.
     distance: (found, exact) -> [B], what learning minimises; by default the root mean square.
     calls: of a batch, that trying candidates may take, some hundred at least.
     seed: of the pilot's noise, which is that of no sample of `sample`.
+    device: where the pilot runs.
+    progress: whether to show a bar.
 
     Returns a `Tuned`; `sample(model, shape, tuned)` runs it. Raises ValueError for bad arguments,
     RunFailure where the network is not finite on a fine run.

@@ -125,8 +125,13 @@ class StepInfo(NamedTuple):
 
 
 class Result(NamedTuple):
-    """x [B, ...]; nfe: network calls, of which guidance makes several at each of the float64 times
-    [N]; status int64 [B]: codes of `Status`."""
+    """What a run returns where all of it is asked for.
+
+    x: [B, ...], the samples.
+    nfe: network calls, of which guidance makes several at each time.
+    times: float64 [N], where the network was called.
+    status: int64 [B], codes of `Status`.
+    """
 
     x: Tensor
     nfe: int

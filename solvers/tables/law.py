@@ -63,6 +63,8 @@ def response(
     """x_N as coefficients on (1, x_init, z_0, z of each draw > 0 in order), [d, 3 + draws].
 
     Found backwards: `pull` [N + 1, d] is dx_N/dx_i, so the cost grows as the rows.
+
+    tableau, process, mean, var: as for `gaussian_law`.
     """
     m, c = _pair(mean, var)
     alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)
@@ -103,6 +105,11 @@ def _pair(mean: float | Tensor, var: float | Tensor) -> tuple[Tensor, Tensor]:
 
 
 def marginal(process: Process, t: float | Tensor, mean: Tensor, var: Tensor) -> Law:
-    """The exact law of x_t: N(alpha m, alpha^2 c + sigma^2)."""
+    """The exact law of x_t: N(alpha m, alpha^2 c + sigma^2).
+
+    process: of the noise.
+    t: the time.
+    mean, var: m and c of the data, [d] float64.
+    """
     alpha, sigma = process.alpha(t), process.sigma(t)
     return Law(alpha * mean, alpha.square() * var + sigma.square())
