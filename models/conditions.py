@@ -66,6 +66,20 @@ def check(cond: Any, batch: int, name: str = "cond") -> None:
     walk(leaf, cond, name)
 
 
+def refuse_rows(cond: Any, name: str = "cond") -> None:
+    """Raise ValueError for a leaf that is longer than 1 and not marked, naming its path."""
+
+    def leaf(value: Any, path: str) -> Any:
+        if _has_rows(value) and len(value) != 1:
+            raise InvalidValue(
+                f"{path} of the Denoiser has length {len(value)}, which may be the samples' rows or "
+                "the same for all: hand rows to the call, cond={...}, or mark it, ud.shared(...)"
+            )
+        return value
+
+    walk(leaf, cond, name)
+
+
 def named(cond: Any) -> dict[str, Any]:
     """`cond` as a dict; None is none. Raises TypeError for what is no mapping of names."""
     if cond is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,8 @@ class Denoiser:
     clip: optional (lo, hi), finite: D is clamped to it at every step. Off by default, since it
         changes the law; for pixel networks (-1, 1) is customary.
     cond: conditions handed to every call (a call's own `cond` wins); see `models.conditions`.
+        They are the same for all samples: what has rows goes to the call, `cond={...}`, and is
+        refused here where samples are taken apart, unless it is marked, `ud.shared(...)`.
 
     Raises TypeError or ValueError for what does not fit, by name. Calls raise ValueError where a
     read-out does not exist, and for times outside [0, t_max].
@@ -58,6 +60,7 @@ class Denoiser:
     clip: tuple[float, float] | None = None
     cond: dict[str, Any] = field(default_factory=dict, repr=False)
     _seen: Seen = field(init=False, repr=False, default_factory=Seen)
+    _told: bool = field(init=False, repr=False, default=False)  # whether cond came with a batch
 
     def __post_init__(self) -> None:
         if not callable(self.net) or isinstance(self.net, type):
@@ -127,8 +130,23 @@ class Denoiser:
         return found
 
     def told(self, cond: dict[str, Any] | None, batch: int) -> Denoiser:
-        """The same denoiser with these conditions as its own, checked as `given` does."""
-        return self._with(cond=self.given(cond, batch))
+        """The denoiser for a batch that is taken apart: these conditions are now its own.
+
+        Checked as `given` does. Raises ValueError for a condition that was the denoiser's own and is
+        longer than 1: nobody said whether it has the samples' rows.
+        """
+        found = self.given(cond, batch)
+        self.refuse_rows(conditions.named(cond))
+        return self._with(cond=found, _told=True)
+
+    def refuse_rows(self, handed: Container[str] = ()) -> None:
+        """Raise ValueError for conditions of its own, other than those `handed`, that have rows."""
+        if not self._told:
+            own = {key: part for key, part in self.cond.items() if key not in handed}
+            conditions.refuse_rows(own)
+        if isinstance(self.net, Combination):
+            for model in self.net.models:
+                model.refuse_rows(handed)
 
     def rows(self, index: Tensor, batch: int) -> Denoiser:
         """The denoiser of the samples `index` (int64 [n]) of a batch, with their rows alone."""

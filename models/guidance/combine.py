@@ -119,10 +119,16 @@ class ClassifierFree(Scaled):
 
     def pair(self, cond: dict[str, Any], batch: int) -> dict[str, Any] | None:
         """The conditions of one call for both, 2 batch rows; None where they cannot be joined."""
-        try:
-            return conditions.joined(cond, self.without(cond), batch) if self.batched else None
-        except conditions.CannotJoin:
+        if not self.batched:
             return None
+        try:
+            self.models[0].refuse_rows([k for k, v in cond.items() if v is not self._own(k)])
+            return conditions.joined(cond, self.without(cond), batch)
+        except (conditions.CannotJoin, InvalidValue):
+            return None
+
+    def _own(self, key: str) -> Any:
+        return self.models[0].cond.get(key)
 
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None

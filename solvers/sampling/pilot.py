@@ -232,7 +232,7 @@ def tune(
     )
     x = z * float(model.process.sigma(model.process.t_max))
     turns = torch.arange(count) % batch
-    known = conditions.rows({**model.cond, **conditions.named(cond)}, turns, batch)
+    known = conditions.rows(model.told(cond, batch).cond, turns, batch)
     pilot = Pilot(model, x, known)
     few, more = slice(0, FEW), slice(FEW, FEW + MORE)
     unseen = slice(FEW + MORE, FEW + 2 * MORE)
@@ -337,8 +337,7 @@ def auto(
     batch, *event = arguments.batch_shape("shape", shape)
     process, ids = model.process, torch.arange(OTHERS, OTHERS + 2)
     x = normal((2, *event), 0, ids, purpose="initial", device=device_of(model))
-    known = {**model.cond, **conditions.named(cond)}
-    known = conditions.rows(known, torch.arange(2) % batch, batch)
+    known = conditions.rows(model.told(cond, batch).cond, torch.arange(2) % batch, batch)
     said = []
     for share in (0.0, 0.5, 1.0):
         t = process.t_max + share * (model.t_min - process.t_max)

@@ -129,3 +129,43 @@ def test_a_context_that_all_samples_look_at_is_marked():
     model = ud.Denoiser(attend, process, cond={"ctx": ud.shared(context)})
     eight, seven = (ud.log_prob(model, x[:n]).log_prob for n in (8, 7))
     assert (eight[:7] - seven).abs().max() < 1e-4
+
+
+def test_an_unmarked_condition_of_the_denoiser_is_no_guess():
+    """As long as the batch by chance: refused by name where samples are taken apart, before a call."""
+    calls = []
+
+    def net(x, t, ctx=None):
+        calls.append(len(x))
+        return 0.1 * x
+
+    x, model = torch.zeros(4, 3), ud.Denoiser(net, ud.VP(), cond={"ctx": {"of": ROWS}})
+    guided = ud.guidance.cfg(model, 2.0, uncond={"ctx": None})
+    for m in (model, guided, ud.guidance.autoguidance(ud.Denoiser(net, ud.VP()), model, 2.0)):
+        for call in (
+            lambda m=m: ud.log_prob(m, x),
+            lambda m=m: ud.encode(m, x),
+            lambda m=m: ud.decode(m, x),
+            lambda m=m: ud.solvers.sample_ode_adaptively(m, (4, 3)),
+            lambda m=m: ud.solvers.sample_sde_adaptively(m, (4, 3)),
+            lambda m=m: ud.tune(m, (4, 3), 5),
+        ):
+            with pytest.raises(ValueError, match=r"cond\['ctx'\]\['of'\] of the Denoiser"):
+                call()
+    assert not calls
+    handed = ud.log_prob(model, x, cond={"ctx": ROWS}).log_prob  # the call's own are rows
+    assert torch.equal(handed, ud.log_prob(ud.Denoiser(net, ud.VP()), x).log_prob)
+
+
+def test_guidance_joins_no_unmarked_condition_of_the_denoiser():
+    """Twice a context of the batch's length in one call would be looked at by both halves."""
+
+    def attend(x, t, ctx):
+        return torch.softmax(x @ ctx.T, 1) @ ctx
+
+    none = {"ctx": torch.zeros(4, 3)}
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    model = ud.Denoiser(attend, ud.VP(), cond={"ctx": ROWS})
+    one = ud.guidance.cfg(model, 2.0, uncond=none)(x, 0.5)
+    two = ud.guidance.cfg(model, 2.0, uncond=none, batched=False)(x, 0.5)
+    assert torch.equal(one, two)
