@@ -110,7 +110,7 @@ def as_seed(seed: int | Tensor | Sequence[int], device: torch.device | str) -> T
             raise InvalidValue(
                 f"seed must be an int or integers [B]; got shape {list(seeds.shape)}"
             )
-        return seeds.to(device).reshape(-1)
+        return _onto("seed", seeds, device).reshape(-1)
     number = whole("seed", seed, -(2**63), 2**64)
     number -= 2**64 if number >= 2**63 else 0
     return torch.full((1,), number, dtype=torch.int64, device=device)
@@ -133,7 +133,14 @@ def as_sample_ids(
             f"sample_ids must have shape [{batch}], one per sample; got {list(ids.shape)}"
         )
     check_field("sample_ids", ids, 48)
-    return ids.to(device)
+    return _onto("sample_ids", ids, device)
+
+
+def _onto(name: str, values: Tensor, device: torch.device | str) -> Tensor:
+    """values.to(device), where there are values."""
+    if values.is_meta and torch.device(device).type != "meta":
+        raise InvalidValue(f"{name} is on the device 'meta', which holds no numbers")
+    return values.to(device)
 
 
 def ids_or_places(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import warnings
@@ -81,6 +82,7 @@ def _eagerly(x_in: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KINDS = {"float64": "double", "float32": "float", "bfloat16": "bfloat16", "float16": "half"}
 
 
@@ -91,6 +93,7 @@ def _ask(net: Callable[..., Any], x: Tensor, t: Tensor, cond: dict[str, Any]) ->
     except TypeError as error:
         clash = re.search(r"multiple values for argument '(\w+)'", str(error))
         if clash is None or clash[1] not in cond:
+            _say_what_it_takes(net, x, t, cond, error)
             raise
         raise InvalidType(
             f"cond[{clash[1]!r}] has the name under which the network takes x or t, its first two "
@@ -110,6 +113,24 @@ def _ask(net: Callable[..., Any], x: Tensor, t: Tensor, cond: dict[str, Any]) ->
         ) from error
 
 
+def _say_what_it_takes(
+    net: Callable[..., Any], x: Tensor, t: Tensor, cond: dict[str, Any], error: TypeError
+) -> None:
+    """Raise InvalidType where the network's arguments cannot be (x, t, **cond)."""
+    try:
+        taken = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):  # builtins do not say
+        return
+    try:
+        taken.bind(x, t, **cond)
+    except TypeError as reason:
+        names = "".join(f", {name}=..." for name in cond)
+        raise InvalidType(
+            f"net is called as net(x, t{names}), but takes {taken}: {reason}. Hand in a function that "
+            "takes these, or other names in cond"
+        ) from error
+
+
 def _checked(out: Any, x: Tensor) -> Tensor:
     """`out` if it is one floating tensor of x's shape, on x's device."""
     if not isinstance(out, Tensor):
@@ -124,8 +145,12 @@ def _checked(out: Any, x: Tensor) -> Tensor:
         raise InvalidValue(
             f"net must return the shape of its input {tuple(x.shape)}; got {tuple(out.shape)}"
         )
-    if not out.is_floating_point():
-        raise InvalidType(f"net must return floating numbers; got {out.dtype}")
+    if out.dtype not in FLOATING or out.layout != torch.strided:
+        layout = "" if out.layout == torch.strided else f", {out.layout}"
+        raise InvalidType(
+            "net must return a dense tensor, float16, bfloat16, float32 or float64, of floating "
+            f"numbers; got {out.dtype}{layout}"
+        )
     if out.device != x.device:
         raise InvalidValue(
             f"net must return its output on x's device, {x.device}; got one on {out.device}"

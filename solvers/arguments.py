@@ -13,6 +13,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -225,7 +226,7 @@ def seed_of(value: Any, batch: int, device: torch.device | str) -> int | Tensor:
     """A seed for all samples (int) or one each (int64 [B] on the device)."""
     made = as_seed(value, device)
     check_batch("seed", made, batch)
-    return made if isinstance(value, Tensor) else operator.index(value)
+    return operator.index(value) if isinstance(value, int | np.integer) else made
 
 
 def seeds_of(seed: int | Tensor, rows: Tensor) -> int | Tensor:

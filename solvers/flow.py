@@ -60,6 +60,11 @@ def start_time(
     if t_min is None:
         free = process.closed_form and model.time != "index"
         if not free:
+            if model.t_min >= process.t_max:
+                raise InvalidValue(
+                    f"{process} and steps={model.steps} leave one time only, t={process.t_max:g}: "
+                    "likelihood needs a process of two steps at least"
+                )
             return model.t_min
         sharpest = process.inverse_log_snr(
             torch.tensor(-math.log(SHARPEST), dtype=torch.float64, device="cpu")

@@ -119,6 +119,14 @@ NEUTRAL = {
 }
 """Keys that do change the network's meaning, with the value at which they do not: any class may
 hold them so."""
+NAMELESS = frozenset(
+    [
+        "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "flow_shift",
+        "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "sample_max_value",
+        "steps_offset", "thresholding", "timestep_spacing", "use_flow_sigmas", "variance_type",
+    ]
+)  # fmt: skip
+"""Keys of DDPMScheduler beside its betas: a configuration of these alone may leave out its class."""
 PREDICTIONS = {
     "epsilon": "noise",
     "sample": "data",
@@ -141,7 +149,7 @@ def read_scheduler(scheduler: Any) -> Reading:
     """What the network of a diffusers scheduler was trained on.
 
     scheduler: the object, its configuration, or the dict of its scheduler_config.json. A dict that
-        does not name its class by '_class_name' is read as DDPMScheduler's.
+        does not name its class by '_class_name' is read as DDPMScheduler's if it may be.
 
     Raises ValueError for a class or key that is not known or has no counterpart here, and for
     values that are none, naming them; TypeError for what is no scheduler.
@@ -166,7 +174,37 @@ def read_scheduler(scheduler: Any) -> Reading:
             f"{key}={value!r} of a {name} is not known, and may change what the network means; "
             f"take it out of the configuration, or {REMEDY}"
         )
-    return known.read(name, {**known.keys, **{k: given[k] for k in known.keys if k in given}})
+    if isinstance(scheduler, Mapping) and not scheduler.get("_class_name"):
+        _refuse_nameless(config)
+    reading = known.read(name, {**known.keys, **{k: given[k] for k in known.keys if k in given}})
+    _check_table(scheduler, reading.process)
+    return reading
+
+
+def _refuse_nameless(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a configuration without a name that need not be one of betas."""
+    given = {k for k in config if not k.startswith("_")}
+    told = given & {"beta_start", "beta_end", "beta_schedule"} or config.get("trained_betas")
+    if not told and (others := given - NAMELESS):
+        raise InvalidValue(
+            f"the configuration has {', '.join(sorted(others))} and does not name its class: hand in "
+            "the scheduler itself, or add '_class_name', e.g. 'FlowMatchEulerDiscreteScheduler'"
+        )
+
+
+def _check_table(scheduler: Any, process: Process) -> None:
+    """Raise ValueError for an object whose table was changed after it was made."""
+    bar = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(bar, Tensor) or not isinstance(process, TabledVP):
+        return
+    t = torch.arange(1, len(process.betas) + 1, dtype=torch.float64, device="cpu")
+    read, bar = process.alpha(t / len(process.betas)).square(), bar.to("cpu", torch.float64)
+    if bar.shape != read.shape or not torch.allclose(bar, read, rtol=1e-2, atol=1e-5):
+        raise InvalidValue(
+            f"alphas_cumprod of this {type(scheduler).__name__} is not what its configuration says; "
+            "make it with trained_betas=..., or pass process=VP.from_alphas_cumprod(...) and predicts= "
+            "to from_diffusers instead"
+        )
 
 
 def _name_and_config(scheduler: Any) -> tuple[str, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -173,8 +174,12 @@ def _vector(name: str, values: Any) -> Tensor:
     """Numbers in a row, as float64 on the host. Raises TypeError or ValueError for others."""
     try:
         tensors = hasattr(values, "dtype") or any(isinstance(v, complex) for v in values)
+        if isinstance(values, np.ndarray):
+            values = values.copy()  # torch takes no negative strides
         found = torch.as_tensor(values, dtype=None if tensors else torch.float64)
         if found.is_complex() or found.dtype == torch.bool:
+            raise TypeError
+        if found.layout != torch.strided:
             raise TypeError
         found = found.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):

@@ -62,8 +62,8 @@ class Relay(Solver):
             raise InvalidValue(f"few must be a whole number >= 0; got {self.few}")
 
     def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
-        ends = process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
-        noisiest, cleanest = torch.exp(-ends).tolist()
+        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
+        noisiest, cleanest = torch.exp(-process.log_snr(ends)).tolist()
         short = 1 < steps <= self.few
         final = "t_min" if short and cleanest <= CLEAN else "denoise"
         if short and noisiest > self.noisy:

@@ -63,11 +63,13 @@ class FreeTable:
             raise InvalidValue(
                 f"grid must have two steps or more from noise to an end with sigma > 0; got {grid}"
             )
-        mix = torch.zeros(len(grid) - 1, len(grid) - 1, dtype=torch.float64)
+        mix = torch.zeros(len(grid) - 1, len(grid) - 1, dtype=torch.float64, device="cpu")
         for i, row in enumerate(mix):
             weights = ADAMS[min(points, i + 1)]
-            row[i + 1 - len(weights) : i + 1] = torch.tensor(weights[::-1], dtype=torch.float64)
-        told = torch.zeros(len(body) - 1, dtype=torch.float64)
+            row[i + 1 - len(weights) : i + 1] = torch.tensor(
+                weights[::-1], dtype=torch.float64, device="cpu"
+            )
+        told = torch.zeros(len(body) - 1, dtype=torch.float64, device="cpu")
         ends = (float(grid[0]), float(grid[-1]))
         return cls(process, ends, body[:1].clone(), torch.diff(body).log(), told, mix, spared)
 
@@ -138,10 +140,12 @@ class FreeTable:
         with torch.no_grad():
             times, state, data, entry = self.columns()
         none = times.new_zeros(len(times), 0)
-        grid = torch.tensor([*self.ends], dtype=torch.float64)
+        grid = torch.tensor([*self.ends], dtype=torch.float64, device="cpu")
         inner = times[1:] if float(times[0]) == self.ends[0] else times
         grid = torch.cat([grid[:1], inner.clamp(self.ends[1], self.ends[0]), grid[1:]])
-        falls = torch.as_tensor(sorted(set(grid.tolist()), reverse=True), dtype=torch.float64)
+        falls = torch.as_tensor(
+            sorted(set(grid.tolist()), reverse=True), dtype=torch.float64, device="cpu"
+        )
         return Tableau(
             times, state, data, none, none.long(), falls, (float(entry), 0.0), name
         ).trimmed()
@@ -155,7 +159,7 @@ def _below(first: Tensor, rest: Tensor) -> Tensor:
 
 def _back(matrix: Tensor) -> Tensor:
     """Columns by call -> by how many calls ago: [i, h] is [i, i - h]."""
-    i = torch.arange(len(matrix))
+    i = torch.arange(len(matrix), device="cpu")
     ago = i[:, None] - i
     return torch.where(ago >= 0, matrix.gather(1, ago.clamp(min=0)), 0.0)
 
@@ -201,7 +205,7 @@ def learn(
 
     def unseen() -> float:
         with torch.no_grad():
-            off = float(run(torch.arange(count, len(x))).mean())
+            off = float(run(torch.arange(count, len(x), device="cpu")).mean())
         return off if math.isfinite(off) else math.inf
 
     before = least = unseen()
@@ -209,7 +213,7 @@ def learn(
     adam = torch.optim.Adam(table.free, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for i in track(range(steps), "learning", steps, progress):
-        chosen = torch.randint(count, (min(batch, count),), generator=generator)
+        chosen = torch.randint(count, (min(batch, count),), generator=generator, device="cpu")
         loss = run(chosen).mean().log()
         adam.zero_grad()
         loss.backward(inputs=table.free)  # type: ignore[no-untyped-call]

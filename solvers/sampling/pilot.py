@@ -161,7 +161,7 @@ class Pilot:
 
     def run(self, table: Tableau, rows: slice) -> Tensor:
         """The ends that a table takes these starts to."""
-        index = torch.arange(len(self.x))[rows]
+        index = torch.arange(len(self.x), device="cpu")[rows]
         cond, x = conditions.rows(self.cond, index, len(self.x)), self.x[rows]
         self.calls += table.nfe * self.model.calls
         with torch.no_grad():
@@ -227,11 +227,10 @@ def tune(
         arguments.choice("final", final, ("t_min", "denoise"))
     count = FEW + MORE + MORE + (starts if learn else 0)
     place = device_of(model) if device is None else device
-    z = normal(
-        (count, *event), seed, torch.arange(OTHERS, OTHERS + count), purpose="initial", device=place
-    )
+    ids = torch.arange(OTHERS, OTHERS + count, device="cpu")
+    z = normal((count, *event), seed, ids, purpose="initial", device=place)
     x = z * float(model.process.sigma(model.process.t_max))
-    turns = torch.arange(count) % batch
+    turns = torch.arange(count, device="cpu") % batch
     known = conditions.rows(model.told(cond, batch).cond, turns, batch)
     pilot = Pilot(model, x, known)
     few, more = slice(0, FEW), slice(FEW, FEW + MORE)
@@ -291,7 +290,7 @@ def _learned(
     """The table that learning makes of a choice's grid; of the two orders, that which errs less."""
     model = pilot.model
     t = times(choice.grid, model.process, nfe + choice.spared, "t_min", model.t_min)
-    index = torch.arange(len(pilot.x))[rows]
+    index = torch.arange(len(pilot.x), device="cpu")[rows]
     cond = conditions.rows(pilot.cond, index, len(pilot.x))
     x, ends = pilot.x[rows], pilot.goals["t_min"][rows]
     made = {}
@@ -335,9 +334,10 @@ def auto(
     """
     arguments.denoiser(model)
     batch, *event = arguments.batch_shape("shape", shape)
-    process, ids = model.process, torch.arange(OTHERS, OTHERS + 2)
+    process, ids = model.process, torch.arange(OTHERS, OTHERS + 2, device="cpu")
     x = normal((2, *event), 0, ids, purpose="initial", device=device_of(model))
-    known = conditions.rows(model.told(cond, batch).cond, torch.arange(2) % batch, batch)
+    turns = torch.arange(2, device="cpu") % batch
+    known = conditions.rows(model.told(cond, batch).cond, turns, batch)
     said = []
     for share in (0.0, 0.5, 1.0):
         t = process.t_max + share * (model.t_min - process.t_max)

@@ -233,10 +233,11 @@ class Blend(Grid):
             raise InvalidValue(f"pure must be a ratio > 0; got {self.pure}")
 
     def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
-        first, last = process.log_snr(torch.tensor([t_max, t_min], dtype=torch.float64)).tolist()
+        ends = torch.tensor([t_max, t_min], dtype=torch.float64, device="cpu")
+        first, last = process.log_snr(ends).tolist()
         if self.pure is not None or first == -math.inf or n <= FEW + 2:
             first = max(first, -math.log(self.pure or PURE))
-        fine = torch.linspace(0, 1, 4097, dtype=torch.float64)
+        fine = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
         by_lam = process.inverse_log_snr(first + fine * (last - first))
         t = torch.cat([t_max + fine * (t_min - t_max), by_lam]).clamp(t_min, t_max)
         t = torch.from_numpy(np.unique(t.numpy())[::-1].copy())  # falling

@@ -47,6 +47,14 @@ REFUSED = {
         lambda: K.linear_step(X, X, TABLE.to("meta"), ROW),
         "table must be on",
     ),
+    "normal(meta ids)": (
+        lambda: K.normal((1, 2), 0, torch.zeros(1, dtype=torch.int64, device="meta"), device="cpu"),
+        "sample_ids is on the device 'meta'",
+    ),
+    "normal(meta seed)": (
+        lambda: K.normal((1, 2), torch.zeros(1, dtype=torch.int64, device="meta"), device="cpu"),
+        "seed is on the device 'meta'",
+    ),
     "linear_step(meta out)": (lambda: K.linear_step(X, X.to("meta"), TABLE, ROW), "out must be on"),
     "euler_maruyama_step(x=None)": (
         lambda: K.euler_maruyama_step(None, X, -0.5, 1.0, dt=0.1),

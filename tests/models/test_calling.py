@@ -276,3 +276,20 @@ def test_a_compiled_network_is_the_same_function(options):
     compiled(x.clone().requires_grad_(), torch.ones(3))  # compiled before it was handed over
     got = ud.log_prob(ud.Denoiser(compiled, ud.VP()), x, **options).log_prob
     torch.testing.assert_close(got, want, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (lambda x: x, "takes .x.: too many positional"),
+        (lambda *, x, t: x, "too many positional"),
+        (lambda x, t, y: x, "missing a required argument: 'y'"),
+        (lambda x, t: x.to_sparse(), "dense tensor.*sparse_coo"),
+        (lambda x, t: x.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    ],
+)
+def test_what_cannot_be_called_or_used_is_said_in_our_words(net, words):
+    model = ud.Denoiser(net, ud.VP())
+    for call in (lambda: model(torch.zeros(2, 2), 0.5), lambda: ud.encode(model, torch.zeros(2, 2))):
+        with pytest.raises(ud.UndiffuseError, match=words):
+            call()

@@ -457,3 +457,19 @@ def test_dicts_of_outputs_and_nested_conditions():
     assert torch.equal(model.noise(X, 0.5, added_cond_kwargs={"scale": 2.0}, return_dict=False), X)
     with pytest.raises(TypeError, match="must return a tensor.*got dict of pred.*Wrapped"):
         adapters.from_diffusers(lambda x, t: {"pred": x}, {})(X, 0.5)
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "IPNDMScheduler"])
+def test_a_configuration_that_need_not_be_of_betas_names_its_class(name):
+    """`scheduler.config` holds no class: a flow's would be read as linear betas, epsilon."""
+    scheduler = CLASSES[name]()
+    with pytest.raises(ValueError, match="does not name its class"):
+        adapters.read_scheduler(scheduler.config)
+    assert adapters.read_scheduler({"prediction_type": "sample"}).predicts == "data"
+
+
+def test_a_table_that_was_changed_by_hand_is_refused():
+    scheduler = CLASSES["DDIMScheduler"]()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod * 0.9
+    with pytest.raises(ValueError, match="alphas_cumprod of this DDIMScheduler"):
+        adapters.from_diffusers(Network(0.1), scheduler)

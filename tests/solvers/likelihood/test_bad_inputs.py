@@ -155,3 +155,14 @@ def test_it_is_refused_by_name_before_any_call(name):
 def test_it_is_taken_on_purpose(name):
     found = TAKEN[name]()
     assert bool(torch.isfinite(found.log_prob).all() | (found.status != 0).all())
+
+
+def test_one_step_has_no_likelihood_and_seeds_may_be_a_list():
+    model = ud.targets.Gaussian([0.0, 0.0], 1.0).denoiser(ud.VP.from_betas([0.5]))
+    x = torch.zeros(2, 2)
+    for call in (ud.log_prob, ud.elbo, ud.encode):
+        with pytest.raises(ValueError, match="leave one time only"):
+            call(model, x)
+    model = ud.targets.Gaussian([0.0, 0.0], 1.0).denoiser(ud.VP())
+    found = [ud.elbo(model, x, "continuous", 8, seed=s).log_prob for s in ([3, 4], torch.tensor([3, 4]))]
+    assert torch.equal(*found)
