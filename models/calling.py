@@ -126,8 +126,8 @@ def _say_what_it_takes(
     except TypeError as reason:
         names = "".join(f", {name}=..." for name in cond)
         raise InvalidType(
-            f"net is called as net(x, t{names}), but takes {taken}: {reason}. Hand in a function that "
-            "takes these, or other names in cond"
+            f"net is called as net(x, t{names}), but takes {taken}: {reason}. Hand in a function "
+            "that takes these, or other names in cond"
         ) from error
 
 

@@ -72,8 +72,8 @@ def refuse_rows(cond: Any, name: str = "cond") -> None:
     def leaf(value: Any, path: str) -> Any:
         if _has_rows(value) and len(value) != 1:
             raise InvalidValue(
-                f"{path} of the Denoiser has length {len(value)}, which may be the samples' rows or "
-                "the same for all: hand rows to the call, cond={...}, or mark it, ud.shared(...)"
+                f"{path} of the Denoiser has length {len(value)}, which may be the samples' rows "
+                "or the same for all: hand rows to the call, cond={...}, or mark it, ud.shared(...)"
             )
         return value
 

@@ -132,8 +132,8 @@ class Denoiser:
     def told(self, cond: dict[str, Any] | None, batch: int) -> Denoiser:
         """The denoiser for a batch that is taken apart: these conditions are now its own.
 
-        Checked as `given` does. Raises ValueError for a condition that was the denoiser's own and is
-        longer than 1: nobody said whether it has the samples' rows.
+        Checked as `given` does. Raises ValueError for a condition that was the denoiser's own
+        and is longer than 1: nobody said whether it has the samples' rows.
         """
         found = self.given(cond, batch)
         self.refuse_rows(conditions.named(cond))

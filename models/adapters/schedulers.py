@@ -126,7 +126,7 @@ NAMELESS = frozenset(
         "steps_offset", "thresholding", "timestep_spacing", "use_flow_sigmas", "variance_type",
     ]
 )  # fmt: skip
-"""Keys of DDPMScheduler beside its betas: a configuration of these alone may leave out its class."""
+"""DDPMScheduler's keys beside its betas: a configuration of these alone may leave out its class."""
 PREDICTIONS = {
     "epsilon": "noise",
     "sample": "data",
@@ -187,8 +187,8 @@ def _refuse_nameless(config: Mapping[str, Any]) -> None:
     told = given & {"beta_start", "beta_end", "beta_schedule"} or config.get("trained_betas")
     if not told and (others := given - NAMELESS):
         raise InvalidValue(
-            f"the configuration has {', '.join(sorted(others))} and does not name its class: hand in "
-            "the scheduler itself, or add '_class_name', e.g. 'FlowMatchEulerDiscreteScheduler'"
+            f"the configuration has {', '.join(sorted(others))} and does not name its class: hand "
+            "in the scheduler itself, or add '_class_name', e.g. 'FlowMatchEulerDiscreteScheduler'"
         )
 
 
@@ -201,9 +201,9 @@ def _check_table(scheduler: Any, process: Process) -> None:
     read, bar = process.alpha(t / len(process.betas)).square(), bar.to("cpu", torch.float64)
     if bar.shape != read.shape or not torch.allclose(bar, read, rtol=1e-2, atol=1e-5):
         raise InvalidValue(
-            f"alphas_cumprod of this {type(scheduler).__name__} is not what its configuration says; "
-            "make it with trained_betas=..., or pass process=VP.from_alphas_cumprod(...) and predicts= "
-            "to from_diffusers instead"
+            f"alphas_cumprod of this {type(scheduler).__name__} is not what its configuration "
+            "says; make it with trained_betas=..., or pass process=VP.from_alphas_cumprod(...) and "
+            "predicts= to from_diffusers instead"
         )
 
 

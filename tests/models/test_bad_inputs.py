@@ -47,7 +47,10 @@ REFUSED = {
     "betas none": (lambda: ud.VP.from_betas([]), "betas must hold at least one entry"),
     "betas 1.5": (lambda: ud.VP.from_betas([0.1, 1.5]), r"betas\[1\]=1.5"),
     "betas nan": (lambda: ud.VP.from_betas([0.1, NAN]), r"betas\[1\]=nan"),
-    "betas sparse": (lambda: ud.VP.from_betas(torch.tensor([0.1]).to_sparse()), "betas must be a sequence"),
+    "betas sparse": (
+        lambda: ud.VP.from_betas(torch.tensor([0.1]).to_sparse()),
+        "betas must be a sequence",
+    ),
     "betas complex": (lambda: ud.VP.from_betas([0.1j]), "betas must be a sequence of real"),
     "bar rises": (lambda: ud.VP.from_alphas_cumprod([0.9, 0.95]), "alphas_cumprod must fall"),
     "t 'a'": (lambda: VP.alpha("a"), "times must be real numbers; got 'a'"),

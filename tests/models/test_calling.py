@@ -290,6 +290,9 @@ def test_a_compiled_network_is_the_same_function(options):
 )
 def test_what_cannot_be_called_or_used_is_said_in_our_words(net, words):
     model = ud.Denoiser(net, ud.VP())
-    for call in (lambda: model(torch.zeros(2, 2), 0.5), lambda: ud.encode(model, torch.zeros(2, 2))):
+    for call in (
+        lambda: model(torch.zeros(2, 2), 0.5),
+        lambda: ud.encode(model, torch.zeros(2, 2)),
+    ):
         with pytest.raises(ud.UndiffuseError, match=words):
             call()

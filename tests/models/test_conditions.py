@@ -132,7 +132,7 @@ def test_a_context_that_all_samples_look_at_is_marked():
 
 
 def test_an_unmarked_condition_of_the_denoiser_is_no_guess():
-    """As long as the batch by chance: refused by name where samples are taken apart, before a call."""
+    """As long as the batch by chance: refused by name where samples are taken apart."""
     calls = []
 
     def net(x, t, ctx=None):

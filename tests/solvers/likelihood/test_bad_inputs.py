@@ -164,5 +164,7 @@ def test_one_step_has_no_likelihood_and_seeds_may_be_a_list():
         with pytest.raises(ValueError, match="leave one time only"):
             call(model, x)
     model = ud.targets.Gaussian([0.0, 0.0], 1.0).denoiser(ud.VP())
-    found = [ud.elbo(model, x, "continuous", 8, seed=s).log_prob for s in ([3, 4], torch.tensor([3, 4]))]
+    found = [
+        ud.elbo(model, x, "continuous", 8, seed=s).log_prob for s in ([3, 4], torch.tensor([3, 4]))
+    ]
     assert torch.equal(*found)
