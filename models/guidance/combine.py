@@ -123,7 +123,8 @@ class ClassifierFree(Scaled):
             return None
         try:
             self.models[0].refuse_rows([k for k, v in cond.items() if v is not self._own(k)])
-            return conditions.joined(cond, self.without(cond), batch)
+            both: dict[str, Any] = conditions.joined(cond, self.without(cond), batch)
+            return both
         except (conditions.CannotJoin, InvalidValue):
             return None
 
