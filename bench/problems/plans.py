@@ -109,7 +109,7 @@ class Ours:
             tableau = largest(self.solver, problem.model, grid, self.final, nfe)
         except (ValueError, NotImplementedError) as error:
             raise Unavailable(str(error)) from error
-        return _plan(process, tableau)
+        return of_table(process, tableau)
 
     def coefficients(self, problem: Problem) -> str:
         """A hash of its table on eight steps: a solver that was edited is another."""
@@ -199,7 +199,7 @@ class Tuned:
                 if found
                 else f"it has no table for {problem.name}"
             )
-        return _plan(process, found[max(fits)])
+        return of_table(process, found[max(fits)])
 
 
 def _tables(path: str) -> list[Path]:
@@ -217,7 +217,7 @@ def tuned_to(file: Path) -> str | None:
     return name
 
 
-def _plan(process: Process, tableau: Tableau | SpectralTable) -> Plan:
+def of_table(process: Process, tableau: Tableau | SpectralTable) -> Plan:
     """How a table is run, from its grid's first time to its last."""
     t0, t1 = float(tableau.grid[0]), float(tableau.grid[-1])
     end = 0.0 if t1 == process.t_clean else ratio_at(process, t1)

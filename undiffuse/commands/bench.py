@@ -18,6 +18,7 @@ KINDS = {
     "adaptive": (0, 0),
     "kernels": (0, 0),
     "likelihood": (0, 0),
+    "away": (2, MANY),
     "compare": (2, 2),
     "merge": (2, MANY),
 }
@@ -38,7 +39,9 @@ def options(p: argparse.ArgumentParser) -> None:
         choices=list(KINDS),
         help="nfe: network calls against quality; orders: declared and measured; "
         "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
-        "against exact values; compare: what became worse between two results (then the "
+        "against exact values; away: the default, what `ud.tune` finds and the fixed setting "
+        "chosen on the other networks, over the best peer; compare: what became worse "
+        "between two results (then the "
         "exit code is 1); merge: join run folders in --out",
     )
     p.add_argument(
@@ -46,7 +49,8 @@ def options(p: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="MODEL or RESULT",
         help="of nfe: the network, as "
-        "--checkpoint; of compare: two run folders or files of pytest-benchmark; of "
+        "--checkpoint; of away: two networks or more; of compare: two run folders or files of "
+        "pytest-benchmark; of "
         "merge: two run folders or more",
     )
     p.add_argument("--checkpoint", default=None, help=MODEL + "; none: no network")
@@ -135,6 +139,7 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--workers", type=int, default=1, help="processes; changes no number, as torchrun does not"
     )
+    p.add_argument("--learn", action="store_true", help="of away: learn a table for each cell too")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
     common(p, "out/bench")
 
@@ -143,7 +148,8 @@ def run(args: argparse.Namespace) -> int | None:
     least, most = KINDS[args.what]
     if not least <= len(args.runs) <= most:
         raise InvalidValue(
-            "nfe takes at most one model, compare two results, merge two or more, the others "
+            "nfe takes at most one model, away two or more, compare two results, merge two or "
+            "more, the others "
             f"nothing; got {len(args.runs)}: {' '.join(args.runs)}"
         )
     needs_one(args, "nfe", "grid", "metrics", "seeds")
@@ -166,7 +172,13 @@ def _nfe(args: argparse.Namespace) -> None:
         if grid != "equidistributed":
             named(grid)
     args.checkpoint = args.runs[0] if args.runs else args.checkpoint
-    measure(**without(args, "what", "runs"))
+    measure(**without(args, "what", "runs", "learn"))
+
+
+def _away(args: argparse.Namespace) -> None:
+    from ..bench.away import run as measure
+
+    measure(args.runs, args.out, nfe=args.nfe, starts=args.batch, learn=args.learn, seed=args.seed)
 
 
 def _orders(args: argparse.Namespace) -> None:
@@ -211,6 +223,7 @@ _RUNS = {
     "adaptive": _adaptive,
     "kernels": _kernels,
     "likelihood": _likelihood,
+    "away": _away,
     "compare": _compare,
     "merge": _merge,
 }
