@@ -42,6 +42,8 @@ STARTS, FEW_STARTS = 32, 8
 """Samples of a network; of one that is large, or that has no float64 copy."""
 FINEST = 3
 """The last level of the reference that is tried: tolerances of 1e-8 and 1e-9."""
+TRIES = 6000
+"""Calls that a pilot spends on candidates, as `ud.tune` does by default."""
 BLENDS = (0.2, 0.4, 0.6, 0.8)
 LIBRARIES = ("diffusers", "k-diffusion")
 SHIPPED = "UniPC (default)"
@@ -64,6 +66,7 @@ def run(
     nfe: Sequence[int] | None = None,
     starts: int | None = None,
     learn: bool = False,
+    tries: int = TRIES,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, dict[str, float]]:
@@ -73,6 +76,7 @@ def run(
     nfe: numbers of network calls, each >= 2; None: `NFE`.
     starts: samples of a network, >= 2; None: `STARTS`, or `FEW_STARTS` of one that is slow.
     learn: also learn a table for every cell, a minute each.
+    tries: calls of a batch that each pilot may spend on candidates, >= 1.
     seed: of the starts. progress: a bar on standard error.
 
     Raises ValueError for what does not fit, FileNotFoundError for a network that is not there, before
@@ -83,6 +87,8 @@ def run(
         raise InvalidValue(f"nfe must be whole numbers of network calls >= 2; got {nfe}")
     if starts is not None and starts < 2:
         raise InvalidValue(f"starts must be at least 2, for intervals; got {starts}")
+    if tries < 1:
+        raise InvalidValue(f"tries must be at least 1; got {tries}")
     names = [network_name(str(spec)) for spec in networks]
     if len(names) < 2:
         raise InvalidValue(f"networks must be two at least, to leave one out; got {len(names)}")
@@ -92,12 +98,12 @@ def run(
         _pose(name, load(spec), starts, seed) for name, spec in zip(names, networks, strict=True)
     ]
     store = Store(Path(out), "away.jsonl", needs=("network", "nfe", "rows"))
-    keys = {(p.name, n): _key(p, n, learn) for p in posed for n in calls}
+    keys = {(p.name, n): _key(p, n, learn, tries) for p in posed for n in calls}
     with bar(progress) as shown:
         for p in posed:
             due = [n for n in calls if keys[p.name, n] not in store]
             if due:
-                for record in measure(p, due, learn, seed, shown):
+                for record in measure(p, due, learn, tries, shown):
                     store.append({"key": keys[p.name, record["nfe"]], **record})
     text, found = report([store[key] for key in keys.values()])
     write_text(Path(out) / "away.md", text)
@@ -116,14 +122,13 @@ def _pose(name: str, loaded: Checkpoint, starts: int | None, seed: int) -> Probl
     return posed
 
 
-def _key(posed: Problem, nfe: int, learn: bool) -> str:
+def _key(posed: Problem, nfe: int, learn: bool, tries: int) -> str:
     """All that determines a cell: starts and network, the tables of today, the peers' versions."""
     tables = [f"{what}: {_content(make)}" for what, make in _ours(posed, nfe)]
     known = hashlib.sha256("\n".join(tables).encode()).hexdigest()[:16]
     libraries = [made_by(name) for name in LIBRARIES]
-    return json.dumps(
-        [posed.name, posed.flow, len(posed.start), posed.seed, nfe, learn, known, libraries]
-    )
+    asked = [len(posed.start), posed.seed, nfe, learn, tries]
+    return json.dumps([posed.name, posed.flow, *asked, known, libraries])
 
 
 def _content(make: Callable[[], Tableau]) -> str:
@@ -143,6 +148,11 @@ def settings() -> list[pilot.Candidate]:
     ]
 
 
+def _called(setting: pilot.Candidate) -> str:
+    spared = " spared" if setting.spared else ""
+    return f"fixed {setting.solver} {setting.blend:g}{spared}"
+
+
 # --- what is run --------------------------------------------------------------------------------
 
 
@@ -150,7 +160,7 @@ def _ours(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Tableau]
     """The tables that need no measuring of the network, by what they are called in a record."""
     yield "default", lambda: _plain(Sampler(posed.model, nfe=nfe).tableau)
     for setting in settings():
-        yield f"fixed {setting}", partial(setting.table, posed.model, nfe)
+        yield _called(setting), partial(setting.table, posed.model, nfe)
 
 
 def _plain(tableau: object) -> Tableau:
@@ -158,13 +168,17 @@ def _plain(tableau: object) -> Tableau:
     return tableau
 
 
-def _contenders(posed: Problem, nfe: int, learn: bool) -> Iterator[tuple[str, Callable[[], Plan]]]:
+def _contenders(
+    posed: Problem, nfe: int, learn: bool, tries: int
+) -> Iterator[tuple[str, Callable[[], Plan]]]:
     def planned(make: Callable[[], Tableau]) -> Plan:
         return of_table(posed.process, make())
 
     def tuned(learned: bool) -> Plan:
         shape = (1, *posed.start.shape[1:])
-        return planned(lambda: pilot.tune(posed.model, shape, nfe, learn=learned).table)
+        return planned(
+            lambda: pilot.tune(posed.model, shape, nfe, learn=learned, calls=tries).table
+        )
 
     for what, make in _ours(posed, nfe):
         yield what, partial(planned, make)
@@ -177,7 +191,7 @@ def _contenders(posed: Problem, nfe: int, learn: bool) -> Iterator[tuple[str, Ca
 
 
 def measure(
-    posed: Problem, nfe: Sequence[int], learn: bool, seed: int, shown: Bar
+    posed: Problem, nfe: Sequence[int], learn: bool, tries: int, shown: Bar
 ) -> Iterator[Record]:
     """A record for every number of calls: {'rows': {what: [error, half a 95 % interval of its ratio
     to the best peer]}, 'absent': {what: why}, ...}."""
@@ -185,7 +199,7 @@ def measure(
     absent: dict[int, dict[str, str]] = {}
     for n in nfe:
         plans[n], absent[n] = {}, {}
-        contenders = list(_contenders(posed, n, learn))
+        contenders = list(_contenders(posed, n, learn, tries))
         shown.total(len(contenders))
         for what, make in contenders:
             shown.say(f"{posed.name}, {n} calls: {what}")
@@ -204,7 +218,7 @@ def measure(
     for level in range(1 if posed.narrow else FINEST + 1):
         reference = problems.solve(posed, ratios, level, loose=reference)
         off = {
-            n: {what: _errors(posed, plan, reference, seed) for what, plan in made.items()}
+            n: {what: _errors(posed, plan, reference) for what, plan in made.items()}
             for n, made in plans.items()
         }
         least = min(float(e.mean()) for found in off.values() for e in found.values())
@@ -221,10 +235,10 @@ def measure(
         }  # fmt: skip
 
 
-def _errors(posed: Problem, plan: Plan, reference: Reference, seed: int) -> Tensor:
+def _errors(posed: Problem, plan: Plan, reference: Reference) -> Tensor:
     """Each start's distance to the exact flow where the plan ends; inf where it is not finite."""
     with torch.no_grad():
-        w = plan.run(posed.model, reference.at(plan.start), seed)
+        w = plan.run(posed.model, reference.at(plan.start), posed.seed)
     off = errors(Run(posed, w, plan.end, reference))
     return torch.where(off.isfinite(), off, math.inf)
 
@@ -264,7 +278,7 @@ def ratios(records: Sequence[Record]) -> dict[tuple[str, int], dict[str, Ratio]]
 def left_out(cells: dict[tuple[str, int], dict[str, Ratio]], network: str, nfe: int) -> str | None:
     """The fixed setting with the least geometric mean over the other networks at as many calls."""
     others = [c for (name, n), c in cells.items() if n == nfe and name != network]
-    known = [f"fixed {s}" for s in settings() if all(f"fixed {s}" in c for c in others)]
+    known = [w for w in map(_called, settings()) if all(w in c for c in others)]
     if not others or not known:
         return None
     return min(known, key=lambda what: _mean([c[what].value for c in others]))

@@ -1,0 +1,178 @@
+"""Away from home: ratios, the choice on other networks, going on, what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import undiffuse as ud
+from undiffuse.bench import away
+from undiffuse.cli import main
+
+pytest.importorskip("scipy")
+pytest.importorskip("diffusers")
+SMALL = {"nfe": [3, 4], "starts": 4, "tries": 60}
+CODE = """
+import torch, undiffuse as ud
+from undiffuse.models import VP, Gaussian, GaussianMixture
+from undiffuse.models.checkpoint import Checkpoint
+def made(law, process):
+    return Checkpoint(law.denoiser(process), (2,), (-3.0, 3.0))
+def ring():
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]], dtype=torch.float64)
+    return made(GaussianMixture(torch.ones(3), means, 0.05), VP())
+def pair():
+    means = torch.tensor([[0.8, 0.3], [-0.8, 0.2]], dtype=torch.float64)
+    return made(GaussianMixture(torch.ones(2), means, 0.1), VP.cosine())
+"""
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("away") / "two.py"
+    path.write_text(CODE)
+    return [f"{path}:ring", f"{path}:pair"]
+
+
+@pytest.fixture(scope="module")
+def measured(networks, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured")
+    found = away.run(networks, out, **SMALL, progress=False)
+    lines = (out / "away.jsonl").read_text().splitlines()
+    return out, found, [json.loads(line) for line in lines]
+
+
+def geometric(values):
+    return math.prod(values) ** (1 / len(values))
+
+
+def over_the_best_peer(record, what):
+    peers = [e for w, (e, _) in record["rows"].items() if w.startswith("peer ")]
+    return record["rows"][what][0] / min(peers)
+
+
+def test_the_columns_are_the_rows_over_the_least_of_the_peers(measured):
+    out, found, records = measured
+    assert {(r["network"], r["nfe"]) for r in records} == {
+        (name, n) for name in ("ring", "pair") for n in (3, 4)
+    }
+    for what, row in (("default", "default"), ("tuned", "tuned"), (away.SHIPPED, None)):
+        every = [over_the_best_peer(r, row or f"peer {away.SHIPPED}") for r in records]
+        assert found[what]["mean"] == pytest.approx(geometric(every), rel=1e-12)
+        assert found[what]["worst"] == max(every) and found[what]["cells"] == 4
+    fixed = [
+        min(over_the_best_peer(r, w) for w in r["rows"] if w.startswith("fixed ")) for r in records
+    ]
+    assert found["best fixed"]["mean"] == pytest.approx(geometric(fixed), rel=1e-12)
+    assert "learned" not in found
+    table = (out / "away.md").read_text()
+    assert "| ring | 4 | " in table and f"**{found['default']['mean']:.2f}**" in table
+
+
+def test_errors_are_those_of_an_independent_run(measured, networks):
+    """The default at 4 calls, from the same noise, against a fine Heun run of the flow."""
+    _, _, records = measured
+    record = next(r for r in records if (r["network"], r["nfe"]) == ("ring", 4))
+    model = ud.load(networks[0]).denoiser
+    shape, options = (4, 2), {"seed": 0, "dtype": torch.float64}
+    sampler = ud.Sampler(model, nfe=4)
+    ends_clean = float(sampler.tableau.grid[-1]) < model.t_min
+    final = "denoise" if ends_clean else "t_min"
+    x = ud.sample(model, shape, nfe=4, **options)
+    exact = ud.sample(model, shape, "heun", 400, final="t_min", **options)
+    if final == "denoise":
+        exact = model(exact, model.t_min)
+    scale = 1.0 if ends_clean else float(model.process.alpha(model.t_min))
+    off = ((x - exact) / scale).square().mean(1).sqrt().mean()
+    assert record["rows"]["default"][0] == pytest.approx(float(off), rel=0.01)
+
+
+def test_the_choice_uses_no_row_of_the_network_left_out(measured):
+    _, found, records = measured
+    chosen = {}
+    for n in (3, 4):
+        for name, other in (("ring", "pair"), ("pair", "ring")):
+            rows = next(r for r in records if (r["network"], r["nfe"]) == (other, n))["rows"]
+            # two networks: the best of the other one
+            chosen[name, n] = min(
+                (w for w in rows if w.startswith("fixed ")), key=lambda w: rows[w][0]
+            )
+            assert away.left_out(away.ratios(records), name, n) == chosen[name, n]
+    every = [over_the_best_peer(r, chosen[r["network"], r["nfe"]]) for r in records]
+    assert found["left out"]["mean"] == pytest.approx(geometric(every), rel=1e-12)
+    # whatever the network left out did, the choice for it is the same
+    changed = json.loads(json.dumps(records))
+    for r in changed:
+        if r["network"] == "ring":
+            for what, row in r["rows"].items():
+                row[0] *= 1e-3 if what == min(r["rows"]) else 7.0
+    for n in (3, 4):
+        assert away.left_out(away.ratios(changed), "ring", n) == chosen["ring", n]
+
+
+def test_a_second_run_computes_nothing_and_another_seed_everything(measured, networks, monkeypatch):
+    out, found, _ = measured
+    asked = []
+
+    def spy(posed, nfe, *_):
+        asked.append((posed.name, posed.seed, tuple(nfe)))
+        return iter(())
+
+    monkeypatch.setattr(away, "measure", spy)
+    before = (out / "away.jsonl").read_bytes()
+    assert away.run(networks, out, **SMALL, progress=False) == found
+    assert asked == [] and (out / "away.jsonl").read_bytes() == before
+    with pytest.raises(KeyError):  # nothing was measured for it
+        away.run(networks, out, **SMALL, seed=1, progress=False)
+    assert asked == [("ring", 1, (3, 4)), ("pair", 1, (3, 4))]
+
+
+def test_a_run_that_is_not_finite_is_infinitely_far(measured):
+    """null in a file, which has no infinity, is not 0 and is not left out."""
+    _, _, records = measured
+    changed = json.loads(json.dumps(records))
+    changed[0]["rows"]["default"] = [None, None]
+    text, found = away.report(changed)
+    assert found["default"]["mean"] == found["default"]["worst"] == math.inf
+    assert "inf" in text
+
+
+def test_the_interval_of_a_ratio_is_that_of_paired_starts():
+    """By the delta method: a = 2 b exactly has none; independent of b, the textbook's."""
+    g = torch.Generator().manual_seed(0)
+    a, b = 1 + torch.rand(2, 4000, generator=g, dtype=torch.float64)
+    assert away._half_width(2 * b, b) == pytest.approx(0.0, abs=1e-12)
+    relative = (a.var() / a.mean() ** 2 + b.var() / b.mean() ** 2) / len(a)
+    textbook = 1.96 * float(a.mean() / b.mean() * relative.sqrt())
+    assert away._half_width(a, b) == pytest.approx(textbook, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"nfe": [1, 5]}, r"nfe must be .* >= 2; got \[1, 5\]"),
+        ({"nfe": []}, "nfe must be"),
+        ({"tries": 0}, "tries must be at least 1; got 0"),
+        ({"starts": 1}, "starts must be at least 2"),
+        ({"networks": ["digits"]}, "two at least, to leave one out; got 1"),
+        ({"networks": ["digits", "digits"]}, "one name: digits, digits"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_any_work(tmp_path, change, named, monkeypatch):
+    monkeypatch.setattr(away, "load", None)
+    options = {"networks": ["a.safetensors", "b.safetensors"], **change}
+    with pytest.raises(ValueError, match=named):
+        away.run(options.pop("networks"), tmp_path / "out", progress=False, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        away.run(["digits", "nowhere.safetensors"], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_names_what_is_wrong(tmp_path, capsys):
+    assert main(["bench", "away", "digits", "--out", str(tmp_path / "out")]) != 0
+    assert "away two or more" in capsys.readouterr().err
