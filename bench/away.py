@@ -1,12 +1,13 @@
 """Away from home: networks that no constant was chosen on, each against its own fine solution.
 
-For every network and number of calls: our default; what `ud.tune` finds, and learns; the fixed setting
-that errs least on the *other* networks; the best fixed setting and the best peer, both picked
-afterwards; diffusers' UniPC as shipped. All start from the same noise, and each run is held to the exact
-flow where it ends. What counts is the error over that of the best peer: its geometric mean over the
-cells, and the worst.
+For every network and number of calls: our default; what `ud.tune` finds, and learns; the fixed
+setting that errs least on the *other* networks; the best fixed setting and the best peer, both
+picked afterwards; diffusers' UniPC as shipped. All start from the same noise, and each run is held
+to the exact flow where it ends. What counts is the error over that of the best peer: its geometric
+mean over the cells, and the worst.
 
-Written under `out`: away.jsonl, a line a cell, appended (a run that was stopped goes on), and away.md.
+Written under `out`: away.jsonl, a line a cell, appended (a run that was stopped goes on), and
+away.md.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ Errors (each start's root mean square distance to the network's own fine solutio
 starts) over that of the best peer of diffusers and k-diffusion, which is picked afterwards for each
 cell; ± half a 95 % interval over starts, which are the same for both. *default*: what `ud.sample`
 does. *tuned*: `ud.tune` on other starts. *learned*: `ud.tune(learn=True)`. *left out*: the fixed
-setting with the least geometric mean on the other networks at as many calls. *best fixed*: the best of
-these {settings} settings, picked afterwards. *{shipped}*: diffusers' as shipped.
+setting with the least geometric mean on the other networks at as many calls. *best fixed*: the best
+of these {settings} settings, picked afterwards. *{shipped}*: diffusers' as shipped.
 """
 
 
@@ -72,15 +73,16 @@ def run(
 ) -> dict[str, dict[str, float]]:
     """Measure, print and write; returns each column's geometric mean, worst ratio and cells.
 
-    networks: what `load` takes, each named after its file or function; two at least, to leave one out.
+    networks: what `load` takes, each named after its file or function; two at least, to leave one
+        out.
     nfe: numbers of network calls, each >= 2; None: `NFE`.
     starts: samples of a network, >= 2; None: `STARTS`, or `FEW_STARTS` of one that is slow.
     learn: also learn a table for every cell, a minute each.
     tries: calls of a batch that each pilot may spend on candidates, >= 1.
     seed: of the starts. progress: a bar on standard error.
 
-    Raises ValueError for what does not fit, FileNotFoundError for a network that is not there, before
-    any work; ImportError where no peer is installed.
+    Raises ValueError for what does not fit and FileNotFoundError for a network that is not there,
+    before any work; ValueError where no peer can be run.
     """
     calls = NFE if nfe is None else tuple(dict.fromkeys(nfe))
     if not calls or any(n != int(n) or n < 2 for n in calls):
@@ -285,7 +287,7 @@ def left_out(cells: dict[tuple[str, int], dict[str, Ratio]], network: str, nfe: 
 
 
 def report(records: Sequence[Record]) -> tuple[str, dict[str, dict[str, float]]]:
-    """The table in Markdown, and each column's geometric mean, its factor, worst ratio and cells."""
+    """The table in Markdown, and each column's geometric mean, factor, worst ratio and cells."""
     cells = ratios(records)
     columns: dict[str, list[tuple[str, Ratio]]] = {what: [] for what in COLUMNS}
     head = ["network", "calls", "best peer", "its error / reference's", *COLUMNS]
