@@ -219,11 +219,11 @@ def _record(v: Any) -> bool:
     """Free, but for the entries that others read."""
     if not isinstance(v, dict):
         return False
-    split = v.get("split", {"held_out": 0, "seed": 0})
-    return (
-        isinstance(v.get("data", ""), str)
-        and _whole(v.get("step", 0), 0, 2**53)
-        and isinstance(split, dict)
+    if not isinstance(v.get("data", ""), str) or not _whole(v.get("step", 0), 0, 2**53):
+        return False
+    split = v.get("split")
+    return split is None or (  # None: it saw none of the data
+        isinstance(split, dict)
         and split.keys() == {"held_out", "seed"}
         and _number(split["held_out"])
         and 0 <= split["held_out"] < 1
@@ -248,7 +248,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "spacing": (lambda v: _number(v) and v >= 0, "a finite number >= 0"),
     "training": (
         _record,
-        "a dictionary of data (text), step (whole), split {'held_out' in [0, 1), 'seed': whole}",
+        "a dict of data (text), step (whole), split {'held_out' in [0, 1), 'seed': 0} or None",
     ),
 }
 """What each entry of a description must be: the test, and how to say it."""
