@@ -232,9 +232,13 @@ def measure(
         best = min(peers, key=lambda e: float(e.mean()))
         rows = {what: [_short(e.mean()), _half_width(e, best)] for what, e in off[n].items()}
         yield {
-            "network": posed.name, "nfe": n, "starts": len(posed.start), "rows": rows,
-            "absent": absent[n], "reference_error": _short(reference.error),
-        }  # fmt: skip
+            "network": posed.name,
+            "nfe": n,
+            "starts": len(posed.start),
+            "rows": rows,
+            "absent": absent[n],
+            "reference_error": _short(reference.error),
+        }
 
 
 def _errors(posed: Problem, plan: Plan, reference: Reference) -> Tensor:

@@ -248,7 +248,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "spacing": (lambda v: _number(v) and v >= 0, "a finite number >= 0"),
     "training": (
         _record,
-        "a dict of data (text), step (whole), split {'held_out' in [0, 1), 'seed': 0} or None",
+        "a dictionary of data (text), step (whole), split {'held_out': [0, 1), 'seed': 0} or None",
     ),
 }
 """What each entry of a description must be: the test, and how to say it."""

@@ -121,11 +121,21 @@ NEUTRAL = {
 hold them so."""
 NAMELESS = frozenset(
     [
-        "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "flow_shift",
-        "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "sample_max_value",
-        "steps_offset", "thresholding", "timestep_spacing", "use_flow_sigmas", "variance_type",
+        "clip_sample",
+        "clip_sample_range",
+        "dynamic_thresholding_ratio",
+        "flow_shift",
+        "num_train_timesteps",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+        "sample_max_value",
+        "steps_offset",
+        "thresholding",
+        "timestep_spacing",
+        "use_flow_sigmas",
+        "variance_type",
     ]
-)  # fmt: skip
+)
 """DDPMScheduler's keys beside its betas: a configuration of these alone may leave out its class."""
 PREDICTIONS = {
     "epsilon": "noise",
