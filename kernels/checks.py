@@ -176,6 +176,21 @@ def check_batch(name: str, tensor: Tensor, batch: int) -> None:
         )
 
 
+def check_dense(name: str, value: object, floating: bool = True, numbers: bool = False) -> None:
+    """Raise unless value is a dense tensor of floating (or any real) numbers, none of them if meta.
+
+    numbers: whether it must hold some, which no tensor on the device 'meta' does.
+    """
+    if not isinstance(value, Tensor):
+        raise InvalidType(f"{name} must be a tensor; got {type(value).__name__}")
+    kinds = FLOATS if floating else (*FLOATS, *INTEGERS, torch.bool)
+    if value.dtype not in kinds or value.layout != torch.strided:
+        kind = "floating" if floating else "real"
+        raise InvalidType(f"{name} must be dense and {kind}; got {value.dtype} {value.layout}")
+    if numbers and value.is_meta:
+        raise InvalidValue(f"{name} is on the device 'meta', which holds no numbers")
+
+
 def check_operands(x: Tensor, **groups: Sequence[Tensor]) -> None:
     """Raise unless x is floating [B, ...] and every tensor of the named groups fits it."""
     if not isinstance(x, Tensor):

@@ -13,7 +13,9 @@ and a tensor or array of another length is refused, by its path in the tree.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -56,6 +58,12 @@ def check(cond: Any, batch: int, name: str = "cond") -> None:
     """Raise ValueError for a leaf that neither has `batch` rows nor is shared, naming its path."""
 
     def leaf(value: Any, path: str) -> Any:
+        if isinstance(value, Iterator | AbstractSet | deque) or not _is_dense(value):
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidType(
+                f"{path} is {kind}, whose rows cannot be told: hand in a dense tensor, a list or a "
+                "dict, or mark it as the same for all, ud.shared(...)"
+            )
         if _has_rows(value) and len(value) not in (1, batch):
             raise InvalidValue(
                 f"{path} has length {len(value)} and the batch has {batch} samples: give it a row "
@@ -63,7 +71,10 @@ def check(cond: Any, batch: int, name: str = "cond") -> None:
             )
         return value
 
-    walk(leaf, cond, name)
+    try:
+        walk(leaf, cond, name)
+    except RecursionError:
+        raise InvalidValue(f"{name} holds itself: hand in a tree without circles") from None
 
 
 def refuse_rows(cond: Any, name: str = "cond") -> None:
@@ -191,6 +202,10 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) and value.ndim > 0
 
 
+def _is_dense(value: Any) -> bool:
+    return not isinstance(value, Tensor) or (value.layout == torch.strided and not value.is_nested)
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Shared) and isinstance(b, Shared):
         return a.value is b.value
@@ -222,6 +237,8 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
         return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
     if type(value) in (dict, list):
         return parts if isinstance(value, dict) else list(parts.values())
+    if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
+        return type(value)(parts)  # type: ignore[call-arg]
     again = copy.copy(value)
     for key, part in parts.items():
         if isinstance(value, Mapping | list):

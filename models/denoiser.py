@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.checks import FLOATS
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from . import conditions
@@ -306,8 +307,13 @@ class Denoiser:
 
     def _time(self, x: Tensor, t: float | Tensor) -> Tensor:
         """t in float64: a scalar on the CPU for a number, else [B] where the device has float64."""
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        if (
+            not isinstance(x, Tensor)
+            or x.dtype not in FLOATS
+            or x.layout != torch.strided
+            or x.ndim == 0
+        ):
+            kind = f"{x.dtype} {x.layout}" if isinstance(x, Tensor) else type(x).__name__
             raise InvalidType(f"x must be a floating tensor [B, ...]; got {kind}")
         if not isinstance(t, Tensor):
             if not isinstance(t, str):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.checks import check_dense
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.files import read_text, write_text
 from .bases import Basis, Columns, Cosine, Leading, Unit, from_record
@@ -38,9 +39,7 @@ class Statistics:
     def __post_init__(self) -> None:
         for name in ("mean", "variances"):
             value = getattr(self, name)
-            if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise InvalidType(f"{name} must be a floating tensor [d]; got {got}")
+            check_dense(name, value)
             if not value.is_meta and not bool(torch.isfinite(value).all()):
                 raise InvalidValue(f"{name} must be finite; got {value.tolist()[:8]}")
         d = self.mean.numel()
@@ -90,6 +89,7 @@ class Statistics:
             raise InvalidType(
                 f"data must be a tensor [n, *event]; got {getattr(data, 'shape', data)}"
             )
+        check_dense("data", data, floating=False, numbers=True)
         if kind not in KINDS:
             raise InvalidValue(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
         if len(data) < 2:

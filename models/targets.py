@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.checks import check_dense
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.noise import normal, uniform
 from ..kernels.shapes import as_float64
@@ -140,7 +141,8 @@ class GaussianMixture:
     def _scales(
         self, x: Tensor, t: float | Tensor, process: Process | None
     ) -> tuple[Tensor, Tensor]:
-        if tuple(x.shape[1:]) != tuple(self.event_shape):
+        check_dense("x", x, floating=False, numbers=process is None)
+        if x.ndim == 0 or tuple(x.shape[1:]) != tuple(self.event_shape):
             raise InvalidValue(
                 f"x must be [B, {', '.join(map(str, self.event_shape))}]; got {tuple(x.shape)}"
             )
@@ -205,9 +207,13 @@ def _numbers(name: str, values: object) -> Tensor:
     """Real numbers as float64. Raises TypeError for what holds none."""
     try:
         found = torch.as_tensor(values)
-        if found.is_complex():
+        if found.is_complex() or found.layout != torch.strided or found.is_meta:
             raise TypeError
+        if not found.numel():
+            raise InvalidValue(f"{name} must hold numbers; got shape {tuple(found.shape)}")
         return as_float64(values)
+    except InvalidValue:
+        raise
     except (TypeError, ValueError, RuntimeError):
         raise InvalidType(f"{name} must hold real numbers; got {values!r}") from None
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import rademacher
+from ..kernels.checks import check_dense
 from ..kernels.errors import InvalidValue
 from ..kernels.shapes import as_float64, column
 from ..kernels.streams import GRADIENT
@@ -158,6 +159,7 @@ class ReverseSDE:
 
     def g(self, s: float | Tensor, y: Tensor) -> Tensor:
         """g(t) for every component, [B, d]."""
+        check_dense("y", y)
         return self.model.process.diffusion(self.time(s)).to(y.dtype).expand_as(y)
 
 

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.checks import check_dense, check_device
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import as_float64
 
@@ -220,6 +221,9 @@ class Process(ABC):
         noise: standard normals of x_0's shape.
         Raises ValueError where shapes do not agree or t lies outside the process.
         """
+        check_dense("x_0", x_0)
+        check_dense("noise", noise)
+        check_device("noise", noise, x_0.device)
         if noise.shape != x_0.shape:
             raise InvalidValue(
                 f"noise must have the shape of x_0 {tuple(x_0.shape)}; got {tuple(noise.shape)}"

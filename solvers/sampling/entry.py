@@ -63,8 +63,8 @@ def count(name: str, value: Any) -> int:
     return arguments.whole(name, value, 1, MOST)
 
 
-def start_state(x: Any, shape: tuple[int, ...]) -> Tensor:
-    """x_init: a dense floating tensor of the shape, without NaN and Inf."""
+def start_state(x: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """x_init: a dense floating tensor of the shape, without NaN and Inf, for a run on `device`."""
     if not isinstance(x, Tensor):
         raise InvalidValue(
             f"x_init must be a tensor of shape {shape}; got {type(x).__name__}: "
@@ -75,6 +75,8 @@ def start_state(x: Any, shape: tuple[int, ...]) -> Tensor:
         raise InvalidType(f"x_init must be a floating tensor; got {x.dtype}{hint}")
     if x.layout != torch.strided:
         raise InvalidType(f"x_init must be dense; got {x.layout}: hand in x_init.to_dense()")
+    if x.is_meta and device.type != "meta":
+        raise InvalidValue("x_init is on the device 'meta', which holds no numbers")
     if tuple(x.shape) != shape:
         raise InvalidValue(f"x_init must be a tensor of shape {shape}; got {tuple(x.shape)}")
     if _readable(x) and not bool(torch.isfinite(x).all()):

@@ -33,7 +33,7 @@ from . import entry
 from .budget import in_steps, largest
 from .graph import GraphedRun
 from .plan import compose
-from .state import Made, State, StepInfo, network_input
+from .state import Made, State, StepInfo, network_input, writes
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
@@ -123,7 +123,8 @@ class Sampler:
             z = normal(shape, seed, ids, **INITIAL.at(), device=self.device)
             x = z.to(self.dtype) * self.plan.start
         else:
-            x = entry.start_state(x_init, shape).to(self.device, self.dtype).contiguous()
+            x = entry.start_state(x_init, shape, self.device).to(self.device, self.dtype)
+            x = x.contiguous()
 
         def z0() -> Tensor:
             """The normal of the table's entry."""
@@ -180,7 +181,7 @@ class Sampler:
             sample_ids=ids,
             c_in=c_in,
             dtype=self.net_dtype,
-            made=None if x_in is None else Made(x, x_in, u),
+            made=None if x_in is None else Made(x, x_in, u, writes(x)),
         )
 
     def tell(self, state: State, out: Tensor) -> State:
@@ -210,7 +211,7 @@ class Sampler:
             )
         plan, i, made = self.plan, state.row, state.made
         last, frame = i == len(plan.times) - 1, plan.frame
-        asis = made is not None and made.of is state.x
+        asis = made is not None and made.holds(state.x)
         u = made.components if made is not None and asis else frame.into(state.x, i)
         step = linear_step(
             u,

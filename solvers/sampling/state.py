@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 
 
 class Made(NamedTuple):
@@ -19,6 +19,11 @@ class Made(NamedTuple):
     of: Tensor
     x_in: Tensor
     components: Tensor
+    writes: int = 0
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether x is that state, and nobody wrote into it since."""
+        return self.of is x and writes(x) <= self.writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +36,7 @@ class State:
     states, datas: histories, most recent first; what is not there yet stands in as x.
     seed, sample_ids: int64 [1] or [B] and int64 [B], whose noise this is.
     c_in, dtype: scale and type of the network's input.
-    made: see `Made`; it counts only as long as x is the tensor it was made with.
+    made: see `Made`; it counts only as long as x is the tensor it was made with, unwritten.
 
     `state.replace(x=...)` goes on from another x. Do not write into `x`: other states share it.
     """
@@ -47,6 +52,22 @@ class State:
     dtype: torch.dtype
     made: Made | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.x, Tensor) or self.x.shape[:1] != self.sample_ids.shape:
+            got = tuple(self.x.shape) if isinstance(self.x, Tensor) else type(self.x).__name__
+            raise InvalidType(f"x must be a tensor of {len(self.sample_ids)} samples; got {got}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = self.made
+        return {**self.__dict__, "made": made if made is None or made.holds(self.x) else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's x is what it was made with; torch counts its writes anew."""
+        self.__dict__.update(state)
+        if self.made is not None:
+            made = self.made._replace(writes=writes(self.x))
+            self.__dict__["made"] = made
+
     @property
     def done(self) -> bool:
         """Whether `x` is the sample."""
@@ -57,7 +78,7 @@ class State:
         """What to call the network with, c_in x: memory of its own. None when the run is over."""
         if self.done:
             return None
-        if self.made is not None and self.made.of is self.x:
+        if self.made is not None and self.made.holds(self.x):
             return self.made.x_in
         return network_input(self.x, self.c_in, self.dtype)
 
@@ -88,6 +109,11 @@ class State:
 
 
 torch.serialization.add_safe_globals([State, Made])  # torch.load takes them with weights_only=True
+
+
+def writes(x: Tensor) -> int:
+    """How often x was written to; 0 where torch does not count."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def network_input(x: Tensor, c_in: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """Conditions as trees: which leaves follow the samples, and what a network is handed."""
 
-from collections import OrderedDict, namedtuple
+import types
+from collections import OrderedDict, deque, namedtuple
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,3 +170,23 @@ def test_guidance_joins_no_unmarked_condition_of_the_denoiser():
     one = ud.guidance.cfg(model, 2.0, uncond=none)(x, 0.5)
     two = ud.guidance.cfg(model, 2.0, uncond=none, batched=False)(x, 0.5)
     assert torch.equal(one, two)
+
+
+def test_conditions_whose_rows_cannot_be_told_are_refused_by_path():
+    calls = []
+
+    def net(x, t, y=None):
+        calls.append(y)
+        return 0.1 * x
+
+    circle = [ROWS]
+    circle.append(circle)
+    model, x = ud.Denoiser(net, ud.VP()), torch.zeros(4, 3)
+    for value in (iter([ROWS]), {1, 2}, deque([ROWS]), ROWS.to_sparse(), circle):
+        for call in (ud.log_prob, ud.encode):
+            with pytest.raises((TypeError, ValueError), match=r"cond(\['y'\]\['of'\])? (is|holds)"):
+                call(model, x, cond={"y": {"of": value}})
+    assert not calls
+    frozen = types.MappingProxyType({"c": ROWS})
+    cut = conditions.rows({"y": frozen}, torch.tensor([2]), 4)["y"]
+    assert type(cut) is type(frozen) and torch.equal(cut["c"], ROWS[2:3])

@@ -1,6 +1,7 @@
 """States are values: edited, cut in pieces, pickled and compiled, a run goes on as it would
 have."""
 
+import dataclasses
 import io
 import itertools
 import pickle
@@ -222,3 +223,17 @@ def test_a_clipped_estimate_is_clipped_for_the_callback_too():
     seen = []
     ud.sample(model, (1, 2), "ddim", 2, callback=seen.append)
     assert all(torch.equal(info.denoised, torch.ones(1, 2)) for info in seen)
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc-3", "dpmpp-2m"])
+def test_writing_into_x_is_an_edit(name):
+    """The network is asked about what x is now, not what it was."""
+    model = ud.targets.Gaussian([0.3, -0.2], 0.5).denoiser(ud.EDM())
+    sampler = ud.Sampler(model, name, 5)
+    state = next(iter(sampler.steps(sampler.init((3, 2))))).after
+    edited = sampler.finish(state.replace(x=state.x * 2))
+    state.x.mul_(2)
+    assert torch.equal(sampler.finish(state), edited)
+    for x in (1.0, state.x.numpy(), state.x[:2]):
+        with pytest.raises((TypeError, ValueError), match="x must be"):
+            dataclasses.replace(state, x=x)

@@ -130,7 +130,7 @@ REFUSED = {
     "law process": (lambda: gaussian_law(DDIM, ud.EDM(), 0.0, 1.0), "made for another process"),
     # statistics and what is made of them
     "mean nan": (lambda: Statistics(torch.zeros(2) * NAN, torch.ones(2)), "mean must be finite"),
-    "lists": (lambda: Statistics([0, 0], [1, 1]), "mean must be a floating tensor.*list"),
+    "lists": (lambda: Statistics([0, 0], [1, 1]), "mean must be a tensor; got list"),
     "basis": (lambda: Statistics(torch.zeros(2), torch.ones(2), 2 * torch.eye(2)), "orthonormal"),
     "no data": (lambda: Statistics.of([1, 2]), "data must be a tensor"),
     "stats None": (lambda: GaussianPreconditioned(None), "stats must be Statistics; got None"),
