@@ -114,7 +114,7 @@ SHELL = [
     ([*QUICK, "--solvers", "", "--nfe", "3"], "nothing to measure: name a solver or a peer"),
     (["tune", "--statistics", ""], "--statistics must name at least one"),
     (["solvers", "ddim", "--process", "vp-beta"], "process must be one of"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "words"), SHELL, ids=named)
@@ -135,18 +135,37 @@ def test_the_command_line_refuses_in_one_line_before_the_work(
         ["sample", "--n", "2", "--steps", "2", "--seed", str(2**64 - 1)],
         ["sample", "--n", "2", "--steps", "2", "--out", ""],  # the current folder
         ["sample", "--n", "2", "--steps", "2", "--out", "TMP[/b] [link=x]"],
-        ["likelihood", "digits", "x.npy", "--dequantize", "uniform", "--seed", str(2**64 - 1),
-         "--out", "[/b]"],
+        [
+            "likelihood",
+            "digits",
+            "x.npy",
+            "--dequantize",
+            "uniform",
+            "--seed",
+            str(2**64 - 1),
+            "--out",
+            "[/b]",
+        ],
         ["solvers", "ddim", "--process", "learned"],  # a schedule before its training
         ["solvers", "ddim", "--process", "vp-betas"],  # DDPM's own table
         ["solvers", "--process", "flow"],
         ["train", "digits", "--width", "3", "--steps", "2"],
-        ["train", "digits", "--loss", "hybrid", "--predicts", "noise", "--steps", "2",
-         "--width", "8"],
+        [
+            "train",
+            "digits",
+            "--loss",
+            "hybrid",
+            "--predicts",
+            "noise",
+            "--steps",
+            "2",
+            "--width",
+            "8",
+        ],
         ["train", "x.npy", "--steps", "2", "--width", "4", "--seed", "-5"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_the_command_line_accepts_on_purpose(here, arguments, capsys):
     assert main(arguments) == 0
     assert "Traceback" not in capsys.readouterr().err

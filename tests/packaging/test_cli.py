@@ -25,8 +25,11 @@ def test_help_names_every_option_with_a_sentence(command, capsys):
 def test_the_entry_point_and_the_module_are_one_program():
     done = subprocess.run(
         [sys.executable, "-P", "-m", "undiffuse", "--help"],
-        check=False, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
 
@@ -59,8 +62,22 @@ def test_a_grid_can_be_measured_on_the_network(tmp_path):
     grids = ("equidistributed", "karras")
     for grid in grids:
         assert main([*options, "--grid", grid, "--out", str(tmp_path / grid)]) == 0
-    assert main([*options[:3], "--steps", "60", "--grid", "log_snr", "--solver", "ipndm-3",
-                 "--out", str(tmp_path / "fine")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                *options[:3],
+                "--steps",
+                "60",
+                "--grid",
+                "log_snr",
+                "--solver",
+                "ipndm-3",
+                "--out",
+                str(tmp_path / "fine"),
+            ]
+        )
+        == 0
+    )
     names = (*grids, "fine")
     x = {g: torch.load(tmp_path / g / "samples.pt", weights_only=True) for g in names}
     errors = {g: float((x[g] - x["fine"]).square().mean().sqrt()) for g in grids}

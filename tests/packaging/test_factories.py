@@ -11,10 +11,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FACTORIES = {
-    "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace",
-    "logspace", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor",
-    "tril_indices", "triu_indices", "zeros",
-}  # fmt: skip
+    "arange",
+    "as_tensor",
+    "asarray",
+    "empty",
+    "empty_strided",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "scalar_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+}
 FLOATING = {"empty", "eye", "linspace", "logspace", "ones", "rand", "randn", "zeros"}
 STRICT = ("kernels", "solvers/adaptive")  # elsewhere the dtype may follow from the numbers given
 ROOMS = ("kernels", "models", "solvers")

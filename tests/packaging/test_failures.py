@@ -147,14 +147,17 @@ def test_a_mistake_of_this_package_is_a_traceback(here, monkeypatch):
     ("error", "code", "words"),
     [
         (KeyboardInterrupt(), 130, "interrupted; the items that are done are in --out"),
-        (OSError(errno.ENOSPC, "No space left on device", "out/items.jsonl"), 2,
-         "No space left on device: out/items.jsonl"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/items.jsonl"),
+            2,
+            "No space left on device: out/items.jsonl",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "out"), 2, "Permission denied: out"),
         (MemoryError("of 9 TiB"), 2, "out of memory, a smaller --batch needs less: of 9 TiB"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "a smaller --batch needs less"),
     ],
     ids=lambda v: type(v).__name__,
-)  # fmt: skip
+)
 def test_what_the_machine_may_do(here, error, code, words, capsys, monkeypatch):
     def fail(**_):
         raise error

@@ -135,8 +135,12 @@ def test_triton_is_imported_by_kernels_alone(path):
 def run(*code: str, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *code],
-        check=False, cwd=cwd, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        check=False,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_importing_the_package_imports_neither_triton_nor_the_optional_libraries():

@@ -19,16 +19,53 @@ import torch
 
 pytestmark = pytest.mark.slow
 COMMANDS = {
-    "train": ["train", "digits", "--steps", "240", "--width", "16", "--batch", "32",
-              "--every", "20"],
+    "train": [
+        "train",
+        "digits",
+        "--steps",
+        "240",
+        "--width",
+        "16",
+        "--batch",
+        "32",
+        "--every",
+        "20",
+    ],
     "likelihood": ["likelihood", "--limit", "16", "--batch", "2"],
-    "bench": ["bench", "nfe", "--targets", "ring2", "--checkpoint", "none", "--grid", "log_snr",
-              "--solvers", "ddim,heun", "--nfe", "4,6,8", "--peers", "", "--quick",
-              "--workers", "2"],
-    "tune": ["tune", "--target", "ring2", "--nfe", "3,4", "--starts", "32", "--iterations", "60",
-             "--statistics", "none"],
+    "bench": [
+        "bench",
+        "nfe",
+        "--targets",
+        "ring2",
+        "--checkpoint",
+        "none",
+        "--grid",
+        "log_snr",
+        "--solvers",
+        "ddim,heun",
+        "--nfe",
+        "4,6,8",
+        "--peers",
+        "",
+        "--quick",
+        "--workers",
+        "2",
+    ],
+    "tune": [
+        "tune",
+        "--target",
+        "ring2",
+        "--nfe",
+        "3,4",
+        "--starts",
+        "32",
+        "--iterations",
+        "60",
+        "--statistics",
+        "none",
+    ],
     "sample": ["sample", "--n", "256", "--steps", "40", "--batch", "16"],
-}  # fmt: skip
+}
 KILLS = 4  # of each command: 20 in all
 
 
@@ -39,9 +76,12 @@ def start(arguments, out, limit=None):
         code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code, *arguments, "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "UNDIFFUSE_NATIVE": "0"},
-    )  # fmt: skip
+    )
 
 
 def finish(arguments, out, **options):

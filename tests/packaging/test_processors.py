@@ -21,11 +21,18 @@ SETTINGS = {
     "this": {},
 }
 FILES = [
-    "kernels/test_linear.py", "kernels/test_philox.py", "kernels/test_streams.py",
-    "kernels/test_brownian.py", "models/test_checkpoint.py", "models/test_networks.py",
-    "models/test_ito.py", "solvers/sampling/test_start.py", "solvers/sampling/test_sampler.py",
-    "solvers/adaptive/test_ode.py", "solvers/likelihood/test_bits.py",
-]  # fmt: skip
+    "kernels/test_linear.py",
+    "kernels/test_philox.py",
+    "kernels/test_streams.py",
+    "kernels/test_brownian.py",
+    "models/test_checkpoint.py",
+    "models/test_networks.py",
+    "models/test_ito.py",
+    "solvers/sampling/test_start.py",
+    "solvers/sampling/test_sampler.py",
+    "solvers/adaptive/test_ode.py",
+    "solvers/likelihood/test_bits.py",
+]
 LONG = ("dialled", "backward_in_memory")
 """Tests of those files that take long and ask for no bits."""
 
@@ -35,9 +42,24 @@ LONG = ("dialled", "backward_in_memory")
 def test_bits_hold_on_every_processor(setting):
     chosen = " and ".join(f"not {name}" for name in LONG)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen,
-         *(f"tests/{f}" for f in FILES)],
-        check=False, cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            chosen,
+            *(f"tests/{f}" for f in FILES),
+        ],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={**os.environ, **SETTINGS[setting], "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -35,9 +35,14 @@ def test_a_python_block_runs(code, tmp_path, monkeypatch, capsys):
 def test_a_shell_block_runs(text, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-euc", text], check=False, cwd=tmp_path, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        ["bash", "-euc", text],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout
 

@@ -29,8 +29,11 @@ def wheel(tmp_path_factory) -> Path:
             (source / name).write_bytes((ROOT / name).read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)],
-        check=False, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (built,) = out.glob("*.whl")
     return built
@@ -80,8 +83,12 @@ def test_unpacked_alone_it_imports_and_samples(wheel, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.strip() == "(4, 1, 8, 8) True", done.stdout + done.stderr
 
 
@@ -135,9 +142,13 @@ def test_without_any_extra_the_commands_run(bare, command, tmp_path):
     out = [] if command == "solvers" else ["--out", "o"]
     done = subprocess.run(
         [str(bare), "-P", "-m", "undiffuse", *command.split(), *out],
-        check=False, cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
