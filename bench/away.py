@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidValue, RunFailure
 from ..kernels.files import write_text
 from ..models.checkpoint import Checkpoint, load
 from ..models.progress import Bar, bar
@@ -43,6 +43,9 @@ STARTS, FEW_STARTS = 32, 8
 """Samples of a network; of one that is large, or that has no float64 copy."""
 FINEST = 3
 """The last level of the reference that is tried: tolerances of 1e-8 and 1e-9."""
+MOST = 20_000
+"""Evaluations after which a reference is given up: a flow that is smooth in time takes a few
+thousand."""
 TRIES = 6000
 """Calls that a pilot spends on candidates, as `ud.tune` does by default."""
 BLENDS = (0.2, 0.4, 0.6, 0.8)
@@ -82,7 +85,8 @@ def run(
     seed: of the starts. progress: a bar on standard error.
 
     Raises ValueError for what does not fit and FileNotFoundError for a network that is not there,
-    before any work; ValueError where no peer can be run.
+    before any work; ValueError where no peer can be run, RunFailure where a network's own flow
+    cannot be solved in `MOST` evaluations.
     """
     calls = NFE if nfe is None else tuple(dict.fromkeys(nfe))
     if not calls or any(n != int(n) or n < 2 for n in calls):
@@ -216,17 +220,25 @@ def measure(
     shown.say(f"{posed.name}: reference")
     every = [plan for made in plans.values() for plan in made.values()]
     ratios = {r for plan in every for r in (plan.start, plan.end)}
-    reference: Reference | None = None
+    found: tuple[Reference, dict[int, dict[str, Tensor]]] | None = None
     for level in range(1 if posed.narrow else FINEST + 1):
-        reference = problems.solve(posed, ratios, level, loose=reference)
+        try:
+            before = None if found is None else found[0]
+            reference = problems.solve(posed, ratios, level, _at_most(MOST, posed.name), before)
+        except RunFailure:
+            if found is None:
+                raise
+            break
         off = {
             n: {what: _errors(posed, plan, reference) for what, plan in made.items()}
             for n, made in plans.items()
         }
-        least = min(float(e.mean()) for found in off.values() for e in found.values())
+        found = reference, off
+        least = min(float(e.mean()) for errs in off.values() for e in errs.values())
         if least >= FINER * reference.error:
             break
-    assert reference is not None
+    assert found is not None
+    reference, off = found
     for n in nfe:
         peers = [e for what, e in off[n].items() if what.startswith("peer ")]
         best = min(peers, key=lambda e: float(e.mean()))
@@ -239,6 +251,20 @@ def measure(
             "absent": absent[n],
             "reference_error": _short(reference.error),
         }
+
+
+def _at_most(calls: int, name: str) -> Callable[[], None]:
+    """To be called at every evaluation. Raises RunFailure after so many."""
+    counter = iter(range(calls))
+
+    def tick() -> None:
+        if next(counter, None) is None:
+            raise RunFailure(
+                f"{calls} evaluations do not solve the flow of {name}: its network is not smooth "
+                "in time; is it trained at whole times alone, or told time at another scale?"
+            )
+
+    return tick
 
 
 def _errors(posed: Problem, plan: Plan, reference: Reference) -> Tensor:

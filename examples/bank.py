@@ -110,15 +110,22 @@ def linear(steps: int = 1000) -> VP:
     return VP.from_betas(torch.linspace(1e-4, 0.02, steps, dtype=torch.float64))
 
 
+def index(steps: int) -> dict[str, Any]:
+    """Brings a time of 0 to steps - 1 to order one, where a network's waves of it are smooth."""
+    return {"time_scale": 1 / steps}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """data, process: what make them. predicts, time: as in `Denoiser`. network: 'mlp' or 'unet'."""
+    """data, process: what make them. predicts, time: as in `Denoiser`. network: 'mlp' or 'unet', by
+    default of the sizes above; config: more of its arguments; settings: of `train`."""
 
     data: Callable[[], Tensor]
     process: Callable[[], Process]
     predicts: str
     time: str
     network: str = "mlp"
+    config: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def trained(self) -> Checkpoint:
@@ -131,7 +138,7 @@ class Recipe:
             time=self.time,
             loss=LOSSES.get(self.predicts, "simple"),
             network=self.network,
-            network_config=MLP if small else UNET,
+            network_config={**(MLP if small else UNET), **self.config},
             **{"seed": 0, **(SMALL if small else LARGE), **self.settings},
         )
         config: dict[str, Any] = model.net.config  # type: ignore[attr-defined]
@@ -140,15 +147,17 @@ class Recipe:
 
 
 RECIPES = {
-    "digits-linear-noise-unet": Recipe(digits, linear, "noise", "index", "unet"),
+    "digits-linear-noise-unet": Recipe(digits, linear, "noise", "index", "unet", index(1000)),
     "digits-cosine-v-mlp": Recipe(digits, VP.cosine, "v", "continuous"),
-    "mnist-cosine-noise-unet": Recipe(mnist, VP.cosine, "noise", "index", "unet"),
+    "mnist-cosine-noise-unet": Recipe(mnist, VP.cosine, "noise", "index", "unet", index(1000)),
     "mnist-edm-unet": Recipe(mnist, EDM, "edm", "edm", "unet"),
     "fashion-flow-unet": Recipe(fashion, Flow, "flow", "continuous", "unet"),
     "checker-ve-noise-mlp": Recipe(checker, lambda: VE(sigma_max=50.0), "noise", "edm"),
     "moons-flow-mlp": Recipe(moons, Flow, "flow", "continuous"),
-    "table-linear-noise-mlp": Recipe(table, linear, "noise", "index"),
-    "signals-early-noise-mlp": Recipe(signals, lambda: linear(100), "noise", "index"),
+    "table-linear-noise-mlp": Recipe(table, linear, "noise", "index", "mlp", index(1000)),
+    "signals-early-noise-mlp": Recipe(
+        signals, lambda: linear(100), "noise", "index", "mlp", index(100)
+    ),
     "signals-linear-data-mlp": Recipe(signals, VP, "data", "continuous"),
     "wine-edm-mlp": Recipe(wine, EDM, "edm", "edm"),
 }

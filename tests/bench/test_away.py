@@ -148,6 +148,12 @@ def test_the_interval_of_a_ratio_is_that_of_paired_starts():
     assert away._half_width(a, b) == pytest.approx(textbook, rel=0.05)
 
 
+def test_a_flow_that_no_reference_solves_is_named(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(away, "MOST", 20)
+    with pytest.raises(RuntimeError, match="20 evaluations do not solve the flow of ring"):
+        away.run(networks, tmp_path, nfe=[3], starts=2, tries=1, progress=False)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
