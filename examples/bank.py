@@ -4,8 +4,8 @@
     undiffuse bench away out/bank/*.safetensors --out out/away
 
 A recipe is a data set, a process, what is predicted, how time is told, and a network of at most
-300 KB; a minute or more each on one core, seeded. The nine in `examples/bank/` were made by these
-recipes, in an earlier state of the package: training again gives networks as good, of other bits.
+300 KB; a minute or more each on one core, seeded. The eight in `examples/bank/` were made by these
+recipes, five of them in an earlier state of the package: other processors give other bits anyway.
 MNIST and Fashion need UNDIFFUSE_DATA (mnist_test/, fashion_mnist_sprite/) and are left out without.
 """
 
