@@ -57,7 +57,7 @@ def test_a_network_is_what_its_recipe_says_and_predicts_better_than_the_mean(pat
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_a_network_is_smooth_in_time(path):
     """Its flow can be integrated: between times a four thousandth of them apart, what it says bends
-    by less than 1e-3. One that was told time at another scale than its waves have bends by 0.02 to 1.
+    by less than 1e-3. One told time at another scale than that of its waves bends by 0.02 to 1.
     """
     found = ud.load(path)
     model, process = found.denoiser.map(lambda net: net.double()), found.denoiser.process
