@@ -63,7 +63,9 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidValue(f"path must name a text file; got {str(path)!r}: {reason}") from error
+        raise InvalidValue(
+            f"{path} holds no text: path must name a text file; got {str(path)!r}: {reason}"
+        ) from error
 
 
 def write_tensors(path: str | Path, value: Any) -> Path:
