@@ -175,7 +175,7 @@ def test_refused(what):
 
 
 FILES = {
-    "no file": (lambda folder: folder / "none.json", "none.json holds no text: path must name a text file"),
+    "no file": (lambda folder: folder / "none.json", "none.json holds no text: path"),
     "a folder": (lambda folder: folder, "path must name a text file"),
     "bytes": (file(b"\xff\xfe\x00"), "path must name a text file"),
     "no JSON": (file("{"), "holds no table"),
