@@ -369,7 +369,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _text(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.value:.2f} ± {ratio.half_width:.2f}"
+    return "" if ratio is None else f"{_told(ratio.value)} ± {_told(ratio.half_width)}"
+
+
+def _told(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.2g}"
 
 
 def _line(s: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import undiffuse as ud
 from undiffuse.bench import away
 from undiffuse.cli import main
+from undiffuse.solvers import store
 
 pytest.importorskip("scipy")
 pytest.importorskip("diffusers")
@@ -146,6 +148,13 @@ def test_the_interval_of_a_ratio_is_that_of_paired_starts():
     relative = (a.var() / a.mean() ** 2 + b.var() / b.mean() ** 2) / len(a)
     textbook = 1.96 * float(a.mean() / b.mean() * relative.sqrt())
     assert away._half_width(a, b) == pytest.approx(textbook, rel=0.05)
+
+
+def test_the_committed_table_is_what_the_committed_rows_say():
+    folder = Path(__file__).parents[2] / "bench" / "results"
+    text, found = away.report(store.read(folder / "away.jsonl"))
+    assert text == (folder / "away.md").read_text()
+    assert found["tuned"]["cells"] >= 44
 
 
 def test_a_flow_that_no_reference_solves_is_named(networks, tmp_path, monkeypatch):
