@@ -58,6 +58,9 @@ class SolverError(RunFailure):
         self.status = status
         self.result = result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.status, self.result)
+
 
 def status_failed(status: Tensor) -> Tensor:
     """Samples that stopped before the end and have no value, bool [B]."""

@@ -215,7 +215,8 @@ def tune(
     device: where the pilot runs.
     progress: whether to show a bar.
 
-    Returns a `Tuned`; `sample(model, shape, tuned)` runs it. Raises ValueError for bad arguments,
+    Returns a `Tuned`; `sample(model, shape, tuned.table)` runs it.
+    Raises ValueError for bad arguments,
     RunFailure where the network is not finite on a fine run.
     """
     arguments.denoiser(model)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, SupportsFloat
 
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue, UndiffuseError
 from ...models import VP, Process
 from .grids import as_times, checked, times
 from .tableau import Tableau
@@ -48,7 +50,38 @@ class Solver(ABC):
 
     order: global order of the deterministic part (strong order for additive noise), weak_order:
     that of the law. Both are declared here and measured by the tests.
+
+    Options that are no numbers where numbers are asked for raise TypeError by name, NaN ValueError,
+    before the family's own checks.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__post_init__")
+
+        def made(self: Solver) -> None:
+            self._check_numbers()
+            if own is None:
+                return
+            try:
+                own(self)
+            except UndiffuseError:
+                raise
+            except (TypeError, ValueError, IndexError, OverflowError) as error:
+                raise InvalidType(f"no solver has the options of {self!r}: {error}") from error
+
+        if own is not None or not hasattr(cls, "__post_init__"):
+            cls.__post_init__ = made  # type: ignore[attr-defined]
+
+    def _check_numbers(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if one.type not in ("float", "int"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+                raise InvalidType(f"{one.name} must be a number; got {value!r}")
+            if math.isnan(float(value)):
+                raise InvalidValue(f"{one.name} must be a number; got nan")
 
     @property
     @abstractmethod
