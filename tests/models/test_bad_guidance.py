@@ -22,7 +22,7 @@ def dn():
 
 
 def run(model, batch=4, **cond):
-    return ud.sample(model, (batch, 2), steps=2, cond=cond)
+    return ud.sample(model, (batch, 2), "dpmpp-2m", 2, "laplace-wide", cond=cond)
 
 
 def half(x):
