@@ -37,9 +37,9 @@ def test_a_solver_that_says_more_than_it_does_is_named(tmp_path, monkeypatch, ca
     assert "7 solvers, 2 further" in capsys.readouterr().out
 
 
-def test_half_of_the_solvers_are_under_forty_lines():
+def test_half_of_the_solvers_are_under_fifty_lines():
     classes = {type(s): orders.lines(s) for s in SOLVERS.values()}
-    assert sorted(classes.values())[len(classes) // 2] < 40
+    assert sorted(classes.values())[len(classes) // 2] < 50
 
 
 def test_unknown_names_are_refused(tmp_path):

@@ -48,7 +48,7 @@ def test_aliases_are_the_same_table_and_nothing_else_is():
     """To 1e-9, on three grids; so the suites below see every table once and none twice."""
     tables = {
         name: [
-            SOLVERS[name].tableau(p, times(g, p, 6))
+            SOLVERS[name].tableau(p, times(g, p, 12))
             for p in (ud.VP(), ud.EDM())
             for g in ("uniform", "karras")
         ]

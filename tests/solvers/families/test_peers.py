@@ -65,6 +65,7 @@ def run_ours(solver, steps, x, noise, jump=True, before_last=False):
     if before_last:
         table = replace(
             table,
+            levels=None,
             **{k: getattr(table, k)[:-1] for k in ("times", "state", "data", "noise", "draws")},
         )
     drawn = table.draws[table.noise != 0].unique().tolist()
