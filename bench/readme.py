@@ -12,7 +12,12 @@ from .report.table import short
 
 BEGIN = "<!-- results: written by `python -P -m undiffuse.bench.readme` from bench/results -->"
 END = "<!-- end of results -->"
-SIDES = {"peers": "the peers", "default": "our default", "ours": "ours", "tuned": "ours, tuned"}
+SIDES = {
+    "peers": "the peers",
+    "default": "`laplace-wide`",  # the grid of the default when these were measured
+    "ours": "ours",
+    "tuned": "ours, tuned",
+}
 
 
 def section(results: Path) -> str:

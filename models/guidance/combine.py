@@ -408,6 +408,8 @@ def _laid(w: float | Tensor, x: Tensor) -> float | Tensor:
     """w against x; raises ValueError for another number of scales than of samples."""
     if not isinstance(w, Tensor):
         return w
+    if w.ndim and len(w) == 1:  # shared, as every condition of length 1 is
+        return w.reshape(()).to(x)
     if w.ndim and len(w) != len(x):
         raise InvalidValue(
             f"scale must give a number or one for each of the {len(x)} samples; "

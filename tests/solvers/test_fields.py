@@ -41,7 +41,16 @@ from undiffuse.solvers import (
 from undiffuse.solvers.families.adams import FIXED
 from undiffuse.solvers.families.composed import analytical_first_step
 from undiffuse.solvers.families.runge_kutta import MIDPOINT, RK3
-from undiffuse.solvers.tables.grids import Beta, Discrete, Grid, Karras, Laplace, LogSNR, Shifted
+from undiffuse.solvers.tables.grids import (
+    Beta,
+    Blend,
+    Discrete,
+    Grid,
+    Karras,
+    Laplace,
+    LogSNR,
+    Shifted,
+)
 from undiffuse.solvers.tables.law import response
 
 PROCESS = ud.VP()
@@ -173,7 +182,12 @@ CASES = {
         "eta": (0.0, lambda a, b: noisy(b, a)),
         "r": (0.4, lambda a, b: not torch.equal(a.times, b.times)),
     },
-    Relay(): {"ratio": (0.5, other), "few": (20, lambda a, b: wider(b, a))},
+    Relay(): {
+        "ratio": (0.5, other),
+        # what stands for it in so many steps, and on how many intervals: see `Solver.on`
+        "few": (20, lambda a, b: [Relay(few=n).on(PROCESS, 15)[1] for n in (11, 20)] == [15, 16]),
+        "noisy": (1e3, lambda a, b: Relay(noisy=1e3).on(PROCESS, 6)[1] == 6),
+    },
     RungeKutta(MIDPOINT): {
         **STOCHASTIC,
         "scheme": (RK3, more),
@@ -205,6 +219,10 @@ GRID_CASES = {
     Karras(): {"rho": (3.0, earlier)},
     Laplace(): {"mu": (2.0, later), "b": (0.5, lambda a, b: float((a - b).abs().max()) > 0.01)},
     Shifted(): {"mu": (5.0, earlier)},
+    Blend(): {
+        "w": (0.2, lambda a, b: float((a - b).abs().max()) > 0.01),
+        "pure": (10.0, lambda a, b: float((a - b).abs().max()) > 0.01),
+    },
     Beta(): {"a": (1.0, earlier), "b": (1.0, later)},
     Discrete("leading"): {
         "spacing": ("trailing", earlier),

@@ -14,8 +14,8 @@ X = torch.zeros(4, 16)
 @pytest.mark.parametrize(
     ("call", "files", "functions"),
     [
-        (lambda: ud.sample(MODEL, (4, 16), steps=10, x_init=X), 27, 155),
-        (lambda: ud.log_prob(MODEL, X), 27, 190),
+        (lambda: ud.sample(MODEL, (4, 16), steps=10, x_init=X), 30, 165),
+        (lambda: ud.log_prob(MODEL, X), 28, 200),
     ],
     ids=["sample", "log_prob"],
 )
