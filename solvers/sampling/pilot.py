@@ -90,7 +90,7 @@ NOISIEST = 1e3
 class Tuned:
     """What a pilot found.
 
-    table: the run, to be given to `sample` as its solver.
+    table: the run, to be given to `sample` as its solver; `save` writes it.
     choice: the unlearned table that errs least, in words.
     error: mean over starts that chose nothing, of the root mean square distance to the end of the
         exact flow, over the standard deviation of these ends.

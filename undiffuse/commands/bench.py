@@ -26,10 +26,7 @@ KINDS = {
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..bench.measures.quality import MEASURES
     from ..bench.nfe import run as nfe
-    from ..bench.peers.samplers import PEERS
-    from ..models.named_targets import TARGETS
     from ..solvers.tables.grids import GRIDS
 
     p.add_argument(
@@ -83,6 +80,17 @@ def options(p: argparse.ArgumentParser) -> None:
         help=f"{listed(GRIDS)}; equidistributed: measured by a pilot run; "
         f"default: {commas(nfe.GRIDS)}",
     )
+    _against(p)
+    common(p, "out/bench")
+
+
+def _against(p: argparse.ArgumentParser) -> None:
+    """What is run beside, measured of it, and how much of it."""
+    from ..bench.measures.quality import MEASURES
+    from ..bench.nfe import run as nfe
+    from ..bench.peers.samplers import PEERS
+    from ..models.named_targets import TARGETS
+
     p.add_argument(
         "--peers",
         type=names,
@@ -141,7 +149,6 @@ def options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--learn", action="store_true", help="of away: learn a table for each cell too")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
-    common(p, "out/bench")
 
 
 def run(args: argparse.Namespace) -> int | None:
