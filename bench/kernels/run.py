@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ... import kernels as K
 from ...kernels.files import write_text
-from ..peers.k_diffusion import sampling as k_sampling
+from ..peers.integrators import k_sampling
 from ..problems.plans import Unavailable
 from . import step_cost
 from .cases import Call, cases, gate

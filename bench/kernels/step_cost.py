@@ -19,7 +19,7 @@ from ...kernels import normal
 from ...models import VP, Denoiser
 from ...solvers import Sampler
 from ...solvers.sampling.sample import sample
-from ..peers.k_diffusion import sampling as k_sampling
+from ..peers.integrators import k_sampling
 from ..problems.plans import Unavailable
 
 SIZES = [(1, 4, 64, 64), (16, 3, 32, 32), (64, 3, 64, 64)]

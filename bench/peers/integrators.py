@@ -8,10 +8,15 @@ their steps by an error estimate of the whole batch.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +28,35 @@ from ...solvers.tables import grids
 from ..problems import problem as problems
 from ..problems.plans import Plan, Unavailable
 from ..problems.problem import Problem, data_prediction, from_unit, ratio_at, to_unit
-from .k_diffusion import sampling as k_sampling
+
+
+def k_sampling() -> Any:
+    """The module k_diffusion.sampling, read alone. Raises Unavailable where it is not installed."""
+    name = "_k_diffusion_alone"
+    if f"{name}.sampling" in sys.modules:
+        return sys.modules[f"{name}.sampling"]
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None or not found.submodule_search_locations:
+        raise Unavailable("not installed (pip install k-diffusion)")
+    # its __init__ imports the training code; sampling.py needs one helper of utils.py alone
+    parent = ModuleType(name)
+    parent.__path__ = []
+    parent.utils = SimpleNamespace(  # type: ignore[attr-defined]
+        append_dims=lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
+    )
+    path = Path(next(iter(found.submodule_search_locations))) / "sampling.py"
+    spec = importlib.util.spec_from_file_location(f"{name}.sampling", path)
+    if spec is None or spec.loader is None:
+        raise Unavailable(f"cannot read {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name], sys.modules[f"{name}.sampling"] = parent, module
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        del sys.modules[name], sys.modules[f"{name}.sampling"]
+        raise Unavailable(f"its sampling.py does not import: {error}") from error
+    return module
+
 
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
 SDE_STAGES = {"euler": 1, "srk": 10}

@@ -29,7 +29,7 @@ from ...models import Denoiser, Process
 from ..problems.plans import Config, Plan, Unavailable
 from ..problems.problem import Problem, data_prediction
 from . import integrators
-from .k_diffusion import sampling as k_sampling
+from .integrators import k_sampling
 
 TABLE = 1000
 """Steps of the discrete schedule that diffusers is given."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from undiffuse.bench.nfe.campaign import integrate
+from undiffuse.bench.peers import integrators
 from undiffuse.bench.peers import integrators as adaptive_peers
 from undiffuse.bench.peers import integrators as generic_peers
-from undiffuse.bench.peers import k_diffusion
 from undiffuse.bench.peers import samplers as peers
 from undiffuse.bench.peers.samplers import DiffusersPeer, KDiffusionPeer
 from undiffuse.bench.problems import problem as problems
@@ -36,7 +36,7 @@ def ours_on(solver, ratios):
 
 def k_diffusion_or_skip():
     try:
-        return k_diffusion.sampling()
+        return integrators.k_sampling()
     except Unavailable as error:
         pytest.skip(str(error))
 

@@ -10,7 +10,7 @@ import torchsde
 from torchdiffeq import odeint
 
 import undiffuse as ud
-from undiffuse.bench.peers import k_diffusion
+from undiffuse.bench.peers import integrators
 from undiffuse.bench.problems.plans import Unavailable
 from undiffuse.models.targets import GaussianMixture
 from undiffuse.solvers import DPMFast, get
@@ -26,7 +26,7 @@ START = 10 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype
 
 def sampling():
     try:
-        return k_diffusion.sampling()
+        return integrators.k_sampling()
     except Unavailable as error:
         pytest.skip(str(error))
 
