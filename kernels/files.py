@@ -144,7 +144,10 @@ def _open_new(path: Path) -> tuple[Path, int]:
             return part, handle
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # a file system without locks, or a sweeper that is about to remove it
+        except BlockingIOError:  # a sweeper holds it, and is about to remove it
+            os.close(handle)
+            continue
+        except OSError:  # a file system without locks
             pass
         if os.fstat(handle).st_nlink:
             return part, handle
