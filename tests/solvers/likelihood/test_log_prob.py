@@ -264,7 +264,7 @@ def test_a_network_whose_output_has_no_gradient_is_named(options):
 
 MEASURED = """
 import resource, torch, undiffuse as ud
-from undiffuse.solvers import trace as traces
+from undiffuse.models import jacobian as traces
 def convolutions(width):
     torch.manual_seed(0)
     return torch.nn.Sequential(
