@@ -39,7 +39,7 @@ class Relay(Solver):
     the user's own no call is spared.
 
     Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the
-    best of a few by `undiffuse bench away`.
+    choice of a person who had seen most networks of bench/results/away.md.
 
     ratio: sigma/alpha where UniPC takes over, > 0.
     few: steps up to which a run counts as short, >= 0.
