@@ -26,9 +26,10 @@ from ...kernels.files import read_text, write_text
 from ...models import Process
 from ...models.statistics import Statistics
 from ..arguments import finite
+from ..tables.files import numbers, parse, read_record
 from ..tables.solver import Path
 from ..tables.spectral import SpectralTable
-from ..tables.tableau import Tableau, numbers, record_of
+from ..tables.tableau import Tableau
 from .preconditioned import GaussianPreconditioned, closed_form, whitened_columns
 
 
@@ -138,7 +139,7 @@ class Learned:
     @classmethod
     def from_json(cls, text: str) -> Learned:
         """Inverse of `to_json`. Raises ValueError for other text."""
-        r = record_of(text, "a learned table", ("lam", "theta", "statistics", "t_start"))
+        r = parse(text, "a learned table", ("lam", "theta", "statistics", "t_start"))
         stats = Statistics.from_record(r["statistics"])
         notes = r.get("notes", {})
         if not isinstance(notes, dict):
@@ -161,19 +162,19 @@ def read(
 ) -> Tableau | SpectralTable | GaussianPreconditioned:
     """What a JSON file holds, as a solver for a model's process.
 
-    path: of what `Learned.save`, `Tableau.save` or `Statistics.save` wrote; statistics make the
-        Gaussian-preconditioned integrator of order 2.
-    process: of the model; a plain table must be of it.
+    path: of what `Sampler.export`, `Learned.save`, `Tableau.save`, `SpectralTable.save` or
+        `Statistics.save` wrote; statistics make the Gaussian-preconditioned integrator of order 2.
+    process: of the model; a table must be of it.
     Raises ValueError for another file, naming the path.
     """
-    text = read_text(path)
     try:
-        record = record_of(text, "a table", ())
+        record = read_record(path, "a table")
         if "theta" in record:
-            return Learned.from_json(text).tableau(process)
-        if "variances" in record:
+            return Learned.from_json(read_text(path)).tableau(process)
+        if "variances" in record and "state" not in record:
             return GaussianPreconditioned(Statistics.from_record(record))
-        table = Tableau.from_json(text)
+        kind = SpectralTable if "basis" in record else Tableau
+        table: Tableau | SpectralTable = kind.from_record(record)
         table.check(process)
     except InvalidValue as error:
         raise InvalidValue(f"{path} holds no table for {process}: {error}") from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ...models import Denoiser, Process
 from .. import arguments
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
+from ..portable.exported import export
 from ..tables import grids
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
@@ -272,6 +274,20 @@ class Sampler:
             x = step.x
             del step
         return x
+
+    def export(self, path: str | Path) -> Path:
+        """Write the run to one file that describes itself, for loops in any language.
+
+        It holds the table, the read-out, what the network is told, the draws and the format of the
+        noise. docs/export.md has every key, examples/runners the loops. `Tableau.load` reads the
+        same table back, `SpectralTable.load` one over components.
+
+        path: ends in .json or .npz.
+        Returns the path. Raises ValueError for another ending, and OSError where it cannot be
+        written.
+        """
+        dtypes = {"state": self.dtype, "network": self.net_dtype}
+        return export(path, self.tableau, self.model, self.plan.draw0, dtypes)
 
     def capture(
         self,

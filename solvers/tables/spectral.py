@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process
+from ...models.processes import registry
 from ...models.statistics import Statistics
+from .files import FORMAT, VERSION, need, numbers, read_record, write_record
 from .tableau import check_levels
 
 
@@ -58,6 +61,80 @@ class SpectralTable:
         """int64 [N, 0]."""
         return torch.zeros(self.nfe, 0, dtype=torch.int64, device="cpu")
 
+    def record(self) -> dict[str, Any]:
+        """Everything as plain numbers, texts and lists, which `from_record` reads back exactly.
+
+        Raises ValueError for a process whose class is not registered.
+        """
+        basis = self.stats.q.record()
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "order": None,
+            "weak_order": None,
+            "entry": self.entry.tolist(),
+            "grid": self.grid.tolist(),
+            "times": self.times.tolist(),
+            "state": self.state.tolist(),
+            "data": self.data.tolist(),
+            "noise": [[] for _ in range(self.nfe)],
+            "draws": [[] for _ in range(self.nfe)],
+            "mean": self.stats.mean.tolist(),
+            "variances": self.stats.variances.tolist(),
+            "basis": basis["kind"],
+            "basis_q": basis.get("q"),
+            "basis_shape": basis.get("shape"),
+            "process": registry.to_dict(self.process),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record to a file, as npz if the path ends in .npz and else as JSON; returns the
+        path. `Sampler.export` writes the same and what a run needs besides."""
+        return write_record(path, self.record())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SpectralTable:
+        """The table in a file that `save` or `Sampler.export` wrote. Raises ValueError for another
+        file."""
+        return cls.from_record(read_record(path, "a table over components"))
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> SpectralTable:
+        """Inverse of `record`; other keys are ignored. Raises ValueError for what is none."""
+        keys = ("times", "state", "data", "entry", "grid", "mean", "variances", "basis", "process")
+        need(record, "a table over components", keys)
+        kind, process = record["basis"], record["process"]
+        basis = {"kind": kind, "q": record.get("basis_q"), "shape": record.get("basis_shape")}
+        if not isinstance(process, dict) or not {"name", "args"} <= set(process):
+            raise InvalidValue(f"process must be {{'name': ..., 'args': ...}}; got {process!r}")
+        made = cls(
+            registry.from_dict(process),
+            Statistics.from_record({**record, "basis": basis}),
+            *(numbers(record, key, 1) for key in ("times",)),
+            *(numbers(record, key, 3) for key in ("state", "data")),
+            *(numbers(record, key, 1) for key in ("entry", "grid")),
+            str(record.get("name", "spectral")),
+        )
+        n, d = made.nfe, made.stats.mean.numel()
+        for key in ("state", "data"):
+            shape = tuple(getattr(made, key).shape)
+            if (shape[0], shape[2]) != (n, d) or made.entry.shape != (d,):
+                raise InvalidValue(f"{key} must be [{n}, ..., {d}] and entry [{d}]; got {shape}")
+        return made
+
+    def check(self, process: Process) -> None:
+        """Raises ValueError unless the table is for this process."""
+        times = torch.cat([self.grid[:1], self.times, self.grid[-1:]])
+        levels = torch.stack([self.process.alpha(times), self.process.sigma(times)], 1)
+        check_levels(f"{self.name} of {self.process}", times, levels, process)
+
+    def means(self, model: Denoiser) -> tuple[Tensor, Tensor]:
+        """alpha [N + 2] and shift [N] of `Frame`, float64."""
+        alpha = self.process.alpha(torch.cat([self.grid[:1], self.times, self.grid[-1:]]))
+        skip, scale = model.coefficients("data", self.times)
+        return alpha, (skip * alpha[1:-1] - 1) / scale
+
     def frame(self, model: Denoiser, device: torch.device, dtype: torch.dtype) -> Frame:
         """Between a model's samples and the components that the table acts on."""
         return Frame.of(self, model, device, dtype)
@@ -89,13 +166,8 @@ class Frame:
                 f"clip={model.clip} acts on pixels and a table with statistics on components: "
                 "use clip=None with it"
             )
-        times = torch.cat([table.grid[:1], table.times, table.grid[-1:]])
-        alpha = table.process.alpha(times)
-        levels = torch.stack([alpha, table.process.sigma(times)], 1)
-        check_levels(f"{table.name} of {table.process}", times, levels, model.process)
-        skip, scale = model.coefficients("data", table.times)
-        shift = (skip * alpha[1:-1] - 1) / scale
-        numbers = (v.to(device, dtype) for v in (table.entry, alpha, shift))
+        table.check(model.process)
+        numbers = (v.to(device, dtype) for v in (table.entry, *table.means(model)))
         return cls(table.stats.to(device, dtype), *numbers)
 
     def fits(self, shape: Sequence[int]) -> None:

@@ -11,7 +11,6 @@ two rows share a normal by sharing its draw index. Everything is float64 and liv
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
-from ...kernels.files import read_text, write_text
 from ...kernels.shapes import as_float64
 from ...models import Denoiser, Process
+from .files import FORMAT, VERSION, need, numbers, parse, read_record, to_text, write_record
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class Tableau:
             check_levels(self.name, self.times, self.levels, process)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tableau) and self.to_json() == other.to_json()
+        return isinstance(other, Tableau) and self.record() == other.record()
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -204,9 +203,11 @@ class Tableau:
         numbers = torch.cat([self.state[i], self.data[i], self.noise[i]]).tolist()
         return [str(i), f"{float(self.times[i]):.5g}"] + [f"{c:.6g}" if c else "." for c in numbers]
 
-    def to_json(self) -> str:
-        """Exact text form: Python's shortest floats, which read back to the same bits."""
-        record = {
+    def record(self) -> dict[str, Any]:
+        """Everything as plain numbers, texts and lists, which `from_record` reads back exactly."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
             "name": self.name,
             "order": self.order,
             "weak_order": self.weak_order,
@@ -217,24 +218,38 @@ class Tableau:
             "data": self.data.tolist(),
             "noise": self.noise.tolist(),
             "draws": self.draws.tolist(),
+            "levels": None if self.levels is None else self.levels.tolist(),
         }
-        if self.levels is not None:
-            record["levels"] = self.levels.tolist()
-        return json.dumps(record)
+
+    def to_json(self) -> str:
+        """Exact text form of the record: Python's shortest floats, which read back to the same
+        bits."""
+        return to_text(self.record())
 
     def save(self, path: str | Path) -> Path:
-        """Write `to_json` to a file; returns the path."""
-        return write_text(path, self.to_json())
+        """Write the record to a file, as npz if the path ends in .npz and else as JSON; returns the
+        path. `Sampler.export` writes the same and what a run needs besides."""
+        return write_record(path, self.record())
 
     @classmethod
     def load(cls, path: str | Path) -> Tableau:
-        """Inverse of `save`. Raises ValueError for another file."""
-        return cls.from_json(read_text(path))
+        """The table in a file that `save` or `Sampler.export` wrote. Raises ValueError for another
+        file."""
+        return cls.from_record(read_record(path, "a tableau"))
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
         """Inverse of `to_json`. Raises ValueError for text that is not a tableau."""
-        record = record_of(text, "a tableau")
+        return cls.from_record(parse(text, "a tableau"))
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Tableau:
+        """Inverse of `record`; other keys are ignored. Raises ValueError for what is none."""
+        need(record, "a tableau", KEYS)
+        if "basis" in record:
+            raise InvalidValue(
+                f"{record['name']} is a table over components: read it with SpectralTable.load"
+            )
         n = len(numbers(record, "times", 1))
         draws = numbers(record, "draws", 2, integers=True)
         entry = numbers(record, "entry", 1).tolist()
@@ -252,7 +267,7 @@ class Tableau:
             name=record["name"],
             order=record["order"],
             weak_order=record["weak_order"],
-            levels=numbers(record, "levels", 2) if "levels" in record else None,
+            levels=None if record.get("levels") is None else numbers(record, "levels", 2),
         )
 
     def trimmed(self) -> Tableau:
@@ -277,45 +292,6 @@ def _subscript(symbol: str, back: int) -> str:
 
 
 KEYS = ("name", "order", "weak_order", "entry", "grid", "times", "state", "data", "noise", "draws")
-
-
-def record_of(text: str, what: str, keys: Sequence[str] = KEYS) -> dict[str, Any]:
-    """A JSON object with these keys. Raises ValueError for other text: not `what` in JSON."""
-    try:
-        record = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidValue(f"not {what} in JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise InvalidValue(f"not {what} in JSON: it is a {type(record).__name__}, not an object")
-    if missing := [key for key in keys if key not in record]:
-        raise InvalidValue(f"not {what} in JSON: it has no {missing[0]!r}")
-    return record
-
-
-def numbers(record: dict[str, Any], key: str, ndim: int, *, integers: bool = False) -> Tensor:
-    """record[key] as a tensor of so many dimensions: float64, or int64. Raises ValueError."""
-    kinds = (int,) if integers else (int, float)
-    kind = "whole numbers" if integers else "numbers"
-    wanted = f"{key} must be a list of {kind}" + (" a row, all rows as long" if ndim > 1 else "")
-
-    def real(v: Any) -> Any:
-        if key == "grid" and v in ("inf", "-inf"):
-            return float(v)
-        if isinstance(v, bool) or not isinstance(v, kinds):
-            raise InvalidValue(f"{wanted}; got {v!r} in it")
-        return v
-
-    rows = record[key] if ndim == 2 else [record[key]]
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise InvalidValue(f"{wanted}; got {type(record[key]).__name__}")
-    if len({len(row) for row in rows}) > 1:
-        raise InvalidValue(f"{wanted}; got rows of {sorted({len(row) for row in rows})}")
-    dtype, values = torch.int64 if integers else torch.float64, [[*map(real, row)] for row in rows]
-    try:
-        found = torch.tensor(values, dtype=dtype, device="cpu")
-    except (OverflowError, RuntimeError, ValueError) as error:
-        raise InvalidValue(f"{wanted}; one is too large: {error}") from error
-    return found if ndim == 2 else found[0]
 
 
 def check_levels(name: str, times: Tensor, levels: Tensor, process: Process) -> None:
