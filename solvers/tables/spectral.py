@@ -109,12 +109,14 @@ class SpectralTable:
         if not isinstance(process, dict) or not {"name", "args"} <= set(process):
             raise InvalidValue(f"process must be {{'name': ..., 'args': ...}}; got {process!r}")
         made = cls(
-            registry.from_dict(process),
-            Statistics.from_record({**record, "basis": basis}),
-            *(numbers(record, key, 1) for key in ("times",)),
-            *(numbers(record, key, 3) for key in ("state", "data")),
-            *(numbers(record, key, 1) for key in ("entry", "grid")),
-            str(record.get("name", "spectral")),
+            process=registry.from_dict(process),
+            stats=Statistics.from_record({**record, "basis": basis}),
+            times=numbers(record, "times", 1),
+            state=numbers(record, "state", 3),
+            data=numbers(record, "data", 3),
+            entry=numbers(record, "entry", 1),
+            grid=numbers(record, "grid", 1),
+            name=str(record.get("name", "spectral")),
         )
         n, d = made.nfe, made.stats.mean.numel()
         for key in ("state", "data"):
