@@ -4,8 +4,8 @@
     undiffuse bench away out/bank/*.safetensors --out out/away
 
 A recipe is a data set, a process, what is predicted, how time is told, and a network of at most
-300 KB; a minute or more each on one core, seeded. The eight in `examples/bank/` were made by these
-recipes, five of them in an earlier state of the package: other processors give other bits anyway.
+300 KB; a minute or more each on one core, seeded. The files in `examples/bank/` were made by these
+recipes, some of them in an earlier state of the package: other processors give other bits anyway.
 MNIST and Fashion need UNDIFFUSE_DATA (mnist_test/, fashion_mnist_sprite/) and are left out without.
 """
 
@@ -33,8 +33,14 @@ IMAGES = FOLDER / "mnist_test" / "t10k-images-idx3-ubyte.gz"
 SPRITE = FOLDER / "fashion_mnist_sprite" / "fashion-mnist-sprite.png"
 MLP = {"width": 80, "depth": 2, "embedding": 48}
 UNET = {"width": 12, "embedding": 48}
-SMALL, LARGE = {"steps": 4000, "batch": 256}, {"steps": 700, "batch": 64}
-"""How MLPs and U-Nets are trained."""
+TRANSFORMER = {"width": 48, "depth": 2, "embedding": 48}
+SIZES = {"mlp": MLP, "unet": UNET, "transformer": TRANSFORMER}
+TRAINING = {
+    "mlp": {"steps": 4000, "batch": 256},
+    "unet": {"steps": 700, "batch": 64},
+    "transformer": {"steps": 2000, "batch": 64},
+}
+"""By the kind of network."""
 LOSSES = {"edm": "edm", "flow": "flow"}
 """By what is predicted; 'simple' otherwise."""
 
@@ -110,15 +116,10 @@ def linear(steps: int = 1000) -> VP:
     return VP.from_betas(torch.linspace(1e-4, 0.02, steps, dtype=torch.float64))
 
 
-def index(steps: int) -> dict[str, Any]:
-    """Brings a time of 0 to steps - 1 to order one, where a network's waves of it are smooth."""
-    return {"time_scale": 1 / steps}
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """data, process: what make them. predicts, time: as in `Denoiser`. network: 'mlp' or 'unet', by
-    default of the sizes above; config: more of its arguments; settings: of `train`."""
+    """data, process: what make them. predicts, time: as in `Denoiser`. network: a kind, by default
+    of the size above; config: more of its arguments; settings: of `train`."""
 
     data: Callable[[], Tensor]
     process: Callable[[], Process]
@@ -130,7 +131,7 @@ class Recipe:
 
     def trained(self) -> Checkpoint:
         """The network, by `undiffuse.models.training.train`."""
-        x, small = self.data(), self.network == "mlp"
+        x = self.data()
         model = train(
             x,
             self.process(),
@@ -138,8 +139,8 @@ class Recipe:
             time=self.time,
             loss=LOSSES.get(self.predicts, "simple"),
             network=self.network,
-            network_config={**(MLP if small else UNET), **self.config},
-            **{"seed": 0, **(SMALL if small else LARGE), **self.settings},
+            network_config={**SIZES[self.network], **self.config},
+            **{"seed": 0, **TRAINING[self.network], **self.settings},
         )
         config: dict[str, Any] = model.net.config  # type: ignore[attr-defined]
         span = (float(x.min()), float(x.max()))
@@ -147,19 +148,27 @@ class Recipe:
 
 
 RECIPES = {
-    "digits-linear-noise-unet": Recipe(digits, linear, "noise", "index", "unet", index(1000)),
+    "digits-linear-noise-unet": Recipe(digits, linear, "noise", "index", "unet"),
     "digits-cosine-v-mlp": Recipe(digits, VP.cosine, "v", "continuous"),
-    "mnist-cosine-noise-unet": Recipe(mnist, VP.cosine, "noise", "index", "unet", index(1000)),
+    "mnist-cosine-noise-unet": Recipe(mnist, VP.cosine, "noise", "index", "unet"),
     "mnist-edm-unet": Recipe(mnist, EDM, "edm", "edm", "unet"),
     "fashion-flow-unet": Recipe(fashion, Flow, "flow", "continuous", "unet"),
     "checker-ve-noise-mlp": Recipe(checker, lambda: VE(sigma_max=50.0), "noise", "edm"),
     "moons-flow-mlp": Recipe(moons, Flow, "flow", "continuous"),
-    "table-linear-noise-mlp": Recipe(table, linear, "noise", "index", "mlp", index(1000)),
-    "signals-early-noise-mlp": Recipe(
-        signals, lambda: linear(100), "noise", "index", "mlp", index(100)
-    ),
+    "table-linear-noise-mlp": Recipe(table, linear, "noise", "index"),
+    "signals-early-noise-mlp": Recipe(signals, lambda: linear(100), "noise", "index"),
     "signals-linear-data-mlp": Recipe(signals, VP, "data", "continuous"),
     "wine-edm-mlp": Recipe(wine, EDM, "edm", "edm"),
+    "digits-early-v-unet": Recipe(digits, lambda: linear(300), "v", "index", "unet"),
+    "digits-flow-transformer": Recipe(digits, Flow, "flow", "continuous", "transformer"),
+    "signals-cosine-v-transformer": Recipe(
+        signals, VP.cosine, "v", "continuous", "transformer", {"patch": 8, "embedding": 40}
+    ),
+    "table-ve-data-transformer": Recipe(
+        table, lambda: VE(sigma_max=50.0), "data", "edm", "transformer", {"patch": 3}
+    ),
+    "checker-linear-v-mlp": Recipe(checker, linear, "v", "index"),
+    "moons-cosine-data-mlp": Recipe(moons, VP.cosine, "data", "continuous"),
 }
 """Named after data, process, what is predicted and network."""
 

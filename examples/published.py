@@ -1,15 +1,17 @@
 """Small published networks as benchmarks: nobody trained them for this package.
 
     UNDIFFUSE_DATA=folder undiffuse bench away examples/published.py:swiss \\
-        examples/published.py:signals examples/published.py:hea
+        examples/published.py:signals examples/published.py:hea examples/published.py:mnist_unet
 
-The folder holds swiss_ddpm/, signals_ddpm/ and hea_tabddpm/ as they were published (the first two
-without a licence; P. Kumar's HEA-TabDDPM under MIT); none is part of the package.
+The folder holds swiss_ddpm/, signals_ddpm/, hea_tabddpm/ and ddpm_mnist_unet/ as they were
+published (the first two without a licence; P. Kumar's HEA-TabDDPM and B. Pulfer's DDPM under MIT);
+none is part of the package.
 """
 
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -148,3 +150,83 @@ def hea() -> Checkpoint:
         _ready(net), VP.cosine(), predicts="noise", time="index", cond={"y": 0}
     )  # the labels of a batch: sample(..., cond={"y": labels})
     return Checkpoint(model, (13,), (-5.2, 5.2))
+
+
+class _Block(nn.Module):
+    """LayerNorm over the whole image, two convolutions, each with a SiLU."""
+
+    def __init__(self, before: int, after: int, size: int, normalise: bool = True) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm((before, size, size))
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.normalise = normalise
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ln(x) if self.normalise else x
+        return F.silu(self.conv2(F.silu(self.conv1(x))))
+
+
+def _blocks(size: int, *channels: int, last: bool = True) -> nn.Sequential:
+    """A block for each pair of neighbours; the last one normalises where asked to."""
+    pairs = list(pairwise(channels))
+    return nn.Sequential(
+        *(_Block(a, b, size, last or i < len(pairs) - 1) for i, (a, b) in enumerate(pairs))
+    )
+
+
+class MnistUNet(nn.Module):
+    """Three levels, 28, 14 and 7, and a middle of 3; time is added before each group. Times between
+    two whole steps are told by interpolation of its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_embed = nn.Embedding(1000, 100)
+        widths = {"1": 1, "2": 10, "3": 20, "_mid": 40, "4": 80, "5": 40, "_out": 20}
+        for name, w in widths.items():
+            layers = nn.Sequential(nn.Linear(100, w), nn.SiLU(), nn.Linear(w, w))
+            self.add_module(f"te{name}", layers)
+        self.b1, self.b2 = _blocks(28, 1, 10, 10, 10), _blocks(14, 10, 20, 20, 20)
+        self.b3, self.b_mid = _blocks(7, 20, 40, 40, 40), _blocks(3, 40, 20, 20, 40)
+        self.b4, self.b5 = _blocks(7, 80, 40, 20, 20), _blocks(14, 40, 20, 10, 10)
+        self.b_out = _blocks(28, 20, 10, 10, 10, last=False)
+        self.down1, self.down2 = (nn.Conv2d(c, c, 4, 2, 1) for c in (10, 20))
+        self.down3 = nn.Sequential(nn.Conv2d(40, 40, 2), nn.SiLU(), nn.Conv2d(40, 40, 4, 2, 1))
+        self.up1 = nn.Sequential(
+            nn.ConvTranspose2d(40, 40, 4, 2, 1), nn.SiLU(), nn.ConvTranspose2d(40, 40, 2)
+        )
+        self.up2, self.up3 = (nn.ConvTranspose2d(c, c, 4, 2, 1) for c in (20, 10))
+        self.conv_out = nn.Conv2d(10, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        low = t.floor().clamp(0, 998)
+        share = (t - low)[:, None].to(x)
+        below, above = (self.time_embed(low.long() + k) for k in (0, 1))
+        e = below + share * (above - below)
+
+        def told(name: str, h: Tensor) -> Tensor:
+            added: Tensor = getattr(self, f"te{name}")(e)
+            return h + added[:, :, None, None]
+
+        h1 = self.b1(told("1", x))
+        h2 = self.b2(told("2", self.down1(h1)))
+        h3 = self.b3(told("3", self.down2(h2)))
+        h = self.b_mid(told("_mid", self.down3(h3)))
+        h = self.b4(told("4", torch.cat([h3, self.up1(h)], 1)))
+        h = self.b5(told("5", torch.cat([h2, self.up2(h)], 1)))
+        h = self.b_out(told("_out", torch.cat([h1, self.up3(h)], 1)))
+        y: Tensor = self.conv_out(h)
+        return y
+
+
+def mnist_unet() -> Checkpoint:
+    """MNIST in [-1, 1]; 1,000 linear betas, noise, time 0..999. Its first LayerNorm is blind to
+    the mean and the scale of x, so that unclipped samples drift in both.
+
+    Raises FileNotFoundError where the folder does not hold the weights.
+    """
+    held = _weights("ddpm_mnist_unet", "ddpm_mnist.pt")
+    net = MnistUNet()
+    net.load_state_dict({k.removeprefix("network."): v for k, v in held.items()})
+    model = Denoiser(_ready(net), _linear(1000), predicts="noise", time="index")
+    return Checkpoint(model, (1, 28, 28), (-1.0, 1.0))

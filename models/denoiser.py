@@ -25,6 +25,7 @@ from .readout import (
     convert,
     network_scale,
     network_time,
+    train_steps,
     true_time,
     warn_of_pure_noise,
 )
@@ -93,7 +94,7 @@ class Denoiser:
             names = ", ".join(TIME_CONVENTIONS)
             raise InvalidValue(f"time must be one of {names}, or a callable; got {self.time!r}")
         table = len(getattr(self.process, "betas", ()))
-        steps = (table or 1000) if self.steps is None else self.steps
+        steps = train_steps(self.process) if self.steps is None else self.steps
         try:
             object.__setattr__(self, "steps", operator.index(steps))
         except TypeError:

@@ -8,7 +8,8 @@ Times come as whatever the denoiser's `time` convention says. The embedding
     e(t) = [cos(2 pi w_k s t), sin(2 pi w_k s t)],   w_k geometric from 1/8 to 8,
 
 is smooth over s t of order one, which log(sigma/alpha)/4 ('edm') and t itself ('continuous') are;
-`time_scale` s brings any other convention there (1/1000 for 'index' of 1000 steps).
+`time_scale` s brings any other convention there (1/1000 for 'index' of 1000 steps); training sets
+it (`readout.time_scale`), a network of your own that is told steps needs it from you.
 """
 
 from __future__ import annotations
@@ -263,7 +264,137 @@ class UNet(nn.Module):
         return out
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "unet": UNet}
+class _TransformerBlock(nn.Module):
+    """h + g_1 attention(m_1(h)), then + g_2 MLP(m_2(h)); m_i(h) = norm(h) (1 + scale_i) + shift_i,
+    and gates g_i, are affine in the embedding (adaLN-Zero, Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int, embedding: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(embedding, 6 * width)
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        _silence(self.modulate)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(e)[:, None].chunk(6, 2)
+        q, k, v = self.qkv(self.norm(h) * (1 + scale1) + shift1).chunk(3, 2)
+        split = (len(h), h.shape[1], self.heads, -1)
+        q, k, v = (a.reshape(split).transpose(1, 2) for a in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        h = h + gate1 * self.mix(mixed.flatten(2))
+        inner = nn.functional.silu(self.up(self.norm(h) * (1 + scale2) + shift2))
+        out: Tensor = h + gate2 * self.down(inner)
+        return out
+
+
+class Transformer(nn.Module):
+    """Small diffusion transformer (Peebles & Xie 2023) for [L], [C, L] and [C, H, W].
+
+    Patches of an event are its tokens: `patch` neighbours of a sequence, with all channels, or
+    squares of patch x patch of an image. Each has a learned place.
+
+    event: shape of one event; a table's features are a sequence.
+    patch: side of a patch; it divides L, or H and W.
+    width: of a token, a multiple of heads.
+    depth, heads: blocks, and heads of their attention.
+    embedding, classes, outputs, time_scale: as in `MLP`.
+
+    Raises ValueError for sizes that do not fit and for an x of another shape.
+    """
+
+    @staticmethod
+    def sized(event_shape: Sequence[int]) -> dict[str, Any]:
+        """The arguments that the shape of the events decides."""
+        if not 1 <= len(event_shape) <= 3:
+            raise InvalidValue(
+                f"network 'transformer' needs events [L], [C, L] or [C, H, W]; "
+                f"got {tuple(event_shape)}: use 'mlp'"
+            )
+        return {"event": list(event_shape)}
+
+    def __init__(
+        self,
+        event: Sequence[int],
+        patch: int = 2,
+        width: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        embedding: int = 64,
+        classes: int = 0,
+        outputs: int = 1,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _at_least(1, patch=patch, width=width, depth=depth, heads=heads, embedding=embedding)
+        _at_least(1, outputs=outputs)
+        _at_least(0, classes=classes)
+        self.sized(event)
+        channels, sides = (event[0], event[1:]) if len(event) > 1 else (1, event)
+        if any(side % patch for side in sides) or width % heads:
+            raise InvalidValue(
+                f"patch must divide the sides {tuple(sides)}, and heads the width {width}; "
+                f"got patch={patch}, heads={heads}"
+            )
+        self.config = {
+            "event": list(event),
+            "patch": patch,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "embedding": embedding,
+            "classes": classes,
+            "outputs": outputs,
+            "time_scale": time_scale,
+        }
+        self.event, self.outputs, self.channels = tuple(event), outputs, channels
+        self.tokens, self.patch = [side // patch for side in sides], patch
+        size = channels * patch ** len(sides)
+        self.time = TimeEmbedding(embedding, time_scale=time_scale)
+        self.label = LabelEmbedding(classes, embedding) if classes else None
+        self.enter = nn.Linear(size, width)
+        self.place = nn.Parameter(0.02 * torch.randn(math.prod(self.tokens), width))
+        self.blocks = nn.ModuleList(
+            _TransformerBlock(width, heads, embedding) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, outputs * size)
+        _silence(self.leave)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        if tuple(x.shape[1:]) != self.event:
+            raise InvalidValue(f"x must be [B, {', '.join(map(str, self.event))}]; got {x.shape}")
+        e = _embed(self.time, self.label, t, label)
+        h = self.enter(self._cut(x)) + self.place
+        for block in self.blocks:
+            h = block(h, e)
+        return self._join(self.leave(self.norm(h)))
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """[B, *event] -> [B, tokens, numbers of a patch]."""
+        grid = [n for side in self.tokens for n in (side, self.patch)]
+        x = x.reshape(len(x), self.channels, *grid)
+        inner = range(3, x.ndim, 2)  # axes: B, C, side, patch, side, patch
+        return x.permute(0, *range(2, x.ndim, 2), 1, *inner).reshape(
+            len(x), math.prod(self.tokens), -1
+        )
+
+    def _join(self, h: Tensor) -> Tensor:
+        """[B, tokens, numbers of a patch] -> [B, outputs channels, ...], or [B, outputs L]."""
+        n = len(self.tokens)
+        h = h.reshape(len(h), *self.tokens, self.outputs * self.channels, *[self.patch] * n)
+        pairs = [axis for i in range(n) for axis in (1 + i, 2 + n + i)]
+        h = h.permute(0, 1 + n, *pairs)
+        first = self.outputs * self.event[0]
+        return h.reshape(len(h), first, *self.event[1:])
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "unet": UNet,
+    "transformer": Transformer,
+}
 """Networks by the name that checkpoints and the command line use."""
 
 
@@ -281,11 +412,11 @@ def build(name: str, config: dict[str, Any]) -> nn.Module:
     return VarianceHead(net) if config.get("outputs", 1) == 2 else net
 
 
-def shape_arguments(name: str, event_shape: Sequence[int]) -> dict[str, int]:
+def shape_arguments(name: str, event_shape: Sequence[int]) -> dict[str, Any]:
     """What the shape of the events decides of the network's arguments: {argument: value}."""
     if name not in NETWORKS:
         raise InvalidValue(f"network must be one of {', '.join(NETWORKS)}; got {name!r}")
-    sized: dict[str, int] = NETWORKS[name].sized(event_shape)  # type: ignore[attr-defined]
+    sized: dict[str, Any] = NETWORKS[name].sized(event_shape)  # type: ignore[attr-defined]
     return sized
 
 

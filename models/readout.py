@@ -201,3 +201,25 @@ def true_time(process: Process, told: Tensor, convention: Any, steps: int) -> Te
 
 
 TIME_CONVENTIONS = ("continuous", "index", "edm", "sigma")
+
+
+def train_steps(process: Process) -> int:
+    """Training steps of a network of discrete time: those of the process's table, else 1000."""
+    return len(getattr(process, "betas", ())) or 1000
+
+
+def time_scale(process: Process, convention: Any) -> float:
+    """What brings the times that a network is told to order one, where its waves of them are
+    smooth: 1 where they are, else one over the largest (the steps, for 'index').
+
+    convention: as in `network_time`. Raises ValueError where a time is infinite.
+    """
+    if convention == "index":
+        return 1.0 / train_steps(process)
+    ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
+    largest = float(network_time(process, ends, convention, train_steps(process)).abs().max())
+    return 1.0 / largest if largest > ORDER_ONE else 1.0
+
+
+ORDER_ONE = 4.0
+"""Told times up to this are left as they are: log(sigma/alpha)/4 is, down to one part in 10^7."""

@@ -58,7 +58,8 @@ def train(
     process: a process, its name, or None for VP(). A `LearnedVP` is copied and learned.
     predicts: as in `Denoiser`.
     time: as in `Denoiser`; 'edm' unless alpha = 0 at t_max, where that is infinite: then
-        'continuous'.
+        'continuous'. The network is told it at a scale of order one: its time_scale is 1/steps for
+        'index', 1/80 for t up to 80, unless network_config has another.
     sigma_data: as in `Denoiser`; by default the training data's root mean square.
     loss: a name in OBJECTIVES, an `Objective`, or a callable (denoiser, x_0, generator, **cond)
         that returns one loss for each sample; None: 'uniform-snr', 'learned' for a `LearnedVP`.

@@ -31,7 +31,7 @@ from ..dequantize import fill
 from ..networks import network_for
 from ..processes import LearnedVP, Process, registry
 from ..progress import bar
-from ..readout import READOUTS, convert
+from ..readout import READOUTS, TIME_CONVENTIONS, convert, time_scale
 
 Loss = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -150,12 +150,14 @@ class Trainer:
                 raise InvalidValue(f"conditional=True needs labels; data {data.name!r} has none")
             self.labels, self.held_labels = train.labels.to(device), held.labels[:1024].to(device)
             config = {"classes": int(data.labels.max()) + 1, **config}
+        if time is None:
+            time = "edm" if float(process.alpha(process.t_max)) > 0 else "continuous"
+        if callable(time) or time in TIME_CONVENTIONS:  # others are refused below
+            config = {"time_scale": time_scale(process, time), **config}
         with torch.random.fork_rng(devices=[]):  # the initial weights belong to the seed alone
             torch.manual_seed(settings.seed)
             net = network_for(name, data.event_shape, **config)
         self.network = (name, dict(net.config))  # type: ignore[arg-type]
-        if time is None:
-            time = "edm" if float(process.alpha(process.t_max)) > 0 else "continuous"
         if sigma_data is None:
             sigma_data = round(float(train.x.double().square().mean().sqrt()), 4)
         self.start = registry.to_dict(process)  # before a schedule is learned

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from undiffuse.models import EDM, VP
 from undiffuse.models.networks import MLP, NETWORKS, build, network_for
+from undiffuse.models.training.train import train
 from undiffuse.models.variational import VarianceHead
 
 
@@ -80,3 +82,49 @@ def test_what_does_not_fit_is_refused():
         MLP(4)(torch.zeros(2, 4), torch.zeros(2), label=torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="label must hold integers of shape"):
         MLP(4, classes=2)(torch.zeros(2, 4), torch.zeros(2), label=torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "process, time, scale",
+    [
+        (VP.from_betas(torch.linspace(1e-4, 0.02, 400, dtype=torch.float64)), "index", 1 / 400),
+        (VP(), "index", 1 / 1000),
+        (EDM(), "continuous", 1 / 80),
+        (VP(), "continuous", 1.0),
+        (VP(), "edm", 1.0),
+        (EDM(), lambda t: 1000 * t, 1 / 80_000),
+    ],
+)
+def test_training_tells_times_where_the_waves_are_smooth(process, time, scale):
+    """Neighbours of a hundred steps are told alike and the two ends are not. Without the scale,
+    whole steps are whole periods of the fast waves, which then say nothing, and neighbours differ
+    as much as strangers."""
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    options = {"time": time, "network_config": {"width": 8, "depth": 1}, "steps": 1, "batch": 8}
+    model = train(x, process, predicts="noise", progress=False, **options)
+    assert model.net.config["time_scale"] == pytest.approx(scale, rel=1e-12)
+    t = torch.linspace(process.t_min, process.t_max, 101, dtype=torch.float64)
+    phases = model.network_time(t)[:, None] * model.net.time.frequencies.double()
+    waves = torch.cat([phases.cos(), phases.sin()], 1)
+    steps = (waves[1:] - waves[:-1]).square().mean(1).sqrt()
+    apart = (waves[-1] - waves[0]).square().mean().sqrt()
+    if time != "edm":  # no scale of it: a logarithm is not even in t
+        assert steps.max() < 0.5 * apart
+    own = train(x, process, time=time, predicts="noise", steps=1, batch=8, progress=False,
+                network_config={"width": 8, "depth": 1, "time_scale": 0.5})  # fmt: skip
+    assert own.net.config["time_scale"] == 0.5
+
+
+def test_a_transformer_takes_sequences_channels_and_images_apart_into_patches():
+    """Its tokens are the patches, in order, and what is cut is joined again."""
+    for event, patch in (((12,), 3), ((2, 12), 4), ((3, 6, 4), 2)):
+        net = network_for("transformer", event, patch=patch, width=8, heads=2, depth=1)
+        x = torch.randn(2, *event, generator=torch.Generator().manual_seed(0))
+        cut = net._cut(x)
+        assert torch.equal(net._join(cut), x)
+        one = x[0, ..., :patch] if len(event) < 3 else x[0, :, :patch, :patch]
+        assert torch.equal(cut[0, 0], one.flatten())
+    with pytest.raises(ValueError, match="patch must divide the sides .*patch=5"):
+        network_for("transformer", (12,), patch=5)
+    with pytest.raises(ValueError, match=r"events \[L\], \[C, L\] or \[C, H, W\]"):
+        network_for("transformer", (1, 2, 3, 4))
