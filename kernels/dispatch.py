@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)  # i
 # kept alive for the life of the process: the operators vanish with it
 _library: Any = torch.library  # parts of it carry no annotations
 _LIBRARY = _library.Library("undiffuse", "FRAGMENT")
+_direct: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # on a CPU, on a GPU
 _broken: dict[str, str] = {}  # device type -> why Triton failed there, found at the first launch
 
 
@@ -77,9 +79,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True")
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def why_not_triton(x: Tensor) -> str | None:
     """The condition that keeps x from the Triton path, or None where it can take it."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed"
     if x.device.type not in ("cuda", "cpu"):
         return f"there is no Triton kernel for device {x.device.type!r}"
@@ -127,6 +134,8 @@ def define(
 ) -> Any:
     """Define the operator undiffuse::name and return it (its default overload).
 
+    `direct` calls it without the dispatcher.
+
     triton: "module:function" in this folder, imported at the first use.
     leader: position of the argument whose device and dtype decide.
     native: the compiled CPU path, tried first; it returns None where it cannot take the arguments.
@@ -136,16 +145,22 @@ def define(
     """
     module, function = triton.split(":")
 
-    def run_triton(*args: Any) -> Any:
+    @cache
+    def twin() -> Callable[..., Any]:
         package = __name__.rpartition(".")[0]
-        return getattr(importlib.import_module(f"{package}.{module}"), function)(*args)
+        found: Callable[..., Any] = getattr(
+            importlib.import_module(f"{package}.{module}"), function
+        )
+        return found
+
+    def run_triton(*args: Any) -> Any:
+        return twin()(*args)
 
     def anywhere(*args: Any) -> Any:
         check(*args)
         return reference(*args)
 
-    def on_cpu(*args: Any) -> Any:
-        check(*args)
+    def cpu(*args: Any) -> Any:
         path = _mode.get().path
         if path == "auto" and native is not None and (result := native(*args)) is not None:
             return result
@@ -155,8 +170,11 @@ def define(
             raise RunFailure(f"using('triton') cannot be honoured for {name}: {obstacle}")
         return run_triton(*args)
 
-    def on_gpu(*args: Any) -> Any:
+    def on_cpu(*args: Any) -> Any:
         check(*args)
+        return cpu(*args)
+
+    def gpu(*args: Any) -> Any:
         path, x = _mode.get().path, args[leader]
         if path == "triton":
             if obstacle := why_not_triton(x):
@@ -174,6 +192,10 @@ def define(
             warnings.warn(f"Triton failed; undiffuse uses PyTorch instead: {error}", stacklevel=2)
             return reference(*args)
 
+    def on_gpu(*args: Any) -> Any:
+        check(*args)
+        return gpu(*args)
+
     def traced(*args: Any) -> Any:
         check(*args)
         return fake(*args)
@@ -188,7 +210,30 @@ def define(
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_LIBRARY
         )
-    return getattr(torch.ops.undiffuse, name).default
+    operator = getattr(torch.ops.undiffuse, name).default
+    _direct[operator] = cpu, gpu
+    return operator
+
+
+def bare(x: Tensor, out: Tensor) -> bool:
+    """Whether nobody but the device looks at an operator on these: no compiler or other tracer, no
+    transform, mode, subclass, forward derivative or profiler. Gradients are not asked about."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and type(out) is Tensor
+        and not _modes()
+        and _transforms() is None
+        and _forward._current_level < 0
+        and not _profiled()
+        and _traced() is None
+    )
+
+
+def direct(operator: Any, x: Tensor) -> Callable[..., Any]:
+    """The operator for arguments that are `bare` and known to fit: unchecked, undispatched."""
+    cpu, gpu = _direct[operator]
+    return cpu if x.is_cpu else gpu if x.is_cuda else operator
 
 
 def past_autograd(*tensors: Tensor) -> AbstractContextManager[Any]:
@@ -211,6 +256,10 @@ def past_autograd(*tensors: Tensor) -> AbstractContextManager[Any]:
 _torch: Any = torch
 _forward: Any = torch.autograd.forward_ad
 _below_autograd = getattr(_torch._C, "_AutoDispatchBelowAutograd", nullcontext)
+_modes = getattr(_torch._C, "_len_torch_dispatch_stack", lambda: 1)  # a torch without: never bare
+_transforms = getattr(_torch._C._functorch, "peek_interpreter_stack", lambda: 1)
+_profiled = getattr(_torch.autograd, "_profiler_enabled", lambda: True)
+_traced = _torch._C._get_tracing_state
 
 
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:

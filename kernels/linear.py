@@ -4,6 +4,7 @@ linear_reference.py is the formula, triton_linear.py and native.c are its twins.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -75,23 +76,25 @@ def _native(
     library = native.library(x.numel() * (1 if draws is not None else 0))
     if library is None:
         return None
-    results = [torch.empty_like(x, memory_format=torch.contiguous_format)]
-    d = torch.empty_like(results[0]) if keep_data else None
-    x_in = torch.empty_like(results[0]) if next_dtype is not None else None
+    results: list[Tensor | None] = [
+        torch.empty_like(inputs[0], memory_format=torch.contiguous_format),
+        torch.empty_like(inputs[0]) if keep_data else None,
+        torch.empty_like(inputs[0]) if next_dtype is not None else None,
+    ]
     native.linear(
         library,
         inputs,
-        [results[0], d, x_in],
+        results,
         (len(outs), len(states), len(data)),
-        table,
-        row,
-        draws,
-        seed,
-        sample_ids,
+        table.contiguous(),
+        row.contiguous(),
+        None if draws is None else draws.contiguous(),
+        None if seed is None else seed.contiguous(),
+        None if sample_ids is None else sample_ids.contiguous(),
         tag,
         limits,
     )
-    return results + [v for v in (d, x_in) if v is not None]
+    return [v for v in results if v is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -244,4 +247,62 @@ def linear_step(
         )
     return LinearStep(
         new, rest[0] if keep_data else None, rest[-1] if next_dtype is not None else None
+    )
+
+
+PREDICTOR = tag_of("predictor")
+_NOTHING: AbstractContextManager[Any] = nullcontext()
+
+
+def trusted_step(
+    x: Tensor,
+    outs: Sequence[Tensor],
+    table: Tensor,
+    row: Tensor,
+    states: Sequence[Tensor],
+    data: Sequence[Tensor],
+    draws: Tensor | None,
+    seed: Tensor | None,
+    sample_ids: Tensor | None,
+    keep_data: bool,
+    next_dtype: torch.dtype | None,
+    clip: tuple[float, float] | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`linear_step` of operands that are known to fit together, a plan's: (x', D, x_in).
+
+    Nothing is checked, and what no tracer, transform or gradient has to see goes straight to the
+    device's path. The caller vouches for shapes, types, devices and for rows that exist.
+
+    outs: the network's output, or both of a pair.
+    seed, sample_ids: int64 [1] or [B] and int64 [B] or None, on x's device; None without draws.
+    Else as in `linear_step`.
+    """
+    wanted = torch.is_grad_enabled() and any(
+        v.requires_grad for v in (x, *outs, *states, *data)
+    )
+    if not wanted and dispatch.bare(x, outs[0]):
+        run, guard = dispatch.direct(_linear_step, x), _NOTHING
+    else:
+        run, guard = _linear_step, dispatch.past_autograd(x, *outs, *states, *data)
+    with guard:
+        found = run(
+            x,
+            outs,
+            states,
+            data,
+            None,
+            table,
+            row,
+            draws,
+            seed,
+            sample_ids,
+            PREDICTOR,
+            keep_data,
+            next_dtype,
+            clip,
+        )
+    return (
+        found[0],
+        found[1] if keep_data else None,
+        found[-1] if next_dtype is not None else None,
     )

@@ -14,7 +14,6 @@ names the compiler.
 
 import ctypes
 import hashlib
-import itertools
 import os
 import platform
 import shlex
@@ -26,6 +25,7 @@ import tempfile
 import threading
 import time
 import warnings
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +48,6 @@ FLAGS = [
     "-fno-trapping-math",
 ]
 PAYS = 1 << 22  # normals: drawing them in PyTorch takes about as long as the compiler
-BLOCK = 1024  # of native.c
 PARALLEL = 1 << 17  # elements worth a thread of their own
 TIMEOUT = 120.0  # seconds that a compiler may take
 STALE = 3600.0  # seconds after which a folder of a build that was killed is swept
@@ -281,30 +280,30 @@ def _processor() -> str:
 def _typed(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the arguments, so that it takes Python's numbers as they are."""
     number, address = ctypes.c_int64, ctypes.c_void_p
-    lib.undiffuse_noise.argtypes = [number] * 2 + [address] * 5 + [number] * 7
+    lib.undiffuse_noise.argtypes = [number] * 2 + [address] * 5 + [number] * 8
     lib.undiffuse_noise.restype = None
-    lib.undiffuse_linear.argtypes = [number] * 2 + [address] * 7 + [number] * 11
+    lib.undiffuse_linear.argtypes = [number] * 2 + [address]
     return lib
 
 
 # --- calls --------------------------------------------------------------------------------------
 
 
-def _run(function: Any, jobs: int, elements: int, arguments: Sequence[Any]) -> Any:
-    """function(first, last, *arguments) over all jobs, in as many threads as PyTorch would use;
+def _run(function: Any, elements: int, arguments: Sequence[Any]) -> Any:
+    """function(part, parts, *arguments) for all parts, in as many threads as PyTorch would use;
     returns what it returned for the first of them."""
     threads = 1
     if elements >= 2 * PARALLEL:
         threads = min(torch.get_num_threads(), elements // PARALLEL)
     if threads == 1:
-        return function(0, jobs, *arguments)
-    bounds = [jobs * i // threads for i in range(threads + 1)]
-    ranges = list(itertools.pairwise(bounds))
+        return function(0, 1, *arguments)
     # threads of this call only: a pool would not survive a fork
-    others = [threading.Thread(target=function, args=(*r, *arguments)) for r in ranges[1:]]
+    others = [
+        threading.Thread(target=function, args=(i, threads, *arguments)) for i in range(1, threads)
+    ]
     for thread in others:
         thread.start()
-    result = function(*ranges[0], *arguments)
+    result = function(0, threads, *arguments)
     for thread in others:
         thread.join()
     return result
@@ -328,7 +327,6 @@ def noise(
     [1 or rows, J].
     """
     rows, n = out.shape
-    jobs = rows * -(-(element0 % 4 + n) // BLOCK)
     numbers = draws.contiguous() if isinstance(draws, Tensor) else None
     if numbers is None:
         numbers = torch.tensor([draws], dtype=torch.int64, device="cpu")
@@ -340,6 +338,7 @@ def noise(
         _address(ids),
         numbers.data_ptr(),
         _address(c),
+        rows,
         seed.numel(),
         tag,
         n,
@@ -348,7 +347,7 @@ def noise(
         element0,
         kind,
     )
-    _run(lib.undiffuse_noise, jobs, out.numel() * terms, arguments)
+    _run(lib.undiffuse_noise, out.numel() * terms, arguments)
     return out
 
 
@@ -365,35 +364,41 @@ def linear(
     tag: int,
     limits: Sequence[float] | None,
 ) -> None:
-    """One step: inputs x, outs, states, data; results x', D, x_in; contiguous float32 [B, ...].
+    """One step: inputs x, outs, states, data; results x', D, x_in; [B, ...]. All that is given is
+    contiguous, and float32 or int64.
 
     counts: of outs, states and data; the rest as in `linear_step`. Raises ValueError for a row
     that the table has not got.
     """
     x = inputs[0]
-    rows, n = x.shape[0], x.numel() // x.shape[0]
-    addresses = [_address(v) for v in (*inputs, *results)]
-    tensors = (ctypes.c_void_p * len(addresses))(*addresses)
-    clip = None if limits is None else (ctypes.c_float * 2)(*limits)
-    parts = [None if v is None else v.contiguous() for v in (table, row, draws, seed, sample_ids)]
-    arguments = (
-        tensors,
-        *[_address(v) for v in parts],
-        clip,
-        0 if seed is None else seed.numel(),
-        tag,
-        rows,
-        n,
-        *table.shape,
-        row.numel() > 1,
-        *counts,
-        0 if draws is None else draws.shape[1],
+    rows, clip = len(x), None if limits is None else (ctypes.c_float * 2)(*limits)
+    numbers = array(
+        "q",
+        [
+            table.data_ptr(),
+            row.data_ptr(),
+            0 if draws is None else draws.data_ptr(),
+            0 if seed is None else seed.data_ptr(),
+            0 if sample_ids is None else sample_ids.data_ptr(),
+            0 if clip is None else ctypes.addressof(clip),
+            0 if seed is None else seed.numel(),
+            tag,
+            rows,
+            x.numel() // rows,
+            len(table),
+            table.shape[1],
+            row.numel() > 1,
+            *counts,
+            0 if draws is None else draws.shape[1],
+            *map(Tensor.data_ptr, inputs),
+            *map(_address, results),
+        ],
     )
-    if not _run(lib.undiffuse_linear, rows * -(-n // BLOCK), x.numel(), arguments):
+    if not _run(lib.undiffuse_linear, x.numel(), (numbers.buffer_info()[0],)):
         raise InvalidValue(
             f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}"
         )
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -31,7 +31,7 @@ def built() -> None:
 
 
 @pytest.mark.parametrize("draw", [normal, uniform, rademacher])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 4099), (2, 1024), (300, 2), (2, 3, 5, 7)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4099), (2, 1024), (300, 2), (2, 3, 5, 7), (7, 513)])
 def test_noise(built, draw, shape) -> None:
     ids, seeds = torch.arange(shape[0]) * 2**33 + 5, torch.arange(shape[0]) * 2**40 - 3
     got = draw(shape, seeds, ids, draw=2**31 + 7, subdraw=200)
@@ -43,7 +43,7 @@ def test_noise(built, draw, shape) -> None:
 def test_shards(built, element0) -> None:
     with using("reference"):
         whole = normal((3, 5000), 4)
-    for n in (1, 3, 1024, 3000):
+    for n in (1, 3, 300, 1024, 3000):
         shard = normal((3, n), 4, element0=element0)
         assert torch.equal(shard, whole[:, element0 : element0 + n])
 
@@ -53,7 +53,7 @@ def test_shards(built, element0) -> None:
 @pytest.mark.parametrize("counts", [(0, 0, 0, 0), (0, 0, 0, 1), (1, 0, 1, 0), (1, 3, 2, 2)])
 def test_linear_step(built, per_sample, clip, counts) -> None:
     pair, states, data, noises = counts
-    for shape in ((3, 5000), (200, 2), (2, 3, 5, 7)):
+    for shape in ((3, 5000), (200, 2), (2, 3, 5, 7), (5, 513), (9, 131)):
         o = operands(shape, pair=pair, states=states, data=data, noises=noises)
         o.table[3, 0] = 0.0  # data prediction without x
         row = torch.arange(shape[0]) % 5 if per_sample else torch.tensor([3])
