@@ -86,7 +86,7 @@ def predictor_corrector(
 
     def corrected(state: State) -> State:
         """The state after the corrections of its node."""
-        x, node = state.x, state.row
+        x, node = state.x, state.uniform or 0
         t = float(table.grid[node])
         for j in range(corrections):
             score = model.score(x, t)
@@ -103,7 +103,7 @@ def predictor_corrector(
         return state.replace(x=x)
 
     def before(state: State) -> State:
-        return corrected(state) if state.row or first == "corrector" else state
+        return corrected(state) if state.uniform or first == "corrector" else state
 
     start = sampler.init(shape, seed, sample_ids, x_init)
     model = model.told(cond, len(start.x))
@@ -113,7 +113,7 @@ def predictor_corrector(
         for step in sampler.steps(state, cond, edit=before):
             state = step.after
             if watch is not None:
-                watch(step.row, step.out, state.x)
+                watch(int(step.row), step.out, state.x)
         return corrected(state).x if ends_noisy else state.x
 
     at = table.grid.tolist()

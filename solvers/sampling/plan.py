@@ -7,6 +7,7 @@ data columns in float64, so that nothing is cancelled in float32 and the kernel 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ class Plan:
     start: sigma where the run starts.
     states, datas: lengths of the histories.
     frame: between samples and what the table acts on.
+    key: of all the numbers above: runs of equal keys are the same run.
     """
 
     table: Tensor
@@ -49,6 +51,7 @@ class Plan:
     states: int
     datas: int
     frame: Identity | Frame
+    key: str
 
 
 def compose(
@@ -81,12 +84,13 @@ def compose(
     if table.shape[1] != HEAD + state.shape[1] + data.shape[1] + noise.shape[1]:
         raise RunFailure("the table's layout is not the kernel's")
     draw0 = first_draw(model.process, tableau.grid)
+    t_in = model.network_time(tableau.times)
     return Plan(
         table=sent(table, device, dtype),
         draws=sent(tableau.draws + draw0, device) if noise.shape[1] else None,
         draw0=draw0,
         rows=torch.arange(tableau.nfe, device=device),
-        t_in=sent(model.network_time(tableau.times), device, t_dtype),
+        t_in=sent(t_in, device, t_dtype),
         c_in=sent(c_in, device, dtype),
         times=tableau.times.tolist(),
         skip=readout[0],
@@ -95,7 +99,17 @@ def compose(
         states=state.shape[1] - 1,
         datas=data.shape[1] - 1,
         frame=frame,
+        key=key_of(table, tableau.draws + draw0, t_in, c_in, f"{dtype} {model.clip}"),
     )
+
+
+def key_of(table: Tensor, draws: Tensor, t_in: Tensor, c_in: Tensor, kind: str) -> str:
+    """A digest of a run's numbers, float64; of a spectral table's columns their sums."""
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    for part in (table.flatten(2).sum(2) if table.ndim == 3 else table, draws, t_in, c_in):
+        digest.update(str(tuple(part.shape)).encode())
+        digest.update(part.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def first_draw(process: Process, grid: Tensor) -> int:

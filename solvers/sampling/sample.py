@@ -129,7 +129,7 @@ def sample(
         for step in track(steps, "sampling", sampler.nfe, progress and watch is None):
             x = step.x
             if watch is not None:
-                watch(step.row, step.out, step.x)
+                watch(int(step.row), step.out, step.x)
             elif callback is not None:
                 callback(step)
         return x

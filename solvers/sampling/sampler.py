@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import linear_step, normal
-from ...kernels.checks import as_seed, check_batch
+from ...kernels.checks import as_seed, check_batch, sent
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
+from ...kernels.shapes import column, wide
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
 from .. import arguments
@@ -35,7 +36,7 @@ from . import entry
 from .budget import in_steps, largest
 from .graph import GraphedRun
 from .plan import compose
-from .state import Made, State, StepInfo, network_input, writes
+from .state import Course, Made, State, StepInfo, join, network_input, writes
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
@@ -87,6 +88,9 @@ class Sampler:
         self.dtype, self.net_dtype, t_dtype = entry.types(model, dtype)
         self.tableau = _table(solver, model, steps, nfe, _for_model(grid, model), final)
         self.plan = compose(self.tableau, model, self.device, self.dtype, t_dtype)
+        self.course = Course(self.plan.key, self.plan.t_in, self.plan.c_in, self.net_dtype)
+
+    join = staticmethod(join)
 
     @property
     def nfe(self) -> int:
@@ -136,8 +140,13 @@ class Sampler:
 
         frame = self.plan.frame
         u = frame.into(x, row) if row else frame.enter(x, z0)
-        states, datas = (u,) * self.plan.states, (u,) * self.plan.datas
-        return self._state(u, None, row, states, datas, seed, ids)
+        # views of their own: a compiler takes equal tensors for one
+        states, datas = (
+            tuple(u.view_as(u) for _ in range(n)) for n in (self.plan.states, self.plan.datas)
+        )
+        state = self._state(u, None, row, states, datas, seed, ids)
+        # a compiled `tell` takes rows as a tensor, so that one graph serves all of them
+        return state if torch.compiler.is_compiling() else replace(state, at=state.row)
 
     def _starts_at(self, row: int, x_init: Tensor | None) -> None:
         """Raises ValueError unless a run can start at this row, with or without x_init."""
@@ -166,32 +175,22 @@ class Sampler:
         ids: Tensor,
     ) -> State:
         """The state before `row` whose components are u; x_in: as the step made it."""
-        plan = self.plan
-        rows = len(plan.times)
-        at = min(row, rows - 1)
-        x, c_in = plan.frame.sample(u, row), plan.c_in[at]
-        done = row == rows
-        if x_in is None and not done:
-            x_in = network_input(x, c_in, self.net_dtype)
-        return State(
-            x=x,
-            t_in=None if done else plan.t_in[at].expand(len(x)),
-            row=row,
-            states=states,
-            datas=datas,
-            seed=seed,
-            sample_ids=ids,
-            c_in=c_in,
-            dtype=self.net_dtype,
-            made=None if x_in is None else Made(x, x_in, u, writes(x)),
-        )
+        x = self.plan.frame.sample(u, row)
+        if x_in is None and row < len(self.plan.times):
+            x_in = network_input(x, self.plan.c_in[row], self.net_dtype)
+        made = None if x_in is None else Made(x, x_in, u, writes(x))
+        return State(x, row, states, datas, seed, ids, self.course, made)
 
     def tell(self, state: State, out: Tensor) -> State:
         """Take the network's output at (state.x_in, state.t_in) and step to the next row.
 
-        Raises ValueError if the run is over or `out` has another shape than the state.
+        Samples that are finished already stay as they are; for them `out` does not matter.
+
+        Raises ValueError if all runs are over, `out` has another shape than the state, or the state
+        is of another sampler.
         """
-        if state.t_in is None:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and state.done:
             raise InvalidValue(f"the run is over after {self.nfe} network calls; start with init()")
         if not isinstance(out, Tensor) or out.shape != state.x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -204,14 +203,19 @@ class Sampler:
                 f"out, what the network returned, must be on the device of x, {state.x.device}; "
                 f"got {out.device}"
             )
-        lengths = len(state.states), len(state.datas)
-        if state.row >= len(self.plan.times) or lengths != (self.plan.states, self.plan.datas):
+        if state.course.key != self.plan.key:
             raise InvalidValue(
-                f"state is of another sampler: it has done {state.row} rows and keeps {lengths} "
-                f"states and predictions; {self.tableau.name} has {self.nfe} rows and keeps "
-                f"{(self.plan.states, self.plan.datas)}"
+                f"state is of another sampler than this one of {self.tableau.name} in {self.nfe} "
+                "calls: solver, grid, model and dtype must be the same"
             )
-        plan, i, made = self.plan, state.row, state.made
+        row = state.at if compiling else state.uniform
+        if isinstance(row, int):
+            return self._step(state, row, out)
+        return self._step_apart(state, out)
+
+    def _step(self, state: State, i: int, out: Tensor) -> State:
+        """`tell` where all samples are at row i."""
+        plan, made = self.plan, state.made
         last, frame = i == len(plan.times) - 1, plan.frame
         asis = made is not None and made.holds(state.x)
         u = made.components if made is not None and asis else frame.into(state.x, i)
@@ -233,6 +237,41 @@ class Sampler:
         datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
         return self._state(step.x, step.x_in, i + 1, states, datas, state.seed, state.sample_ids)
 
+    def _step_apart(self, state: State, out: Tensor) -> State:
+        """`tell` where each sample is at a row of its own, some perhaps at their end."""
+        plan, made, frame = self.plan, state.made, self.plan.frame
+        compiling, inside = torch.compiler.is_compiling(), state.inside
+        if isinstance(inside, int):  # a compiled state, known to be uniform after all
+            return self._step(state, inside, out)
+        asis = made is not None and made.holds(state.x)
+        u = made.components if made is not None and asis else frame.into(state.x, inside)
+        step = linear_step(
+            u,
+            frame.heard(out, inside, self.dtype),
+            plan.table,
+            inside,
+            states=state.states,
+            data=state.datas,
+            draws=plan.draws,
+            seed=state.seed,
+            sample_ids=state.sample_ids,
+            keep_data=plan.datas > 0,
+            next_dtype=self.net_dtype if frame.fused else None,
+            clip=self.model.clip,
+        )
+        new, x, x_in = step.x, frame.sample(step.x, inside + 1), step.x_in
+        at = (state.row + 1).clamp(max=self.nfe)
+        if compiling or bool(state.finished.any()):
+            over = column(sent(state.finished, x.device), x)
+            same, x = x is new, torch.where(over, state.x, x)
+            new = x if same else torch.where(over, u, new)
+        states = (u, *state.states)[: plan.states]
+        datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
+        after = State(x, at, states, datas, state.seed, state.sample_ids, self.course)
+        if x_in is None:
+            x_in = network_input(x, after.c_in, self.net_dtype)
+        return replace(after, made=Made(x, x_in, new, writes(x)))
+
     def steps(
         self,
         state: State,
@@ -249,22 +288,40 @@ class Sampler:
         edit: State -> State, applied before each call.
         """
         given = self.model.given(cond, len(state.x))
-        plan = self.plan
         while not state.done:
             before = state if edit is None else edit(state)
             if call is None:
                 x_in, t_in = before.x_in, before.t_in
                 if x_in is None or t_in is None:
                     return  # `edit` ended the run
-                out = self.model.call(x_in, t_in, given, plan.times[before.row], fresh=True)
+                out = self.model.call(x_in, t_in, given, self._times(before), fresh=True)
             else:
                 out = call(before)
-            state, i = self.tell(before, out), before.row
-            readout = plan.skip[i], plan.scale[i]
-            clip, t = self.model.clip, plan.times[i]
-            told = [StepInfo(i, t, state.x, out, before, state, readout, clip)]
+            state = self.tell(before, out)
+            told = [self._info(before, out, state)]
             del before, out  # so that what the caller lets go is free during the next call
             yield told.pop()
+
+    def _times(self, state: State) -> float | Tensor:
+        """Where the network is called next, float64 [B] on x's device where rows differ."""
+        i = state.inside
+        if isinstance(i, int):
+            return self.plan.times[i]
+        times = torch.tensor(self.plan.times, dtype=wide(state.x), device="cpu")
+        return sent(times, state.x.device)[i]
+
+    def _info(self, before: State, out: Tensor, after: State) -> StepInfo:
+        plan, clip, i = self.plan, self.model.clip, before.uniform
+        if i is not None:
+            readout: tuple[float | Tensor, float | Tensor] = plan.skip[i], plan.scale[i]
+            return StepInfo(i, plan.times[i], after.x, out, before, after, readout, clip)
+        row = before.row.clamp(max=self.nfe - 1)
+        t, skip, scale = (
+            torch.tensor(v, dtype=torch.float64, device="cpu")[row]
+            for v in (plan.times, plan.skip, plan.scale)
+        )
+        readout = column(skip, after.x), column(scale, after.x)
+        return StepInfo(before.row, t, after.x, out, before, after, readout, clip)
 
     def finish(self, state: State, cond: dict[str, Any] | None = None) -> Tensor:
         """The sample [B, ...] that the run ends with."""

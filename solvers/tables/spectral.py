@@ -185,21 +185,22 @@ class Frame:
         """x at grid[0] -> u at the first call."""
         return (self._turned(x, 0) * self.entry).reshape(x.shape)
 
-    def into(self, x: Tensor, row: int) -> Tensor:
-        """x at call `row` -> u there."""
+    def into(self, x: Tensor, row: int | Tensor) -> Tensor:
+        """x at call `row` -> u there; samples may be at rows of their own, int64 [B]."""
         return self._turned(x, row + 1).reshape(x.shape)
 
-    def sample(self, u: Tensor, row: int) -> Tensor:
+    def sample(self, u: Tensor, row: int | Tensor) -> Tensor:
         """u -> x at call `row`, or at grid[-1] after the last."""
         return (self.stats.q.back(u.flatten(1)) + self._mean(u, row + 1)).reshape(u.shape)
 
-    def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
+    def heard(self, out: Tensor, row: int | Tensor, dtype: torch.dtype) -> Tensor:
         """What the network returned at that call -> what the table's read-out takes."""
-        shifted = out.to(dtype).flatten(1) + self.shift[row] * self.stats.mean.to(out.device, dtype)
+        mean = self.stats.mean.to(out.device, dtype)
+        shifted = out.to(dtype).flatten(1) + self.shift[row][..., None] * mean
         return self.stats.q.into(shifted).reshape(out.shape)
 
-    def _turned(self, x: Tensor, i: int) -> Tensor:
+    def _turned(self, x: Tensor, i: int | Tensor) -> Tensor:
         return self.stats.q.into(x.flatten(1) - self._mean(x, i))
 
-    def _mean(self, x: Tensor, i: int) -> Tensor:
-        return self.alpha[i] * self.stats.mean.to(x.device, x.dtype)
+    def _mean(self, x: Tensor, i: int | Tensor) -> Tensor:
+        return self.alpha[i][..., None] * self.stats.mean.to(x.device, x.dtype)

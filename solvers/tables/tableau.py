@@ -41,13 +41,13 @@ class Identity:
         scale, noise = self.entry
         return x if self.entry == (1.0, 0.0) else scale * x + noise * z()
 
-    def into(self, x: Tensor, row: int) -> Tensor:
+    def into(self, x: Tensor, row: int | Tensor) -> Tensor:
         return x
 
-    def sample(self, u: Tensor, row: int) -> Tensor:
+    def sample(self, u: Tensor, row: int | Tensor) -> Tensor:
         return u
 
-    def heard(self, out: Tensor, row: int, dtype: torch.dtype) -> Tensor:
+    def heard(self, out: Tensor, row: int | Tensor, dtype: torch.dtype) -> Tensor:
         return out
 
 
