@@ -20,6 +20,8 @@ from .multistep_engine import (
     counted,
     endings,
     finish,
+    gauss,
+    lagrange,
     multistep,
     weights,
 )
@@ -79,6 +81,56 @@ class Adams(Solver):
             rule,
             order=self.order,
             weak_order=self.weak_order,
+        )
+
+
+@dataclass(frozen=True)
+class LMS(Solver):
+    """k-diffusion's linear multistep sampler: `Adams` of 'noise' in 'sigma' that goes down to 0.
+
+        y' = y + int_s^s' P ds,   y = x/alpha,   s = sigma/alpha
+
+    with P the polynomial in s through the last `points` values of (y - D)/s. A last interval down
+    to sigma = 0 is a step like the others, where `Adams` makes a denoising jump: the result is not
+    D there, but an extrapolation. Needs alpha > 0 where it starts.
+
+    points: values that a step goes through, 1..4, as many as there are in the first steps.
+    Raises ValueError for another number.
+    """
+
+    points: int = 4
+
+    def __post_init__(self) -> None:
+        check_points(self.points, 4)
+
+    @property
+    def order(self) -> float:
+        return float(self.points)
+
+    @property
+    def weak_order(self) -> float:
+        return float(self.points)
+
+    def rows(self, path: Path) -> Tableau:
+        n, alpha, s = len(path.t) - 1, path.alpha, path.sigma / path.alpha
+        u, w = gauss(4)  # exact up to degree 7; P is of degree 3 at most
+        d = s[1:] - s[:-1]
+        back = torch.arange(n, device="cpu")[:, None] - torch.arange(self.points, device="cpu")
+        used, back = back >= 0, back.clamp(min=0)
+        basis = lagrange(s[:-1, None] + d[:, None] * u, s[back], used)
+        rule = torch.einsum("n,g,ngh->nh", d, w, basis) * alpha[1:, None] / s[back]
+        state = rule / alpha[back]
+        state[:, 0] += alpha[1:] / alpha[:-1]
+        return finish(
+            f"lms-{self.points}",
+            path,
+            path.t[:-1],
+            state,
+            -rule,
+            path.t.new_zeros(n, 0),
+            order=self.order,
+            weak_order=self.weak_order,
+            jump=False,
         )
 
 
