@@ -25,7 +25,7 @@ def run(page: Path, folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     seen: dict = {"__name__": f"docs_{page.stem}"}
     for code, line in blocks(page):
-        exec(compile("\n" * line + code, str(page), "exec"), seen)
+        exec(compile("\n" * line + code, str(page), "exec"), seen)  # noqa: S102
 
 
 @pytest.mark.parametrize("page", [p for p in DOCS if not needed(p)], ids=lambda p: p.stem)
