@@ -85,6 +85,19 @@ def start_state(x: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     return x
 
 
+def own_noise(noise: Any, x: Tensor, table: Any) -> None:
+    """Raises unless `noise` is a normal like x for a table that adds one before its first call."""
+    added = table.entry[1] if isinstance(table.entry, tuple) else 0.0
+    if added == 0.0:
+        raise InvalidValue(f"{table.name} adds no noise before its first call: leave noise out")
+    fits = isinstance(noise, Tensor) and noise.shape == x.shape and noise.device == x.device
+    if not fits or not noise.is_floating_point():
+        got = f"{tuple(noise.shape)} {noise.dtype}" if isinstance(noise, Tensor) else repr(noise)
+        raise InvalidValue(
+            f"noise must be floating, {tuple(x.shape)} on {x.device} like x; got {got}"
+        )
+
+
 def _readable(x: Tensor) -> bool:
     """Whether the host may look at x here: not while a graph is traced or captured."""
     if (

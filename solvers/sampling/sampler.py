@@ -40,6 +40,7 @@ from .state import Course, Made, State, StepInfo, join, network_input, writes
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
+Noise = Tensor | Sequence[Tensor | None]
 SOLVER, GRID, STEPS = "relay", "blend", 20  # where the user names none
 
 
@@ -104,6 +105,7 @@ class Sampler:
         sample_ids: Tensor | Sequence[int] | None = None,
         x_init: Tensor | None = None,
         row: int = 0,
+        noise: Tensor | None = None,
     ) -> State:
         """The state before the first call: x_init, or sigma(t_0) z with z of draw 0, 'initial'.
 
@@ -114,6 +116,8 @@ class Sampler:
         x_init: the state [B, ...] where the run starts.
         row: rows done already, of a run in pieces whose x_init is the state after them; it goes on
             with the normals that the whole run draws there.
+        noise: [B, ...], the caller's own normal for what the table adds at its entry, before the
+            first call (churn does); refused where it adds none.
 
         Raises ValueError where later rows look back at states before `row`: go on from a kept
         `State` then.
@@ -132,8 +136,13 @@ class Sampler:
             x = entry.start_state(x_init, shape, self.device).to(self.device, self.dtype)
             x = x.contiguous()
 
+        if noise is not None:
+            entry.own_noise(noise, x, self.tableau)
+
         def z0() -> Tensor:
             """The normal of the table's entry."""
+            if noise is not None:
+                return noise.to(self.dtype)
             place = ENTRY.at()
             place["draw"] += self.plan.draw0
             return normal(shape, seed, ids, **place, device=self.device).to(self.dtype)
@@ -181,13 +190,19 @@ class Sampler:
         made = None if x_in is None else Made(x, x_in, u, writes(x))
         return State(x, row, states, datas, seed, ids, self.course, made)
 
-    def tell(self, state: State, out: Tensor) -> State:
+    def tell(self, state: State, out: Tensor, *, noise: Noise | None = None) -> State:
         """Take the network's output at (state.x_in, state.t_in) and step to the next row.
 
-        Samples that are finished already stay as they are; for them `out` does not matter.
+        out: [B, ...], floating. Samples that are finished already stay as they are; for them it
+            does not matter.
+        noise: the caller's own normals in the place of those of (seed, sample id): a tensor of x's
+            shape, or, for a table that draws several normals a row (M columns of
+            `sampler.tableau.noise`), a sequence of M of them, where None stands for one whose
+            coefficient is 0. Two rows share a normal where `sampler.tableau.draws` says the same
+            number: hand in the same tensor there.
 
-        Raises ValueError if all runs are over, `out` has another shape than the state, or the state
-        is of another sampler.
+        Raises ValueError if all runs are over, `out` or `noise` has another shape than the state,
+        or the state is of another sampler.
         """
         compiling = torch.compiler.is_compiling()
         if not compiling and state.done:
@@ -209,11 +224,37 @@ class Sampler:
                 "calls: solver, grid, model and dtype must be the same"
             )
         row = state.at if compiling else state.uniform
+        zs = () if noise is None else self._given(noise, state)
         if isinstance(row, int):
-            return self._step(state, row, out)
-        return self._step_apart(state, out)
+            return self._step(state, row, out, zs)
+        return self._step_apart(state, out, zs)
 
-    def _step(self, state: State, i: int, out: Tensor) -> State:
+    def _given(self, noise: Noise, state: State) -> tuple[Tensor, ...]:
+        """The caller's normals, one for each noise column."""
+        x, columns = state.x, self.tableau.noise.shape[1]
+        given = [noise] if isinstance(noise, Tensor) and columns == 1 else list(noise)
+        if len(given) != columns:
+            raise InvalidValue(
+                f"noise must be {columns} normals, one for each noise column of "
+                f"{self.tableau.name}; got {len(given)}"
+            )
+        found = []
+        for m, z in enumerate(given):
+            if z is None:
+                rows = state.row[~state.finished]
+                if bool((self.tableau.noise[rows, m] != 0).any()):
+                    raise InvalidValue(f"noise[{m}] is None, but this row of the table draws it")
+                z = x  # with a coefficient of 0
+            fits = isinstance(z, Tensor) and z.shape == x.shape and z.device == x.device
+            if not fits or not z.is_floating_point():
+                got = f"{tuple(z.shape)} {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
+                raise InvalidValue(
+                    f"noise must be floating, {tuple(x.shape)} on {x.device} like x; got {got}"
+                )
+            found.append(z.to(x.dtype))
+        return tuple(found)
+
+    def _step(self, state: State, i: int, out: Tensor, zs: tuple[Tensor, ...] = ()) -> State:
         """`tell` where all samples are at row i."""
         plan, made = self.plan, state.made
         last, frame = i == len(plan.times) - 1, plan.frame
@@ -225,8 +266,8 @@ class Sampler:
             plan.table,
             plan.rows[i : i + 1],
             states=state.states,
-            data=state.datas,
-            draws=plan.draws,
+            data=(*state.datas, *zs),  # the columns of noise come after those of data
+            draws=None if zs else plan.draws,
             seed=state.seed,
             sample_ids=state.sample_ids,
             keep_data=plan.datas > 0 and not last,
@@ -237,12 +278,12 @@ class Sampler:
         datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
         return self._state(step.x, step.x_in, i + 1, states, datas, state.seed, state.sample_ids)
 
-    def _step_apart(self, state: State, out: Tensor) -> State:
+    def _step_apart(self, state: State, out: Tensor, zs: tuple[Tensor, ...] = ()) -> State:
         """`tell` where each sample is at a row of its own, some perhaps at their end."""
         plan, made, frame = self.plan, state.made, self.plan.frame
         compiling, inside = torch.compiler.is_compiling(), state.inside
         if isinstance(inside, int):  # a compiled state, known to be uniform after all
-            return self._step(state, inside, out)
+            return self._step(state, inside, out, zs)
         asis = made is not None and made.holds(state.x)
         u = made.components if made is not None and asis else frame.into(state.x, inside)
         step = linear_step(
@@ -251,8 +292,8 @@ class Sampler:
             plan.table,
             inside,
             states=state.states,
-            data=state.datas,
-            draws=plan.draws,
+            data=(*state.datas, *zs),  # the columns of noise come after those of data
+            draws=None if zs else plan.draws,
             seed=state.seed,
             sample_ids=state.sample_ids,
             keep_data=plan.datas > 0,

@@ -246,3 +246,71 @@ def test_guidance_knows_the_time_of_every_row():
         s for s, _ in zip(sampler.steps(firsts[1], {"y": torch.ones(1)}), range(3), strict=False)
     )
     assert torch.equal(sampler.finish(sampler.join([firsts[0], step.after]), y), wants)
+
+
+# --- the caller's own noise -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "solver", ["ddpm", "dpmpp-2m-sde", "heun-churn", "dpmpp-sde", "seeds-3", "restart"]
+)
+def test_own_normals_take_the_place_of_the_formats(solver):
+    """Handed the normals that it would draw, a run ends in the same bits, also at mixed rows."""
+    sampler = sampler_of(solver)
+    table, ids = sampler.tableau, torch.tensor([4, 7])
+
+    def normals(rows):
+        """For each noise column, what each sample would draw at its row."""
+        draws = table.draws[rows]
+        return [
+            torch.cat(
+                [
+                    ud.kernels.normal((1, 6), 3, [i], int(draw), "predictor")
+                    for i, draw in zip(ids.tolist(), column, strict=True)
+                ]
+            )
+            for column in draws.T
+        ]
+
+    start = sampler.init((2, 6), seed=3, sample_ids=ids)
+    want = end(sampler, start)
+    other = sampler.init((2, 6), seed=3, sample_ids=ids).replace(seed=torch.tensor([99]))
+    parts = [other[0], other[1]]
+    for mixed in (False, True):
+        if mixed:
+            z = [v[:1] for v in normals([0, 0])]
+            out = MODEL.net(parts[0].x_in, parts[0].t_in)
+            state = sampler.join([sampler.tell(parts[0], out, noise=z), parts[1]])
+        else:
+            state = other
+        while not state.done:
+            z = normals(state.row.clamp(max=sampler.nfe - 1).tolist())
+            out = MODEL.net(state.x_in, state.t_in)
+            state = sampler.tell(state, out, noise=z[0] if len(z) == 1 else z)
+        assert same(state.x, want)
+
+
+def test_own_noise_of_the_entry():
+    sampler = ud.Sampler(ud.EDM(), "heun-churn", grid=[40.0, 10.0, 1.0, 0.1], predicts="data")
+    x, z = torch.ones(2, 6), ud.kernels.normal((2, 6), 3, purpose="predictor")
+    a, c = sampler.tableau.entry
+    assert c != 0
+    assert torch.equal(sampler.init((2, 6), x_init=x, seed=9, noise=z).x, a * x + c * z)
+    with pytest.raises(ValueError, match="ddim adds no noise before its first call"):
+        sampler_of("ddim").init((2, 6), x_init=x, noise=z)
+    with pytest.raises(ValueError, match=r"noise must be floating, \(2, 6\)"):
+        sampler.init((2, 6), x_init=x, noise=z[:1])
+
+
+def test_own_noise_that_does_not_fit_is_named():
+    one, several, none = (sampler_of(n) for n in ("ddpm", "seeds-3", "ddim"))
+    x = torch.zeros(2, 6)
+    for sampler, noise, words in (
+        (one, x[:1], r"noise must be floating, \(2, 6\) on cpu like x; got \(1, 6\)"),
+        (one, x.long(), "noise must be floating"),
+        (one, [None], r"noise\[0\] is None, but this row of the table draws it"),
+        (several, [x], "noise must be . normals, one for each noise column of seeds-3; got 1"),
+        (none, x, "noise must be 0 normals"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sampler.tell(sampler.init((2, 6)), x, noise=noise)
