@@ -230,6 +230,13 @@ def bare(x: Tensor, out: Tensor) -> bool:
     )
 
 
+def unobserved() -> bool:
+    """Whether no compiler, mode or transform stands between torch's functions and their results."""
+    return not (
+        torch.compiler.is_compiling() or _modes() or _transforms() is not None or _traced()
+    )
+
+
 def direct(operator: Any, x: Tensor) -> Callable[..., Any]:
     """The operator for arguments that are `bare` and known to fit: unchecked, undispatched."""
     cpu, gpu = _direct[operator]

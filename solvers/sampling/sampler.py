@@ -25,6 +25,7 @@ from ...kernels.shapes import column, wide
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
 from .. import arguments
+from ..cache import PLANS
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
 from ..portable.exported import export
@@ -35,7 +36,7 @@ from ..tables.tableau import Tableau
 from . import entry
 from .budget import in_steps, largest
 from .graph import GraphedRun
-from .plan import compose
+from .plan import Plan, compose
 from .state import Course, Made, State, StepInfo, join, network_input, writes
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
@@ -81,14 +82,15 @@ class Sampler:
         device: torch.device | str | None = None,
     ) -> None:
         if isinstance(model, Process):
-            model = Denoiser(_no_network, model, predicts=predicts)
+            model = _without_network(model, predicts)
         if not isinstance(model, Denoiser):
             raise InvalidType(f"model must be a Denoiser or a Process; got {type(model).__name__}")
         self.model = model
         self.device = entry.place(model, device)
         self.dtype, self.net_dtype, t_dtype = entry.types(model, dtype)
-        self.tableau = _table(solver, model, steps, nfe, _for_model(grid, model), final)
-        self.plan = compose(self.tableau, model, self.device, self.dtype, t_dtype)
+        self.tableau, self.plan = _planned(
+            model, solver, steps, nfe, grid, final, self.device, self.dtype, t_dtype
+        )
         self.course = Course(self.plan.key, self.plan.t_in, self.plan.c_in, self.net_dtype)
 
     join = staticmethod(join)
@@ -432,6 +434,33 @@ def sampler_for(
     return sampler
 
 
+def _planned(
+    model: Denoiser,
+    solver: SolverLike,
+    steps: int | None,
+    nfe: int | None,
+    grid: GridLike,
+    final: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    t_dtype: torch.dtype,
+) -> tuple[Tableau | SpectralTable, Plan]:
+    """The table of a run and its plan, or those that equal arguments have had before."""
+    if not isinstance(solver, Tableau | SpectralTable):
+        solver = get(solver)
+    grid = _for_model(grid, model)
+
+    def make() -> tuple[Tableau | SpectralTable, Plan]:
+        table = _table(solver, model, steps, nfe, grid, final)
+        return table, compose(table, model, device, dtype, t_dtype)
+
+    # of the model all that a table and a plan are made of; never the network
+    read = type(model), model.process, model.predicts, model.time, model.steps, model.sigma_data
+    counts = model.clip, model.calls if nfe is not None else 0
+    asked = solver, steps, nfe, grid, final, dtype, t_dtype
+    return PLANS.get((*asked, *read, *counts), device, make)
+
+
 def _table(
     solver: SolverLike,
     model: Denoiser,
@@ -468,6 +497,16 @@ def _for_model(grid: GridLike, model: Denoiser) -> GridLike:
     if isinstance(grid, grids.Discrete) and grid.train_steps is None and model.time == "index":
         return replace(grid, train_steps=model.steps)
     return grid
+
+
+def _without_network(process: Process, predicts: str) -> Denoiser:
+    """A denoiser for a network that is called elsewhere."""
+
+    def make() -> Denoiser:
+        return Denoiser(_no_network, process, predicts=predicts)
+
+    found = PLANS.get(("no network", process, predicts), torch.device("cpu"), make)
+    return found._with(process=process)  # not the one that was equal when it was planned
 
 
 def _no_network(x: Tensor, t: Tensor) -> Tensor:
