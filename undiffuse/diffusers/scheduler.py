@@ -1,0 +1,571 @@
+"""The scheduler that takes the place of a pipeline's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..kernels.errors import InvalidType, InvalidValue, RunFailure
+from ..kernels.shapes import column
+from ..models import Denoiser
+from ..models.adapters.schedulers import KNOWN
+from ..models.processes import Flow
+from ..models.readout import convert
+from ..solvers import SpectralTable, State, Tableau, grids
+from .run import GridLike, Run, SolverLike, solver_of
+from .spacing import (
+    OWN,
+    Nodes,
+    class_of,
+    clipping,
+    defaults_of,
+    reading_of,
+    theirs,
+    time_of_told,
+    uniform,
+)
+
+KEPT = 16  # runs of `set_timesteps` that are remembered
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class StepOutput:
+    """What `step` returns: by name, or by place as a tuple.
+
+    prev_sample: the state at the next timestep, [B, ...].
+    pred_original_sample: the estimate D of the sample before the step, [B, ...]; made when asked.
+    """
+
+    def __init__(self, prev_sample: Tensor, denoised: Callable[[], Tensor]) -> None:
+        self.prev_sample = prev_sample
+        self._denoised = denoised
+
+    @property
+    def pred_original_sample(self) -> Tensor:
+        return self._denoised()
+
+    def to_tuple(self) -> tuple[Tensor, Tensor]:
+        return self.prev_sample, self.pred_original_sample
+
+    def __getitem__(self, key: int | str) -> Tensor:
+        if key in (0, "prev_sample"):
+            return self.prev_sample
+        if key in (1, "pred_original_sample"):
+            return self.pred_original_sample
+        raise KeyError(key)
+
+
+class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """Any solver of undiffuse as the scheduler of a diffusers pipeline.
+
+        pipe.scheduler = UndiffuseScheduler.from_scheduler(pipe.scheduler, solver="dpmpp-2m")
+
+    solver: a registered name (`ud.solvers.names()`), the JSON file of a tuned table or of
+        statistics, or a solver or table itself (which then cannot be saved). Default 'relay'.
+    grid: None for the pipeline's own spacing, as its class and configuration lay it; else a name or
+        a `Grid` of undiffuse, or times of the process. Default None.
+    final: how a grid of ours ends, see `ud.solvers.times`; default 'denoise'. The pipeline's own
+        spacing ends where its class ends.
+    seed: of the noise where `step` is given no generator. Default None: drawn from torch's global
+        generator at the first step, so that torch.manual_seed fixes it.
+    source: name of the pipeline's scheduler class; default 'DDPMScheduler', the class whose
+        defaults then count.
+    configuration: all other keys are those of the source's configuration. Its schedule, prediction
+        type, spacing, clipping and thresholding count; its method and order do not.
+
+    The states are x = alpha x_0 + sigma eps of the network's process. `num_inference_steps` means
+    steps; `nfe` is the number of network calls, which is `len(timesteps)`.
+
+    Raises ValueError or TypeError for a scheduler class that is not known, or a solver that a
+    pipeline cannot step.
+    """
+
+    config_name = SCHEDULER_CONFIG_NAME
+    _compatibles = sorted(KNOWN)
+
+    def __init__(
+        self,
+        solver: SolverLike = "relay",
+        grid: GridLike = None,
+        final: str | None = None,
+        seed: int | None = None,
+        source: str = "DDPMScheduler",
+        **configuration: Any,
+    ) -> None:
+        solver = os.fspath(solver) if isinstance(solver, os.PathLike) else solver
+        if final is not None and final not in grids.FINALS:
+            raise InvalidValue(f"final must be one of {', '.join(grids.FINALS)}; got {final!r}")
+        if final is not None and grid is None:
+            raise InvalidValue(f"final={final!r} is for a grid of ours: name one with grid=")
+        if isinstance(grid, str):
+            grids.named(grid)
+        reading = reading_of(source, configuration)
+        defaults = defaults_of(source)
+        if unknown := configuration.keys() - defaults.keys():
+            raise InvalidType(
+                f"{', '.join(sorted(unknown))}: no argument of UndiffuseScheduler and no key of "
+                f"{source}'s configuration"
+            )
+        own = {"solver": solver, "grid": grid, "final": final, "seed": seed, "source": source}
+        self.register_to_config(**{**defaults, **configuration, **own})
+        clip, self._threshold = clipping(source, configuration)
+        self._reading, self._sign = reading, reading.sign
+        self.model = Denoiser(
+            _no_network,
+            reading.process,
+            predicts="data" if self._threshold else reading.predicts,
+            time=reading.time,
+            steps=reading.steps,
+            clip=clip,
+        )
+        self._solver = solver_of(solver, self.model)
+        self._runs: dict[Any, Run] = {}
+        self._run: Run | None = None
+        self.num_inference_steps: int | None = None
+        self._forget()
+
+    # --- making, saving and loading -----------------------------------------------------------
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, **options: Any) -> UndiffuseScheduler:
+        """The scheduler for a pipeline whose own is `scheduler`, an object; see the class."""
+        config = getattr(scheduler, "config", None)
+        if isinstance(scheduler, type) or config is None:
+            raise InvalidType(f"scheduler must be a scheduler object; got {scheduler!r:.80}")
+        named = {**config, "_class_name": type(scheduler).__name__}
+        made: UndiffuseScheduler = cls.from_config(named, **options)
+        return made
+
+    @classmethod
+    def from_config(  # type: ignore[no-untyped-def]
+        cls, config=None, return_unused_kwargs: bool = False, **options
+    ):
+        """The scheduler for a configuration of the pipeline's own, e.g. pipe.scheduler.config.
+
+        config: of a scheduler object, the dict of a scheduler_config.json, or one of ours.
+        options: arguments of the class, and keys of the configuration that are to be others.
+        Raises ValueError where the configuration does not say which class it is of.
+        """
+        if not isinstance(config, dict):
+            raise InvalidType(
+                f"config must be a scheduler's configuration; got {type(config).__name__}"
+            )
+        given = {**config}
+        name = class_of(given)
+        if name == cls.__name__:
+            name = given.get("source", "DDPMScheduler")
+        else:
+            given = {k: v for k, v in given.items() if k not in OWN}
+            given["source"] = name
+        taken = OWN | defaults_of(name).keys()
+        made = cls(**{**{k: v for k, v in given.items() if k in taken}, **options})
+        # what is left of a class that was swapped out stays, as diffusers keeps it
+        rest = {k: v for k, v in given.items() if k not in taken and not k.startswith("_")}
+        made.register_to_config(**rest)
+        return (made, {}) if return_unused_kwargs else made
+
+    def to_json_string(self) -> str:
+        """The configuration as JSON. Raises TypeError where solver or grid is an object."""
+        for key in ("solver", "grid"):
+            value = self.config[key]
+            if not isinstance(value, str | list | tuple | type(None)):
+                raise InvalidType(
+                    f"{key}={value!r:.60} cannot be saved: name it, or save a table with its own "
+                    "save(path) and give that file's name"
+                )
+        text: str = super().to_json_string()
+        return text
+
+    # --- where the network is called ----------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+        **further: Any,
+    ) -> None:
+        """Lay the grid of a run, and begin it anew.
+
+        num_inference_steps: steps, >= 1.
+        device: of `timesteps`.
+        timesteps: the nodes, as the network is told them, falling.
+        sigmas: the nodes, as the pipeline's own class takes them; falling. Equal steps from 1 to
+            1/n, which pipelines of flows hand over unasked, only say how many where `grid` is ours.
+        mu: of dynamic shifting, for the pipeline's own spacing.
+        further: other arguments of its set_timesteps.
+        Raises ValueError where the nodes do not fall, are not a sampler's, or are given twice.
+        """
+        key = (
+            num_inference_steps,
+            str(device),
+            None if timesteps is None else tuple(map(float, timesteps)),
+            None if sigmas is None else tuple(map(float, sigmas)),
+            mu,
+            tuple(sorted(further.items())),
+        )
+        run = self._runs.get(key)
+        if run is None:
+            nodes = self._nodes(num_inference_steps, timesteps, sigmas, mu, further)
+            place = torch.device("cpu" if device is None else device)
+            run = Run(self.model, self._solver, nodes, place, self._name)
+            if len(self._runs) >= KEPT:
+                del self._runs[next(iter(self._runs))]
+            self._runs[key] = run
+        self._run = run
+        self.num_inference_steps = run.steps if num_inference_steps is None else num_inference_steps
+        self._forget()
+
+    def _nodes(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | Tensor | None,
+        sigmas: Sequence[float] | Tensor | None,
+        mu: float | None,
+        further: dict[str, Any],
+    ) -> Nodes:
+        if timesteps is not None and sigmas is not None:
+            raise InvalidValue("timesteps and sigmas both say where the steps are: leave one out")
+        if steps is None and timesteps is None and sigmas is None:
+            raise InvalidValue("num_inference_steps, timesteps or sigmas must say how many steps")
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise InvalidValue(f"num_inference_steps must be a whole number >= 1; got {steps!r}")
+        grid, reading = self.config["grid"], self._reading
+        if sigmas is not None and grid is not None and uniform(sigmas):
+            steps, sigmas = len(sigmas), None
+        if isinstance(self._solver, Tableau | SpectralTable):
+            return self._of_table(self._solver, steps, timesteps, sigmas)
+        if grid is None:
+            laid_by = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **further}
+            return theirs(self.config["source"], self.config, reading, steps, **laid_by)
+        if timesteps is not None or sigmas is not None:
+            what = "timesteps" if sigmas is None else "sigmas"
+            raise InvalidValue(
+                f"{what} and grid={grid!r:.40} both say where the steps are: leave one out"
+            )
+        laid = grids.named(grid) if isinstance(grid, str) else grid
+        if isinstance(laid, grids.Discrete) and laid.train_steps is None:
+            laid = grids.Discrete(laid.spacing, reading.steps, laid.offset)
+        t = grids.times(
+            laid, self.model.process, steps, self.config["final"] or "denoise", self.model.t_min
+        )
+        return Nodes(t, {}, False, None)
+
+    def _of_table(
+        self, table: Tableau | SpectralTable, steps: int | None, timesteps: Any, sigmas: Any
+    ) -> Nodes:
+        """The nodes of a table, which brings its own."""
+        given = timesteps if timesteps is not None else sigmas
+        if given is not None and not (given is sigmas and uniform(given)):
+            raise InvalidValue(
+                f"{self._name} is a table with times of its own: leave timesteps and sigmas out"
+            )
+        steps = len(given) if given is not None else steps
+        own = len(table.grid) - 1 if isinstance(table, Tableau) else table.nfe
+        own = max(own, 1) if own > 1 else table.nfe
+        if steps not in (own, table.nfe):
+            raise InvalidValue(
+                f"{self._name} is a table of {own} steps; got num_inference_steps={steps}"
+            )
+        ends = torch.cat([table.times, table.grid[-1:]])
+        t = table.grid if isinstance(table, Tableau) and len(table.grid) > 2 else ends
+        return Nodes(t, {}, False, None)
+
+    @property
+    def _name(self) -> str:
+        solver = self.config["solver"]
+        return f"solver {solver!r:.60}"
+
+    def _forget(self) -> None:
+        """Begin anew: no state, no begin index."""
+        self._state: State | None = None
+        self._first, self._row = 0, -1
+        self._begin_index: int | None = None
+        self._last: Tensor | None = None
+        self._writes = 0
+        self._drawn: dict[int, Tensor] = {}
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the network is told at each call, noise to data; before a run those of training."""
+        if self._run is None:
+            return torch.arange(self._reading.steps - 1, -1, -1)
+        return self._run.timesteps
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise levels of the calls and of the end: sigma/alpha, of a flow sigma; float32."""
+        run, process = self._needed(), self.model.process
+        t = torch.tensor([*run.times, run.grid[-1]], dtype=torch.float64)
+        level = process.sigma(t) if isinstance(process, Flow) else torch.exp(-process.log_snr(t))
+        return level.float()
+
+    @property
+    def nfe(self) -> int:
+        """Network calls of the run."""
+        return len(self._needed().times)
+
+    @property
+    def order(self) -> int:
+        """Calls a step, where all steps but the last make as many; else 1."""
+        if self._run is not None:
+            return self._run.order
+        probe = self._solver
+        if isinstance(probe, Tableau | SpectralTable):
+            return 1
+        process = self.model.process
+        t = grids.times("log_snr", process, 4, "denoise", self.model.t_min)
+        nodes = Nodes(t, {}, False, 1.0)
+        return Run(self.model, probe, nodes, torch.device("cpu"), self._name).order
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What the first noise is multiplied by, as in the pipeline's own scheduler."""
+        return 1.0 if self._run is None else self._run.start
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the run begins, an index of `timesteps`; None where the first step says it."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next call; None before the first step."""
+        return None if self._state is None else self._row
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the run at this index of `timesteps`."""
+        self._begin_index = begin_index
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 at the network's integer timesteps, float32 [N]."""
+        t = torch.arange(1, self._reading.steps + 1, dtype=torch.float64) / self._reading.steps
+        return self.model.process.alpha(t).square().float()
+
+    def __len__(self) -> int:
+        return int(self._reading.steps)
+
+    # --- the steps ----------------------------------------------------------------------------
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """What the network is called with: c_in x for EDM's networks, x itself for all others."""
+        if self.model.predicts != "edm":
+            return sample
+        run = self._needed()
+        row = None if timestep is None else self._row_of(run, timestep)
+        row = self._row if row is None else row
+        scaled: Tensor = sample * run.scales[max(row, 0)]
+        return scaled
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> StepOutput | tuple[Tensor, ...]:
+        """The state at the next timestep.
+
+        model_output: what the network returned at this one, [B, ...]; of an output with twice the
+            channels the first half.
+        timestep: one of `timesteps`, in their order.
+        sample: the state, [B, ...]; where the pipeline changed it since the last step, that counts.
+        generator: draws the noise as diffusers does, one for the batch or a list of one a sample.
+            None: noise by counter, by `seed`.
+        return_dict: a `StepOutput`, or a tuple that begins with the new state.
+        Raises ValueError for a timestep out of turn.
+        """
+        run = self._needed()
+        row = self._row_of(run, timestep)
+        if self._state is None or self._state.done:
+            self._start(run, row, sample, generator)
+        elif row is not None and row != self._row:
+            raise InvalidValue(
+                f"the pipeline skips steps: timestep {run.told[row]:g} came where "
+                f"{run.told[self._row]:g} is next; step through scheduler.timesteps in order, or "
+                "set_timesteps anew to begin another run"
+            )
+        elif sample is not self._last or _writes(sample) != self._writes:
+            self._state = self._state.replace(x=sample)
+        state = self._state
+        assert state is not None
+        out = self._heard(run, model_output, sample)
+        before, after = state, self._walk.tell(state, out)
+        if generator is not None and run.normals[self._row]:
+            x = after.x
+            for scale, draw in run.normals[self._row]:
+                x = x + scale * self._drawn_by(generator, draw, model_output).to(x.dtype)
+            after = after.replace(x=x)
+        self._state, self._row = after, self._row + 1
+        x = after.x if after.x.dtype == sample.dtype else after.x.to(sample.dtype)
+        self._last, self._writes = x, _writes(x)
+        plan, i = self._walk.plan, self._row - 1 - self._first
+        readout = plan.skip[i], plan.scale[i]
+
+        def denoised() -> Tensor:
+            """D of the state before the row."""
+            d = readout[0] * before.x + readout[1] * out.to(before.x.dtype)
+            d = d if self.model.clip is None else d.clamp(*self.model.clip)
+            return d.to(x.dtype)
+
+        if return_dict:
+            return StepOutput(x, denoised)
+        # pipelines of LCM take both
+        return (x, denoised()) if self.config["source"] == "LCMScheduler" else (x,)
+
+    def _needed(self) -> Run:
+        if self._run is None:
+            raise RunFailure("set_timesteps must be called before the first step")
+        return self._run
+
+    def _row_of(self, run: Run, timestep: Any) -> int | None:
+        """The row that a timestep is of; None where telling would wait for a device."""
+        if isinstance(timestep, Tensor):
+            own = run.timesteps
+            if timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
+                return int(timestep.storage_offset() - own.storage_offset())
+            if timestep.device.type != "cpu" and self._state is not None:
+                return None
+            timestep = timestep.flatten()[0].item()
+        if 0 <= self._row < len(run.told) and run.told[self._row] == timestep:
+            return self._row
+        begin = self._begin_index
+        if self._state is None and begin is not None and run.told[begin] == timestep:
+            return begin
+        found = [i for i, told in enumerate(run.told) if told == timestep]
+        if not found:
+            near = [
+                i for i, told in enumerate(run.told) if abs(told - timestep) <= 1e-5 * abs(told)
+            ]
+            if not near:
+                raise InvalidValue(
+                    f"timestep {timestep!r} is not one of scheduler.timesteps {run.told[:4]}...: "
+                    "step through them in order"
+                )
+            found = near
+        return found[0] if len(found) == 1 or self._row < 0 else found[-1]
+
+    def _start(self, run: Run, row: int | None, sample: Tensor, generator: Generators) -> None:
+        """Begin a run at a row, from the state there."""
+        if self._begin_index is not None:
+            first = self._begin_index
+            if row is not None and row != first and run.told[row] != run.told[first]:
+                raise InvalidValue(
+                    f"the run begins at index {first} of timesteps, {run.told[first]:g}, but the "
+                    f"first step is at {run.told[row]:g}"
+                )
+        else:
+            first = row or 0
+        if first and self._begin_index is None:
+            twins = [i for i, told in enumerate(run.told) if told == run.told[first]]
+            first = next((i for i in twins if i % run.order == 0), first)
+        wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        quiet = generator is not None and run.stochastic
+        self._walk = run.sampler(first, sample.device, wide, quiet)
+        seed = self.config["seed"]
+        if seed is None:
+            seed = int(torch.randint(1 << 62, ()).item()) if run.stochastic and not quiet else 0
+        self._drawn = {}
+        self._state = self._walk.init(tuple(sample.shape), seed, x_init=sample)
+        self._first = self._row = first
+
+    def _heard(self, run: Run, out: Tensor, sample: Tensor) -> Tensor:
+        """The network's output as the table takes it."""
+        if out.ndim == sample.ndim > 1 and out.shape[1] == 2 * sample.shape[1]:
+            out = out[:, : sample.shape[1]]
+        if self._sign != 1:
+            out = self._sign * out
+        if self._threshold is None:
+            return out
+        t = torch.tensor(run.times[self._row], dtype=torch.float64)
+        process, kind = self.model.process, self._reading.predicts
+        skip, scale = map(float, convert(process, t, kind, "data", self.model.sigma_data))
+        assert self._state is not None
+        return _dynamic(skip * self._state.x + scale * out, *self._threshold)
+
+    def _drawn_by(self, generator: Generators, draw: int, like: Tensor) -> Tensor:
+        """The normal of that index; two rows that share an index share it."""
+        if draw not in self._drawn:
+            listed = list(generator) if isinstance(generator, list | tuple) else generator
+            self._drawn = {
+                draw: randn_tensor(
+                    self._state.x.shape,  # type: ignore[union-attr]
+                    generator=listed,
+                    device=like.device,
+                    dtype=like.dtype,
+                ),
+                **{k: v for k, v in self._drawn.items() if k > draw - 4},
+            }
+        return self._drawn[draw]
+
+    # --- noise --------------------------------------------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x_0 + sigma noise at timesteps [B]: those of the run, else of training."""
+        alpha, sigma = self._levels(timesteps, original_samples)
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(
+        self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """`add_noise` with its arguments as schedulers of flows have them."""
+        if noise is None:
+            raise InvalidValue("noise must be a tensor of sample's shape; got None")
+        return self.add_noise(sample, noise, torch.as_tensor(timestep).reshape(-1))
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = alpha noise - sigma x_0 at timesteps [B]."""
+        alpha, sigma = self._levels(timesteps, sample)
+        return alpha * noise - sigma * sample
+
+    def _levels(self, timesteps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma [B, 1, ...] at timesteps, in x's type."""
+        told = torch.as_tensor(timesteps).reshape(-1)
+        t = torch.tensor([self._time_of(v) for v in told.tolist()], dtype=torch.float64)
+        if len(t) not in (1, len(x)):
+            raise InvalidValue(f"timesteps must be one or {len(x)}; got {len(t)}")
+        process = self.model.process
+        t = process.inside(t)
+        levels = process.alpha(t), process.sigma(t)
+        alpha, sigma = (column(v, x) if len(v) > 1 else v[0].to(x) for v in levels)
+        return alpha, sigma
+
+    def _time_of(self, told: float) -> float:
+        """The process's time of a timestep: of the next row, of another, or of training."""
+        run = self._run
+        if run is not None and told in run.told:
+            at = self._row if self._state is not None else self._begin_index
+            next_is_it = at is not None and at < len(run.told) and run.told[at] == told
+            row = at if next_is_it and at is not None else run.told.index(told)
+            t: float = run.times[row]
+            return t
+        return float(time_of_told(self._reading, torch.tensor([told], dtype=torch.float64))[0])
+
+
+def _dynamic(d: Tensor, ratio: float, most: float) -> Tensor:
+    """Dynamic thresholding with an upper limit on s (Saharia et al. 2022, 2.3; diffusers')."""
+    s = torch.quantile(d.float().flatten(1).abs(), ratio, 1).clamp(1.0, most)
+    s = column(s, d)
+    return torch.minimum(torch.maximum(d, -s), s) / s
+
+
+def _writes(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _no_network(x: Tensor, t: Tensor) -> Tensor:
+    raise RunFailure("a scheduler has no network: the pipeline calls it")
+
+
+__all__ = ["StepOutput", "UndiffuseScheduler"]
