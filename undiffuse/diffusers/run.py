@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,6 +53,17 @@ def solver_of(
     return get(name)
 
 
+class Walk(NamedTuple):
+    """A sampler, the row of the run at which its own row 0 is, and its normals.
+
+    draws: of each row, the index of each column's normal, or None where its coefficient is 0.
+    """
+
+    sampler: Sampler
+    offset: int
+    draws: list[list[int | None]]
+
+
 class Run:
     """The table of one `set_timesteps`, and samplers that walk it from a row on.
 
@@ -92,11 +103,7 @@ class Run:
         self.scales = model.network_scale(table.times).tolist()
         self.order = self._order()
         self.stochastic = bool(table.stochastic)
-        pairs = zip(table.noise.tolist(), table.draws.tolist(), strict=True)
-        self.normals = [
-            [(c, d) for c, d in zip(scales, draws, strict=True) if c] for scales, draws in pairs
-        ]
-        self._samplers: dict[Any, Sampler] = {}
+        self._walks: dict[Any, Walk] = {}
 
     def _start(self, table: Tableau | SpectralTable, nodes: Nodes) -> float:
         """The deviation of the first state; raises where a pipeline could not provide it."""
@@ -130,21 +137,29 @@ class Run:
         below = zip(self.times[::rows], self.grid[1:], strict=False)
         return rows if even and all(t > node for t, node in below) else 1
 
-    def sampler(self, row: int, device: torch.device, dtype: torch.dtype, quiet: bool) -> Sampler:
-        """What walks the rows from `row` on; quiet: without its own noise, which others add.
+    def walk(self, row: int, device: torch.device, dtype: torch.dtype) -> Walk:
+        """What goes through the rows from `row` on.
 
         Raises ValueError unless `row` begins a step from which the solver can start.
         """
-        key = row, device, dtype, quiet
-        if key not in self._samplers:
-            table = self.rest(row) if row else self.table
-            if quiet and isinstance(table, Tableau):
-                table = replace(table, noise=table.noise[:, :0], draws=table.draws[:, :0])
-            self._samplers[key] = Sampler(self.model, table, dtype=dtype, device=device)
-        return self._samplers[key]
+        key = row, device, dtype
+        if key not in self._walks:
+            whole = looks_back(self.table, row)
+            table = self.rest(row) if whole else self.table
+            sampler = Sampler(self.model, table, dtype=dtype, device=device)
+            pairs = zip(table.noise.tolist(), table.draws.tolist(), strict=True)
+            draws = [
+                [d if c else None for c, d in zip(scales, rows, strict=True)]
+                for scales, rows in pairs
+            ]
+            self._walks[key] = Walk(sampler, row if whole else 0, draws)
+        return self._walks[key]
 
     def rest(self, row: int) -> Tableau | SpectralTable:
-        """The table of a run that begins at a later row, with no history."""
+        """The table of a run that begins at a later row, without the history that it would have.
+
+        The rows from there on themselves serve where none looks back; this is for all others.
+        """
         refuse = InvalidValue(
             f"a run of {self.name} cannot begin at timestep {row} of {len(self.times)}, which does "
             f"not begin one of its steps: begin at a multiple of scheduler.order={self.order}, or "
@@ -152,8 +167,8 @@ class Run:
         )
         if isinstance(self.solver, Tableau | SpectralTable):
             raise InvalidValue(
-                f"{self.name} is a table for one whole run and cannot begin at its timestep {row}: "
-                "name a solver for img2img and for parts of a run"
+                f"{self.name} is a table whose rows look back, and cannot begin at its timestep "
+                f"{row}: name a solver for img2img and for parts of a run"
             )
         if not 0 < row < len(self.times):
             raise refuse
@@ -168,6 +183,15 @@ class Run:
             if made.times.tolist() == self.times[row:]:
                 return _entered(made)
         raise refuse
+
+
+def looks_back(table: Tableau | SpectralTable, row: int) -> bool:
+    """Whether a row from `row` on takes states or predictions from before it."""
+    return any(
+        bool((m[i, i - row + 1 :] != 0).any())
+        for i in range(row, table.nfe if row else 0)
+        for m in (table.state, table.data)
+    )
 
 
 def _entered(table: Tableau | SpectralTable) -> Tableau | SpectralTable:

@@ -288,7 +288,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _forget(self) -> None:
         """Begin anew: no state, no begin index."""
         self._state: State | None = None
-        self._first, self._row = 0, -1
+        self._row = -1
         self._begin_index: int | None = None
         self._last: Tensor | None = None
         self._writes = 0
@@ -401,21 +401,23 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         state = self._state
         assert state is not None
         out = self._heard(run, model_output, sample)
-        before, after = state, self._walk.tell(state, out)
-        if generator is not None and run.normals[self._row]:
-            x = after.x
-            for scale, draw in run.normals[self._row]:
-                x = x + scale * self._drawn_by(generator, draw, model_output).to(x.dtype)
-            after = after.replace(x=x)
+        sampler, offset, draws = self._walk
+        i = self._row - offset
+        noise = None
+        if generator is not None and draws[i]:
+            noise = [
+                None if draw is None else self._drawn_by(generator, draw, model_output)
+                for draw in draws[i]
+            ]
+        after = sampler.tell(state, out, noise=noise)
         self._state, self._row = after, self._row + 1
         x = after.x if after.x.dtype == sample.dtype else after.x.to(sample.dtype)
         self._last, self._writes = x, _writes(x)
-        plan, i = self._walk.plan, self._row - 1 - self._first
-        readout = plan.skip[i], plan.scale[i]
+        readout = sampler.plan.skip[i], sampler.plan.scale[i]
 
         def denoised() -> Tensor:
             """D of the state before the row."""
-            d = readout[0] * before.x + readout[1] * out.to(before.x.dtype)
+            d = readout[0] * state.x + readout[1] * out.to(state.x.dtype)
             d = d if self.model.clip is None else d.clamp(*self.model.clip)
             return d.to(x.dtype)
 
@@ -471,14 +473,15 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             twins = [i for i, told in enumerate(run.told) if told == run.told[first]]
             first = next((i for i in twins if i % run.order == 0), first)
         wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        quiet = generator is not None and run.stochastic
-        self._walk = run.sampler(first, sample.device, wide, quiet)
+        self._walk = run.walk(first, sample.device, wide)
         seed = self.config["seed"]
         if seed is None:
-            seed = int(torch.randint(1 << 62, ()).item()) if run.stochastic and not quiet else 0
+            drawn = run.stochastic and generator is None
+            seed = int(torch.randint(1 << 62, ()).item()) if drawn else 0
         self._drawn = {}
-        self._state = self._walk.init(tuple(sample.shape), seed, x_init=sample)
-        self._first = self._row = first
+        row = first - self._walk.offset
+        self._state = self._walk.sampler.init(tuple(sample.shape), seed, x_init=sample, row=row)
+        self._row = first
 
     def _heard(self, run: Run, out: Tensor, sample: Tensor) -> Tensor:
         """The network's output as the table takes it."""
