@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +160,7 @@ def _function(name: str, solver: Solver) -> Callable[..., Tensor]:
     sample.__signature__ = signature.replace(parameters=[*kept, *own])  # type: ignore[attr-defined]
     sample.__name__ = sample.__qualname__ = title
     sample.__doc__ = _text(solver, options)
+    sample.solver = solver  # type: ignore[attr-defined]  # for programs that count its calls
     return sample
 
 
@@ -202,10 +203,7 @@ def sample_dpm_fast(
     Raises ValueError and TypeError for what does not fit, before any call of the model.
     """
     n = arguments.positive_int("n", n)
-    low = arguments.positive("sigma_min", sigma_min)
-    high = arguments.positive("sigma_max", sigma_max)
-    if not low < high:
-        raise InvalidValue(f"sigma_min must be below sigma_max; got {low:g} and {high:g}")
+    low, high = _range(sigma_min, sigma_max)
     # n = 3 ends in steps of order 2 and 1 without any of order 3, as k-diffusion has it
     last = (2, 1) if n % 3 == 0 else (n % 3,)
     nodes = n // 3 + 2
@@ -256,29 +254,40 @@ def grid_sigmas(
     sigma_min: float | Tensor,
     sigma_max: float | Tensor,
     *,
-    process: Process | None = None,
     device: Any = "cpu",
 ) -> Tensor:
-    """The levels of a grid and a 0, float32 [n + 1].
+    """The levels of a grid of x = x_0 + sigma eps and a 0, float32 [n + 1].
 
     grid: a name or a `Grid`.
     n: levels above 0, >= 1.
     sigma_min, sigma_max: the last and the first of them.
-    process: in whose times the grid is laid: by default the EDM of these levels. The levels are
-        its sigma/alpha; of a `Flow` its sigma.
     device: of the result.
     Raises ValueError and TypeError for what does not fit.
     """
     n = arguments.positive_int("n", n)
+    low, high = _range(sigma_min, sigma_max)
+    return levels_of(grid, EDM(low, high), n, device=device)
+
+
+def levels_of(
+    grid: str | Grid, process: Process, n: int, *, t_min: float | None = None, device: Any = "cpu"
+) -> Tensor:
+    """The levels of a grid laid in the times of a process and a 0, float32 [n + 1].
+
+    process: its sigma/alpha are the levels; of a `Flow` its sigma.
+    t_min: the last time with noise, by default the process's own.
+    """
+    t = times(grid, process, n, t_min=t_min)[:-1]
+    sigmas = process.sigma(t) if isinstance(process, Flow) else torch.exp(-process.log_snr(t))
+    return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, torch.float32)
+
+
+def _range(sigma_min: float | Tensor, sigma_max: float | Tensor) -> tuple[float, float]:
     low = arguments.positive("sigma_min", sigma_min)
     high = arguments.positive("sigma_max", sigma_max)
     if not low < high:
         raise InvalidValue(f"sigma_min must be below sigma_max; got {low:g} and {high:g}")
-    process = EDM(low, high) if process is None else process
-    t = times(grid, process, n)[:-1]
-    flow = isinstance(process, Flow)
-    sigmas = process.sigma(t) if flow else torch.exp(-process.log_snr(t))
-    return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, torch.float32)
+    return low, high
 
 
 def get_sigmas_vp(
@@ -320,7 +329,8 @@ def _registered(table: dict[str, Any]) -> dict[str, Any]:
 _MADE = _functions()
 globals().update(_MADE)
 
-__all__: Sequence[str] = sorted([*_MADE, "get_sigmas_vp", "grid_sigmas", "sample_dpm_fast"])  # noqa: PLE0605
+__all__ = ["get_sigmas_vp", "grid_sigmas", "levels_of", "sample_dpm_fast"]
+__all__ += [*sorted(_MADE)]
 
 
 def __dir__() -> list[str]:
