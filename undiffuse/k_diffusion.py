@@ -330,7 +330,7 @@ _MADE = _functions()
 globals().update(_MADE)
 
 __all__ = ["get_sigmas_vp", "grid_sigmas", "levels_of", "sample_dpm_fast"]
-__all__ += [*sorted(_MADE)]
+__all__ += sorted(_MADE)  # noqa: PLE0605
 
 
 def __dir__() -> list[str]:
