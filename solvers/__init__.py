@@ -13,7 +13,7 @@ from ..models.statistics import Statistics
 from . import adaptive, likelihood
 from .adaptive import sample_ode_adaptively, sample_sde_adaptively
 from .families.adams import IPNDM, PNDM, Adams
-from .families.composed import Churn, Inversion, ScaledNoise, SparedStart
+from .families.composed import Churn, Inversion, ScaledNoise, SparedStart, Within
 from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
 from .families.heun import Heun
 from .families.preconditioned import GaussianPreconditioned
@@ -22,7 +22,16 @@ from .families.relay import Relay
 from .families.restart import Consistency, RePaint, Restart
 from .families.runge_kutta import DPM2, RungeKutta
 from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
-from .families.stochastic import DDPM, ERSDE, SRA1, EulerMaruyama, ReverseDiffusion, SASolver
+from .families.stochastic import (
+    CPS,
+    DDPM,
+    ERSDE,
+    SRA1,
+    EulerMaruyama,
+    FlowSDE,
+    ReverseDiffusion,
+    SASolver,
+)
 from .families.unipc import UniPC
 from .flow import probability_flow, reverse_sde
 from .likelihood.bits import bits_per_dim
@@ -43,6 +52,7 @@ from .tables.spectral import SpectralTable
 from .tables.tableau import Tableau
 
 __all__ = [
+    "CPS",
     "DDIM",
     "DDPM",
     "DPM2",
@@ -60,6 +70,7 @@ __all__ = [
     "DPMSolverPP",
     "DPMSolverPP3Compat",
     "EulerMaruyama",
+    "FlowSDE",
     "GaussianPreconditioned",
     "Heun",
     "Inversion",
@@ -83,6 +94,7 @@ __all__ = [
     "StepInfo",
     "Tableau",
     "UniPC",
+    "Within",
     "adaptive",
     "annealed_langevin",
     "bits_per_dim",

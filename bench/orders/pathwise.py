@@ -6,6 +6,7 @@ On Gaussian data both are linear in the path, the table through its normals
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from ...kernels.errors import InvalidValue
 from ...models import Process
 from ...solvers import SASolver, Solver
 from ...solvers.families.multistep_engine import Decay, constant_noise, gauss
-from ...solvers.families.stochastic import er_decay
+from ...solvers.families.stochastic import FlowSDE, er_decay
 from ...solvers.tables.law import response
 from ...solvers.tables.solver import Path
 from .convergence import MEAN, VAR, grid
@@ -44,6 +45,11 @@ def _sa(solver: SASolver) -> Coupling:
     return Coupling(decay=lambda path: constant_noise(solver.noise_of(path)))
 
 
+def _flow(solver: FlowSDE) -> Callable[[Path], Decay]:
+    tau = solver.noise_level / math.sqrt(2)
+    return lambda path: constant_noise(torch.full((len(path.t) - 1,), tau, dtype=torch.float64))
+
+
 COUPLINGS: dict[str, Coupling] = {
     **dict.fromkeys(
         (
@@ -60,6 +66,7 @@ COUPLINGS: dict[str, Coupling] = {
     ),
     "euler-maruyama": Coupling("plain"),
     "reverse-diffusion": Coupling("plain"),
+    "flow-sde": Coupling("plain", decay=_flow(FlowSDE())),
     "sra1": Coupling("area"),
     "seeds-2": Coupling(shares=(0.5, 1.0)),
     "seeds-3": Coupling(shares=(1 / 3, 2 / 3, 1.0)),

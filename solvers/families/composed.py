@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import VP, Process
+from ..arguments import whole
 from ..tables.grids import times
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
@@ -215,6 +216,61 @@ class ScaledNoise(Solver):
             order=orders[0],
             weak_order=orders[1],
         ).trimmed()
+
+
+@dataclass(frozen=True)
+class Within(Solver):
+    """One solver inside a window of steps, another outside: noise where a policy is trained.
+
+    MixGRPO (Li et al. 2025) draws noise in a few steps, which slide along the run as training goes
+    on, and integrates the flow in the others. What a solver remembers of past steps does not cross
+    the window's ends: a multistep solver starts anew there.
+
+    inside: the `Solver` inside the window, e.g. `FlowSDE` or `CPS`.
+    outside: the `Solver` of the other steps, without noise.
+    window: (first, last) steps of the grid, counted from 0, `last` not among them; (2, 2) is none.
+    Raises ValueError for another window, one that ends after the grid, or noise outside of it,
+    TypeError for what is no `Solver`.
+    """
+
+    inside: Solver = field(default_factory=lambda: DDIM(eta=1.0))
+    outside: Solver = field(default_factory=DDIM)
+    window: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        check_part("inside", self.inside)
+        check_part("outside", self.outside, stochastic=False)
+        first, last = (whole(f"window[{i}]", v, 0) for i, v in enumerate(self.window))
+        if first > last:
+            raise InvalidValue(
+                f"window must be (first, last) with first <= last; got {self.window}"
+            )
+
+    @property
+    def order(self) -> float:
+        return min(self.inside.order, self.outside.order, 2.0)  # a multistep start is of order 2
+
+    @property
+    def weak_order(self) -> float:
+        return min(self.inside.weak_order, self.outside.weak_order, 2.0)
+
+    def rows(self, path: Path) -> Tableau:
+        (first, last), n = self.window, len(path.t) - 1
+        if last > n:
+            raise InvalidValue(f"window {self.window} must end within the grid's {n} steps")
+        spans = ((self.outside, 0, first), (self.inside, first, last))
+        parts = [
+            solver.rows(Path.of(path.process, path.t[a : b + 1]))
+            for solver, a, b in (*spans, (self.outside, last, n))
+            if b > a
+        ]
+        return replace(
+            chain(parts, [(1.0, 0.0)] * (len(parts) - 1)),
+            grid=path.t,
+            name=f"within({first}, {last}, {', '.join(dict.fromkeys(p.name for p in parts))})",
+            order=self.order,
+            weak_order=self.weak_order,
+        )
 
 
 def memoryless(solver: Solver) -> bool:

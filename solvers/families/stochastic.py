@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ..arguments import flag
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .adams import check_points
@@ -305,6 +306,106 @@ def er_decay(path: Path, lam: Tensor) -> tuple[Tensor, Tensor]:
     return log_phi(-path.lam[:-1, None]) - log_phi(-lam), rate
 
 
+@dataclass(frozen=True)
+class FlowSDE(Solver):
+    """Euler-Maruyama in t on the probability flow with noise of any size: Flow-GRPO's SDE.
+
+        x_{t-d} = x - (v - 1/2 eta^2 s) d + eta sqrt(d) z,   eta = noise_level g/sqrt(2)
+
+    v is the velocity of the flow and s the score. For `Flow` this is Liu et al. 2025 (Flow-GRPO,
+    9),
+
+        x_{t-d} = x - (v + eta^2/(2t) (x + (1 - t) v)) d + eta sqrt(d) z,
+        eta = noise_level sqrt(t/(1 - t)),
+
+    and noise_level = sqrt(2) is the reverse SDE itself. Where alpha = 0 (t = 1) eta takes alpha
+    from the next node, as the authors' code does.
+
+    noise_level: size of the noise >= 0; the authors take 0.7.
+    noisy_end: draw noise in a last step down to sigma = 0 too, as the authors' code does. By
+        default that step is one denoising jump.
+    Raises ValueError for another value.
+    """
+
+    noise_level: float = 0.7
+    noisy_end: bool = False
+
+    order: ClassVar[float] = 1.0
+    weak_order: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise_level < math.inf:
+            raise InvalidValue(f"noise_level must be finite and >= 0; got {self.noise_level}")
+        flag("noisy_end", self.noisy_end)
+
+    def rows(self, path: Path) -> Tableau:
+        process, t = path.process, path.t[:-1]
+        d, alpha, sigma = t - path.t[1:], path.alpha[:-1], path.sigma[:-1]
+        up, down = process.sigma_dot(t), process.alpha_dot(t)
+        seen = torch.where(alpha > 0, alpha, path.alpha[1:])
+        eta2 = self.noise_level**2 * sigma * (up * alpha - sigma * down) / seen
+        pull = 0.5 * d * eta2 / sigma.square()
+        state = 1 - d * up / sigma - pull
+        data = d * (up * alpha / sigma - down) + pull * alpha
+        noise = torch.sqrt(eta2 * d)
+        if path.ends_clean and not self.noisy_end:
+            state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
+        return from_rows(
+            "flow-sde",
+            path.t,
+            t,
+            [state],
+            [data],
+            [noise],
+            order=self.order,
+            weak_order=self.weak_order,
+        )
+
+
+@dataclass(frozen=True)
+class CPS(Solver):
+    """Coefficients-preserving sampling (Wang & Yu 2025, Flow-CPS): DDIM with a share of new noise.
+
+        x_s = alpha_s D + sigma_s (cos(a pi/2) eps + sin(a pi/2) z),   a = noise_level
+
+    D and eps = (x - alpha D)/sigma are the predictions of data and noise. The coefficients of data
+    and noise are those of the process whatever a is, so no step leaves more noise than belongs at
+    its time. The share does not shrink with the step: the law has a bias that steps do not remove
+    (order 0), but for a = 0, which is DDIM.
+
+    noise_level: a in [0, 1].
+    Raises ValueError for another value.
+    """
+
+    noise_level: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise_level <= 1:
+            raise InvalidValue(f"noise_level must lie in [0, 1]; got {self.noise_level}")
+
+    @property
+    def order(self) -> float:
+        return 0.0 if self.noise_level else 1.0
+
+    @property
+    def weak_order(self) -> float:
+        return self.order
+
+    def rows(self, path: Path) -> Tableau:
+        angle, sigma = self.noise_level * math.pi / 2, path.sigma[1:]
+        kept = math.cos(angle) * sigma / path.sigma[:-1]
+        return from_rows(
+            "cps",
+            path.t,
+            path.t[:-1],
+            [kept],
+            [path.alpha[1:] - kept * path.alpha[:-1]],
+            [math.sin(angle) * sigma],
+            order=self.order,
+            weak_order=self.weak_order,
+        )
+
+
 SOLVERS: dict[str, Solver] = {
     "euler-maruyama": EulerMaruyama(),
     "reverse-diffusion": ReverseDiffusion(),
@@ -315,4 +416,6 @@ SOLVERS: dict[str, Solver] = {
     "sa-solver-2": SASolver(2, 2),
     "sa-solver-ode": SASolver(3, 4, tau=0.0),
     **{f"er-sde-{k}": ERSDE(k) for k in (1, 2, 3)},
+    "flow-sde": FlowSDE(),
+    "cps": CPS(),
 }

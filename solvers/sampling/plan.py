@@ -17,6 +17,7 @@ from ...kernels.checks import sent
 from ...kernels.errors import RunFailure
 from ...kernels.linear_reference import HEAD
 from ...models import Denoiser, Process
+from ..tables.innovations import as_wide, innovations
 from ..tables.spectral import Frame, SpectralTable
 from ..tables.tableau import Identity, Tableau
 
@@ -101,6 +102,13 @@ def compose(
         frame=frame,
         key=key_of(table, tableau.draws + draw0, t_in, c_in, f"{dtype} {model.clip}"),
     )
+
+
+def with_memory(table: Tableau | SpectralTable) -> Tableau | SpectralTable:
+    """The table with histories as long as the means of its steps need; zeros fill them up."""
+    if not isinstance(table, Tableau) or not table.shares_normals:
+        return table
+    return as_wide(table, innovations(table).mean)
 
 
 def key_of(table: Tensor, draws: Tensor, t_in: Tensor, c_in: Tensor, kind: str) -> str:

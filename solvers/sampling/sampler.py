@@ -35,17 +35,17 @@ from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 from . import entry
 from .budget import in_steps, largest
+from .density import Densities
 from .graph import GraphedRun
-from .plan import Plan, compose
-from .state import Course, Made, State, StepInfo, join, network_input, writes
+from .plan import Plan, compose, with_memory
+from .state import Course, Made, Noise, State, StepInfo, join, network_input, writes
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
-Noise = Tensor | Sequence[Tensor | None]
 SOLVER, GRID, STEPS = "relay", "blend", 20  # where the user names none
 
 
-class Sampler:
+class Sampler(Densities):
     """A solver on a grid for a model, with the loop left to the caller.
 
         state = sampler.init(shape, seed=0)
@@ -91,6 +91,7 @@ class Sampler:
         self.tableau, self.plan = _planned(
             model, solver, steps, nfe, grid, final, self.device, self.dtype, t_dtype
         )
+        self.t_dtype = t_dtype
         self.course = Course(self.plan.key, self.plan.t_in, self.plan.c_in, self.net_dtype)
 
     join = staticmethod(join)
@@ -452,7 +453,7 @@ def _planned(
 
     def make() -> tuple[Tableau | SpectralTable, Plan]:
         table = _table(solver, model, steps, nfe, grid, final)
-        return table, compose(table, model, device, dtype, t_dtype)
+        return table, compose(with_memory(table), model, device, dtype, t_dtype)
 
     # of the model all that a table and a plan are made of; never the network
     read = type(model), model.process, model.predicts, model.time, model.steps, model.sigma_data

@@ -15,6 +15,9 @@ from ...kernels.checks import sent
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
 
+Noise = Tensor | Sequence[Tensor | None]
+"""The caller's own normals, see `Sampler.tell`."""
+
 
 class Course(NamedTuple):
     """What all states of a table have in common, for a model.

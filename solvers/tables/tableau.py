@@ -142,6 +142,12 @@ class Tableau:
         """Whether any normal is drawn after the initial one."""
         return self.entry[1] != 0 or bool((self.noise != 0).any())
 
+    @property
+    def shares_normals(self) -> bool:
+        """Whether a normal is drawn twice, as by a stage and by its step's end."""
+        drawn = self.draws[self.noise != 0]
+        return len(torch.unique(drawn)) < len(drawn)
+
     def frame(self, model: Denoiser, device: torch.device, dtype: torch.dtype) -> Identity:
         """Between samples and what the table acts on: the samples themselves."""
         self.check(model.process)

@@ -8,6 +8,7 @@ import torch
 
 import undiffuse as ud
 from undiffuse.solvers import (
+    CPS,
     DDIM,
     DDPM,
     DPM2,
@@ -22,6 +23,7 @@ from undiffuse.solvers import (
     DPMFast,
     DPMSolverPP,
     DPMSolverPP3Compat,
+    FlowSDE,
     GaussianPreconditioned,
     Heun,
     Inversion,
@@ -36,6 +38,7 @@ from undiffuse.solvers import (
     SparedStart,
     Statistics,
     UniPC,
+    Within,
     times,
 )
 from undiffuse.solvers.families.adams import FIXED
@@ -105,6 +108,11 @@ def gone(what):
     return lambda a, b: what in b.name and what not in a.name
 
 
+def jump_is_noisy(told):
+    clean = times("karras", PROCESS, 8)
+    return bool(FlowSDE(noisy_end=told).tableau(PROCESS, clean).noise[-1].any())
+
+
 CHURN = {
     "churn": (0.0, lambda b, a: noisy(a, b)),
     "s_min": (0.5, lambda a, b: 0 < len(hot(b)) < len(hot(a)) and a.entry == b.entry),
@@ -163,6 +171,17 @@ CASES = {
     Consistency(0.3): {
         "gamma": (0.6, louder),
         "train_steps": (20, lambda a, b: not torch.equal(a.noise, b.noise)),
+    },
+    FlowSDE(): {
+        "noise_level": (1.2, louder),
+        # on a grid down to sigma = 0: elsewhere it does nothing
+        "noisy_end": (True, lambda a, b: a == b and jump_is_noisy(True) > jump_is_noisy(False)),
+    },
+    CPS(): {"noise_level": (0.9, louder)},
+    Within(DDIM(1.0), DDIM(), (2, 4)): {
+        "inside": (CPS(1.0), louder),
+        "outside": (DPMSolverPP(2), wider),
+        "window": ((2, 6), louder),
     },
     Inversion(): {"solver": (Heun(), more)},
     SparedStart(): {"solver": (Heun(), more), "variance": (0.3, lambda a, b: a.entry != b.entry)},
