@@ -237,10 +237,10 @@ def unobserved() -> bool:
     )
 
 
-def direct(operator: Any, x: Tensor) -> Callable[..., Any]:
-    """The operator for arguments that are `bare` and known to fit: unchecked, undispatched."""
-    cpu, gpu = _direct[operator]
-    return cpu if x.is_cpu else gpu if x.is_cuda else operator
+def direct(operator: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The operator on a CPU and on a GPU, undispatched and unchecked, for arguments that are `bare`
+    and known to fit."""
+    return _direct[operator]
 
 
 def past_autograd(*tensors: Tensor) -> AbstractContextManager[Any]:

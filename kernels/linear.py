@@ -4,7 +4,6 @@ linear_reference.py is the formula, triton_linear.py and native.c are its twins.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -76,15 +75,13 @@ def _native(
     library = native.library(x.numel() * (1 if draws is not None else 0))
     if library is None:
         return None
-    results: list[Tensor | None] = [
-        torch.empty_like(inputs[0], memory_format=torch.contiguous_format),
-        torch.empty_like(inputs[0]) if keep_data else None,
-        torch.empty_like(inputs[0]) if next_dtype is not None else None,
-    ]
+    new = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+    d = torch.empty_like(new) if keep_data else None
+    x_in = torch.empty_like(new) if next_dtype is not None else None
     native.linear(
         library,
         inputs,
-        results,
+        (new, d, x_in),
         (len(outs), len(states), len(data)),
         table.contiguous(),
         row.contiguous(),
@@ -94,7 +91,12 @@ def _native(
         tag,
         limits,
     )
-    return [v for v in results if v is not None]
+    found = [new]
+    if d is not None:
+        found.append(d)
+    if x_in is not None:
+        found.append(x_in)
+    return found
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -251,7 +253,7 @@ def linear_step(
 
 
 PREDICTOR = tag_of("predictor")
-_NOTHING: AbstractContextManager[Any] = nullcontext()
+_ON_CPU, _ON_GPU = dispatch.direct(_linear_step)
 
 
 def trusted_step(
@@ -277,30 +279,30 @@ def trusted_step(
     seed, sample_ids: int64 [1] or [B] and int64 [B] or None, on x's device; None without draws.
     Else as in `linear_step`.
     """
+    operands = (
+        x,
+        outs,
+        states,
+        data,
+        None,
+        table,
+        row,
+        draws,
+        seed,
+        sample_ids,
+        PREDICTOR,
+        keep_data,
+        next_dtype,
+        clip,
+    )
     wanted = torch.is_grad_enabled() and any(
         v.requires_grad for v in (x, *outs, *states, *data)
     )
     if not wanted and dispatch.bare(x, outs[0]):
-        run, guard = dispatch.direct(_linear_step, x), _NOTHING
+        found = (_ON_CPU if x.is_cpu else _ON_GPU if x.is_cuda else _linear_step)(*operands)
     else:
-        run, guard = _linear_step, dispatch.past_autograd(x, *outs, *states, *data)
-    with guard:
-        found = run(
-            x,
-            outs,
-            states,
-            data,
-            None,
-            table,
-            row,
-            draws,
-            seed,
-            sample_ids,
-            PREDICTOR,
-            keep_data,
-            next_dtype,
-            clip,
-        )
+        with dispatch.past_autograd(x, *outs, *states, *data):
+            found = _linear_step(*operands)
     return (
         found[0],
         found[1] if keep_data else None,

@@ -370,8 +370,8 @@ def linear(
     counts: of outs, states and data; the rest as in `linear_step`. Raises ValueError for a row
     that the table has not got.
     """
-    x = inputs[0]
-    rows, clip = len(x), None if limits is None else (ctypes.c_float * 2)(*limits)
+    x, (new, d, x_in) = inputs[0], results
+    rows, clip = x.shape[0], None if limits is None else (ctypes.c_float * 2)(*limits)
     numbers = array(
         "q",
         [
@@ -385,16 +385,19 @@ def linear(
             tag,
             rows,
             x.numel() // rows,
-            len(table),
-            table.shape[1],
+            *table.shape,
             row.numel() > 1,
             *counts,
             0 if draws is None else draws.shape[1],
             *map(Tensor.data_ptr, inputs),
-            *map(_address, results),
+            0 if new is None else new.data_ptr(),
+            0 if d is None else d.data_ptr(),
+            0 if x_in is None else x_in.data_ptr(),
         ],
     )
-    if not _run(lib.undiffuse_linear, x.numel(), (numbers.buffer_info()[0],)):
+    function, operands, size = lib.undiffuse_linear, numbers.buffer_info()[0], x.numel()
+    small = size < 2 * PARALLEL
+    if not (function(0, 1, operands) if small else _run(function, size, (operands,))):
         raise InvalidValue(
             f"row must lie in [0, {len(table)}), the table's rows; got {row.tolist()}"
         )

@@ -56,10 +56,7 @@ def called(
     wrote_x = before_x is None or before_x != _version(shown)
     wrote_t = before_t is None or before_t != _version(told)
     if (known_x and wrote_x and not fresh) or (known_t and wrote_t):
-        raise RunFailure(
-            "the network writes into its input, which it did not at its first call: let it work "
-            "out of place (inplace=False)"
-        )
+        raise RunFailure(WROTE)
     if not known_x and not fresh and not compiling:
         if not wrote_x and x_in.device.type == "cpu":
             wrote_x = not torch.equal(shown, x_in)  # what is written through .data is not counted
@@ -86,31 +83,83 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 KINDS = {"float64": "double", "float32": "float", "bfloat16": "bfloat16", "float16": "half"}
 
 
+def repeated(
+    net: Callable[..., Any], seen: Seen, cond: dict[str, Any]
+) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """`called` for loops: (x_in, t_in, t) -> the output, x_in fresh and t not looked at.
+
+    Outside compilers. What is known of the network from its first calls is not found out again.
+    """
+    told = conditions.plain(cond)
+
+    def ask(x_in: Tensor, t_in: Tensor, _: Any = None) -> Tensor:
+        if (
+            seen.writes_t is not False
+            or not seen.training
+            or x_in.requires_grad
+            or t_in.is_inference()
+        ):
+            return called(net, seen, x_in, t_in, cond, True)
+        before = t_in._version
+        try:
+            out = net(x_in, t_in, **told)
+        except (TypeError, RuntimeError) as error:
+            _explain(net, x_in, t_in, told, error)
+            raise
+        if before != t_in._version:
+            raise RunFailure(WROTE)
+        if (
+            type(out) is Tensor
+            and out.shape == x_in.shape
+            and out.dtype in FLOATING
+            and out.layout == torch.strided
+            and out.device == x_in.device
+        ):
+            return out
+        return _checked(out, x_in)
+
+    return ask
+
+
+WROTE = (
+    "the network writes into its input, which it did not at its first call: let it work "
+    "out of place (inplace=False)"
+)
+
+
 def _ask(net: Callable[..., Any], x: Tensor, t: Tensor, cond: dict[str, Any]) -> Any:
     """net(x, t, **cond); says what is wrong where Python and torch only say that something is."""
     try:
         return net(x, t, **cond)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
+        _explain(net, x, t, cond, error)
+        raise
+
+
+def _explain(
+    net: Callable[..., Any], x: Tensor, t: Tensor, cond: dict[str, Any], error: Exception
+) -> None:
+    """Raise InvalidType where the error comes of what the network was handed."""
+    if isinstance(error, TypeError):
         clash = re.search(r"multiple values for argument '(\w+)'", str(error))
         if clash is None or clash[1] not in cond:
             _say_what_it_takes(net, x, t, cond, error)
-            raise
+            return
         raise InvalidType(
             f"cond[{clash[1]!r}] has the name under which the network takes x or t, its first two "
             "arguments: rename that argument of the network"
         ) from error
-    except RuntimeError as error:
-        weights = list(net.parameters()) if isinstance(net, nn.Module) else []
-        found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
-        if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
-            raise
-        have = " and ".join(sorted(map(str, found)))
-        cast = min(map(str, found)).removeprefix("torch.")
-        remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
-        raise InvalidType(
-            f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
-            f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
-        ) from error
+    weights = list(net.parameters()) if isinstance(net, nn.Module) else []
+    found = {p.dtype for p in weights if p.is_floating_point()} - {x.dtype}
+    if not found or not re.search(r"dtype|scalar type|[Ii]nput type", str(error)):
+        return
+    have = " and ".join(sorted(map(str, found)))
+    cast = min(map(str, found)).removeprefix("torch.")
+    remedy = f"hand in x.{KINDS[cast]}() or cast" if cast in KINDS else "cast"
+    raise InvalidType(
+        f"x is {x.dtype} but the network's parameters are {have}: {remedy} the network, "
+        f"net.{KINDS[str(x.dtype).removeprefix('torch.')]}()"
+    ) from error
 
 
 def _say_what_it_takes(

@@ -16,7 +16,7 @@ from ..kernels.checks import FLOATS
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from . import conditions
-from .calling import Seen, called
+from .calling import Seen, called, repeated
 from .processes import Process
 from .readout import (
     READOUTS,
@@ -242,6 +242,16 @@ class Denoiser:
         if isinstance(self.net, Combination):
             return self.net.evaluate(x_in, t_in, cond, t)
         return called(self.net, self._seen, x_in, t_in, cond, fresh)
+
+    def repeated(
+        self, cond: dict[str, Any]
+    ) -> Callable[[Tensor, Tensor, float | Tensor | None], Tensor]:
+        """`call` for a loop, (x_in, t_in, t) -> output: the same conditions each time, x_in fresh,
+        and outside compilers."""
+        net = self.net
+        if isinstance(net, Combination):
+            return lambda x_in, t_in, t: net.evaluate(x_in, t_in, cond, t)
+        return repeated(net, self._seen, cond)
 
     def output(
         self, x: Tensor, t: Tensor, cond: dict[str, Any], t_in: Tensor | None = None

@@ -19,10 +19,10 @@ from torch import Tensor
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidValue
 from ...kernels.shapes import column
-from ...models import Denoiser
 from ..tables.innovations import as_wide, innovations
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
+from .loop import Loop
 from .plan import Plan, compose
 from .state import Noise, State
 
@@ -64,19 +64,11 @@ def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return torch.where(noisy, each, 0.0).flatten(1).sum(1)
 
 
-class Densities:
+class Densities(Loop):
     """What a `Sampler` says of the law of its steps."""
 
-    model: Denoiser
-    tableau: Tableau | SpectralTable
-    plan: Plan
-    dtype: torch.dtype
     t_dtype: torch.dtype
     device: torch.device
-
-    def tell(self, state: State, out: Tensor, *, noise: Noise | None = None) -> State:
-        """See `Sampler.tell`."""
-        raise NotImplementedError
 
     def composed(self, tableau: Tableau | SpectralTable) -> Plan:
         """The plan of a table for this model, device and types."""

@@ -126,7 +126,9 @@ def sample(
     def run(watch: Watch | None = None) -> Tensor:
         x = first.x
         steps = sampler.steps(first, cond)
-        for step in track(steps, "sampling", sampler.nfe, progress and watch is None):
+        if progress and watch is None:
+            steps = track(steps, "sampling", sampler.nfe, True)
+        for step in steps:
             x = step.x
             if watch is not None:
                 watch(int(step.row), step.out, step.x)

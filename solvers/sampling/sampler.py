@@ -10,7 +10,7 @@ a tensor's value on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import linear_step, normal
-from ...kernels.checks import as_seed, check_batch, sent
+from ...kernels import normal
+from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
-from ...kernels.shapes import column, wide
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser, Process
 from .. import arguments
@@ -38,7 +37,7 @@ from .budget import in_steps, largest
 from .density import Densities
 from .graph import GraphedRun
 from .plan import Plan, compose, with_memory
-from .state import Course, Made, Noise, State, StepInfo, join, network_input, writes
+from .state import Course, State, join
 
 SolverLike = str | Solver | GaussianPreconditioned | Tableau | SpectralTable
 GridLike = str | grids.Grid | Sequence[float] | Tensor
@@ -95,11 +94,6 @@ class Sampler(Densities):
         self.course = Course(self.plan.key, self.plan.t_in, self.plan.c_in, self.net_dtype)
 
     join = staticmethod(join)
-
-    @property
-    def nfe(self) -> int:
-        """Network calls of one run."""
-        return self.tableau.nfe
 
     def init(
         self,
@@ -175,206 +169,6 @@ class Sampler(Densities):
                     f"row {i} of {table.name} looks back at what was before row {row}: keep the "
                     "State of the first piece and go on from it with steps(state)"
                 )
-
-    def _state(
-        self,
-        u: Tensor,
-        x_in: Tensor | None,
-        row: int,
-        states: tuple[Tensor, ...],
-        datas: tuple[Tensor, ...],
-        seed: Tensor,
-        ids: Tensor,
-    ) -> State:
-        """The state before `row` whose components are u; x_in: as the step made it."""
-        x = self.plan.frame.sample(u, row)
-        if x_in is None and row < len(self.plan.times):
-            x_in = network_input(x, self.plan.c_in[row], self.net_dtype)
-        made = None if x_in is None else Made(x, x_in, u, writes(x))
-        return State(x, row, states, datas, seed, ids, self.course, made)
-
-    def tell(self, state: State, out: Tensor, *, noise: Noise | None = None) -> State:
-        """Take the network's output at (state.x_in, state.t_in) and step to the next row.
-
-        out: [B, ...], floating. Samples that are finished already stay as they are; for them it
-            does not matter.
-        noise: the caller's own normals in the place of those of (seed, sample id): a tensor of x's
-            shape, or, for a table that draws several normals a row (M columns of
-            `sampler.tableau.noise`), a sequence of M of them, where None stands for one whose
-            coefficient is 0. Two rows share a normal where `sampler.tableau.draws` says the same
-            number: hand in the same tensor there.
-
-        Raises ValueError if all runs are over, `out` or `noise` has another shape than the state,
-        or the state is of another sampler.
-        """
-        compiling = torch.compiler.is_compiling()
-        if not compiling and state.done:
-            raise InvalidValue(f"the run is over after {self.nfe} network calls; start with init()")
-        if not isinstance(out, Tensor) or out.shape != state.x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise InvalidValue(
-                f"out, what the network returned, must have the shape of x {tuple(state.x.shape)}; "
-                f"got {got}"
-            )
-        if out.device != state.x.device:
-            raise InvalidValue(
-                f"out, what the network returned, must be on the device of x, {state.x.device}; "
-                f"got {out.device}"
-            )
-        if state.course.key != self.plan.key:
-            raise InvalidValue(
-                f"state is of another sampler than this one of {self.tableau.name} in {self.nfe} "
-                "calls: solver, grid, model and dtype must be the same"
-            )
-        row = state.at if compiling else state.uniform
-        zs = () if noise is None else self._given(noise, state)
-        if isinstance(row, int):
-            return self._step(state, row, out, zs)
-        return self._step_apart(state, out, zs)
-
-    def _given(self, noise: Noise, state: State) -> tuple[Tensor, ...]:
-        """The caller's normals, one for each noise column."""
-        x, columns = state.x, self.tableau.noise.shape[1]
-        given = [noise] if isinstance(noise, Tensor) and columns == 1 else list(noise)
-        if len(given) != columns:
-            raise InvalidValue(
-                f"noise must be {columns} normals, one for each noise column of "
-                f"{self.tableau.name}; got {len(given)}"
-            )
-        found = []
-        for m, z in enumerate(given):
-            if z is None:
-                rows = state.row[~state.finished]
-                if bool((self.tableau.noise[rows, m] != 0).any()):
-                    raise InvalidValue(f"noise[{m}] is None, but this row of the table draws it")
-                z = x  # with a coefficient of 0
-            fits = isinstance(z, Tensor) and z.shape == x.shape and z.device == x.device
-            if not fits or not z.is_floating_point():
-                got = f"{tuple(z.shape)} {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
-                raise InvalidValue(
-                    f"noise must be floating, {tuple(x.shape)} on {x.device} like x; got {got}"
-                )
-            found.append(z.to(x.dtype))
-        return tuple(found)
-
-    def _step(self, state: State, i: int, out: Tensor, zs: tuple[Tensor, ...] = ()) -> State:
-        """`tell` where all samples are at row i."""
-        plan, made = self.plan, state.made
-        last, frame = i == len(plan.times) - 1, plan.frame
-        asis = made is not None and made.holds(state.x)
-        u = made.components if made is not None and asis else frame.into(state.x, i)
-        step = linear_step(
-            u,
-            frame.heard(out, i, self.dtype),
-            plan.table,
-            plan.rows[i : i + 1],
-            states=state.states,
-            data=(*state.datas, *zs),  # the columns of noise come after those of data
-            draws=None if zs else plan.draws,
-            seed=state.seed,
-            sample_ids=state.sample_ids,
-            keep_data=plan.datas > 0 and not last,
-            next_dtype=self.net_dtype if frame.fused and not last else None,
-            clip=self.model.clip,
-        )
-        states = (u, *state.states)[: plan.states]
-        datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
-        return self._state(step.x, step.x_in, i + 1, states, datas, state.seed, state.sample_ids)
-
-    def _step_apart(self, state: State, out: Tensor, zs: tuple[Tensor, ...] = ()) -> State:
-        """`tell` where each sample is at a row of its own, some perhaps at their end."""
-        plan, made, frame = self.plan, state.made, self.plan.frame
-        compiling, inside = torch.compiler.is_compiling(), state.inside
-        if isinstance(inside, int):  # a compiled state, known to be uniform after all
-            return self._step(state, inside, out, zs)
-        asis = made is not None and made.holds(state.x)
-        u = made.components if made is not None and asis else frame.into(state.x, inside)
-        step = linear_step(
-            u,
-            frame.heard(out, inside, self.dtype),
-            plan.table,
-            inside,
-            states=state.states,
-            data=(*state.datas, *zs),  # the columns of noise come after those of data
-            draws=None if zs else plan.draws,
-            seed=state.seed,
-            sample_ids=state.sample_ids,
-            keep_data=plan.datas > 0,
-            next_dtype=self.net_dtype if frame.fused else None,
-            clip=self.model.clip,
-        )
-        new, x, x_in = step.x, frame.sample(step.x, inside + 1), step.x_in
-        at = (state.row + 1).clamp(max=self.nfe)
-        if compiling or bool(state.finished.any()):
-            over = column(sent(state.finished, x.device), x)
-            same, x = x is new, torch.where(over, state.x, x)
-            new = x if same else torch.where(over, u, new)
-        states = (u, *state.states)[: plan.states]
-        datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
-        after = State(x, at, states, datas, state.seed, state.sample_ids, self.course)
-        if x_in is None:
-            x_in = network_input(x, after.c_in, self.net_dtype)
-        return replace(after, made=Made(x, x_in, new, writes(x)))
-
-    def steps(
-        self,
-        state: State,
-        cond: dict[str, Any] | None = None,
-        *,
-        call: Callable[[State], Tensor] | None = None,
-        edit: Callable[[State], State] | None = None,
-    ) -> Iterator[StepInfo]:
-        """Run on from a state, row by row: the one loop that every caller of a table uses.
-
-        state: of `init`, of an earlier row, or edited.
-        cond: keyword arguments for the network.
-        call: State -> the network's output; by default the model's own network.
-        edit: State -> State, applied before each call.
-        """
-        given = self.model.given(cond, len(state.x))
-        while not state.done:
-            before = state if edit is None else edit(state)
-            if call is None:
-                x_in, t_in = before.x_in, before.t_in
-                if x_in is None or t_in is None:
-                    return  # `edit` ended the run
-                out = self.model.call(x_in, t_in, given, self._times(before), fresh=True)
-            else:
-                out = call(before)
-            state = self.tell(before, out)
-            told = [self._info(before, out, state)]
-            del before, out  # so that what the caller lets go is free during the next call
-            yield told.pop()
-
-    def _times(self, state: State) -> float | Tensor:
-        """Where the network is called next, float64 [B] on x's device where rows differ."""
-        i = state.inside
-        if isinstance(i, int):
-            return self.plan.times[i]
-        times = torch.tensor(self.plan.times, dtype=wide(state.x), device="cpu")
-        return sent(times, state.x.device)[i]
-
-    def _info(self, before: State, out: Tensor, after: State) -> StepInfo:
-        plan, clip, i = self.plan, self.model.clip, before.uniform
-        if i is not None:
-            readout: tuple[float | Tensor, float | Tensor] = plan.skip[i], plan.scale[i]
-            return StepInfo(i, plan.times[i], after.x, out, before, after, readout, clip)
-        row = before.row.clamp(max=self.nfe - 1)
-        t, skip, scale = (
-            torch.tensor(v, dtype=torch.float64, device="cpu")[row]
-            for v in (plan.times, plan.skip, plan.scale)
-        )
-        readout = column(skip, after.x), column(scale, after.x)
-        return StepInfo(before.row, t, after.x, out, before, after, readout, clip)
-
-    def finish(self, state: State, cond: dict[str, Any] | None = None) -> Tensor:
-        """The sample [B, ...] that the run ends with."""
-        steps, x = self.steps(state, cond), state.x
-        del state
-        for step in steps:
-            x = step.x
-            del step
-        return x
 
     def export(self, path: str | Path) -> Path:
         """Write the run to one file that describes itself, for loops in any language.
