@@ -124,6 +124,18 @@ def test_the_pipelines_own_nodes(name, config, laid):
     assert ours.num_inference_steps == len(ours.timesteps)
 
 
+@pytest.mark.parametrize("name", ["EulerDiscrete", "DPMSolverMultistep"])
+def test_states_are_the_pipelines_own(name):
+    """Every state between two steps is theirs: x/alpha for Euler, x for DPM-Solver++."""
+    states = []
+    for scheduler in both(name, LATENT, "euler" if name == "EulerDiscrete" else "dpmpp-2m"):
+        kept = []
+        loop(scheduler, 6, edit=lambda i, x, kept=kept: kept.append(x.clone()) or x)
+        states.append(kept)
+    for want, got in zip(*states, strict=True):
+        assert difference(want, got) < TOLERANCE
+
+
 def test_sigmas_of_a_class_that_takes_none():
     """Noise levels sigma/alpha, for a class whose set_timesteps has no such argument."""
     ours = UndiffuseScheduler(solver="ddim", source="DDIMScheduler", clip_sample=False)
@@ -142,10 +154,10 @@ def test_a_pipelines_loop_is_our_own(solver, grid):
         solver=solver, grid=grid, source="EulerDiscreteScheduler", seed=5, **LATENT
     )
     scheduler.set_timesteps(8)
-    x = X * scheduler.init_noise_sigma
-    got = x
+    got = X * scheduler.init_noise_sigma
+    x = scheduler.scale_model_input(got, scheduler.timesteps[0])
     for t in scheduler.timesteps:
-        got = scheduler.step(net(got, t), t, got).prev_sample
+        got = scheduler.step(net(scheduler.scale_model_input(got, t), t), t, got).prev_sample
     table = scheduler._run.table
     model = ud.Denoiser(lambda x, t: net(x, t[0]), scheduler.model.process, time="index")
     want = ud.sample(model, x.shape, table, x_init=x, seed=5)

@@ -74,6 +74,8 @@ class Run:
     steps: intervals of the grid.
     order: rows a step where all steps but the last have as many, else 1.
     start: standard deviation of the first state.
+    alpha: of each row and of the end, by which the pipeline's states x/alpha are multiplied; None
+        where its states are x.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Run:
         nodes: Nodes,
         device: torch.device,
         name: str,
+        ratio: bool = False,
     ) -> None:
         self.model, self.solver, self.name = model, solver, name
         nodes = _within(nodes, model)
@@ -100,7 +103,12 @@ class Run:
         whole = nodes.whole and bool((told == told.round()).all())
         self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device)
         self.told: list[float] = self.timesteps.tolist()
-        self.scales = model.network_scale(table.times).tolist()
+        self.scales: list[float] = model.network_scale(table.times).tolist()
+        self.alpha: list[float] | None = None
+        if ratio:
+            self.alpha = model.process.alpha(torch.cat([table.times, nodes.times[-1:]])).tolist()
+            self.start /= self.alpha[0]
+            self.scales = self.alpha
         self.order = self._order()
         self.stochastic = bool(table.stochastic)
         self._walks: dict[Any, Walk] = {}

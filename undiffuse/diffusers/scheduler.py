@@ -16,12 +16,13 @@ from ..kernels.errors import InvalidType, InvalidValue, RunFailure
 from ..kernels.shapes import column
 from ..models import Denoiser
 from ..models.adapters.schedulers import KNOWN
-from ..models.processes import Flow
+from ..models.processes import Flow, TabledVP
 from ..models.readout import convert
 from ..solvers import SpectralTable, State, Tableau, grids
 from .run import GridLike, Run, SolverLike, solver_of
 from .spacing import (
     OWN,
+    RATIO,
     Nodes,
     class_of,
     clipping,
@@ -80,8 +81,9 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     configuration: all other keys are those of the source's configuration. Its schedule, prediction
         type, spacing, clipping and thresholding count; its method and order do not.
 
-    The states are x = alpha x_0 + sigma eps of the network's process. `num_inference_steps` means
-    steps; `nfe` is the number of network calls, which is `len(timesteps)`.
+    The pipeline's states stay what they were: x = alpha x_0 + sigma eps, or x/alpha where its class
+    has them so (Euler, Heun, LMS, ...). `num_inference_steps` means steps; `nfe` is the number of
+    network calls, which is `len(timesteps)`.
 
     Raises ValueError or TypeError for a scheduler class that is not known, or a solver that a
     pipeline cannot step.
@@ -126,6 +128,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             clip=clip,
         )
         self._solver = solver_of(solver, self.model)
+        self._ratio = source in RATIO and isinstance(reading.process, TabledVP)
         self._runs: dict[Any, Run] = {}
         self._run: Run | None = None
         self.num_inference_steps: int | None = None
@@ -217,7 +220,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if run is None:
             nodes = self._nodes(num_inference_steps, timesteps, sigmas, mu, further)
             place = torch.device("cpu" if device is None else device)
-            run = Run(self.model, self._solver, nodes, place, self._name)
+            run = Run(self.model, self._solver, nodes, place, self._name, self._ratio)
             if len(self._runs) >= KEPT:
                 del self._runs[next(iter(self._runs))]
             self._runs[key] = run
@@ -358,8 +361,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # --- the steps ----------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network is called with: c_in x for EDM's networks, x itself for all others."""
-        if self.model.predicts != "edm":
+        """What the network is called with: the state, scaled for it where it has to be."""
+        if self.model.predicts != "edm" and not self._ratio:
             return sample
         run = self._needed()
         row = None if timestep is None else self._row_of(run, timestep)
@@ -397,7 +400,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "set_timesteps anew to begin another run"
             )
         elif sample is not self._last or _writes(sample) != self._writes:
-            self._state = self._state.replace(x=sample)
+            self._state = self._state.replace(x=self._inside(run, self._row, sample))
         state = self._state
         assert state is not None
         out = self._heard(run, model_output, sample)
@@ -411,7 +414,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ]
         after = sampler.tell(state, out, noise=noise)
         self._state, self._row = after, self._row + 1
-        x = after.x if after.x.dtype == sample.dtype else after.x.to(sample.dtype)
+        x = after.x if run.alpha is None else after.x * (1 / run.alpha[self._row])
+        x = x if x.dtype == sample.dtype else x.to(sample.dtype)
         self._last, self._writes = x, _writes(x)
         readout = sampler.plan.skip[i], sampler.plan.scale[i]
 
@@ -480,8 +484,14 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             seed = int(torch.randint(1 << 62, ()).item()) if drawn else 0
         self._drawn = {}
         row = first - self._walk.offset
-        self._state = self._walk.sampler.init(tuple(sample.shape), seed, x_init=sample, row=row)
+        x = self._inside(run, first, sample.to(wide))
+        self._state = self._walk.sampler.init(tuple(x.shape), seed, x_init=x, row=row)
         self._row = first
+
+    @staticmethod
+    def _inside(run: Run, row: int, sample: Tensor) -> Tensor:
+        """The process's state at a row, of the pipeline's."""
+        return sample if run.alpha is None else sample * run.alpha[row]
 
     def _heard(self, run: Run, out: Tensor, sample: Tensor) -> Tensor:
         """The network's output as the table takes it."""
@@ -515,8 +525,11 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # --- noise --------------------------------------------------------------------------------
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma noise at timesteps [B]: those of the run, else of training."""
-        alpha, sigma = self._levels(timesteps, original_samples)
+        """The pipeline's state at timesteps [B] of the run, else of training.
+
+        alpha x_0 + sigma noise, or that divided by alpha; see the class.
+        """
+        alpha, sigma = self._levels(timesteps, original_samples, self._ratio)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(
@@ -532,8 +545,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         alpha, sigma = self._levels(timesteps, sample)
         return alpha * noise - sigma * sample
 
-    def _levels(self, timesteps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma [B, 1, ...] at timesteps, in x's type."""
+    def _levels(self, timesteps: Tensor, x: Tensor, ratio: bool = False) -> tuple[Tensor, Tensor]:
+        """alpha and sigma [B, 1, ...] at timesteps, in x's type; ratio: both over alpha."""
         told = torch.as_tensor(timesteps).reshape(-1)
         t = torch.tensor([self._time_of(v) for v in told.tolist()], dtype=torch.float64)
         if len(t) not in (1, len(x)):
@@ -541,6 +554,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         process = self.model.process
         t = process.inside(t)
         levels = process.alpha(t), process.sigma(t)
+        levels = (torch.ones_like(t), levels[1] / levels[0]) if ratio else levels
         alpha, sigma = (column(v, x) if len(v) > 1 else v[0].to(x) for v in levels)
         return alpha, sigma
 

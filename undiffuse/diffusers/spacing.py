@@ -23,6 +23,18 @@ from ..models.processes import EDM, Flow, TabledVP
 
 OWN = frozenset(["solver", "grid", "final", "seed", "source"])
 """Keys of UndiffuseScheduler itself; all others are the pipeline's scheduler's."""
+RATIO = frozenset(
+    [
+        "DPMSolverSDEScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+    ]
+)
+"""Classes whose pipelines hold x/alpha, which they scale by alpha for the network."""
 NO_SPACING = ("ScoreSdeVeScheduler",)
 """Classes whose sigmas are no sequence of nodes."""
 
