@@ -184,7 +184,7 @@ _linear_step = dispatch.define(
 
 def linear_step(
     x: Tensor,
-    out: Tensor | tuple[Tensor, Tensor],
+    out: Tensor | tuple[Tensor, ...],
     table: Tensor,
     row: Tensor,
     *,

@@ -8,13 +8,29 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InvalidType, InvalidValue, RunFailure
 from . import conditions
+
+
+class Pair(NamedTuple):
+    """Two outputs of guidance, w one + (1 - w) other, which the step weighs as it reads them.
+
+    one, other: [B, ...], of the same shape and device.
+    w: a number.
+    """
+
+    one: Tensor
+    other: Tensor
+    w: float
+
+    def combined(self) -> Tensor:
+        """The one output that they stand for."""
+        return self.other + self.w * (self.one - self.other)
 
 
 class Seen:

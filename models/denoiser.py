@@ -16,7 +16,7 @@ from ..kernels.checks import FLOATS
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from . import conditions
-from .calling import Seen, called, repeated
+from .calling import Pair, Seen, called, repeated
 from .processes import Process
 from .readout import (
     READOUTS,
@@ -243,14 +243,28 @@ class Denoiser:
             return self.net.evaluate(x_in, t_in, cond, t)
         return called(self.net, self._seen, x_in, t_in, cond, fresh)
 
+    def hear(
+        self,
+        x_in: Tensor,
+        t_in: Tensor,
+        cond: dict[str, Any],
+        t: float | Tensor | None = None,
+        fresh: bool = False,
+    ) -> Tensor | Pair:
+        """`call`, or the two outputs that `Sampler.tell` weighs by itself: classifier-free guidance
+        of one scale then needs no tensor of its own for their sum."""
+        if isinstance(self.net, Combination):
+            return self.net.parts(x_in, t_in, cond, t)
+        return called(self.net, self._seen, x_in, t_in, cond, fresh)
+
     def repeated(
         self, cond: dict[str, Any]
-    ) -> Callable[[Tensor, Tensor, float | Tensor | None], Tensor]:
-        """`call` for a loop, (x_in, t_in, t) -> output: the same conditions each time, x_in fresh,
+    ) -> Callable[[Tensor, Tensor, float | Tensor | None], Tensor | Pair]:
+        """`hear` for a loop, (x_in, t_in, t) -> output: the same conditions each time, x_in fresh,
         and outside compilers."""
         net = self.net
         if isinstance(net, Combination):
-            return lambda x_in, t_in, t: net.evaluate(x_in, t_in, cond, t)
+            return lambda x_in, t_in, t: net.parts(x_in, t_in, cond, t)
         return repeated(net, self._seen, cond)
 
     def output(
@@ -381,6 +395,12 @@ class Combination(nn.Module):
     ) -> Tensor:
         """The prediction, as `Denoiser.call` has it; x_in is x unless predicts is 'edm'."""
         raise NotImplementedError
+
+    def parts(
+        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
+    ) -> Tensor | Pair:
+        """See `Denoiser.hear`."""
+        return self.evaluate(x_in, t_in, cond, t)
 
     def forward(self, x_in: Tensor, t_in: Tensor, /, **cond: Any) -> Tensor:
         """As a network, for loops that know no more than that."""

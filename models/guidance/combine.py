@@ -23,6 +23,7 @@ from ...kernels import dynamic_threshold
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
 from .. import conditions
+from ..calling import Pair
 from ..denoiser import Combination, Denoiser
 from ..processes import Process
 from ..readout import convert
@@ -134,6 +135,12 @@ class ClassifierFree(Scaled):
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
     ) -> Tensor:
+        found = self.parts(x_in, t_in, cond, t)
+        return found if isinstance(found, Tensor) else found.combined()
+
+    def parts(
+        self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
+    ) -> Tensor | Pair:
         model, other, batch = self.models[0], self.without(cond), len(x_in)
         timed = callable(self.scale) or self.interval is not None
         at = self.time(x_in, t_in, t) if timed else None
@@ -150,6 +157,8 @@ class ClassifierFree(Scaled):
             t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
             out = model.rows(twice, batch).call(torch.cat([x_in] * 2), t_in.repeat(2), both, t2)
             with_c, without = out.chunk(2)
+        if isinstance(self.scale, float) and self.interval is None and self.rescale == 0:
+            return Pair(with_c, without, self.scale)  # always, so that every loop rounds alike
         out = without + w * (with_c - without)
         if self.rescale == 0:
             return out

@@ -21,8 +21,10 @@ from ...kernels import linear_step
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidValue
 from ...kernels.linear import trusted_step
+from ...kernels.linear_reference import W0, W1
 from ...kernels.shapes import column, wide
 from ...models import Denoiser
+from ...models.calling import Pair
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 from .plan import Plan
@@ -41,17 +43,18 @@ class Loop:
     course: Course
     dtype: torch.dtype
     net_dtype: torch.dtype
+    weighed: dict[float, Tensor]  # the plan's table for pairs, by their w
 
     @property
     def nfe(self) -> int:
         """Network calls of one run."""
         return self.tableau.nfe
 
-    def tell(self, state: State, out: Tensor, *, noise: Noise | None = None) -> State:
+    def tell(self, state: State, out: Tensor | Pair, *, noise: Noise | None = None) -> State:
         """Take the network's output at (state.x_in, state.t_in) and step to the next row.
 
-        out: [B, ...], floating. Samples that are finished already stay as they are; for them it
-            does not matter.
+        out: [B, ...], floating, or the `Pair` of `model.hear`. Samples that are finished already
+            stay as they are; for them it does not matter.
         noise: the caller's own normals in the place of those of (seed, sample id): a tensor of x's
             shape, or, for a table that draws several normals a row (M columns of
             `sampler.tableau.noise`), a sequence of M of them, where None stands for one whose
@@ -64,6 +67,17 @@ class Loop:
         compiling = torch.compiler.is_compiling()
         if not compiling and state.done:
             raise InvalidValue(f"the run is over after {self.nfe} network calls; start with init()")
+        for one in out[:2] if isinstance(out, Pair) else (out,):
+            self._fits(state, one)
+        self._check(state)
+        row = state.at if compiling else state.uniform
+        zs = () if noise is None else self._given(noise, state)
+        if isinstance(row, int):
+            return self._step(state, row, out, zs)
+        return self._step_apart(state, out, zs)
+
+    @staticmethod
+    def _fits(state: State, out: Tensor) -> None:
         if not isinstance(out, Tensor) or out.shape != state.x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InvalidValue(
@@ -75,12 +89,21 @@ class Loop:
                 f"out, what the network returned, must be on the device of x, {state.x.device}; "
                 f"got {out.device}"
             )
-        self._check(state)
-        row = state.at if compiling else state.uniform
-        zs = () if noise is None else self._given(noise, state)
-        if isinstance(row, int):
-            return self._step(state, row, out, zs)
-        return self._step_apart(state, out, zs)
+
+    def _weighed(self, out: Tensor | Pair) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The outputs that the kernel reads, and the table whose columns w0 and w1 weigh them."""
+        if not isinstance(out, Pair):
+            return (out,), self.plan.table
+        if not self.plan.frame.fused:  # which turns one output into components, not two
+            return (out.combined(),), self.plan.table
+        table = self.weighed.get(out.w)
+        if table is None:
+            table = self.plan.table.clone()
+            table[:, W1] = table[:, W0] * (1.0 - out.w)
+            table[:, W0] *= out.w
+            if not torch.compiler.is_compiling():
+                self.weighed[out.w] = table  # never let go: a captured graph may read it
+        return out[:2], table
 
     def _check(self, state: State) -> None:
         if state.course.key != self.plan.key:
@@ -118,7 +141,7 @@ class Loop:
         self,
         state: State,
         i: int,
-        out: Tensor,
+        out: Tensor | Pair,
         zs: tuple[Tensor, ...] = (),
         trusted: bool = False,
     ) -> State:
@@ -128,12 +151,13 @@ class Loop:
         """
         plan, frame, x = self.plan, self.plan.frame, state.x
         last, data = i == len(plan.times) - 1, state.datas
-        u, heard = x, out
+        u = x
+        outs, table = ((out,), plan.table) if isinstance(out, Tensor) else self._weighed(out)
         if not frame.fused:
             made = state.made
             asis = made is not None and made.holds(x)
             u = made.components if made is not None and asis else frame.into(x, i)
-            heard = frame.heard(out, i, self.dtype)
+            outs = (frame.heard(outs[0], i, self.dtype),)
         keep, following = plan.datas > 0 and not last, self.net_dtype
         dtype = following if frame.fused and not last else None
         row, draws, clip = plan.rows[i : i + 1], plan.draws, self.model.clip
@@ -142,13 +166,13 @@ class Loop:
             data, draws = (*data, *zs), None  # the columns of noise come after those of data
         if trusted:
             new, d, x_in = trusted_step(
-                u, (heard,), plan.table, row, states, data, draws, seed, ids, keep, dtype, clip
+                u, outs, table, row, states, data, draws, seed, ids, keep, dtype, clip
             )
         else:
             new, d, x_in = linear_step(
                 u,
-                heard,
-                plan.table,
+                outs,
+                table,
                 row,
                 states=states,
                 data=data,
@@ -178,7 +202,7 @@ class Loop:
         )
         return after
 
-    def _step_apart(self, state: State, out: Tensor, zs: tuple[Tensor, ...] = ()) -> State:
+    def _step_apart(self, state: State, out: Tensor | Pair, zs: tuple[Tensor, ...] = ()) -> State:
         """`tell` where each sample is at a row of its own, some perhaps at their end."""
         plan, made, frame = self.plan, state.made, self.plan.frame
         compiling, inside = torch.compiler.is_compiling(), state.inside
@@ -186,10 +210,11 @@ class Loop:
             return self._step(state, inside, out, zs)
         asis = made is not None and made.holds(state.x)
         u = made.components if made is not None and asis else frame.into(state.x, inside)
+        outs, table = self._weighed(out)
         step = linear_step(
             u,
-            frame.heard(out, inside, self.dtype),
-            plan.table,
+            tuple(frame.heard(v, inside, self.dtype) for v in outs),
+            table,
             inside,
             states=state.states,
             data=(*state.datas, *zs),  # the columns of noise come after those of data
@@ -267,7 +292,7 @@ class Loop:
                 x_in, t_in = before.x_in, before.t_in
                 if x_in is None or t_in is None:
                     return  # `edit` ended the run
-                out = self.model.call(x_in, t_in, given, self._times(before), fresh=True)
+                out = self.model.hear(x_in, t_in, given, self._times(before), fresh=True)
             else:
                 out = call(before)
             state = self.tell(before, out)
@@ -283,7 +308,7 @@ class Loop:
         times = torch.tensor(self.plan.times, dtype=wide(state.x), device="cpu")
         return sent(times, state.x.device)[i]
 
-    def _info(self, before: State, out: Tensor, after: State) -> StepInfo:
+    def _info(self, before: State, out: Tensor | Pair, after: State) -> StepInfo:
         plan, clip, i = self.plan, self.model.clip, before.uniform
         if i is not None:
             readout: tuple[float | Tensor, float | Tensor] = plan.skip[i], plan.scale[i]

@@ -91,6 +91,7 @@ class Sampler(Densities):
             model, solver, steps, nfe, grid, final, self.device, self.dtype, t_dtype
         )
         self.t_dtype = t_dtype
+        self.weighed: dict[float, Tensor] = {}
         self.course = Course(self.plan.key, self.plan.t_in, self.plan.c_in, self.net_dtype)
 
     join = staticmethod(join)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
+from ...models.calling import Pair
 
 Noise = Tensor | Sequence[Tensor | None]
 """The caller's own normals, see `Sampler.tell`."""
@@ -369,7 +370,7 @@ class StepInfo(NamedTuple):
     row: its index; int64 [B] on the host where the samples are at different rows.
     t: where the network was called; float64 [B] on the host there.
     x [B, ...]: the new state.
-    out: the network's output.
+    heard: the network's output, or the pair of them that guidance weighs in the step.
     before, after: the states around it.
     readout: (skip, scale) of D = skip x + scale out.
     clip: the model's.
@@ -378,11 +379,16 @@ class StepInfo(NamedTuple):
     row: int | Tensor
     t: float | Tensor
     x: Tensor
-    out: Tensor
+    heard: Tensor | Pair
     before: State
     after: State
     readout: tuple[float | Tensor, float | Tensor]
     clip: tuple[float, float] | None
+
+    @property
+    def out(self) -> Tensor:
+        """The network's output, [B, ...]."""
+        return self.heard.combined() if isinstance(self.heard, Pair) else self.heard
 
     @property
     def denoised(self) -> Tensor:
