@@ -125,7 +125,7 @@ class Cosine:
         return self._transform(u, forward=False)
 
     def _transform(self, v: Tensor, forward: bool) -> Tensor:
-        x = v.reshape(len(v), *self.shape)
+        x = v.reshape(v.shape[0], *self.shape)
         for axis, matrix in self.matrices.items():
             c = matrix.to(v)
             x = (x.movedim(axis, -1) @ (c.T if forward else c)).movedim(-1, axis)

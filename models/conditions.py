@@ -64,7 +64,7 @@ def check(cond: Any, batch: int, name: str = "cond") -> None:
                 f"{path} is {kind}, whose rows cannot be told: hand in a dense tensor, a list or a "
                 "dict, or mark it as the same for all, ud.shared(...)"
             )
-        if _has_rows(value) and len(value) not in (1, batch):
+        if _has_rows(value) and value.shape[0] not in (1, batch):
             raise InvalidValue(
                 f"{path} has length {len(value)} and the batch has {batch} samples: give it a row "
                 f"for each sample or length 1, or mark it as the same for all, ud.shared(...)"

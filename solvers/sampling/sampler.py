@@ -28,6 +28,7 @@ from ..cache import PLANS
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
 from ..portable.exported import export
+from ..portable.unrolled import Unrolled
 from ..tables import grids
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
@@ -184,6 +185,10 @@ class Sampler(Densities):
         """
         dtypes = {"state": self.dtype, "network": self.net_dtype}
         return export(path, self.tableau, self.model, self.plan.draw0, dtypes)
+
+    def module(self) -> Unrolled:
+        """The whole run as one module of PyTorch's own operators, for torch.export and ONNX."""
+        return Unrolled(self)
 
     def capture(
         self,

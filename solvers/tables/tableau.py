@@ -39,7 +39,8 @@ class Identity:
     def enter(self, x: Tensor, z: Callable[[], Tensor]) -> Tensor:
         """x where the run starts -> x at the first call; z draws the entry's normal."""
         scale, noise = self.entry
-        return x if self.entry == (1.0, 0.0) else scale * x + noise * z()
+        scaled = x if scale == 1.0 else scale * x
+        return scaled if noise == 0.0 else scaled + noise * z()
 
     def into(self, x: Tensor, row: int | Tensor) -> Tensor:
         return x
