@@ -7,7 +7,7 @@ if __name__ == "kernels":
     )
 
 from .brownian import BrownianPath
-from .dispatch import explain, using
+from .dispatch import decompositions, explain, using
 from .langevin import langevin_step
 from .linear import LinearStep, linear_step
 from .native import warm_up
@@ -26,6 +26,7 @@ __all__ = [
     "RungeKuttaStep",
     "Stream",
     "ddpm_step",
+    "decompositions",
     "dynamic_threshold",
     "euler_maruyama_step",
     "explain",

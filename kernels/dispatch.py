@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch._decomp
 from torch import Tensor
 
 from .errors import InvalidValue, RunFailure
@@ -30,6 +31,7 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)  # i
 _library: Any = torch.library  # parts of it carry no annotations
 _LIBRARY = _library.Library("undiffuse", "FRAGMENT")
 _direct: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # on a CPU, on a GPU
+_decompositions: dict[Any, Callable[..., Any]] = {}
 _broken: dict[str, str] = {}  # device type -> why Triton failed there, found at the first launch
 
 
@@ -131,6 +133,7 @@ def define(
     leader: int = 0,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    decomposition: Callable[..., Any] | None = None,
 ) -> Any:
     """Define the operator undiffuse::name and return it (its default overload).
 
@@ -142,6 +145,8 @@ def define(
     check: raises for arguments that do not fit together; it runs below every door, also that of
         torch.ops, for the compiled paths read memory by bare pointers.
     backward, setup_context: as in register_autograd.
+    decomposition: the operator in PyTorch's own, for exporters that have no kernel for it; see
+        `decompositions`.
     """
     module, function = triton.split(":")
 
@@ -212,7 +217,16 @@ def define(
         )
     operator = getattr(torch.ops.undiffuse, name).default
     _direct[operator] = cpu, gpu
+    if decomposition is not None:
+        _decompositions[operator] = decomposition
+        torch._decomp.decomposition_table[operator] = decomposition  # which torch.onnx reads
     return operator
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Our operators in PyTorch's own: `exported.run_decompositions(ud.kernels.decompositions())`
+    leaves a program of `torch.export` that needs this library no more."""
+    return {**torch.export.default_decompositions(), **_decompositions}
 
 
 def bare(x: Tensor, out: Tensor) -> bool:

@@ -4,6 +4,7 @@ linear_reference.py is the formula, triton_linear.py and native.c are its twins.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -179,6 +180,7 @@ _linear_step = dispatch.define(
     check=_check,
     setup_context=_setup_context,
     backward=_backward,
+    decomposition=partial(reference, on_host=False),
 )
 
 

@@ -55,10 +55,10 @@ def present(c: Coefficient, v: Tensor) -> Tensor | None:
 
 
 def total(terms: Sequence[Tensor | None]) -> Tensor:
-    """Sum from left to right, in the memory of the first term."""
+    """Sum from left to right, in the memory of the first term (a tracer's is not written to)."""
     first, *rest = [t for t in terms if t is not None]
     for term in rest:
-        first.add_(term)
+        first = first.add_(term) if type(first) is Tensor else first + term
     return first
 
 
@@ -94,11 +94,15 @@ def reference(
     keep_data: bool,
     next_dtype: torch.dtype | None,
     limits: Sequence[float] | None,
+    on_host: bool = True,
 ) -> list[Tensor]:
-    """[x'] then [D] if keep_data, then [x_in] if next_dtype; shapes and dtypes as `linear_step`."""
+    """[x'] then [D] if keep_data, then [x_in] if next_dtype; shapes and dtypes as `linear_step`.
+
+    on_host: False leaves the table's numbers in tensors, as a tracer needs them.
+    """
     dtype = compute_dtype(x)
     xs, ds, os = ([v.to(dtype).contiguous() for v in vs] for vs in ((x, *states), data, outs))
-    c = coefficients(table, row, x.shape, dtype, on_host=True)
+    c = coefficients(table, row, x.shape, dtype, on_host)
     d = data_prediction(xs[0], os, c, None if limits is None else (limits[0], limits[1]))
     data0 = HEAD + len(xs)
     noise0 = data0 + 1 + len(ds)

@@ -87,6 +87,7 @@ _noise = dispatch.define(
     native=_native,
     fake=_fake,
     check=_check,
+    decomposition=_reference,
 )
 
 

@@ -166,12 +166,14 @@ def draw(kind: str, n: int, streams: Tensor, element0: int = 0) -> Tensor:
     quad0, skip = divmod(element0, 4)
     quads = -(-(skip + n) // 4)
     total = quads * batch
-    chunk = CHUNK if device.type == "cpu" else max(total, 1)
-    out = torch.empty(total, 4, dtype=torch.float32, device=device)
-    for start in range(0, total, chunk):
+    plain = device.type == "cpu" and type(streams) is Tensor  # a tracer's graph is one piece
+    chunk = CHUNK if plain else max(total, 1)
+    lanes = []
+    for start in range(0, max(total, 1), chunk):
         stop = min(start + chunk, total)
         index = torch.arange(start, stop, dtype=torch.int64, device=device)
-        out[start:stop] = counter_lanes(index, quads, quad0, streams, kind)
+        lanes.append(counter_lanes(index, quads, quad0, streams, kind))
+    out = lanes[0] if len(lanes) == 1 else torch.cat(lanes)
     return out.view(batch, quads * 4)[:, skip : skip + n]
 
 
@@ -187,10 +189,12 @@ def stream_table(
     """
     if sample_ids is None:
         sample_ids = torch.arange(batch, dtype=torch.int64, device=seed.device)
-    table = torch.empty(batch, 5, dtype=torch.int64, device=seed.device)
-    table[:, 0] = sample_ids & LOW32
-    table[:, 1] = draws & LOW32
-    table[:, 2] = (((sample_ids >> 32) & 0xFFFF) << 16) | tag
-    table[:, 3] = seed & LOW32
-    table[:, 4] = (seed >> 32) & LOW32
-    return table
+    each = torch.zeros(batch, dtype=torch.int64, device=seed.device)
+    columns = (
+        sample_ids & LOW32,
+        each + (draws & LOW32),
+        (((sample_ids >> 32) & 0xFFFF) << 16) | tag,
+        each + (seed & LOW32),
+        each + ((seed >> 32) & LOW32),
+    )
+    return torch.stack(columns, 1)

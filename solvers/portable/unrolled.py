@@ -33,7 +33,7 @@ class Planned(Protocol):
 
 
 class Unrolled(nn.Module):
-    """`forward(x_init, noise=None, cond=None)`: the sample [B, ...] that a run from x_init ends with.
+    """`forward(x_init, noise=None, cond=None)` is the sample [B, ...] of a run from x_init.
 
         module = sampler.module()
         x = module(*module.inputs(shape, seed=0))     # what ud.sample(model, shape, ...) gives
@@ -52,7 +52,11 @@ class Unrolled(nn.Module):
         super().__init__()
         plan = sampler.plan
         self.model, self.plan = sampler.model, plan
-        self.device, self.dtype, self.network_dtype = sampler.device, sampler.dtype, sampler.net_dtype
+        self.device, self.dtype, self.network_dtype = (
+            sampler.device,
+            sampler.dtype,
+            sampler.net_dtype,
+        )
         self.networks = nn.ModuleList(n for n in self.model.networks if isinstance(n, nn.Module))
         # as the networks are: exporters warn of training mode
         self.training = any(net.training for net in self.networks)
