@@ -19,6 +19,7 @@ from ...kernels.linear_reference import HEAD, Coefficient, data_prediction, pres
 from ...kernels.streams import ENTRY, INITIAL
 from ...models import Denoiser
 from .. import arguments
+from ..tables.spectral import Frame
 from ..tables.tableau import Identity
 
 
@@ -104,7 +105,8 @@ class Unrolled(nn.Module):
         self, x_init: Tensor, noise: Tensor | None = None, cond: dict[str, Any] | None = None
     ) -> Tensor:
         self._fits(x_init, noise)
-        plan, frame, given = self.plan, self.plan.frame, self.model.given(cond, x_init.shape[0])
+        plan, given = self.plan, self.model.given(cond, x_init.shape[0])
+        frame: Identity | Frame = plan.frame
         normals = {} if noise is None else dict(zip(self.draws, noise.to(self.dtype), strict=True))
         u = frame.enter(x_init.to(self.dtype), lambda: normals[self.draws[0]])
         states, datas = [u] * plan.states, [u] * plan.datas
