@@ -1,16 +1,16 @@
-"""Networks of EDM, k-diffusion, score_sde and flow_matching as a `Denoiser`, and one as theirs."""
+"""Networks of other code bases as a `Denoiser`, and a `Denoiser` as k-diffusion has one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...kernels.errors import InvalidType
+from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import as_float64, column
 from ..denoiser import Combination, Denoiser
 from ..processes import EDM, VE, VP, Flow, Process, SubVP
@@ -49,16 +49,183 @@ def from_score_sde(net: Callable[..., Tensor], process: Process, **options: Any)
 
 
 def from_flow_matching(
-    net: Callable[..., Tensor], *, time_first: bool = False, **options: Any
+    net: Callable[..., Tensor],
+    scheduler: Any = None,
+    *,
+    time_first: bool = False,
+    **options: Any,
 ) -> Denoiser:
-    """A velocity network dx/ds on x_s = s x_0 + (1 - s) eps, where s = 1 is data.
+    """A velocity network dx/ds on x_s = alpha_s x_0 + sigma_s eps, where s = 1 is data.
 
     So flow_matching (`net(x, s)`), torchcfm (`net(s, x)`: time_first) and others have it; here
     time runs the other way, t = 1 - s, and the velocity changes sign.
-    """
 
+    net: called as net(x, s, **cond).
+    scheduler: flow_matching's, whose call gives `alpha_t` and `sigma_t`; by default its
+        CondOTScheduler, alpha_s = s and sigma_s = 1 - s. See `flow_process`.
+    time_first: whether it is called as net(s, x, **cond).
+    options: of `Denoiser`; process= overrides the scheduler's.
+    """
+    process = options.pop("process", None)
+    if process is None:
+        process = Flow() if scheduler is None else flow_process(scheduler)
     wrapped = Velocity(net, time_first)
-    return Denoiser(wrapped, Flow(), predicts="flow", time=Linear(-1.0, 1.0), **options)
+    return Denoiser(wrapped, process, predicts="flow", time=Linear(-1.0, 1.0), **options)
+
+
+def flow_process(scheduler: Any) -> Process:
+    """The process in t = 1 - s of a scheduler of flow_matching.
+
+    CondOTScheduler is `Flow` and VPScheduler `VP`; any other is taken by its values. Where its
+    velocity says nothing of the data at s = 0, as with a polynomial's, time starts at t = 0.999.
+    Raises TypeError for what has no alpha_t and sigma_t.
+    """
+    name = type(scheduler).__name__
+    if name == "CondOTScheduler":
+        return Flow()
+    if name == "VPScheduler":
+        return VP(float(scheduler.beta_min), float(scheduler.beta_max))
+    alpha, sigma = Backwards(scheduler, "alpha_t"), Backwards(scheduler, "sigma_t")
+    try:
+        made = Process.of(alpha, sigma)
+        end = torch.ones((), dtype=torch.float64, device="cpu")
+        told = made.sigma(end) * made.alpha_dot(end) - made.alpha(end) * made.sigma_dot(end)
+    except (AttributeError, TypeError) as error:
+        raise InvalidType(
+            "scheduler must be one of flow_matching, called with times and giving alpha_t and "
+            f"sigma_t; got {type(scheduler).__name__}: {error}"
+        ) from error
+    return made if abs(float(told)) > 1e-9 else Process.of(alpha, sigma, t_max=0.999)
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """t -> a part of what scheduler(1 - t) gives; it compares by value and pickles."""
+
+    scheduler: Any
+    part: str
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.as_tensor(getattr(self.scheduler(1 - t), self.part))
+
+
+@dataclass(frozen=True)
+class Line:
+    """t -> start + slope t."""
+
+    start: float
+    slope: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.start + self.slope * t
+
+
+def from_torchcfm(
+    net: Callable[..., Tensor], matcher: Any = None, *, time_first: bool = True, **options: Any
+) -> Denoiser:
+    """A velocity network of torchcfm, called as net(s, x, **cond), where s = 1 is data.
+
+    net: a network of theirs or of the same call; one of a single argument [x, s], as torchcfm's
+        `MLP(time_varying=True)`, is told x with s appended.
+    matcher: the flow matcher it was trained with. ConditionalFlowMatcher and the optimal transport
+        one with sigma = 0 are the default, alpha_s = s and sigma_s = 1 - s;
+        TargetConditionalFlowMatcher keeps sigma at the data; the variance preserving one has the
+        angles of `CosineScheduler`.
+    time_first: False for net(x, s).
+    options: of `Denoiser`.
+
+    Of a network that was trained with paired samples (optimal transport) the flow is exact; its
+    data prediction, score and stochastic samplers suppose that noise and data are independent.
+    Raises ValueError for a matcher that is not known, or sigma > 0 where paths are not Gaussian
+    mixtures of the two ends.
+    """
+    kind, sigma = type(matcher).__name__, float(getattr(matcher, "sigma", 0.0))
+    if getattr(net, "time_varying", False):
+        net, time_first = Appended(net), False
+    if matcher is None or kind in (
+        "ConditionalFlowMatcher", "ExactOptimalTransportConditionalFlowMatcher",
+    ):  # fmt: skip
+        if sigma:
+            raise InvalidValue(
+                f"matcher must have sigma=0, since {kind} adds noise of its own to the path that "
+                f"the velocity does not tell; got sigma={sigma:g}: leave matcher out to read the "
+                "network as one of sigma=0"
+            )
+        process: Process = Flow()
+    elif kind == "TargetConditionalFlowMatcher":
+        process = Process.of(Line(1.0, -1.0), Line(sigma, 1 - sigma), t_min=0.0 if sigma else 1e-3)
+    elif kind == "VariancePreservingConditionalFlowMatcher" and not sigma:
+        process = Process.of(Angle("cos"), Angle("sin"))
+    else:
+        raise InvalidValue(
+            f"matcher must be a conditional flow matcher with sigma=0, or a target one; got {kind} "
+            f"with sigma={sigma:g}: give process= to from_flow_matching"
+        )
+    return from_flow_matching(net, time_first=time_first, process=process, **options)
+
+
+@dataclass(frozen=True)
+class Angle:
+    """t -> cos or sin of t pi/2."""
+
+    of: str
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return t.mul(math.pi / 2).cos() if self.of == "cos" else t.mul(math.pi / 2).sin()
+
+
+class Appended(nn.Module):
+    """A network of one argument, told x [B, d] with the time as its last column."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = callable_net(net)
+
+    def forward(self, x: Tensor, s: Tensor, /) -> Tensor:
+        out: Tensor = self.net(torch.cat([x, column(s, x).to(x).expand(len(x), 1)], -1))
+        return out
+
+
+OBJECTIVES = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}
+"""What a GaussianDiffusion's network predicts, by its `objective`."""
+
+
+def from_denoising_diffusion(diffusion: Any, **options: Any) -> Denoiser:
+    """The network of a GaussianDiffusion of denoising-diffusion-pytorch, images or sequences.
+
+    diffusion: the trained module; its table of betas and its objective are read off it. Its samples
+        lie in [-1, 1]: `diffusion.unnormalize` brings them to [0, 1].
+    options: of `Denoiser`, over what was read; clip=(-1, 1) is what its own samplers do. Classes of
+        the guided version go in as cond={"classes": ...}.
+
+    An ElucidatedDiffusion is read as an `EDM` of its preconditioned network.
+    Raises TypeError for what is neither.
+    """
+    if hasattr(diffusion, "preconditioned_network_forward"):
+        levels = {name: float(getattr(diffusion, name)) for name in ("sigma_min", "sigma_max")}
+        process = EDM(**levels, sigma_data=float(diffusion.sigma_data))
+        return from_edm(Preconditioned(diffusion), process, **options)
+    objective = OBJECTIVES.get(getattr(diffusion, "objective", None) or "")
+    if objective is None or not isinstance(getattr(diffusion, "betas", None), Tensor):
+        raise InvalidType(
+            "diffusion must be a GaussianDiffusion or ElucidatedDiffusion of "
+            f"denoising-diffusion-pytorch; got {type(diffusion).__name__}"
+        )
+    table = VP.from_betas(diffusion.betas.detach().to("cpu", torch.float64))
+    read = {"predicts": objective, "time": "index", "process": table}
+    return Denoiser(callable_net(diffusion.model), **{**read, **options})
+
+
+class Preconditioned(nn.Module):
+    """D(x, sigma) of an ElucidatedDiffusion."""
+
+    def __init__(self, diffusion: nn.Module) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+
+    def forward(self, x: Tensor, sigma: Tensor, /, **cond: Any) -> Tensor:
+        out: Tensor = self.diffusion.preconditioned_network_forward(x, sigma, **cond)  # type: ignore[operator]
+        return out
 
 
 class Velocity(nn.Module):

@@ -33,7 +33,7 @@ def test_a_page_runs(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.parametrize("page", [p for p in DOCS if needed(p)], ids=lambda p: p.stem)
 def test_a_page_that_needs_other_packages_runs(page, tmp_path, monkeypatch):
     for package in needed(page):
