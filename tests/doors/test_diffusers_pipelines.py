@@ -17,6 +17,7 @@ from undiffuse.diffusers import UndiffuseScheduler
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.peers,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 

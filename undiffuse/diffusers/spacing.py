@@ -140,7 +140,7 @@ def clipping(name: str, config: Mapping[str, Any]) -> tuple[tuple[float, float] 
     found = {**defaults_of(name), **own_config(name, config)}
     if found.get("thresholding"):
         ratio, most = found["dynamic_thresholding_ratio"], found["sample_max_value"]
-        return ((-1.0, 1.0), None) if most <= 1 else (None, (float(ratio), float(most)))
+        return ((-1.0, 1.0), None) if most == 1 else (None, (float(ratio), float(most)))
     if found.get("clip_sample"):
         reach = float(found.get("clip_sample_range", 1.0))
         return (-reach, reach), None
