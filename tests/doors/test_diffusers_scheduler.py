@@ -283,6 +283,25 @@ def test_half_precision_keeps_the_state_in_float32():
     assert torch.allclose(narrow.float(), wide, rtol=2**-7, atol=0)
 
 
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "heun", "ddpm"])
+def test_any_layout_in_memory(solver):
+    """Slices, channels last and a learned variance's second half change no number."""
+    scheduler = UndiffuseScheduler(solver=solver, seed=1, **LATENT)
+
+    def run(shape_out, shape_x=lambda x: x):
+        scheduler.set_timesteps(5)
+        x = X
+        for t in scheduler.timesteps:
+            x = shape_x(scheduler.step(shape_out(net(x, t)), t, x).prev_sample)
+        return x
+
+    want = run(lambda out: out)
+    assert torch.equal(want, run(lambda out: torch.cat([out, out.flip(0)], 1)))
+    assert torch.equal(want, run(lambda out: out.to(memory_format=torch.channels_last)))
+    last = {"memory_format": torch.channels_last}
+    assert torch.equal(want, run(lambda out: out.to(**last), lambda x: x.to(**last)))
+
+
 def test_the_estimate_of_the_sample():
     """pred_original_sample is D: (x - sigma eps)/alpha."""
     theirs, ours = both("DDIM", {**LATENT, "clip_sample": False}, "ddim")
