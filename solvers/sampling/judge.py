@@ -35,10 +35,11 @@ def judged(
     x: Tensor,
     run: Run,
     times: Tensor,
-    nfe: int,
+    nfe: int | Tensor,
     on_failure: str,
     process: Process | None = None,
     table: Tableau | SpectralTable | None = None,
+    rounds: int | Tensor | None = None,
 ) -> Result:
     """The result of a run that ended at x [B, ...], with the status of each sample.
 
@@ -62,7 +63,7 @@ def judged(
                 if on_failure == "raise":
                     said = _diverged(table, process, float(peak.max()), factor)
                     warnings.warn(said, UserWarning, stacklevel=3)
-    result = Result(x, nfe, times, status)
+    result = Result(x, nfe, times, status, len(times) if rounds is None else rounds)
     if message and on_failure == "raise":
         raise SolverError(message, status, result)
     return result

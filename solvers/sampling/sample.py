@@ -14,6 +14,7 @@ from ...models.progress import track
 from .. import arguments
 from . import entry
 from .judge import Watch, judged
+from .parallel import TOLERANCE
 from .pilot import auto
 from .sampler import GRID, SOLVER, STEPS, GridLike, SolverLike, sampler_for
 from .state import Result, StepInfo
@@ -40,6 +41,8 @@ def sample(
     return_result: Literal[True],
     on_failure: str = ...,
     graph: bool = ...,
+    parallel: int | None = ...,
+    tolerance: float | None = ...,
 ) -> Result: ...
 @overload
 def sample(
@@ -62,6 +65,8 @@ def sample(
     return_result: Literal[False] = ...,
     on_failure: str = ...,
     graph: bool = ...,
+    parallel: int | None = ...,
+    tolerance: float | None = ...,
 ) -> Tensor: ...
 def sample(
     model: Denoiser,
@@ -83,6 +88,8 @@ def sample(
     return_result: bool = False,
     on_failure: str = "raise",
     graph: bool = False,
+    parallel: int | None = None,
+    tolerance: float | None = None,
 ) -> Tensor | Result:
     """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
 
@@ -104,6 +111,9 @@ def sample(
         appeared, or 'return' what there is, with `status`.
     graph: capture the run in one CUDA graph, without callbacks. For many runs of one shape keep the
         graph: `Sampler.capture`.
+    parallel, tolerance: rows to guess and correct at once, and to what; see `Sampler.sweep`. Fewer
+        rounds of larger calls, without callbacks and gradients. By default row by row; tolerance is
+        1e-3 by default.
 
     Gradients flow only if x_init requires them. Raises ValueError and TypeError for bad input,
     before any call.
@@ -115,6 +125,10 @@ def sample(
     entry.callback(callback)
     if graph and callback is not None:
         raise InvalidValue("graph=True leaves no moment between steps to call `callback`")
+    if parallel is None and tolerance is not None:
+        raise InvalidValue("tolerance is of parallel sweeps: give parallel=, how many rows at once")
+    if parallel is not None:
+        _fit_for_sweeps(graph, callback, x_init)
     if isinstance(solver, str) and solver == "auto":
         solver = auto(model, shape, nfe or steps or STEPS, final, cond)
         steps = nfe = None
@@ -136,12 +150,29 @@ def sample(
                 callback(step)
         return x
 
+    swept = None
     with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
-        x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
+        if parallel is not None:
+            loose = TOLERANCE if tolerance is None else tolerance
+            rounds = sampler.sweeps(first, parallel, loose, cond)
+            *_, swept = track(rounds, "sampling", sampler.nfe, progress)
+            x = swept.x
+        else:
+            x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
     x = x if dtype is None else x.to(dtype)
     table = sampler.tableau
     told = model.given(cond, len(x))
-    calls = sum(model.calls_at(t, told) for t in sampler.plan.times)
+    calls: int | Tensor = sum(model.calls_at(t, told) for t in sampler.plan.times)
+    calls, waits = (calls, None) if swept is None else (swept.nfe, swept.rounds)
     with torch.no_grad():
-        result = judged(x, run, table.times, calls, on_failure, model.process, table)
+        result = judged(x, run, table.times, calls, on_failure, model.process, table, waits)
     return result if return_result else x
+
+
+def _fit_for_sweeps(graph: bool, callback: object, x_init: Tensor | None) -> None:
+    """Raises ValueError for what sweeps over many rows cannot do."""
+    if graph or callback is not None:
+        what = "graph=True" if graph else "callback"
+        raise InvalidValue(f"{what} does not go with parallel=: the rows come as the samples do")
+    if isinstance(x_init, Tensor) and x_init.requires_grad:
+        raise InvalidValue("x_init requires gradients, which do not flow through parallel= sweeps")

@@ -37,6 +37,7 @@ from . import entry
 from .budget import in_steps, largest
 from .density import Densities
 from .graph import GraphedRun
+from .parallel import Sweeps
 from .plan import Plan, compose, with_memory
 from .state import Course, State, join
 
@@ -45,7 +46,7 @@ GridLike = str | grids.Grid | Sequence[float] | Tensor
 SOLVER, GRID, STEPS = "relay", "blend", 20  # where the user names none
 
 
-class Sampler(Densities):
+class Sampler(Densities, Sweeps):
     """A solver on a grid for a model, with the loop left to the caller.
 
         state = sampler.init(shape, seed=0)

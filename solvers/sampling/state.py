@@ -402,12 +402,16 @@ class Result(NamedTuple):
     """What a run returns where all of it is asked for.
 
     x: [B, ...], the samples.
-    nfe: network calls, of which guidance makes several at each time.
+    nfe: network calls for each sample, of which guidance makes several at each time; int64 [B] on
+        the host where samples were swept in parallel.
     times: float64 [N], where the network was called.
     status: int64 [B], codes of `Status`.
+    rounds: times of waiting for the network, one after the other; int64 [B] where samples were
+        swept in parallel.
     """
 
     x: Tensor
-    nfe: int
+    nfe: int | Tensor
     times: Tensor
     status: Tensor
+    rounds: int | Tensor

@@ -9,7 +9,7 @@ import undiffuse as ud
 
 NAMESPACES = {
     "ud": (ud, 30),
-    "ud.solvers": (ud.solvers, 60),
+    "ud.solvers": (ud.solvers, 72),
     "ud.solvers.adaptive": (ud.solvers.adaptive, 16),
     "ud.solvers.grids": (ud.solvers.grids, 16),
     "ud.solvers.law": (ud.solvers.law, 16),
