@@ -107,7 +107,7 @@ def rows(cond: Any, index: Tensor, batch: int) -> Any:
     """The conditions of the samples `index` (int64 [n]) out of `batch`; what is shared stays."""
 
     def leaf(value: Any, path: str) -> Any:
-        if not _has_rows(value) or len(value) != batch or batch == 1:
+        if not _has_rows(value) or value.shape[0] != batch or batch == 1:
             return value
         if isinstance(value, Tensor):
             return value[index.to(value.device)]
@@ -163,13 +163,13 @@ def joined(a: Any, b: Any, batch: int) -> Any:
         if type(a) is not type(b) or other is None or list(inner) != list(other):
             raise CannotJoin
         return _rebuilt(a, {key: joined(inner[key], other[key], batch) for key in inner})
-    if a is b and len(a) == 1:
+    if a is b and a.shape[0] == 1:
         return a
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or b.ndim == 0:
         raise CannotJoin
     if a.shape[1:] != b.shape[1:] or (a.dtype, a.device) != (b.dtype, b.device):
         raise CannotJoin
-    if not {len(a), len(b)} <= {1, batch}:
+    if any(v.shape[0] not in (1, batch) for v in (a, b)):
         raise CannotJoin
     return torch.cat([v.expand(batch, *v.shape[1:]) for v in (a, b)])
 
@@ -191,7 +191,7 @@ def walk(leaf: Leaf, value: Any, path: str = "cond") -> Any:
 
 def length(leaf: Any) -> int:
     """Rows of a tensor or array with dimensions; 1 of anything else."""
-    return len(leaf) if _has_rows(leaf) else 1
+    return leaf.shape[0] if _has_rows(leaf) else 1
 
 
 def _unmarked(value: Any, path: str) -> Any:

@@ -141,7 +141,7 @@ class ClassifierFree(Scaled):
     def parts(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
     ) -> Tensor | Pair:
-        model, other, batch = self.models[0], self.without(cond), len(x_in)
+        model, other, batch = self.models[0], self.without(cond), x_in.shape[0]
         timed = callable(self.scale) or self.interval is not None
         at = self.time(x_in, t_in, t) if timed else None
         w = self.weight(at)
@@ -156,7 +156,7 @@ class ClassifierFree(Scaled):
             twice = torch.arange(batch, device=x_in.device).repeat(2)
             t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
             out = model.rows(twice, batch).call(torch.cat([x_in] * 2), t_in.repeat(2), both, t2)
-            with_c, without = out.chunk(2)
+            with_c, without = out[:batch], out[batch:]
         if isinstance(self.scale, float) and self.interval is None and self.rescale == 0:
             return Pair(with_c, without, self.scale)  # always, so that every loop rounds alike
         out = without + w * (with_c - without)

@@ -83,6 +83,26 @@ def test_torch_export_with_any_batch(case):
     assert torch.allclose(x, ours, rtol=1e-6, atol=1e-6)
 
 
+def test_guidance_is_part_of_the_module():
+    """Two calls at each time, weighed; `sample` weighs them inside its step: equal to rounding."""
+    model = ud.Denoiser(NET, ud.VP(), predicts="noise")
+    guided = ud.guidance.cfg(model, 2.0, uncond={"label": torch.tensor([3])})
+    sampler = ud.Sampler(guided, "dpmpp-2m", 5)
+    module, cond = sampler.module(), {"label": torch.tensor([0, 1, 2])}
+    ours = ud.sample(guided, (3, 3), "dpmpp-2m", 5, seed=2, cond=cond)
+    x = module(*module.inputs((3, 3), 2), cond=cond)
+    assert torch.allclose(x, ours, rtol=1e-5, atol=1e-5 * ours.abs().max())
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        module,
+        module.inputs((3, 3), 2),
+        {"cond": cond},
+        dynamic_shapes={"x_init": {0: batch}, "cond": {"label": {0: batch}}},
+    )
+    given = module.inputs((4, 3), 2), {"label": torch.tensor([0, 1, 2, 2])}
+    assert torch.allclose(exported.module()(*given[0], cond=given[1])[:3], x, rtol=1e-5, atol=1e-5)
+
+
 class Loop(nn.Module):
     """The loop of one who owns it."""
 
