@@ -8,6 +8,7 @@ equal. All operators are functional.
 
 import importlib
 import importlib.util
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -149,6 +150,7 @@ def define(
         `decompositions`.
     """
     module, function = triton.split(":")
+    arity = len(inspect.signature(reference).parameters)
 
     @cache
     def twin() -> Callable[..., Any]:
@@ -165,10 +167,11 @@ def define(
         check(*args)
         return reference(*args)
 
-    def cpu(*args: Any) -> Any:
+    def cpu(*args: Any) -> Any:  # `direct` may hand the native path one argument more
         path = _mode.get().path
         if path == "auto" and native is not None and (result := native(*args)) is not None:
             return result
+        args = args[:arity]
         if path != "triton":
             return reference(*args)
         if obstacle := why_not_triton(args[leader]):

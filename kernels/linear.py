@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, native
+from .buffers import WORTH, Spare
 from .checks import (
     as_sample_ids,
     as_seed,
@@ -32,6 +33,8 @@ from .linear_reference import (
     reference,
 )
 from .streams import tag_of
+
+_empty_like: Any = torch.empty_like  # of contiguous tensors
 
 
 class LinearStep(NamedTuple):
@@ -62,6 +65,7 @@ def _native(
     keep_data: bool,
     next_dtype: torch.dtype | None,
     limits: Sequence[float] | None,
+    spare: Spare | None = None,
 ) -> list[Tensor] | None:
     """The step by native.c, or None where an operand is not float32 or the library not built."""
     if variance is not None or next_dtype not in (None, torch.float32) or not x.numel():
@@ -76,9 +80,11 @@ def _native(
     library = native.library(x.numel() * (1 if draws is not None else 0))
     if library is None:
         return None
-    new = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
-    d = torch.empty_like(new) if keep_data else None
-    x_in = torch.empty_like(new) if next_dtype is not None else None
+    like = inputs[0]
+    fresh = _empty_like if spare is None or like.numel() < WORTH else spare.like
+    new = fresh(like)
+    d = fresh(like) if keep_data else None
+    x_in = fresh(like) if next_dtype is not None else None
     native.linear(
         library,
         inputs,
@@ -271,6 +277,7 @@ def trusted_step(
     keep_data: bool,
     next_dtype: torch.dtype | None,
     clip: tuple[float, float] | None,
+    spare: Spare | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`linear_step` of operands that are known to fit together, a plan's: (x', D, x_in).
 
@@ -279,6 +286,7 @@ def trusted_step(
 
     outs: the network's output, or both of a pair.
     seed, sample_ids: int64 [1] or [B] and int64 [B] or None, on x's device; None without draws.
+    spare: memory of the run's earlier steps.
     Else as in `linear_step`.
     """
     operands = (
@@ -297,14 +305,14 @@ def trusted_step(
         next_dtype,
         clip,
     )
-    wanted = torch.is_grad_enabled() and any(
-        v.requires_grad for v in (x, *outs, *states, *data)
-    )
-    if not wanted and dispatch.bare(x, outs[0]):
-        found = (_ON_CPU if x.is_cpu else _ON_GPU if x.is_cuda else _linear_step)(*operands)
-    else:
+    wanted = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *outs, *states, *data))
+    if wanted or not dispatch.bare(x, outs[0]):
         with dispatch.past_autograd(x, *outs, *states, *data):
             found = _linear_step(*operands)
+    elif x.is_cpu:
+        found = _ON_CPU(*operands, spare)
+    else:
+        found = (_ON_GPU if x.is_cuda else _linear_step)(*operands)
     return (
         found[0],
         found[1] if keep_data else None,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import linear_step
+from ...kernels.buffers import Spare
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidValue
 from ...kernels.linear import trusted_step
@@ -144,10 +145,12 @@ class Loop:
         out: Tensor | Pair,
         zs: tuple[Tensor, ...] = (),
         trusted: bool = False,
+        spare: Spare | None = None,
     ) -> State:
         """`tell` where all samples are at row i.
 
         trusted: the state is this sampler's own and `out` was checked, outside compilers.
+        spare: memory for the results, of a trusted run.
         """
         plan, frame, x = self.plan, self.plan.frame, state.x
         last, data = i == len(plan.times) - 1, state.datas
@@ -166,7 +169,7 @@ class Loop:
             data, draws = (*data, *zs), None  # the columns of noise come after those of data
         if trusted:
             new, d, x_in = trusted_step(
-                u, outs, table, row, states, data, draws, seed, ids, keep, dtype, clip
+                u, outs, table, row, states, data, draws, seed, ids, keep, dtype, clip, spare
             )
         else:
             new, d, x_in = linear_step(
@@ -264,14 +267,14 @@ class Loop:
         """`steps` from row i of all samples, by the model's network: what the sampler and the
         network's caller have made is not checked again."""
         plan, clip, size = self.plan, self.model.clip, len(state.x)
-        ask = self.model.repeated(given)
+        ask, spare = self.model.repeated(given), Spare()
         while i < len(plan.times):
             made, x, t = state.made, state.x, plan.times[i]
             fine = made is not None and made.of is x
             fine = fine and (x.is_inference() or x._version <= made.writes)  # type: ignore[union-attr]
             x_in = made.x_in if made is not None and fine else state.x_in
             out = ask(x_in, plan.t_in[i].expand(size), t)  # type: ignore[arg-type]
-            after = self._step(state, i, out, trusted=True)
+            after = self._step(state, i, out, (), True, spare)
             readout = plan.skip[i], plan.scale[i]
             told = [_tuple(StepInfo, (i, t, after.x, out, state, after, readout, clip))]
             state, i = after, i + 1
