@@ -20,16 +20,16 @@ _torch: Any = torch._C
 _uses = getattr(_torch, "_storage_Use_Count", None)
 
 
-def _counts(kept: list[Tensor], i: int) -> tuple[int, int, int]:
-    """How many hold kept[i]: in Python, in torch, and its storage."""
+def _counts(kept: list[Tensor], i: int) -> tuple[int, ...]:
+    """How many hold kept[i]: in Python, in torch, and its storage in both."""
     tensor: Any = kept[i]
     storage = tensor.untyped_storage()
-    found = tensor._use_count(), _uses(storage._cdata)  # type: ignore[misc]
+    found = tensor._use_count(), _uses(storage._cdata), sys.getrefcount(storage)  # type: ignore[misc]
     del tensor, storage
     return sys.getrefcount(kept[i]), *found
 
 
-def _alone() -> tuple[int, int, int] | None:
+def _alone() -> tuple[int, ...] | None:
     """The counts of a tensor that the list alone holds; None where this torch does not count."""
     try:
         return _counts([torch.empty(1, dtype=torch.float32, device="cpu")], 0)

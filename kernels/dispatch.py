@@ -8,7 +8,6 @@ equal. All operators are functional.
 
 import importlib
 import importlib.util
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -150,7 +149,6 @@ def define(
         `decompositions`.
     """
     module, function = triton.split(":")
-    arity = len(inspect.signature(reference).parameters)
 
     @cache
     def twin() -> Callable[..., Any]:
@@ -167,11 +165,10 @@ def define(
         check(*args)
         return reference(*args)
 
-    def cpu(*args: Any) -> Any:  # `direct` may hand the native path one argument more
+    def cpu(*args: Any) -> Any:
         path = _mode.get().path
         if path == "auto" and native is not None and (result := native(*args)) is not None:
             return result
-        args = args[:arity]
         if path != "triton":
             return reference(*args)
         if obstacle := why_not_triton(args[leader]):
@@ -252,6 +249,11 @@ def unobserved() -> bool:
     return not (
         torch.compiler.is_compiling() or _modes() or _transforms() is not None or _traced()
     )
+
+
+def automatic() -> bool:
+    """Whether `using` leaves the path to the device."""
+    return _mode.get().path == "auto"
 
 
 def direct(operator: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:

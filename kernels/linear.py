@@ -72,11 +72,11 @@ def _native(
         return None
     if table.dim() == 3:  # coefficients of each element: PyTorch's loops
         return None
-    inputs = []
+    inputs, single = [], torch.float32
     for v in (x, *outs, *states, *data):
-        if v.dtype != torch.float32:
+        if v.dtype is not single:
             return None
-        inputs.append(v.contiguous())
+        inputs.append(v if v.is_contiguous() else v.contiguous())
     library = native.library(x.numel() * (1 if draws is not None else 0))
     if library is None:
         return None
@@ -309,8 +309,10 @@ def trusted_step(
     if wanted or not dispatch.bare(x, outs[0]):
         with dispatch.past_autograd(x, *outs, *states, *data):
             found = _linear_step(*operands)
+    elif x.is_cpu and dispatch.automatic() and (made := _native(*operands, spare)) is not None:
+        found = made
     elif x.is_cpu:
-        found = _ON_CPU(*operands, spare)
+        found = _ON_CPU(*operands)
     else:
         found = (_ON_GPU if x.is_cuda else _linear_step)(*operands)
     return (

@@ -109,12 +109,17 @@ class Cache:
             return make()
         with self._lock:
             found = self._kept.get(key)
-            if found is not None and all(t._version == n for t, n in found[1]):
+            for t, writes in found[1] if found is not None else ():
+                if t._version != writes:
+                    found = None
+            if found is not None:
                 self._kept.move_to_end(key)
                 kept: T = found[0]
                 return kept
         made = make()
-        tensors = _tensors(made)
+        all_of_it = _tensors(made)
+        bases = {id(t) for t in all_of_it}
+        tensors = [t for t in all_of_it if id(t._base) not in bases]  # views count with their base
         if sum(t.numel() for t in tensors) <= LONGEST and not any(
             t.is_inference() for t in tensors
         ):

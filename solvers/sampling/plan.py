@@ -30,6 +30,7 @@ class Plan:
     draws: int64 [N, M], or None where no row draws a normal.
     draw0: the index that the draws of this run begin with; see `first_draw`.
     rows: int64 [N], 0 to N - 1.
+    each: the same, one tensor [1] for each.
     t_in: [N], what the network is told; never of a half type, since bfloat16 rounds 999 to 1000.
     c_in: [N], scale of the network's input.
     times, skip, scale: [N] floats, where the calls are and D = skip x + scale out.
@@ -43,6 +44,7 @@ class Plan:
     draws: Tensor | None
     draw0: int
     rows: Tensor
+    each: tuple[Tensor, ...]
     t_in: Tensor
     c_in: Tensor
     times: list[float]
@@ -86,11 +88,13 @@ def compose(
         raise RunFailure("the table's layout is not the kernel's")
     draw0 = first_draw(model.process, tableau.grid)
     t_in = model.network_time(tableau.times)
+    rows = torch.arange(tableau.nfe, device=device)
     return Plan(
         table=sent(table, device, dtype),
         draws=sent(tableau.draws + draw0, device) if noise.shape[1] else None,
         draw0=draw0,
-        rows=torch.arange(tableau.nfe, device=device),
+        rows=rows,
+        each=rows[:, None].unbind(),
         t_in=sent(t_in, device, t_dtype),
         c_in=sent(c_in, device, dtype),
         times=tableau.times.tolist(),
