@@ -133,7 +133,7 @@ def sample_of(out: Any) -> Tensor:
 
 def _place_of_time(net: Any) -> str | int:
     """0 or 1 where the time is the first or second argument, else its name."""
-    while not isinstance(net, type) and (inner := _inside(net)) is not None:
+    while not isinstance(net, type) and (inner := inside(net)) is not None:
         net = inner
     try:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
@@ -152,7 +152,7 @@ def _place_of_time(net: Any) -> str | int:
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _inside(net: Any) -> Any:
+def inside(net: Any) -> Any:
     """The network in a compiled module or one of torch's parallel wrappers."""
     if isinstance(net, torch.nn.parallel.DistributedDataParallel | nn.DataParallel):
         return net.module

@@ -72,3 +72,36 @@ def test_a_time_of_the_callers_own_is_what_the_network_is_told():
     model = adapt(net, FLOW, time=lambda t: 1000 * t.sqrt())
     model(torch.ones(1, 2), 0.25, encoder_hidden_states=torch.ones(1, 3, 2))
     assert net.told == [pytest.approx(500)]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, 250.0),
+        ({"train_steps": 500}, 125.0),
+        ({"time_scale": 1.0}, 0.25),
+        ({"time_scale": 500.0}, 125.0),
+        ({"process": ud.Flow(), "predicts": "flow", "time_scale": 2.0}, 0.5),
+    ],
+)
+def test_what_a_flow_network_is_told_can_be_said(options, told):
+    net = Transformer()
+    model = adapt(net, FLOW, **options)
+    model(torch.ones(1, 2), 0.25, encoder_hidden_states=torch.ones(1, 3, 2))
+    assert net.told == [pytest.approx(told)]
+
+
+def test_training_steps_of_a_network_of_discrete_time():
+    model = adapt(torch.nn.Identity(), process=ud.VP(), predicts="noise", time="index",
+                  train_steps=250)  # fmt: skip
+    assert model.steps == 250 and float(model.network_time(torch.tensor(1.0).double())) == 249
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"train_steps": 10, "steps": 10}, {"time_scale": 1.0, "time": "sigma"}, {"time_scale": -1.0},
+     {"train_steps": 0}],
+)  # fmt: skip
+def test_choices_that_contradict_are_refused(options):
+    with pytest.raises(ValueError, match="train_steps|time_scale"):
+        adapt(torch.nn.Identity(), FLOW, **options)
