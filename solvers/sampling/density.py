@@ -19,6 +19,7 @@ from torch import Tensor
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidValue
 from ...kernels.shapes import column
+from ...models.calling import Pair
 from ..tables.innovations import as_wide, innovations
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
@@ -74,7 +75,7 @@ class Densities(Loop):
         """The plan of a table for this model, device and types."""
         return compose(tableau, self.model, self.device, self.dtype, self.t_dtype)
 
-    def moments(self, state: State, out: Tensor) -> Moments:
+    def moments(self, state: State, out: Tensor | Pair) -> Moments:
         """The law N(mean, std^2) of the next state given the run so far and the network's output.
 
         state, out: as for `tell`, which draws from this law.
@@ -95,7 +96,7 @@ class Densities(Loop):
     def step_with_log_prob(
         self,
         state: State,
-        out: Tensor,
+        out: Tensor | Pair,
         next_x: Tensor | None = None,
         *,
         noise: Noise | None = None,
@@ -137,4 +138,5 @@ class Densities(Loop):
         means = copy.copy(self)
         plan = self.composed(as_wide(mean, self.tableau))
         means.plan = replace(plan, key=self.plan.key)  # it steps from the same states
+        means.weighed = {}  # of its own table
         return means, sent(std, self.device, self.dtype)

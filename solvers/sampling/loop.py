@@ -24,12 +24,12 @@ from ...kernels.errors import InvalidValue
 from ...kernels.linear import trusted_step
 from ...kernels.linear_reference import W0, W1
 from ...kernels.shapes import column, wide
-from ...models import Denoiser
+from ...models import Denoiser, conditions
 from ...models.calling import Pair
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
 from .plan import Plan
-from .state import Course, Made, Noise, State, StepInfo, network_input, writes
+from .state import Course, Made, Noise, State, StepInfo, join, network_input, writes
 
 _make: Any = object.__new__  # of values that need no checks: no frame of Python is spent on them
 _tuple: Any = tuple.__new__
@@ -290,6 +290,8 @@ class Loop:
         eager = not torch.compiler.is_compiling()
         if call is None and edit is None and eager and state.uniform is not None:
             self._check(state)
+            if len(self.plan.blocks) < self.nfe:
+                return self._blocks(state, given)
             return self._quick(state, state.uniform, given)
         return self._any(state, given, call, edit)
 
@@ -311,6 +313,56 @@ class Loop:
             state, i = after, i + 1
             del made, x, x_in, out, after  # so that what the caller lets go is free meanwhile
             yield told.pop()
+
+    def ahead(self, state: State) -> list[State]:
+        """This state and those that follow it whose network calls can be made at once.
+
+        A table whose stages are independent asks the network about them together, K B rows in one
+        call; which they are the zeros of the table say (`Tableau.blocks`).
+
+            states = sampler.ahead(state)
+            for out in outputs_of(states):
+                state = sampler.tell(state, out)
+
+        Of samples at rows of their own, and where nothing is independent, it is [state].
+        Raises ValueError where the run is over or the state is of another sampler.
+        """
+        self._check(state)
+        found, i, end = [state], state.uniform, 0
+        if i is None:
+            return found
+        if i >= self.nfe:
+            raise InvalidValue(f"the run is over after {self.nfe} network calls")
+        for length in self.plan.blocks:
+            end += length
+            if end > i:
+                break
+        nothing = torch.zeros_like(state.x)  # no row but the last reads what the network says
+        for _ in range(i + 1, end):
+            found.append(self.tell(found[-1], nothing))
+        return found
+
+    def _blocks(self, state: State, given: dict[str, Any]) -> Iterator[StepInfo]:
+        """`steps` of a table with independent rows: each block of them is one network call."""
+        size = len(state)
+        while not state.done:
+            states = self.ahead(state)
+            both, model, cond = join(states), self.model, given
+            if len(states) > 1:
+                index = torch.arange(size, device=state.x.device).repeat(len(states))
+                model, cond = model.rows(index, size), conditions.rows(given, index, size)
+            x_in, t_in = both.x_in, both.t_in
+            told = model.hear(x_in, t_in, cond, self._times(both), fresh=True)  # type: ignore[arg-type]
+            many = len(states)
+            del states, both
+            for k in range(many):
+                rows, before = slice(k * size, (k + 1) * size), state
+                if isinstance(told, Pair):
+                    heard: Tensor | Pair = Pair(told.one[rows], told.other[rows], told.w)
+                else:
+                    heard = told[rows]
+                state = self.tell(before, heard)
+                yield self._info(before, heard, state)
 
     def _any(
         self,

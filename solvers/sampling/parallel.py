@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidValue
-from ...kernels.shapes import column
+from ...kernels.shapes import column, wide
 from ...models import Denoiser
 from .. import arguments
 from .loop import Loop
@@ -171,7 +171,7 @@ class _Window:
         there = sent(row, device)
         x = torch.stack(self.guess)[sent(k, device), sent(sample, device)]
         x_in = network_input(x, column(course.c_in[there], x), course.dtype)
-        times = torch.tensor(plan.times, dtype=torch.float64, device="cpu")[row]
+        times = sent(torch.tensor(plan.times, dtype=wide(x), device="cpu")[row], device)
         part = model.rows(sent(alive[sample], device), batch)
         given = part.given(None, len(row))
         out = part.call(x_in, course.t_in[there], given, times, fresh=True).to(x.dtype)

@@ -37,6 +37,7 @@ class Plan:
     start: sigma where the run starts.
     states, datas: lengths of the histories.
     frame: between samples and what the table acts on.
+    blocks: lengths of runs of rows whose network calls can be made at once; see `Tableau.blocks`.
     key: of all the numbers above: runs of equal keys are the same run.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     states: int
     datas: int
     frame: Identity | Frame
+    blocks: list[int]
     key: str
 
 
@@ -104,6 +106,7 @@ def compose(
         states=state.shape[1] - 1,
         datas=data.shape[1] - 1,
         frame=frame,
+        blocks=tableau.blocks,
         key=key_of(table, tableau.draws + draw0, t_in, c_in, f"{dtype} {model.clip}"),
     )
 

@@ -163,7 +163,7 @@ def sample(
     table = sampler.tableau
     told = model.given(cond, len(x))
     calls: int | Tensor = sum(model.calls_at(t, told) for t in sampler.plan.times)
-    calls, waits = (calls, None) if swept is None else (swept.nfe, swept.rounds)
+    calls, waits = (calls, table.depth) if swept is None else (swept.nfe, swept.rounds)
     with torch.no_grad():
         result = judged(x, run, table.times, calls, on_failure, model.process, table, waits)
     return result if return_result else x

@@ -16,7 +16,7 @@ from ...models import Denoiser, Process
 from ...models.processes import registry
 from ...models.statistics import Statistics
 from .files import FORMAT, VERSION, need, numbers, read_record, write_record
-from .tableau import check_levels
+from .tableau import check_levels, independent
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,16 @@ class SpectralTable:
     def nfe(self) -> int:
         """Network evaluations of one run."""
         return len(self.times)
+
+    @property
+    def blocks(self) -> list[int]:
+        """See `Tableau.blocks`."""
+        return independent(self.data)
+
+    @property
+    def depth(self) -> int:
+        """See `Tableau.depth`."""
+        return len(self.blocks)
 
     @property
     def noise(self) -> Tensor:

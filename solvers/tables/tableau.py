@@ -139,6 +139,16 @@ class Tableau:
         return self.times.shape[0]
 
     @property
+    def blocks(self) -> list[int]:
+        """Lengths of the runs of rows whose network calls need none of each other's outputs."""
+        return independent(self.data)
+
+    @property
+    def depth(self) -> int:
+        """Network calls one after the other, where the calls of a block are made at once."""
+        return len(self.blocks)
+
+    @property
     def stochastic(self) -> bool:
         """Whether any normal is drawn after the initial one."""
         return self.entry[1] != 0 or bool((self.noise != 0).any())
@@ -296,6 +306,26 @@ class Tableau:
 
 def _subscript(symbol: str, back: int) -> str:
     return f"{symbol}_i" if back == 0 else f"{symbol}_i-{back}"
+
+
+def independent(data: Tensor) -> list[int]:
+    """Lengths of the longest blocks of rows, in order, that can call the network at once.
+
+    Row j of a block that begins at i calls it on x_j, which row j - 1 writes: no row from i to
+    j - 1 may read a prediction of a row from i on. The zeros of the table say so.
+
+    data: [N, H] or [N, H, d], the coefficients of predictions.
+    """
+    used = (data != 0).flatten(2).any(2) if data.ndim == 3 else data != 0
+    lags = torch.arange(used.shape[1], device="cpu")
+    newest = torch.where(used, lags, used.shape[0]).amin(1).tolist()  # lag of the newest one read
+    lengths, first, latest = [], 0, -1  # `latest`: the newest row whose prediction has been read
+    for row in range(len(newest)):
+        if row > first and latest >= first:
+            lengths.append(row - first)
+            first = row
+        latest = max(latest, row - newest[row])
+    return [*lengths, len(newest) - first]
 
 
 KEYS = ("name", "order", "weak_order", "entry", "grid", "times", "state", "data", "noise", "draws")

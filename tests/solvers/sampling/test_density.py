@@ -342,6 +342,21 @@ def test_samples_at_rows_of_their_own_are_scored_as_alone(name):
     assert torch.equal(scored.state.x[3], over.x[0]) and torch.equal(scored.mean[3], over.x[0])
 
 
+def test_moments_under_guidance_weigh_both_outputs():
+    """The two outputs of guidance as a pair, and their sum as one, in the means as in the step."""
+    model = ud.Denoiser(lambda x, t, c: torch.tanh(x + c), ud.VP(), predicts="data")
+    guided = ud.guidance.cfg(model, 2.0, uncond={"c": 0.0})
+    sampler = ud.Sampler(guided, "ddpm", steps=5)
+    state = sampler.init((3, 2), seed=1)
+    while not state.done:
+        out = guided.hear(state.x_in, state.t_in, {"c": 1.0}, sampler.plan.times[int(state.row[0])])
+        one = out if isinstance(out, torch.Tensor) else out.combined()
+        pair, whole = sampler.step_with_log_prob(state, out), sampler.step_with_log_prob(state, one)
+        assert torch.allclose(pair.mean, whole.mean, rtol=0, atol=1e-6)
+        assert torch.allclose(pair.log_prob, whole.log_prob, rtol=0, atol=1e-3)
+        state = pair.state
+
+
 def test_what_does_not_fit_is_refused():
     sampler = sampler_of("ddpm")
     state = sampler.init((2, 3))

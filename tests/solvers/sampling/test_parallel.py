@@ -132,8 +132,8 @@ def test_conditions_and_guidance_follow_their_samples():
     again = ud.sample(
         guided, (3, 3), cond=cond, parallel=8, tolerance=0.0, return_result=True, **kw
     )
-    assert torch.equal(again.x, want)
-    assert bool((again.nfe % 2 == 0).all()) and bool((again.nfe >= 20).all())
+    assert torch.allclose(again.x, want, rtol=0, atol=1e-5)  # the step weighs two outputs itself
+    assert bool((again.nfe >= 10).all()) and bool((again.rounds <= 10).all())
 
 
 def test_what_a_result_says():
