@@ -7,8 +7,10 @@ equal. All operators are functional.
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -81,15 +83,31 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True")
 
 
+OLDEST_TRITON = (3, 6)
+"""The kernels use what came with it; older torch brings older ones, and runs the reference."""
+
+
 @cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def without_triton() -> str | None:
+    """Why no Triton kernel runs in this process, whatever the tensor; None where one may."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows"):
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        parts = re.findall(r"\d+", found)[:2]
+        if tuple(map(int, parts)) < OLDEST_TRITON:
+            return f"triton {found} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
+        return None
+    return None
 
 
 def why_not_triton(x: Tensor) -> str | None:
     """The condition that keeps x from the Triton path, or None where it can take it."""
-    if not _has_triton():
-        return "triton is not installed"
+    if missing := without_triton():
+        return missing
     if x.device.type not in ("cuda", "cpu"):
         return f"there is no Triton kernel for device {x.device.type!r}"
     if x.device.type == "cpu" and not interpreted():

@@ -58,6 +58,12 @@ def k_sampling() -> Any:
     return module
 
 
+def installed(library: str) -> None:
+    """Raises Unavailable where the library is not installed."""
+    if importlib.util.find_spec(library) is None:
+        raise Unavailable("not installed (pip install 'undiffuse[integrators]')")
+
+
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
 SDE_STAGES = {"euler": 1, "srk": 10}
 """Calls a step of torchsde's methods, as counted."""
@@ -72,6 +78,7 @@ class TorchdiffeqPeer:
     library: str = "torchdiffeq"
 
     def plan(self, problem: Problem, nfe: int) -> Plan:
+        installed(self.library)
         steps = nfe // STAGES[self.name]
         if steps < 1:
             raise Unavailable(f"one step makes {STAGES[self.name]} calls, not within {nfe}")
@@ -103,6 +110,7 @@ class TorchsdePeer:
     library: str = "torchsde"
 
     def plan(self, problem: Problem, nfe: int) -> Plan:
+        installed(self.library)
         each = SDE_STAGES[self.name]
         steps = (nfe - 1) // each
         if steps < 1:
@@ -179,6 +187,7 @@ def torchdiffeq(name: str, ours: bool = False) -> Method:
     """odeint of `probability_flow` in t; of our own coordinates over lambda with `ours`."""
 
     def run(model: Denoiser, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+        installed("torchdiffeq")
         from torchdiffeq import odeint
 
         process, counter = model.process, problems.Counter()

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.errors import MissingPackage
 from ...kernels.runge_kutta import rms
 from ...kernels.shapes import column
 from ...models import jacobian as traces
@@ -170,7 +171,13 @@ def by_torchdiffeq(
     gaussian: bool = False,
 ) -> Augmented:
     """By torchdiffeq in t: one step size and one error norm for the whole batch."""
-    from torchdiffeq import odeint
+    try:
+        from torchdiffeq import odeint
+    except ImportError as missing:
+        raise MissingPackage(
+            "backend='torchdiffeq' needs torchdiffeq: pip install 'undiffuse[integrators]', or "
+            "leave backend out"
+        ) from missing
 
     model, process = flow.model, flow.model.process
     batch, d = len(x), x[0].numel()

@@ -102,6 +102,7 @@ def test_drawn_increments_follow_the_normal_law(s, t) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 2048), (3, 57), (100, 2)])
+@pytest.mark.triton
 def test_native_and_triton_paths_are_bitwise_equal(shape) -> None:
     warm_up()
     path = BrownianPath(

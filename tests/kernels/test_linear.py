@@ -367,6 +367,7 @@ def test_ddpm_clips_the_data_prediction_and_ends_in_it() -> None:
 CPU_PATHS = ("reference: x is on the CPU, and ", "native: float32 on the CPU")
 
 
+@pytest.mark.triton
 def test_forcing_a_path(monkeypatch) -> None:
     o = operands((2, 9), noises=1)
     monkeypatch.setenv("TRITON_INTERPRET", "0")

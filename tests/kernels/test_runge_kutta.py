@@ -39,6 +39,7 @@ def test_step_and_error_norm(path, shape, per_sample) -> None:
     assert stage.error is None and torch.equal(stage.x, got.x)
 
 
+@pytest.mark.triton
 def test_states_are_bitwise_equal_on_both_paths_and_alone() -> None:
     if torch.cuda.is_available():
         pytest.skip("Triton's interpreter is off where there is a GPU")
@@ -84,6 +85,7 @@ def test_threshold_with_ties_zeros_and_image_shapes(path) -> None:
         assert torch.allclose(dynamic_threshold(x, ratio), x.clamp(-s, s) / s, rtol=1e-6)
 
 
+@pytest.mark.triton
 def test_threshold_paths_are_bitwise_equal_for_half_and_full_precision() -> None:
     if torch.cuda.is_available():
         pytest.skip("Triton's interpreter is off where there is a GPU")

@@ -154,8 +154,7 @@ def test_without_any_extra_the_commands_run(bare, command, tmp_path):
 
 @pytest.mark.slow
 def test_the_empty_environment_is_empty(bare):
-    """SciPy is there: torchsde, which is declared, needs it."""
-    extras = ["diffusers", "matplotlib", "rich", "sklearn"]
+    extras = ["diffusers", "matplotlib", "rich", "scipy", "sklearn", "torchdiffeq", "torchsde"]
     code = f"import importlib.util as u; print([m for m in {extras} if u.find_spec(m)])"
     done = subprocess.run([str(bare), "-P", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
