@@ -25,12 +25,14 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue, RunFailure
 from ..kernels.files import write_text
+from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, load
 from ..models.progress import Bar, bar
-from ..solvers.sampling import pilot
+from ..solvers.sampling import candidates, pilot
 from ..solvers.sampling.sampler import Sampler
 from ..solvers.sampling.tune import SMALL_EVENT, network_name
 from ..solvers.store import Record, Store, made_by
+from ..solvers.tables.grids import Blend
 from ..solvers.tables.tableau import Tableau
 from .measures.quality import Run, errors
 from .peers.samplers import chosen as chosen_peers
@@ -144,19 +146,20 @@ def _content(make: Callable[[], Tableau]) -> str:
         return str(error)
 
 
-def settings() -> list[pilot.Candidate]:
+def settings() -> list[candidates.Candidate]:
     """The fixed settings among which the best on the other networks is looked for."""
     return [
-        pilot.Candidate(solver, blend, spared)
-        for solver in pilot.SOLVERS
+        candidates.Candidate.blended(solver, blend, spared)
+        for solver in candidates.SOLVERS
         for blend in BLENDS
         for spared in (False, True)
     ]
 
 
-def _called(setting: pilot.Candidate) -> str:
+def _called(setting: candidates.Candidate) -> str:
     spared = " spared" if setting.spared else ""
-    return f"fixed {setting.solver} {setting.blend:g}{spared}"
+    assert isinstance(setting.grid, Blend)
+    return f"fixed {setting.solver} {setting.grid.w:g}{spared}"
 
 
 # --- what is run --------------------------------------------------------------------------------
@@ -166,11 +169,15 @@ def _ours(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Tableau]
     """The tables that need no measuring of the network, by what they are called in a record."""
     yield "default", lambda: _plain(Sampler(posed.model, nfe=nfe).tableau)
     for setting in settings():
-        yield _called(setting), partial(setting.table, posed.model, nfe)
+        yield _called(setting), partial(_table, setting, posed.model, nfe)
+
+
+def _table(setting: candidates.Candidate, model: Denoiser, nfe: int) -> Tableau:
+    return _plain(setting.table(model, nfe))
 
 
 def _plain(tableau: object) -> Tableau:
-    assert isinstance(tableau, Tableau), "the default is a plain table"
+    assert isinstance(tableau, Tableau), "these are plain tables"
     return tableau
 
 
@@ -183,7 +190,7 @@ def _contenders(
     def tuned(learned: bool) -> Plan:
         shape = (1, *posed.start.shape[1:])
         return planned(
-            lambda: pilot.tune(posed.model, shape, nfe, learn=learned, calls=tries).table
+            lambda: _plain(pilot.tune(posed.model, shape, nfe, learn=learned, calls=tries).table)
         )
 
     for what, make in _ours(posed, nfe):

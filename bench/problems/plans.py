@@ -33,8 +33,8 @@ from ...solvers import (
     get,
     names,
 )
+from ...solvers.families.tuned import read
 from ...solvers.sampling.budget import largest
-from ...solvers.sampling.tuning import read
 from ...solvers.tables import grids as grid_rules
 from ...solvers.tables.grids import Grid
 from .problem import Problem, from_unit, ratio_at, to_unit
@@ -204,7 +204,7 @@ class Tuned:
 
 def _tables(path: str) -> list[Path]:
     """The files of a folder of tables, or the file itself."""
-    return sorted(Path(path).rglob("learned-*.json")) if Path(path).is_dir() else [Path(path)]
+    return sorted(Path(path).rglob("tuned-*.json")) if Path(path).is_dir() else [Path(path)]
 
 
 def tuned_to(file: Path) -> str | None:

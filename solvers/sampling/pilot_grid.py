@@ -1,9 +1,15 @@
-"""A grid that adapts to its target: equal shares of a local error that one pilot run measures."""
+"""Grids that adapt to a network: what one pilot run of it measures decides where nodes lie.
+
+equidistributed    equal shares of a local error
+gits               the nodes of a fine run between which straight steps err least, in all
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +17,14 @@ from torch import Tensor
 
 from ...kernels import rademacher
 from ...kernels.errors import InvalidValue
-from ...models import Denoiser
+from ...models import Denoiser, Process
 from ...models.jacobian import products
 from .. import arguments
-from ..families.adams import Adams
+from ..families.adams import IPNDM, Adams
 from ..families.exponential import DDIM
 from ..families.multistep_engine import weights
 from ..outcome import SolverError, Status
-from ..tables.grids import RatioGrid, times
+from ..tables.grids import Grid, RatioGrid, times
 from ..tables.solver import Path
 from .sampler import Sampler
 
@@ -154,3 +160,137 @@ def contributions(
         through = skip[i] * pull + scale[i] * back.cpu().double()  # what reaches D
         pull = step.state[i, 0] * pull + step.data[i, 0] * through
     return torch.stack(found[::-1])
+
+
+# --- dynamic programming over a fine run ----------------------------------------------------------
+
+TEACHER = 60
+"""Steps of the fine run whose nodes `gits` chooses from, as published."""
+
+
+@dataclass(frozen=True)
+class GITS(Grid):
+    """The nodes of a fine run between which straight steps err least in all (Chen et al. 2024,
+    "On the trajectory regularity of ODE-based diffusion sampling", algorithm 1):
+
+        V_1(i) = c(i, last),   V_k(i) = min_j c(i, j) + coeff V_{k-1}(j)
+
+    with c(i, j) how far DDIM's step from node i ends from the fine run at node j. Made by `gits`;
+    it holds plain numbers, so that it can be kept and laid again for any number of steps. More
+    nodes than the fine run has are laid between its own.
+
+    lam: lambda of the fine run's nodes, rising.
+    cost: c(i, j) for j = i + 1 .. last, a row for every node but the last.
+    coeff: the weight of a later error, > 0.
+    Raises ValueError for sequences that do not rise or do not agree.
+    """
+
+    lam: tuple[float, ...]
+    cost: tuple[tuple[float, ...], ...]
+    coeff: float = 1.15
+
+    def __post_init__(self) -> None:
+        arguments.positive("coeff", self.coeff)
+        n = len(self.lam)
+        if n < 2 or not bool((np.diff(self.lam) > 0).all()):
+            raise InvalidValue(f"lam must be two numbers or more that rise; got {n} numbers")
+        if [len(row) for row in self.cost] != [*range(n - 1, 0, -1)]:
+            raise InvalidValue(f"cost must have rows of {n - 1}, ..., 1 numbers for {n} nodes")
+
+    def nodes(self, process: Process, n: int, t_max: float, t_min: float) -> Tensor:
+        last = len(self.lam) - 1
+        chosen = self.path(min(max(n - 1, 1), last)) if n > 1 else [0]
+        at = np.interp(np.linspace(0, len(chosen) - 1, n), np.arange(len(chosen)), chosen)
+        lam = np.interp(at, np.arange(last + 1), self.lam)
+        t = process.inverse_log_snr(torch.from_numpy(lam))
+        t[0] = t_max
+        if n > 1:
+            t[-1] = t_min
+            inside = t[1:-1].clamp(t_min, t_max)
+            if not bool((torch.diff(t) < 0).all()):  # laid for another range: squeezed into this
+                a, b = process.first_log_snr(t_max), float(process.log_snr(t_min))
+                share = (lam - lam[0]) / (lam[-1] - lam[0])
+                inside = process.inverse_log_snr(torch.from_numpy(a + share * (b - a)))[1:-1]
+            t[1:-1] = inside
+        return t
+
+    def path(self, steps: int) -> list[int]:
+        """The nodes that so many steps go through, from the first to the last."""
+        n = len(self.lam)
+        c = np.full((n, n), np.inf)
+        for i, row in enumerate(self.cost):
+            c[i, i + 1 :] = row
+        left, after = c[:, -1].copy(), []
+        for _ in range(steps - 1):
+            total = c + self.coeff * left
+            after.append(total.argmin(1))
+            left = total.min(1)
+        found = [0]
+        for best in reversed(after):
+            found.append(int(best[found[-1]]))
+        return [*found, n - 1]
+
+
+def gits(
+    model: Denoiser,
+    shape: Sequence[int],
+    *,
+    coeff: float = 1.15,
+    teacher: int = TEACHER,
+    seed: int = 0,
+    cond: dict[str, Any] | None = None,
+) -> GITS:
+    """Measure a model's paths by one fine run and choose among its nodes, see `GITS`.
+
+    model: the denoiser.
+    shape: (B, *event) of the fine run's batch; published grids used 256 samples.
+    coeff: the weight of a later error, > 0.
+    teacher: steps of the fine run, >= 4.
+    seed: of its noise; the same seed gives the same grid.
+    cond: conditions of these B samples.
+    Raises ValueError for bad arguments, SolverError where the network returns NaN or Inf.
+    """
+    arguments.denoiser(model)
+    arguments.whole("teacher", teacher, 4)
+    arguments.positive("coeff", coeff)
+    t = times("blend", model.process, teacher, "t_min", model.t_min)
+    sampler = Sampler(model, IPNDM(3).tableau(model.process, t))
+    with torch.no_grad():
+        steps = list(sampler.steps(sampler.init(shape, seed), cond))
+    states = [steps[0].before.x, *(step.x for step in steps)]
+    datas = [step.denoised for step in steps]
+    bad = torch.stack([~d.isfinite().flatten(1).all(1) for d in datas]).any(0)
+    if bool(bad.any()):
+        raise SolverError(
+            f"the fine run failed: {Status.NETWORK_NOT_FINITE.meaning} in samples "
+            f"{bad.nonzero().flatten().tolist()[:8]}",
+            bad * int(Status.NETWORK_NOT_FINITE),
+        )
+    return chosen_of(model.process, t, states, datas, coeff)
+
+
+def chosen_of(
+    process: Process,
+    t: Tensor,
+    states: Sequence[Tensor],
+    datas: Sequence[Tensor],
+    coeff: float = 1.15,
+) -> GITS:
+    """The grid of a fine run: t [n + 1], the states there, and the predictions but for the last."""
+    alpha, sigma = process.alpha(t).tolist(), process.sigma(t).tolist()
+    cost = []
+    for i, data in enumerate(datas):
+        noise = (states[i] - alpha[i] * data) / sigma[i]
+        row = []
+        for j in range(i + 1, len(t)):
+            off = data + (sigma[j] / alpha[j]) * noise - states[j] / alpha[j]
+            row.append(off.double().flatten(1).square().mean(1).sqrt().mean())
+        cost.append(tuple(torch.stack(row).tolist()))
+    lam = process.log_snr(t).tolist()
+    if not math.isfinite(lam[0]):  # pure noise: any lambda below, as t_max stands there anyway
+        lam[0] = 2 * lam[1] - lam[2]
+    return GITS(tuple(lam), tuple(cost), coeff)
+
+
+MEASURED: dict[str, Callable[..., Grid]] = {"equidistributed": equidistributed, "gits": gits}
+"""Grids by name that a pilot run of the model lays."""

@@ -1,15 +1,12 @@
-"""Fitting tables to a model: `undiffuse tune`, and statistics of data: `undiffuse statistics`.
+"""Tuning a network by name: `undiffuse tune`, and statistics of data: `undiffuse statistics`.
 
-    starts, their end points by many steps -> the classical table that errs least (with what is
-    known of the data's mean and covariance) -> Adam -> held-out error -> learned-N.json
-
-A table that does not beat its initialisation on the starts it never saw is not written, and does
-not keep the others from being.
+a checkpoint or a target -> `ud.tune` at every number of calls -> tuned-N.json
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import normal
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
 from ...models.checkpoint import Checkpoint, load, load_default
@@ -26,29 +22,16 @@ from ...models.data.sets import split
 from ...models.dequantize import dequantised
 from ...models.named_targets import get as get_target
 from ...models.networks import InItsOwnType
-from ...models.statistics import KINDS, Statistics
+from ...models.statistics import Statistics
 from ..arguments import dtype_of
-from ..families.tuned import Learned
-from .tuning import (
-    Fit,
-    FitError,
-    best_initial,
-    fit,
-    held_out_error,
-    references,
-    seen,
-)
+from . import pilot
 
 SMALL_EVENT = 256
 """Components of an event up to which a problem is run on hundreds of samples."""
-APART = 2**40
-"""Added to the seed of a target's starts: `bench --seeds 0,1,2` must not meet those of the fit."""
 DRAWS = 8192
-"""Exact draws that stand for a target's data."""
-FULL = 256
-"""Components up to which a full covariance is tried; its basis is in the file."""
-BATCH, LARGE_BATCH = 96, 16
-STARTS, LARGE_STARTS = 512, 64
+"""Exact draws that stand for a target's data, and the most events that statistics are taken of."""
+BATCH = 8
+"""Rows of the shape that is handed to the tuner, which has its own starts."""
 
 
 def tune(
@@ -57,108 +40,96 @@ def tune(
     model: str | Path | None = None,
     target: str | None = None,
     nfe: Sequence[int] = (8,),
-    statistics: Sequence[str] | None = None,
+    final: str | None = None,
+    learn: bool = False,
     data: str | Path | None = None,
-    starts: int | None = None,
-    iterations: int = 300,
-    batch: int | None = None,
+    starts: int = 96,
+    iterations: int = 400,
+    calls: int = pilot.CALLS,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> dict[int, float]:
-    """Fit a table for every number of calls; returns their held-out errors, in data std.
+    """`ud.tune` for every number of calls; returns the errors on starts that chose nothing.
 
-    out: the folder; the table of N calls is learned-N.json in it.
+    out: the folder; the table of N calls is tuned-N.json in it. One that is there already, of the
+        same network and the same settings, is kept and not looked for again.
     model: as `models.checkpoint.load` takes it; None: the digits.
     target: the name of an exact target, in the place of a model.
     nfe: numbers of network calls, each >= 2.
-    statistics: kinds that may be used, 'none' among them, or files that `statistics` wrote; None
-        tries all kinds where there are data.
-    data: what they are taken of; None: what the checkpoint was trained on.
-    starts: trajectories, >= 8, the last quarter held out; None: STARTS, or LARGE_STARTS for events
-        of more than SMALL_EVENT numbers.
-    iterations: optimiser steps, >= 0; 0 keeps the choice itself.
-    batch: starts a step, >= 1; None: BATCH, or LARGE_BATCH for such events.
-    seed: of the starts and the batches.
-    device: where the network runs.
-    progress: whether to show a bar.
-    Raises ValueError for bad input, and FitError, after all were tried, for tables refused.
+    final, learn, starts, iterations, calls, seed, device, progress: as for `ud.tune`.
+    data: what statistics are taken of; None: what the checkpoint was trained on, where it says so.
+    Raises ValueError for bad input.
     """
     out = Path(out)
-    for name, value, least in (
-        ("starts", starts, 8),
-        ("iterations", iterations, 0),
-        ("batch", batch, 1),
-    ):
-        if value is not None and value < least:
-            raise InvalidValue(f"{name} must be >= {least}; got {value}")
+    if starts < 8:
+        raise InvalidValue(f"starts must be >= 8; got {starts}")
     if not nfe or min(nfe) < 2:
         raise InvalidValue(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
     if target is not None and model is not None:
         raise InvalidValue(f"give a model or a target, not both; got {model} and {target!r}")
-    name, denoiser, shape, known = _posed(model, target, data, device)
-    if denoiser.clip is not None and statistics is None:
-        statistics = ["none"]  # clipping is of components, which the others leave
-    found = known_statistics(known, statistics, math.prod(shape))
-    large = math.prod(shape) > SMALL_EVENT
-    count = starts or (LARGE_STARTS if large else STARTS)
-    process, t_end = denoiser.process, denoiser.t_min
-    z = normal((count, *shape), seed, purpose="user", device=device or "cpu")
-    x = float(process.sigma(process.t_max)) * z
-    if target is not None:
-        x = exact_starts(target, count, seed)
-    goal = references(denoiser, x, process.t_max, t_end)
-    like = goal if known is None else known  # the ends of the flow are the model's own data
-    unit = float(like.double().flatten(1).var(0).mean().sqrt())
-    errors, refused = {}, []
-    learn = slice(0, seen(count))
+    name, denoiser, event, known = _posed(model, target, data, device)
+    shape = (BATCH, *event)
+    network = pilot.digest(pilot.fingerprint(denoiser, shape))
+    events = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()[:16]
+    errors = {}
     for n in nfe:
-        start, choice = best_initial(
-            denoiser, x[learn], goal[learn], process.t_max, t_end, n, found, progress
-        )
-        print(f"{n} calls: {choice}")
-        try:
-            made = _fitted(denoiser, x, goal, start, iterations, batch, seed, progress)
-        except FitError as error:
-            refused.append(f"{n} calls: {error}")
-            continue
-        made.learned.notes.update(
-            problem=name,
-            initial=str(choice),
-            before=made.before / unit,
-            after=made.after / unit,
-            starts=count,
-            iterations=iterations,
-            seed=seed,
-        )
-        errors[n] = made.after / unit
-        path = made.learned.save(out / f"learned-{n}.json")
-        print(
-            f"{n} calls: held-out error / data std {made.before / unit:.3g} -> "
-            f"{made.after / unit:.3g}: {path}"
-        )
-    if refused:
-        raise FitError("; ".join(refused))
+        path = out / f"tuned-{n}.json"
+        key = json.dumps([network, n, final, learn, starts, iterations, calls, seed, events])
+        notes = _notes(path)
+        if notes.get("key") == key:
+            print(f"{n} calls: kept, error {notes['error']:.3g}: {path}")
+        else:
+            found = pilot.tune(
+                denoiser,
+                shape,
+                n,
+                data=known,
+                final=final,
+                learn=learn,
+                starts=starts,
+                calls=calls,
+                iterations=iterations,
+                seed=seed,
+                device=device,
+                progress=progress,
+            )
+            found.save(path, key=key, problem=name)
+            notes = found.notes()
+            print(found)
+        errors[n] = float(notes["error"])
+    print(_lines(model, target, out / f"tuned-{nfe[-1]}.json", shape))
     return errors
 
 
-def _fitted(
-    model: Denoiser,
-    x: Tensor,
-    goal: Tensor,
-    start: Learned,
-    iterations: int,
-    batch: int | None,
-    seed: int,
-    progress: bool,
-) -> Fit:
-    """`fit`, or with no iterations the choice as it is with its held-out error."""
-    if iterations == 0:
-        error = held_out_error(start, model, x, goal)
-        return Fit(start, error, error)
-    batch = batch or (LARGE_BATCH if x[0].numel() > SMALL_EVENT else BATCH)
-    return fit(
-        model, x, goal, start, iterations=iterations, batch=batch, seed=seed, progress=progress
+def _notes(path: Path) -> dict[str, Any]:
+    """What a file says of its making; nothing where there is none, or it does not read."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8")).get("notes", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _lines(model: str | Path | None, target: str | None, path: Path, shape: tuple[int, ...]) -> str:
+    """The Python that runs the table."""
+    if target is not None:
+        where = [
+            "from undiffuse.models.named_targets import get",
+            f"law = get({target!r})",
+            "model = law.law.denoiser(law.process)",
+        ]
+    else:
+        loaded = "ud.load_default()" if model is None else f"ud.load({str(model)!r})"
+        where = [f"model = {loaded}.denoiser"]
+    return "\n".join(
+        [
+            "",
+            "import undiffuse as ud",
+            *where,
+            f"table = ud.solvers.tuning.read({str(path)!r}, model.process)",
+            f"x = ud.sample(model, {shape}, table, seed=0)",
+        ]
     )
 
 
@@ -177,18 +148,6 @@ def _posed(
     if isinstance(own.net, torch.nn.Module) and dtype_of(own) != torch.float32:
         own = own.map(InItsOwnType)  # states are float32
     return name, own, loaded.event_shape, training_data(loaded, data)
-
-
-def exact_starts(target: str, count: int, seed: int) -> Tensor:
-    """States of p_{t_max} of a target, [count, *event] float64.
-
-    No benchmark of a small seed starts from the same ones.
-    """
-    law = get_target(target)
-    alpha, sigma = (float(f(law.process.t_max)) for f in (law.process.alpha, law.process.sigma))
-    x0 = law.law.sample(count, seed=seed + APART)
-    z = normal(x0.shape, seed + APART, purpose="user", dtype=torch.float64)
-    return alpha * x0 + sigma * z
 
 
 def network_name(checkpoint: str | None) -> str:
@@ -216,37 +175,6 @@ def training_data(loaded: Checkpoint, data: str | Path | None = None) -> Tensor 
     return dequantised(x, loaded.spacing, 0)
 
 
-def known_statistics(
-    data: Tensor | None, asked: Sequence[str] | None, d: int
-) -> dict[str, Statistics]:
-    """Statistics by name, 'none' among them unless others were asked for.
-
-    Raises ValueError for a name that is neither a kind nor a file, kinds without data, or a file of
-    other data.
-    """
-    if asked is None:
-        kinds = [k for k in KINDS if d <= FULL or k != "full"] if data is not None else []
-        asked = ["none", *kinds]
-    found = {}
-    for name in asked:
-        if name == "none":
-            found[name] = Statistics.none(d)
-        elif name in KINDS:
-            if data is None:
-                raise InvalidValue(f"statistics {name!r} need data: name a data set")
-            found[name] = Statistics.of(data, name)
-        elif Path(name).is_file():
-            found[name] = Statistics.load(name)
-        else:
-            known = ", ".join(("none", *KINDS))
-            raise InvalidValue(f"statistics must be {known} or a file of them; got {name!r}")
-        if len(found[name].mean) != d:
-            raise InvalidValue(
-                f"statistics {name!r} are of {len(found[name].mean)} components, not {d}"
-            )
-    return found
-
-
 def statistics(
     *,
     model: str | Path | None = None,
@@ -256,7 +184,7 @@ def statistics(
 ) -> Path:
     """Take the mean and covariance of a model's data and write them beside it; returns the file.
 
-    The file is a solver: `sample(..., solver=tuning.read(file, process))`, or
+    The file is a solver: `sample(..., solver=ud.solvers.tuning.read(file, process))`, or
     `undiffuse sample --solver file`.
 
     model: as `models.checkpoint.load` takes it; None: the digits.

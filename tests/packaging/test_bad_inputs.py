@@ -85,7 +85,7 @@ SHELL = [
     (["sample", "--batch", "0"], "--n and --batch must be >= 1; got 64 and 0"),
     (["likelihood", "--batch", "0"], "batch must be >= 1; got 0"),
     (["train", "digits", "--batch", "0"], "batch must be >= 1; got 0"),
-    (["tune", "--batch", "0"], "batch must be >= 1; got 0"),
+    (["tune", "--calls", "0"], "calls must be >= 1; got 0"),
     (["bench", "adaptive", "--batch", "0"], "--batch must be >= 1; got 0"),
     (["bench", "likelihood", "--batch", "0"], "--batch must be >= 1; got 0"),
     (["train", "digits", "--lr", "nan"], "lr must be > 0; got nan"),
@@ -112,7 +112,7 @@ SHELL = [
     ([*QUICK, "--grid", ""], "--grid must name at least one"),
     ([*QUICK, "--metrics", ""], "--metrics must name at least one"),
     ([*QUICK, "--solvers", "", "--nfe", "3"], "nothing to measure: name a solver or a peer"),
-    (["tune", "--statistics", ""], "--statistics must name at least one"),
+    (["tune", "--starts", "4"], "starts must be >= 8; got 4"),
     (["solvers", "ddim", "--process", "vp-beta"], "process must be one of"),
 ]
 

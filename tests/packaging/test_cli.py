@@ -153,11 +153,15 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_tune_refuses_a_fit_that_does_not_beat_its_initialisation(tmp_path, capsys):
-    """One step of Adam gains nothing on the held-out starts: exit 2, the older file untouched."""
-    older = tmp_path / "learned-3.json"
-    older.write_text("older")
-    command = ["tune", "--nfe", "3", "--starts", "8", "--iterations", "1", "--statistics", "none"]
-    assert main([*command, "--out", str(tmp_path)]) == 2
-    assert "its initialisation" in capsys.readouterr().err
-    assert older.read_text() == "older"
+def test_tune_keeps_what_it_found_and_says_how_to_load_it(tmp_path, capsys):
+    """The second run finds the same network and settings and looks for nothing."""
+    command = ["tune", "--nfe", "3", "--calls", "60", "--out", str(tmp_path)]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert "3 calls: error" in first and f"ud.solvers.tuning.read('{tmp_path}" in first
+    assert main(command) == 0
+    assert "3 calls: kept, error" in capsys.readouterr().out
+    lines = first[first.index("import undiffuse") :]
+    scope: dict[str, object] = {}
+    exec(lines, scope)  # noqa: S102
+    assert tuple(scope["x"].shape) == (8, 1, 8, 8)  # type: ignore[attr-defined]

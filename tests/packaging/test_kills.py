@@ -60,9 +60,10 @@ COMMANDS = {
         "--starts",
         "32",
         "--iterations",
-        "60",
-        "--statistics",
-        "none",
+        "40",
+        "--calls",
+        "300",
+        "--learn",
     ],
     "sample": ["sample", "--n", "256", "--steps", "40", "--batch", "16"],
 }
@@ -97,7 +98,7 @@ def content(command, out):
     if command == "sample":
         return torch.load(out / "samples.pt", weights_only=True).tolist()
     if command == "tune":
-        return {p.name: p.read_text() for p in out.glob("learned-*.json")}
+        return {p.name: p.read_text() for p in out.glob("tuned-*.json")}
     name = "items.jsonl" if command == "likelihood" else "results.jsonl"
     rows = [json.loads(line) for line in (out / name).read_text().splitlines()]
     assert len({r["key"] for r in rows}) == len(rows), "a row was written twice"

@@ -96,7 +96,7 @@ BARE = [
     "sample --n 4 --steps 3",
     "train digits --steps 3 --width 8",
     "likelihood --limit 2",
-    "tune --nfe 3 --starts 16 --iterations 60 --statistics none,diagonal",
+    "tune --nfe 3 --calls 60",
     "solvers",
 ]
 

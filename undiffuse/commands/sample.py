@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
 
     from ..kernels.files import usable
     from ..solvers import Sampler, equidistributed, sample_learned_variance
+    from ..solvers.families.tuned import read
     from ..solvers.sampling.sample import sample
     from ..solvers.sampling.sampler import GRID, STEPS
-    from ..solvers.sampling.tuning import read
 
     if args.n < 1 or args.batch < 1:
         raise InvalidValue(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")

@@ -1,17 +1,16 @@
-"""Fit a table to a network: fewer calls for the same error."""
+"""Find, or learn, the table that errs least on a network at so many calls."""
 
 from __future__ import annotations
 
 import argparse
 
-from .common import MODEL, common, default, listed, names, needs_one, numbers, without
+from .common import MODEL, common, default, listed, needs_one, numbers, without
 
-KEPT = "the tables that are done are in --out: ask for the other --nfe"
+KEPT = "the tables that are done are in --out, and the same command goes on from there"
 
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..models.named_targets import TARGETS
-    from ..models.statistics import KINDS
     from ..solvers.sampling import tune as tuning
 
     p.add_argument("model", nargs="?", help=MODEL)
@@ -26,25 +25,25 @@ def options(p: argparse.ArgumentParser) -> None:
         help="network calls",
     )
     p.add_argument(
-        "--statistics",
-        type=names,
-        default=None,
-        metavar="A,B",
-        help=f"of the data, that may be used: none, {listed(KINDS)}, or files of them; "
-        "default: all, by what errs least",
-    )
-    p.add_argument("--data", default=None, help="data for them; default: the network's own")
-    p.add_argument(
-        "--starts",
-        type=int,
-        default=None,
-        help=f"trajectories, a quarter held out; default: {tuning.STARTS}, or "
-        f"{tuning.LARGE_STARTS} of large events",
+        "--learn", action="store_true", help="learn the numbers of the best table found, too"
     )
     p.add_argument(
-        "--iterations", type=int, default=default(tuning.tune, "iterations"), help="optimiser steps"
+        "--final",
+        default=None,
+        choices=["t_min", "denoise"],
+        help="how the last step ends; default: as errs least",
     )
-    p.add_argument("--batch", type=int, default=None, help="trajectories an optimiser step")
+    p.add_argument(
+        "--data",
+        default=None,
+        help="data whose mean and covariance solvers may use; default: the network's own",
+    )
+    for name, words in (
+        ("starts", "trajectories that --learn learns from"),
+        ("iterations", "of --learn"),
+        ("calls", "of a batch of eight that trying candidates may take"),
+    ):
+        p.add_argument(f"--{name}", type=int, default=default(tuning.tune, name), help=words)
     common(p, "out/tune")
 
 
@@ -52,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
     from ..kernels.files import usable
     from ..solvers.sampling.tune import tune
 
-    needs_one(args, "nfe", "statistics")
-    usable(args.out, files=[f"learned-{n}.json" for n in args.nfe])
+    needs_one(args, "nfe")
+    usable(args.out, files=[f"tuned-{n}.json" for n in args.nfe])
     tune(**without(args))

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.solvers import IPNDM, SparedStart, times
-from undiffuse.solvers.sampling import pilot
+from undiffuse.solvers import IPNDM, SparedStart, times, tuning
+from undiffuse.solvers.sampling import candidates, pilot
 from undiffuse.solvers.sampling.learning import FreeTable, learn
 
 LAW = ud.targets.GaussianMixture([1, 2], means=[[0.0, 1.0], [2.0, -1.0]], covs=[0.05, 0.2])
+SMOOTH = ud.targets.GaussianMixture([1, 2], means=[[0.0, 0.8], [0.9, -0.4]], covs=[0.3, 0.4])
+"""No path comes near a parting of the ways, where a few starts err most of all that is erred."""
 
 
 def starts(process, count, seed=11):
@@ -85,7 +87,7 @@ def test_learning_keeps_its_best_numbers_and_those_help_on_other_starts():
     ends = exact(model, x)
     table = FreeTable.on(process, times("blend", process, 6, "t_min"), 2, spared=True)
     begun = table.tableau("begun")
-    before, after = learn(table, model, x, ends, steps=60)
+    before, after = learn(table, model, x, ends, iterations=40)
     assert after <= before
     other = starts(process, 64, seed=12)
     goal = exact(model, other)
@@ -95,14 +97,14 @@ def test_learning_keeps_its_best_numbers_and_those_help_on_other_starts():
 def test_tune_finds_what_errs_less_than_the_default_and_says_by_how_much():
     """The told error is of starts that chose nothing: on others it is met within its interval and
     what 64 more starts leave open, five of its half widths in all."""
-    model = LAW.denoiser(ud.VP())
-    found = ud.tune(model, (8, 2), 8, final="t_min")
+    model = SMOOTH.denoiser(ud.VP())
+    found = ud.tune(model, (8, 2), 8, final="t_min", calls=900)
     x = starts(model.process, 64)
     ends = exact(model, x)
     unit = float(ends.double().flatten(1).var(0).mean().sqrt())
     mine = off(model, found.table, x, ends) / unit
     usual = ud.Sampler(model, nfe=8, final="t_min").tableau
-    assert found.table.nfe == 8 and mine <= 1.1 * off(model, usual, x, ends) / unit
+    assert found.table.nfe == 8 and mine <= off(model, usual, x, ends) / unit
     assert abs(mine - found.error) < 5 * found.half_width
     assert found.fine_error < 0.1 * found.error
     assert [e for _, e in found.tried] == sorted(e for _, e in found.tried)
@@ -110,6 +112,7 @@ def test_tune_finds_what_errs_less_than_the_default_and_says_by_how_much():
 
 
 def test_auto_is_what_tune_finds_and_asks_once(monkeypatch):
+    monkeypatch.setattr(pilot, "CALLS", 150)
     model = LAW.denoiser(ud.VP())
     pilot.CACHED.clear()
     x = ud.sample(model, (4, 2), "auto", nfe=6, seed=3)
@@ -133,15 +136,15 @@ def test_conditions_are_used_in_turn_and_guidance_is_part_of_the_problem():
 
     model = ud.Denoiser(net, process, predicts="data")
     cond = {"mean": torch.tensor([[0.0, 1.0], [3.0, -2.0], [1.0, 1.0]])}
-    found = ud.tune(model, (3, 2), 6, cond=cond)
+    found = ud.tune(model, (3, 2), 6, cond=cond, calls=300)
     assert found.table.nfe == 6 and math.isfinite(found.error)
 
 
 def test_spared_candidates_are_for_starts_in_noise_alone():
     early = ud.VP.from_betas(torch.linspace(1e-4, 0.02, 100).double())
-    assert not any(c.spared for c in pilot.candidates(LAW.denoiser(early), 6))
-    noisy = [c for c in pilot.candidates(LAW.denoiser(ud.VP()), 6) if c.spared]
-    assert noisy and not any(c.spared for c in pilot.candidates(LAW.denoiser(ud.VP()), 30))
+    assert not any(c.spared for c in candidates.on_blends(LAW.denoiser(early), 6))
+    noisy = [c for c in candidates.on_blends(LAW.denoiser(ud.VP()), 6) if c.spared]
+    assert noisy and not any(c.spared for c in candidates.on_blends(LAW.denoiser(ud.VP()), 30))
     made = noisy[0].table(LAW.denoiser(ud.VP()), 6)
     t = times(noisy[0].grid, ud.VP(), 7, "t_min")
     assert made.entry == SparedStart(IPNDM(2)).tableau(ud.VP(), t).entry
@@ -155,8 +158,109 @@ def test_spared_candidates_are_for_starts_in_noise_alone():
         (lambda m: ud.tune(m, (8, 2), 6, starts=3, learn=True), "starts must be"),
         (lambda m: ud.tune(m.net, (8, 2), 6), "model must be a Denoiser"),
         (lambda m: ud.tune(m, (8, 2), True), "nfe must be"),
+        (lambda m: ud.tune(m, (8, 2), 6, distance="lpips"), "distance must be a Distance or a"),
+        (lambda m: ud.tune(m, (8, 2), 6, data=torch.zeros(9, 3)), r"data must be events \[M, 2\]"),
+        (lambda m: ud.tune(m, (8, 2), 6, calls=9, distance=lambda a, b: 0.0), "a number a sample"),
+        (
+            lambda m: ud.tune(m, (8, 2), 6, calls=9, distance=tuning.Classifier(torch.sin)),
+            "label 'label' must be one of the conditions",
+        ),
     ],
 )
 def test_bad_input_is_named(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call(LAW.denoiser(ud.VP()))
+
+
+# --- distances ------------------------------------------------------------------------------------
+
+
+def test_features_are_what_is_measured_and_learned():
+    """A network of features that sees the first component alone: a table that is tuned by it errs
+    less there, and the told error is that distance of the ends."""
+    model = SMOOTH.denoiser(ud.VP())
+    seen = tuning.Features(lambda x: x[:, :1])
+    found = ud.tune(model, (8, 2), 5, distance=seen, learn=True, iterations=20, calls=300)
+    x = starts(model.process, 128)
+    ends = exact(model, x)
+    y = ud.sample(model, x.shape, found.table, x_init=x)
+    off = float((y - ends)[:, 0].abs().mean())
+    assert abs(off - found.error) < 5 * found.half_width and found.words != "deviations of the data"
+    layers = tuning.Features(lambda x: (x, 3 * x), unit_channels=True)
+    assert torch.allclose(layers(x, 2 * x, {}), torch.zeros(128).double(), atol=1e-7)
+
+
+def test_a_classifier_needs_no_exact_end():
+    """Data of two labels; the told error is the classifier's cross entropy of what was drawn."""
+    process = ud.VP()
+
+    def net(x, t, label):
+        a, s = process.alpha(t)[:, None], process.sigma(t)[:, None]
+        mean = torch.where(label[:, None] == 1, 1.0, -1.0).to(x)
+        return (mean + 0.04 * a / (0.04 * a**2 + s**2) * (x - a * mean)).to(x.dtype)
+
+    model = ud.Denoiser(net, process, predicts="data")
+    judge = tuning.Classifier(lambda x: torch.stack([-3 * x.sum(1), 3 * x.sum(1)], 1))
+    cond = {"label": torch.tensor([0, 1, 1])}
+    found = ud.tune(model, (3, 2), 4, cond=cond, distance=judge, calls=200)
+    x = ud.sample(model, (3, 2), found.table, cond=cond)
+    assert float(judge(x, x, cond).mean()) < 0.1 and found.error < 0.1
+
+
+# --- carried over ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", [ud.VP(), ud.EDM(), ud.Flow()], ids=repr)
+def test_numbers_that_were_not_learned_are_carried_over_to_those_of_the_other_count(process):
+    """iPNDM's table on a grid of equal steps of lambda is iPNDM's there for every count."""
+    t = times("log_snr", process, 6, "t_min")
+    for n in (4, 9):
+        moved = FreeTable.on(process, t, 2).at(n).tableau("moved")
+        assert moved.nfe == n and FreeTable.on(process, t, 2).at(6).tableau("x").nfe == 6
+        if process != ud.Flow():
+            other = FreeTable.on(process, times("log_snr", process, n, "t_min"), 2).tableau("x")
+            assert torch.allclose(moved.times, other.times, rtol=1e-6)
+            assert torch.allclose(moved.data, other.data, rtol=1e-6)
+
+
+def test_a_learned_table_carried_over_beats_the_unlearned_one_of_that_count():
+    """A network: learned at 8 calls, run at 5 and 12, on starts of its own."""
+    model, shape = ud.load_default().denoiser, (1, 8, 8)
+    found = ud.tune(model, (8, *shape), 8, final="t_min", learn=True, iterations=60, calls=100)
+    assert found.free is not None and found.candidate is not None
+    x = ud.kernels.normal((32, *shape), 5) * float(model.process.sigma(1.0))
+    ends = ud.sample(model, x.shape, "ipndm-3", 200, "blend", x_init=x, final="t_min")
+    for n in (5, 12):
+        carried, own = found.at(model, n), found.candidate.table(model, n)
+        far = [
+            float((ud.sample(model, x.shape, t, x_init=x) - ends).flatten(1).norm(dim=1).mean())
+            for t in (carried, own)
+        ]
+        assert carried.nfe == n and far[0] < 0.9 * far[1]
+
+
+# --- flows and guided models ----------------------------------------------------------------------
+
+
+def test_flows_and_guided_models_are_tuned_and_learned():
+    model = SMOOTH.denoiser(ud.Flow())
+    found = ud.tune(model, (8, 2), 6, learn=True, iterations=30, calls=300)
+    usual = ud.Sampler(model, nfe=6, final="t_min").tableau
+    x = starts(model.process, 64)
+    ends = exact(model, x)
+    clean = float(found.table.grid[-1]) == 0.0
+    goal = model(ends, model.t_min) if clean else ends
+    assert off(model, found.table, x, goal) < off(model, usual, x, ends)
+
+    def net(x, t, label):
+        a, s = (f(t)[:, None] for f in (process.alpha, process.sigma))
+        mean = label[:, None].to(x) * 0.5
+        return (mean + 0.25 * a / (0.25 * a**2 + s**2) * (x - a * mean)).to(x.dtype)
+
+    process = ud.VP()
+    model = ud.Denoiser(net, process, predicts="data")
+    zero = {"label": torch.zeros(2)}
+    guided = ud.guidance.cfg(model, 1.5, uncond=zero)
+    cond = {"label": torch.tensor([1.0, -1.0])}
+    found = ud.tune(guided, (2, 2), 6, cond=cond, calls=200)
+    assert math.isfinite(found.error) and found.calls % 2 == 0

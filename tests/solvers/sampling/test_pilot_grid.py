@@ -9,7 +9,13 @@ import torch
 
 import undiffuse as ud
 from undiffuse.solvers import Adams, equidistributed, times
-from undiffuse.solvers.sampling.pilot_grid import Equidistributed, contributions, local_errors
+from undiffuse.solvers.sampling.pilot_grid import (
+    GITS,
+    Equidistributed,
+    contributions,
+    gits,
+    local_errors,
+)
 from undiffuse.solvers.tables.solver import Path
 
 PROCESS = ud.VP.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
@@ -126,3 +132,62 @@ def test_bad_settings_say_what_must_hold(options, message):
         Equidistributed((0.0, 1.0), (0.0, 0.5, 1.0))
     with pytest.raises(ValueError, match="equally long and rise"):
         Equidistributed((1.0, 0.0), (0.0, 1.0))
+
+
+# --- dynamic programming --------------------------------------------------------------------------
+
+
+def test_the_path_is_the_least_of_all_by_trying_them():
+    """Eight nodes, every subset of the inner ones."""
+    import itertools
+
+    g = torch.Generator().manual_seed(0)
+    cost = tuple(
+        tuple(torch.rand(7 - i, generator=g, dtype=torch.float64).tolist()) for i in range(7)
+    )
+    grid = GITS(tuple(float(i) for i in range(8)), cost, 1.15)
+
+    def total(path):
+        steps = [cost[i][j - i - 1] for i, j in itertools.pairwise(path)]
+        return sum(c * 1.15**k for k, c in enumerate(steps))
+
+    for steps in range(1, 8):
+        every = [(0, *inner, 7) for inner in itertools.combinations(range(1, 7), steps - 1)]
+        assert total(grid.path(steps)) == pytest.approx(min(map(total, every)))
+
+
+@pytest.mark.parametrize("process", [ud.VP(), ud.VE(), ud.EDM(), ud.Flow()], ids=repr)
+def test_gits_is_a_value_that_can_be_kept(process):
+    model = LAW.denoiser(process)
+    grid = gits(model, (16, 1), teacher=20)
+    assert gits(model, (16, 1), teacher=20) == grid and hash(grid) == hash(
+        gits(model, (16, 1), teacher=20)
+    )
+    assert gits(model, (16, 1), teacher=20, seed=1) != grid
+    for steps in (1, 2, 7, 30):
+        t = times(grid, process, steps)
+        assert len(t) == steps + 1 and float(t[0]) == process.t_max
+        assert bool((t[1:] < t[:-1]).all())
+    cut = times(grid, process, 7, "t_min", t_min=2 * process.t_min)
+    assert bool((cut[1:] < cut[:-1]).all())
+
+
+def test_gits_errs_less_than_the_grid_it_chooses_from_for_the_steps_it_is_made_for():
+    """DDIM at 8 calls, whose steps are what it measures, on other starts."""
+    grid = gits(MODEL, (64, 1), seed=1)
+    x = torch.linspace(-2.5, 2.5, 40, dtype=torch.float64)[:, None]
+    exact = ud.sample(MODEL, x.shape, "unipc-3", 1000, "log_snr", x_init=x, final="t_min")
+    errors = {}
+    for name in ("gits", "blend"):
+        at = grid if name == "gits" else name
+        y = ud.sample(MODEL, x.shape, "ddim", 8, at, x_init=x, final="t_min")
+        errors[name] = float((y - exact).abs().mean())
+    assert errors["gits"] < errors["blend"]
+    by_name = ud.sample(MODEL, (4, 1), "ddim", 6, "gits", final="t_min")
+    assert by_name.shape == (4, 1)
+    with pytest.raises(ValueError, match="coeff must be"):
+        gits(MODEL, (4, 1), coeff=0.0)
+    with pytest.raises(ValueError, match="teacher must be >= 4; got 2"):
+        gits(MODEL, (4, 1), teacher=2)
+    with pytest.raises(ValueError, match="cost must have rows of 1, ..., 1 numbers"):
+        GITS((0.0, 1.0), ())

@@ -152,18 +152,6 @@ REFUSED = {
     "consistency": (lambda: Consistency(0.3, train_steps=0), "train_steps must be"),
     "shares": (lambda: SingleStep(3, shares=(0.5, 0.2)), "shares must be 2 numbers rising"),
     "ending": (lambda: SingleStep(ending=[1]), "ending must be a tuple"),
-    # fits
-    "fit init": (lambda: tuning.fit(MODEL, X, X, None), "init must be a Learned table; got None"),
-    "fit model": (lambda: tuning.fit(None, X, X, learned()), "model must be a Denoiser"),
-    "fit iterations": (
-        lambda: tuning.fit(MODEL, X, X, learned(), iterations=-1),
-        "iterations must be",
-    ),
-    "fit batch": (lambda: tuning.fit(MODEL, X, X, learned(), batch=0), "batch must be"),
-    "fit rate": (lambda: tuning.fit(MODEL, X, X, learned(), rate=NAN), "rate must be"),
-    "fit share": (lambda: tuning.fit(MODEL, X, X, learned(), held_out=1.5), "held_out must be"),
-    "fit starts": (lambda: tuning.fit(MODEL, X[:1], X[:1], learned()), r"x and ends must be \[B"),
-    "references": (lambda: tuning.references(MODEL, X, 1.0, 2.0), "t_end must"),
 }
 
 

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.models.targets import Gaussian, GaussianMixture
-from undiffuse.solvers import GaussianPreconditioned, Statistics, Tableau, UniPC, times
+from undiffuse.solvers import GaussianPreconditioned, Statistics, Tableau, times
 from undiffuse.solvers.families.tuned import Learned
-from undiffuse.solvers.sampling.tuning import Choice, fit, initial, references
+from undiffuse.solvers.sampling.learning import FreeSpectral, FreeTable, learn
 
 from ..exact import evaluate, gaussian_flow, slope
 
@@ -63,7 +63,7 @@ def test_order(kind, points):
     model = MIXTURE.denoiser(process)
     ends = process.log_snr(torch.tensor([0.5, 0.05], dtype=torch.float64)).tolist()
     x = starts(process, MIXTURE, torch.tensor(0.5), 12)
-    exact = references(model, x, 0.5, 0.05, 1200)
+    exact = references(model, x, 1200, 0.5, 0.05)
     errors = []
     ns = (40, 80) if points < 4 else (150, 300)
     for n in ns:
@@ -92,7 +92,7 @@ def test_closed_form_start_saves_calls():
     stats, model = statistics(MIXTURE), MIXTURE.denoiser(process)
     whole = times("log_snr", process, 8, "t_min")
     x = starts(process, MIXTURE, whole[0])
-    exact = references(model, x, process.t_max, process.t_min, 600)
+    exact = references(model, x, 600)
     below = process.inverse_log_snr(
         torch.linspace(-math.log(5.0), float(process.log_snr(process.t_min)), 9).double()
     )
@@ -107,37 +107,52 @@ def test_closed_form_start_saves_calls():
     assert errors[0] < 0.8 * errors[1] < 0.6 * errors[2]
 
 
-def fitted(stats, start, iterations=50):
+def references(model, x, steps=300, t_start=1.0, t_end=1e-3):
+    """Ends by a fine run of UniPC-3 on equal steps of lambda."""
+    process = model.process
+    ends = process.log_snr(torch.tensor([t_start, t_end]).double()).tolist()
+    t = process.inverse_log_snr(torch.linspace(*ends, steps + 1, dtype=torch.float64))
+    t[0], t[-1] = t_start, t_end
+    return ud.sample(model, x.shape, "unipc-3", None, t, x_init=x, final="t_min")
+
+
+def fitted(stats, start, iterations=60):
+    """Held-out errors before and after, on starts of their own, and the table."""
     process = ud.VP()
     model = MIXTURE.denoiser(process)
     x = starts(process, MIXTURE, torch.tensor(process.t_max), 160, seed=3)
-    ends = references(model, x, process.t_max, process.t_min)
-    init = initial(process, process.t_max, process.t_min, 5, stats, Choice(start=start))
-    return process, model, x, ends, fit(model, x, ends, init, iterations=iterations)
+    ends = references(model, x)
+    solver = GaussianPreconditioned(stats, 2, start)
+    lam = process.log_snr(torch.tensor([process.t_max, process.t_min]).double()).tolist()
+    first = lam[0] if start is None else -math.log(start)
+    t = process.inverse_log_snr(torch.linspace(first, lam[1], 6).double())
+    t[-1] = process.t_min
+    if start is None:
+        t[0] = process.t_max
+    else:
+        t = torch.cat([t.new_tensor([process.t_max]), t[1:]])
+    form = FreeSpectral.on(solver.tableau(process, t), solver)
+    before, after = learn(form, model, x[:120], ends[:120], iterations=iterations)
+    return process, model, x[120:], ends[120:], form, before, after
 
 
-def test_a_learned_table_is_an_ordinary_one_and_beats_its_start():
-    process, model, x, ends, found = fitted(Statistics.none(3), None)
-    assert found.after < 0.6 * found.before
-    table = found.learned.tableau(process)
+def test_a_learned_preconditioned_table_beats_its_start_and_reads_back():
+    process, model, x, ends, form, before, after = fitted(statistics(MIXTURE), 5.0)
+    assert after < 0.7 * before
+    again = Learned.from_json(form.learned().to_json())
+    y = run(again.tableau(process), model, x)
+    assert torch.allclose(y, form.run(model, x), rtol=1e-9, atol=1e-9)
+    _, _, _, _, plain, _, _ = fitted(Statistics.none(3), None)
+    z = run(plain.tableau("plain"), model, x)
+    off = [float((v - ends).square().mean(1).sqrt().mean()) for v in (y, z)]
+    assert off[0] < off[1]
+
+
+def test_a_learned_table_without_statistics_is_an_ordinary_one():
+    *_, form, _, _ = fitted(Statistics.none(3), None, iterations=1)
+    table = form.tableau("learned")
     assert table.nfe == 5 and Tableau.from_json(table.to_json()) == table
-    y = ud.sample(model, (40, 3), solver=table, x_init=x[120:], dtype=torch.float64)
-    measured = float((y - ends[120:]).square().mean(1).sqrt().mean())
-    assert measured == pytest.approx(found.after, rel=1e-6)
-
-
-def test_a_learned_preconditioned_table_does_better_still_and_reads_back():
-    process, model, x, ends, found = fitted(statistics(MIXTURE), 5.0)
-    _, _, _, _, plain = fitted(Statistics.none(3), None)
-    assert found.after < min(0.7 * found.before, plain.after)
-    again = Learned.from_json(found.learned.to_json())
-    y = run(again.tableau(process), model, x[120:])
-    assert float((y - ends[120:]).square().mean(1).sqrt().mean()) == pytest.approx(found.after)
-
-
-def test_a_fit_that_does_not_help_is_refused():
-    with pytest.raises(RuntimeError, match="held-out error of .* its initialisation"):
-        fitted(Statistics.none(3), None, iterations=0)
+    assert table.levels is not None
 
 
 @pytest.mark.parametrize(
@@ -181,20 +196,6 @@ def test_bad_input_says_what_must_hold(make, message):
         make()
 
 
-def test_reference_points_are_unipc_at_many_steps():
-    process = ud.VP()
-    model = MIXTURE.denoiser(process)
-    x = starts(process, MIXTURE, torch.tensor(1.0), 4)
-    t = process.inverse_log_snr(
-        torch.linspace(
-            *process.log_snr(torch.tensor([1.0, 0.01]).double()).tolist(), 41, dtype=torch.float64
-        )
-    )
-    t[0], t[-1] = 1.0, 0.01
-    direct = evaluate(UniPC(3).tableau(process, t), model, x)
-    assert torch.allclose(references(model, x, 1.0, 0.01, 40), direct, atol=1e-9)
-
-
 def test_pure_noise_is_left_in_closed_form():
     """A flow's first node has alpha = 0: the state there is noise alone and D the mean, so r = 0.
     On a Gaussian the whole run is exact; on the mixture it is ahead of the same order without."""
@@ -221,8 +222,8 @@ def test_a_fit_leaves_the_network_s_gradients_alone():
     exact = MIXTURE.denoiser(process)
     model = ud.Denoiser(lambda x, t: exact(x, t) + 1e-3 * net(x), process, predicts="data")
     x = starts(process, MIXTURE, torch.tensor(1.0), 32)
-    init = initial(process, 1.0, 0.01, 4, Statistics.none(3))
-    fit(model, x, references(model, x, 1.0, 0.01, 40), init, iterations=20)
+    form = FreeTable.on(process, times("log_snr", process, 4, "t_min"))
+    learn(form, model, x, references(model, x, 40).detach(), iterations=5)
     assert net.weight.grad is None
 
 
@@ -275,7 +276,8 @@ def test_a_learned_table_is_for_processes_that_cover_it(stats):
     """Between VP and Flow, which start in (nearly) pure noise at t = 1, it carries over: the same
     flow in other clothes. EDM at t = 1 has little noise, and VE does not reach sigma/alpha =
     152."""
-    table = initial(ud.VP(), 1.0, 1e-3, 6, stats, Choice())
+    solver, grid = GaussianPreconditioned(stats), times("log_snr", ud.VP(), 6, "t_min")
+    table = FreeSpectral.on(solver.tableau(ud.VP(), grid), solver).learned()
     ends = []
     for process in (ud.VP(), ud.Flow(), ud.SubVP()):
         x = float(process.sigma(1.0)) * torch.ones(2, 3).double()
