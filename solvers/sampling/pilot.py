@@ -30,7 +30,6 @@ from .. import arguments
 from ..arguments import device_of
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
-from ..families.tuned import Learned
 from ..tables.grids import Blend, Grid, named, times
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
@@ -144,7 +143,12 @@ class Tuned:
             record = json.loads(self.free.learned().to_json())
         else:
             assert self.candidate is not None
-            record = json.loads(_as_learned(self.table, self.candidate).to_json())
+            solver = self.candidate.solver
+            assert isinstance(solver, GaussianPreconditioned)
+            nodes = torch.cat([self.table.grid[:1], self.table.times, self.table.grid[1:]])
+            nodes = torch.unique(nodes).flip(0).tolist()
+            record = solver.stats.record()
+            record |= {"points": solver.points, "start": solver.start, "nodes": nodes}
         record["notes"] = {**self.notes(), **more}
         return write_text(path, json.dumps(record))
 
@@ -466,12 +470,6 @@ def _learned(
     )
     pilot.calls += 2 * iterations * nfe * model.calls
     return off, free
-
-
-def _as_learned(table: SpectralTable, choice: Candidate) -> Learned:
-    """A spectral table as what files hold: nodes and weights."""
-    assert isinstance(choice.solver, GaussianPreconditioned)
-    return FreeSpectral.on(table, choice.solver).learned()
 
 
 CACHED: dict[tuple[object, ...], Tableau | SpectralTable] = {}

