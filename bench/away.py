@@ -30,7 +30,7 @@ from ..models.checkpoint import Checkpoint, load
 from ..models.progress import Bar, bar
 from ..solvers.sampling import candidates, pilot
 from ..solvers.sampling.sampler import Sampler
-from ..solvers.sampling.tune import SMALL_EVENT, network_name
+from ..solvers.sampling.tuning import SMALL_EVENT, network_name
 from ..solvers.store import Record, Store, made_by
 from ..solvers.tables.grids import Blend
 from ..solvers.tables.tableau import Tableau

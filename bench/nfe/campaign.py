@@ -34,7 +34,7 @@ from ...models.dequantize import dequantised
 from ...models.named_targets import get as get_target
 from ...models.progress import Bar
 from ...solvers.likelihood.items import held_out
-from ...solvers.sampling.tune import network_name
+from ...solvers.sampling.tuning import network_name
 from ...solvers.store import Record, Store, made_by, ratio_of
 from ..measures.metrics import Features, apply_features, load_features
 from ..measures.quality import DEFAULT, Measure, Run, chosen, errors

@@ -33,7 +33,7 @@ from ...kernels.files import write_text
 from ...models.checkpoint import Checkpoint
 from ...models.progress import bar
 from ...solvers import Solver
-from ...solvers.sampling.tune import SMALL_EVENT
+from ...solvers.sampling.tuning import SMALL_EVENT
 from ...solvers.store import Store
 from ..measures.metrics import Features
 from ..measures.quality import Measure

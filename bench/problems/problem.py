@@ -37,7 +37,7 @@ from ...models import Denoiser, GaussianMixture, Process
 from ...models.named_targets import Target
 from ...models.networks import InItsOwnType
 from ...solvers.outcome import SolverError, Status
-from ...solvers.sampling.tune import SMALL_EVENT
+from ...solvers.sampling.tuning import SMALL_EVENT
 
 ZERO_RATIO = 1e-5
 """Stands for sigma = 0 in the reference of an exact target: x there is x(0) to 1e-8."""

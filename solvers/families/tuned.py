@@ -162,36 +162,19 @@ def read(
 ) -> Tableau | SpectralTable | GaussianPreconditioned:
     """What a JSON file holds, as a solver for a model's process.
 
-<<<<<<< HEAD
-    path: of what `Sampler.export`, `Learned.save`, `Tableau.save`, `SpectralTable.save` or
-        `Statistics.save` wrote; statistics make the Gaussian-preconditioned integrator of order 2.
+    path: of what `Sampler.export`, `Statistics.save`, or `save` of a `Tuned`, `Learned`, `Tableau`
+        or `SpectralTable` wrote; statistics make the Gaussian-preconditioned integrator of order 2.
     process: of the model; a table must be of it.
-=======
-    path: of what `Tuned.save`, `Learned.save`, `Tableau.save` or `Statistics.save` wrote;
-        statistics alone make the Gaussian-preconditioned integrator of order 2.
-    process: of the model; a plain table must be of it.
->>>>>>> 1100287 (Tuned tables of statistics read back as they were; tests)
     Raises ValueError for another file, naming the path.
     """
     try:
         record = read_record(path, "a table")
         if "theta" in record:
-<<<<<<< HEAD
             return Learned.from_json(read_text(path)).tableau(process)
         if "variances" in record and "state" not in record:
             return GaussianPreconditioned(Statistics.from_record(record))
         kind = SpectralTable if "basis" in record else Tableau
         table: Tableau | SpectralTable = kind.from_record(record)
-=======
-            return Learned.from_json(text).tableau(process)
-        if "variances" in record:
-            stats = Statistics.from_record(record)
-            if "nodes" not in record:
-                return GaussianPreconditioned(stats)
-            solver = GaussianPreconditioned(stats, record["points"], record["start"])
-            return solver.tableau(process, numbers(record, "nodes", 1))
-        table = Tableau.from_json(text)
->>>>>>> 1100287 (Tuned tables of statistics read back as they were; tests)
         table.check(process)
     except InvalidValue as error:
         raise InvalidValue(f"{path} holds no table for {process}: {error}") from error

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
-from ...models.statistics import Statistics
+from ...models.statistics import KINDS, Statistics
 from ..families.composed import SparedStart
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get, names
@@ -61,6 +63,8 @@ SPARE = 20
 """Calls from which sparing the first is not tried."""
 NOISIEST = 1e3
 """sigma/alpha from which on a grid whose first call is spared lays no node."""
+FULL = 256
+"""Components of an event up to which its whole covariance is used."""
 FIRST_RATIOS = (None, 32.0, 16.0, 8.0, 4.0)
 """sigma/alpha of the first call of tables that know the data's mean and covariance."""
 
@@ -182,3 +186,19 @@ def of_statistics(known: Mapping[str, Statistics], final: str | None) -> Iterato
                 for points in (2, 1, 3):
                     solver = GaussianPreconditioned(stats, points, start)
                     yield Candidate(solver, grid, final=final or "t_min")
+
+
+def statistics_of(data: Tensor, event: Sequence[int]) -> dict[str, Statistics]:
+    """Statistics of data [M, *event] by kind. Raises ValueError for another shape."""
+    if not isinstance(data, Tensor) or tuple(data.shape[1:]) != tuple(event) or len(data) < 2:
+        got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+        raise InvalidValue(f"data must be events [M, {', '.join(map(str, event))}]; got {got}")
+    d = math.prod(event)
+    kinds = [kind for kind in KINDS if d <= FULL or kind != "full"]
+    found = {}
+    for kind in kinds:
+        try:
+            found[kind] = Statistics.of(data, kind)
+        except ValueError:  # a basis of pictures, where the data are none
+            continue
+    return found

@@ -25,13 +25,13 @@ from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process, conditions
 from ...models.progress import track
 from ...models.statistics import Statistics
+from ..distances import Distance, Function, distance_of
 from ..families.multistep_engine import weights
 from ..families.preconditioned import GaussianPreconditioned, residual_weights
 from ..families.tuned import Learned, reach
 from ..tables.solver import Path
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
-from .distances import Distance, Function, distance_of
 
 ADAMS = {1: (1.0,), 2: (1.5, -0.5), 3: (23 / 12, -16 / 12, 5 / 12)}
 """Adams-Bashforth's weights, by points."""

@@ -9,8 +9,6 @@ of twenty thousand, and what wins on one loses on the next. A few thousand calls
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,14 +20,14 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue, RunFailure
-from ...kernels.files import write_text
 from ...models import Denoiser, conditions
 from ...models.progress import track
-from ...models.statistics import KINDS, Statistics
 from .. import arguments
 from ..arguments import device_of
+from ..distances import Distance, Function, distance_of
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get
+from ..tables.files import write_record
 from ..tables.grids import Blend, Grid, named, times
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
@@ -41,15 +39,13 @@ from .candidates import (
     of_statistics,
     on_all_grids,
     on_blends,
+    statistics_of,
 )
-from .distances import Distance, Function, distance_of
 from .learning import Free, FreeSpectral, FreeTable
 from .learning import learn as learn_table
-from .pilot_grid import MEASURED, chosen_of, equidistributed, gits
+from .pilot_grid import KEPT, OTHERS, chosen_of, equidistributed, fingerprint
 from .sampler import Sampler
 
-OTHERS = 2**40
-"""The first sample id of a pilot: its noise is nobody's sample."""
 FINE = 160
 """Steps of the run that stands for the exact flow; half of them tell how far it may be off."""
 FEW, MORE, SHORT, UNSEEN = 8, 24, 12, 64
@@ -59,8 +55,6 @@ CALLS = 6000
 """Of a batch, that trying candidates may take."""
 BEST = 3
 """Of how many of the best so far the solver, or the grid, is replaced by all others."""
-FULL = 256
-"""Components of an event up to which its whole covariance is used."""
 TEACHER = FINE // 4
 """Nodes of the fine run among which a grid is chosen by dynamic programming."""
 
@@ -137,20 +131,7 @@ class Tuned:
         `ud.solvers.tuning.read(path, process)` reads it, `Tableau.load` where no statistics of the
         data are in it.
         """
-        if isinstance(self.table, Tableau):
-            record = json.loads(self.table.to_json())
-        elif isinstance(self.free, FreeSpectral):
-            record = json.loads(self.free.learned().to_json())
-        else:
-            assert self.candidate is not None
-            solver = self.candidate.solver
-            assert isinstance(solver, GaussianPreconditioned)
-            nodes = torch.cat([self.table.grid[:1], self.table.times, self.table.grid[1:]])
-            nodes = torch.unique(nodes).flip(0).tolist()
-            record = solver.stats.record()
-            record |= {"points": solver.points, "start": solver.start, "nodes": nodes}
-        record["notes"] = {**self.notes(), **more}
-        return write_text(path, json.dumps(record))
+        return write_record(path, {**self.table.record(), "notes": {**self.notes(), **more}})
 
 
 class Pilot:
@@ -400,22 +381,6 @@ def seen_more(pilot: Pilot, entry: Entry, more: slice) -> Entry:
     return replace(entry, error=(FEW * entry.error + off) / (FEW + count))
 
 
-def statistics_of(data: Tensor, event: Sequence[int]) -> dict[str, Statistics]:
-    """Statistics of data [M, *event] by kind. Raises ValueError for another shape."""
-    if not isinstance(data, Tensor) or tuple(data.shape[1:]) != tuple(event) or len(data) < 2:
-        got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-        raise InvalidValue(f"data must be events [M, {', '.join(map(str, event))}]; got {got}")
-    d = math.prod(event)
-    kinds = [kind for kind in KINDS if d <= FULL or kind != "full"]
-    found = {}
-    for kind in kinds:
-        try:
-            found[kind] = Statistics.of(data, kind)
-        except ValueError:  # a basis of pictures, where the data are none
-            continue
-    return found
-
-
 def _measured(pilot: Pilot, event: Sequence[int], seed: int) -> list[Grid]:
     """The grids that are measured on the network."""
     found = [] if pilot.grid is None else [pilot.grid]
@@ -474,32 +439,6 @@ def _learned(
 
 CACHED: dict[tuple[object, ...], Tableau | SpectralTable] = {}
 """What `auto` found, by what the network says, at most `KEPT` of them."""
-KEPT = 32
-
-
-def fingerprint(
-    model: Denoiser, shape: Sequence[int], cond: dict[str, Any] | None = None
-) -> tuple[object, ...]:
-    """What a network is known by: its data predictions of two states at three noise levels, to five
-    digits, its process, and the shape of an event."""
-    arguments.denoiser(model)
-    batch, *event = arguments.batch_shape("shape", shape)
-    process, ids = model.process, torch.arange(OTHERS, OTHERS + 2, device="cpu")
-    x = normal((2, *event), 0, ids, purpose="initial", device=device_of(model))
-    turns = torch.arange(2, device="cpu") % batch
-    known = conditions.rows(model.told(cond, batch).cond, turns, batch)
-    said = []
-    for share in (0.0, 0.5, 1.0):
-        t = process.t_max + share * (model.t_min - process.t_max)
-        with torch.no_grad():
-            data = model(x * float(torch.hypot(process.alpha(t), process.sigma(t))), t, **known)
-        said.append(tuple(round(v, 5) for v in data.double().flatten().tolist()))
-    return repr(process), model.calls, tuple(event), *said
-
-
-def digest(key: tuple[object, ...]) -> str:
-    """A fingerprint as text of 16 characters, for files."""
-    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
 def auto(
@@ -521,29 +460,3 @@ def auto(
 def candidates(model: Denoiser, nfe: int, final: str | None = None) -> list[Candidate]:
     """The candidates that do not depend on what others found."""
     return [*of_others(final), *on_blends(model, nfe, final)]
-
-
-GRIDS: dict[tuple[object, ...], Grid] = {}
-"""Grids by name that were measured on networks, at most `KEPT` of them."""
-ROWS = 32
-"""Samples that a grid is measured on."""
-
-
-def measured(
-    name: str, model: Denoiser, shape: Sequence[int], cond: dict[str, Any] | None = None
-) -> Grid:
-    """The grid of that name in `MEASURED`, of this network; the same network is asked once."""
-    key = (name, *fingerprint(model, shape, cond))
-    if key not in GRIDS:
-        if len(GRIDS) >= KEPT:
-            GRIDS.pop(next(iter(GRIDS)))
-        batch, *event = arguments.batch_shape("shape", shape)
-        turns = torch.arange(ROWS, device="cpu") % batch
-        known = conditions.rows(model.told(cond, batch).cond, turns, batch)
-        if name == "gits":
-            GRIDS[key] = gits(model, (ROWS, *event), cond=known)
-        elif known:
-            raise InvalidValue(f"grid {name!r} knows no conditions: use 'gits'")
-        else:
-            GRIDS[key] = MEASURED[name](model, (ROWS, *event))
-    return GRIDS[key]

@@ -6,6 +6,7 @@ gits               the nodes of a fine run between which straight steps err leas
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels import rademacher
+from ...kernels import normal, rademacher
 from ...kernels.errors import InvalidValue
-from ...models import Denoiser, Process
+from ...models import Denoiser, Process, conditions
 from ...models.jacobian import products
 from .. import arguments
+from ..arguments import device_of
 from ..families.adams import IPNDM, Adams
 from ..families.exponential import DDIM
 from ..families.multistep_engine import weights
@@ -294,3 +296,59 @@ def chosen_of(
 
 MEASURED: dict[str, Callable[..., Grid]] = {"equidistributed": equidistributed, "gits": gits}
 """Grids by name that a pilot run of the model lays."""
+
+# --- by name, once a network ----------------------------------------------------------------------
+
+OTHERS = 2**40
+"""The first sample id of a pilot: its noise is nobody's sample."""
+KEPT = 32
+"""Networks of which what was found is kept."""
+GRIDS: dict[tuple[object, ...], Grid] = {}
+"""Grids by name that were measured on networks, at most `KEPT` of them."""
+ROWS = 32
+"""Samples that a grid is measured on."""
+
+
+def fingerprint(
+    model: Denoiser, shape: Sequence[int], cond: dict[str, Any] | None = None
+) -> tuple[object, ...]:
+    """What a network is known by: its data predictions of two states at three noise levels, to five
+    digits, its process, and the shape of an event."""
+    arguments.denoiser(model)
+    batch, *event = arguments.batch_shape("shape", shape)
+    process, ids = model.process, torch.arange(OTHERS, OTHERS + 2, device="cpu")
+    x = normal((2, *event), 0, ids, purpose="initial", device=device_of(model))
+    turns = torch.arange(2, device="cpu") % batch
+    known = conditions.rows(model.told(cond, batch).cond, turns, batch)
+    said = []
+    for share in (0.0, 0.5, 1.0):
+        t = process.t_max + share * (model.t_min - process.t_max)
+        with torch.no_grad():
+            data = model(x * float(torch.hypot(process.alpha(t), process.sigma(t))), t, **known)
+        said.append(tuple(round(v, 5) for v in data.double().flatten().tolist()))
+    return repr(process), model.calls, tuple(event), *said
+
+
+def digest(key: tuple[object, ...]) -> str:
+    """A fingerprint as text of 16 characters, for files."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+
+def measured(
+    name: str, model: Denoiser, shape: Sequence[int], cond: dict[str, Any] | None = None
+) -> Grid:
+    """The grid of that name in `MEASURED`, of this network; the same network is asked once."""
+    key = (name, *fingerprint(model, shape, cond))
+    if key not in GRIDS:
+        if len(GRIDS) >= KEPT:
+            GRIDS.pop(next(iter(GRIDS)))
+        batch, *event = arguments.batch_shape("shape", shape)
+        turns = torch.arange(ROWS, device="cpu") % batch
+        known = conditions.rows(model.told(cond, batch).cond, turns, batch)
+        if name == "gits":
+            GRIDS[key] = gits(model, (ROWS, *event), cond=known)
+        elif known:
+            raise InvalidValue(f"grid {name!r} knows no conditions: use 'gits'")
+        else:
+            GRIDS[key] = MEASURED[name](model, (ROWS, *event))
+    return GRIDS[key]

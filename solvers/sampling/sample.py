@@ -15,8 +15,8 @@ from .. import arguments
 from . import entry
 from .judge import Watch, judged
 from .parallel import TOLERANCE
-from .pilot import auto, measured
-from .pilot_grid import MEASURED
+from .pilot import auto
+from .pilot_grid import MEASURED, measured
 from .sampler import GRID, SOLVER, STEPS, GridLike, SolverLike, sampler_for
 from .state import Result, StepInfo
 

@@ -12,7 +12,7 @@ KEPT = "nothing was written"
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..models.statistics import KINDS
-    from ..solvers.sampling.tune import statistics
+    from ..solvers.sampling.tuning import statistics
 
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("data", nargs="?", help="default: what the network was trained on")
@@ -24,7 +24,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..kernels.files import usable
-    from ..solvers.sampling.tune import statistics
+    from ..solvers.sampling.tuning import statistics
 
     if args.out is not None:
         usable(args.out if args.out.is_dir() else args.out.parent)

@@ -11,7 +11,7 @@ KEPT = "the tables that are done are in --out, and the same command goes on from
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..models.named_targets import TARGETS
-    from ..solvers.sampling import tune as tuning
+    from ..solvers.sampling import tuning
 
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument(
@@ -49,7 +49,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..kernels.files import usable
-    from ..solvers.sampling.tune import tune
+    from ..solvers.sampling.tuning import tune
 
     needs_one(args, "nfe")
     usable(args.out, files=[f"tuned-{n}.json" for n in args.nfe])

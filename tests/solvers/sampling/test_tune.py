@@ -14,7 +14,7 @@ from undiffuse.bench.problems import problem as problems
 from undiffuse.models.named_targets import get
 from undiffuse.models.networks import InItsOwnType
 from undiffuse.solvers.families.tuned import read
-from undiffuse.solvers.sampling import tune as tuning
+from undiffuse.solvers.sampling import tuning
 
 QUIET = {"progress": False, "starts": 32, "iterations": 40, "calls": 400}
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
