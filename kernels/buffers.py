@@ -8,12 +8,13 @@ as the counts of references to it, to its storage and to what torch keeps of it 
 from __future__ import annotations
 
 import sys
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 
-WORTH = 1 << 15  # elements: below it the allocator has them at hand
+WORTH = 1 << 12  # elements: below it the allocator has them at hand
 MOST = 12  # tensors of one run
 
 _torch: Any = torch._C
@@ -41,23 +42,27 @@ ALONE = _alone()
 
 
 class Spare:
-    """Tensors of one run on a CPU, by one thread."""
+    """Tensors of one run on a CPU, for the thread that made it."""
 
     def __init__(self) -> None:
         self._kept: list[Tensor] = []
+        self._next, self._thread = 0, get_ident()
 
     def like(self, x: Tensor) -> Tensor:
         """Contiguous memory of x's shape and type that nobody else can reach."""
         kept = self._kept
-        for i in range(len(kept) if ALONE is not None else 0):
+        n = len(kept) if self._thread == get_ident() and ALONE is not None else 0
+        for k in range(n):  # from the one that was handed out first
+            i = (self._next + k) % n
             if (
                 _counts(kept, i) == ALONE
                 and kept[i].shape == x.shape
                 and kept[i].dtype == x.dtype
                 and kept[i].is_inference() == torch.is_inference_mode_enabled()
             ):
+                self._next = i + 1
                 return kept[i]
         made = torch.empty_like(x, memory_format=torch.contiguous_format)
-        if len(kept) < MOST:
+        if len(kept) < MOST and self._thread == get_ident():
             kept.append(made)
         return made

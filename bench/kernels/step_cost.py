@@ -33,8 +33,10 @@ def ours(solver: str, shape: tuple[int, ...], out: Tensor) -> Run:
     first = sampler.init(shape)
 
     def run() -> Tensor:
-        *_, last = sampler.steps(first, call=lambda state: out)
-        return last.x
+        state = first
+        while not state.done:
+            state = sampler.tell(state, out)
+        return state.x
 
     return run
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import linear_step
-from ...kernels.buffers import Spare
+from ...kernels.buffers import WORTH, Spare
 from ...kernels.checks import FLOATS, sent
 from ...kernels.errors import InvalidValue
 from ...kernels.linear import trusted_step
@@ -68,7 +68,7 @@ class Loop:
         """
         compiling = torch.compiler.is_compiling()
         if noise is None and not compiling and self._plain(state, out):
-            return self._step(state, state.at, out, (), True)  # type: ignore[arg-type]
+            return self._told(state, state.uniform, out)  # type: ignore[arg-type]
         if not compiling and state.done:
             raise InvalidValue(f"the run is over after {self.nfe} network calls; start with init()")
         for one in out[:2] if isinstance(out, Pair) else (out,):
@@ -80,11 +80,20 @@ class Loop:
             return self._step(state, row, out, zs)
         return self._step_apart(state, out, zs)
 
+    def _told(self, state: State, i: int, out: Tensor) -> State:
+        """`_step` of a state whose run's memory goes with it, to the last row."""
+        large = state.x.is_cpu and state.x.numel() >= WORTH
+        spare = state.__dict__.get("_spare") or Spare() if large else None
+        after = self._step(state, i, out, (), True, spare)
+        if large and i + 1 < len(self.plan.times):
+            after.__dict__["_spare"] = spare
+        return after
+
     def _plain(self, state: State, out: Tensor | Pair) -> bool:
         """Whether all of a step's operands are as this sampler's own loop has them: then the
         operator has nothing to check."""
-        x, i = state.x, state.at
-        if state.course is not self.course or type(out) is not Tensor or not isinstance(i, int):
+        x, i = state.x, state.uniform
+        if state.course is not self.course or type(out) is not Tensor or i is None:
             return False
         shape, device, seed, ids = x.shape, x.device, state.seed, state.sample_ids
         if out.shape != shape or out.device != device or out.layout is not torch.strided:
