@@ -41,7 +41,7 @@ def samplers() -> list[str]:
     """Names of all solvers, as k-diffusion would write them."""
     first = "sample_"
     names = (name.removeprefix(first) for name in dir(k_diffusion) if name.startswith(first))
-    return [name for name in names if name != "dpm_fast"]
+    return [name for name in names if name not in ("dpm_adaptive", "dpm_fast")]
 
 
 def schedulers() -> list[str]:

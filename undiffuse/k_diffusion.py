@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .k_run import Levels, Model, NoiseSampler, replaced, run
-from .kernels.errors import InvalidValue
+from .k_adaptive import sample_dpm_adaptive
+from .k_run import Levels, Model, NoiseSampler, level_range, replaced, run
 from .models import EDM, Flow, Process
 from .solvers import arguments
 from .solvers.families.adams import IPNDM, LMS, PNDM, Adams
@@ -203,7 +203,7 @@ def sample_dpm_fast(
     Raises ValueError and TypeError for what does not fit, before any call of the model.
     """
     n = arguments.positive_int("n", n)
-    low, high = _range(sigma_min, sigma_max)
+    low, high = level_range(sigma_min, sigma_max)
     # n = 3 ends in steps of order 2 and 1 without any of order 3, as k-diffusion has it
     last = (2, 1) if n % 3 == 0 else (n % 3,)
     nodes = n // 3 + 2
@@ -265,7 +265,7 @@ def grid_sigmas(
     Raises ValueError and TypeError for what does not fit.
     """
     n = arguments.positive_int("n", n)
-    low, high = _range(sigma_min, sigma_max)
+    low, high = level_range(sigma_min, sigma_max)
     return levels_of(grid, EDM(low, high), n, device=device)
 
 
@@ -280,14 +280,6 @@ def levels_of(
     t = times(grid, process, n, t_min=t_min)[:-1]
     sigmas = process.sigma(t) if isinstance(process, Flow) else torch.exp(-process.log_snr(t))
     return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, torch.float32)
-
-
-def _range(sigma_min: float | Tensor, sigma_max: float | Tensor) -> tuple[float, float]:
-    low = arguments.positive("sigma_min", sigma_min)
-    high = arguments.positive("sigma_max", sigma_max)
-    if not low < high:
-        raise InvalidValue(f"sigma_min must be below sigma_max; got {low:g} and {high:g}")
-    return low, high
 
 
 def get_sigmas_vp(
@@ -329,7 +321,7 @@ def _registered(table: dict[str, Any]) -> dict[str, Any]:
 _MADE = _functions()
 globals().update(_MADE)
 
-__all__ = ["get_sigmas_vp", "grid_sigmas", "levels_of", "sample_dpm_fast"]
+__all__ = ["get_sigmas_vp", "grid_sigmas", "levels_of", "sample_dpm_adaptive", "sample_dpm_fast"]
 __all__ += sorted(_MADE)  # noqa: PLE0605
 
 

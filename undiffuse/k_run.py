@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,6 +90,15 @@ class Levels:
         return cls(given, (s[moves[0]], *(s[i + 1] for i in moves)), tuple(moves))
 
 
+def level_range(sigma_min: float | Tensor, sigma_max: float | Tensor) -> tuple[float, float]:
+    """The two as floats. Raises ValueError unless 0 < sigma_min < sigma_max."""
+    low = arguments.positive("sigma_min", sigma_min)
+    high = arguments.positive("sigma_max", sigma_max)
+    if not low < high:
+        raise InvalidValue(f"sigma_min must be below sigma_max; got {low:g} and {high:g}")
+    return low, high
+
+
 def flow_scale(model: Any) -> float | None:
     """The scale of the noise where the model inside `model` is a flow, else None.
 
@@ -111,7 +120,7 @@ def flow_scale(model: Any) -> float | None:
 
 
 @lru_cache(maxsize=32)
-def _process(flow: bool, nodes: tuple[float, ...]) -> Process:
+def process_of(flow: bool, nodes: tuple[float, ...]) -> Process:
     """x = x_0 + sigma eps, or a flow, with t = sigma and t_min at the last level above 0."""
     top, low = max(nodes), min(v for v in nodes if v > 0)
     if not flow:
@@ -124,7 +133,7 @@ def _process(flow: bool, nodes: tuple[float, ...]) -> Process:
 @lru_cache(maxsize=32)
 def _table(solver: Solver, flow: bool, nodes: tuple[float, ...]) -> Tableau:
     """The table of the solver through these levels, backwards where they rise."""
-    process = _process(flow, nodes)
+    process = process_of(flow, nodes)
     if nodes[-1] > nodes[0]:
         still = solver.solver if isinstance(solver, Churn) and not solver.churn else solver
         if still.stochastic:
@@ -164,13 +173,13 @@ class CallersNoise:
     step's start to the end of each row, as k-diffusion does, and churn for what it adds.
     """
 
+    WANTED: ClassVar[str] = "noise_sampler must be called as noise_sampler(sigma, sigma')"
+
     def __init__(
         self, table: Tableau, solver: Solver, levels: Levels, first: dict[int, int], asked: Any
     ) -> None:
         if not callable(asked):
-            raise InvalidType(
-                f"noise_sampler must be called as noise_sampler(sigma, sigma'); got {asked!r}"
-            )
+            raise InvalidType(f"{self.WANTED}; got {asked!r}")
         self.table, self.solver, self.levels, self.asked = table, solver, levels, asked
         self.step, k = [], 0
         for i in range(table.nfe):
@@ -273,7 +282,7 @@ def run(
             start = kept * start + added * noise.entry().to(start)
         still = (1.0, 0.0) if added else table.entry
         table = replace(table, noise=table.noise[:, :0], draws=table.draws[:, :0], entry=still)
-    blank = Denoiser(_absent, _process(flow, levels.nodes), predicts="data")
+    blank = Denoiser(_absent, process_of(flow, levels.nodes), predicts="data")
     sampler = Sampler(blank, table, dtype=wide, device=x.device)
     state = sampler.init(x.shape, seed=_seed(extra, table), x_init=start)
     show = not disable if disable is not None else sys.stderr.isatty()

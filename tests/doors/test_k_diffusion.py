@@ -134,7 +134,35 @@ def test_dpm_fast_is_k_diffusions(theirs, n, eta):
     assert differ(got, want) < EXACT
 
 
-FOR_ALL = [name for name in K.__all__ if name.startswith("sample_") and name != "sample_dpm_fast"]
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_is_k_diffusions_to_its_steps(theirs, order, eta):
+    """A refused attempt keeps its first call, so that ours makes fewer; one is refused here."""
+    options = {"order": order, "eta": eta, "rtol": 0.02, "h_init": 1.5, "return_info": True}
+    torch.set_default_dtype(torch.float64)
+    try:
+        want, told = theirs.sample_dpm_adaptive(
+            denoise, START, 0.03, 10.0, disable=True, noise_sampler=noise(), **options
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    calls = []
+    got, info = K.sample_dpm_adaptive(
+        denoise, START, 0.03, 10.0, noise_sampler=noise(), callback=calls.append, **options
+    )
+    assert differ(got, want) < 1e-10  # its step sizes come of the error, to fewer digits
+    same = ("steps", "n_accept", "n_reject")
+    assert [info[k] for k in same] == [told[k] for k in same] and info["n_reject"] > 0
+    assert info["nfe"] == told["nfe"] - info["n_reject"]
+    assert [d["i"] for d in calls] == list(range(info["steps"]))
+    seeded = [
+        K.sample_dpm_adaptive(denoise, START, 0.03, 10.0, {"seed": s}, eta=0.5) for s in (1, 1)
+    ]
+    assert torch.equal(*seeded)
+
+
+BY_RANGE = ("sample_dpm_adaptive", "sample_dpm_fast")
+FOR_ALL = [n for n in K.__all__ if n.startswith("sample_") and n not in BY_RANGE]
 
 
 @pytest.mark.parametrize("call", FOR_ALL)
@@ -342,6 +370,8 @@ def test_half_precision_comes_back_as_it_went():
         (lambda: K.sample_ddpm(denoise, START, DOWN, noise_sampler=3), TypeError, "noise_sampler"),
         (lambda: K.sample_euler(flow_model(), START, [3.0, 0.0]), ValueError, "flow"),
         (lambda: K.sample_dpm_fast(denoise, START, 10.0, 0.03, 6), ValueError, "below"),
+        (lambda: K.sample_dpm_adaptive(denoise, START, 0.1, 10.0, order=4), ValueError, "order"),
+        (lambda: K.sample_dpm_adaptive(flow_model(), START, 0.1, 1.0), ValueError, "below 1"),
         (lambda: K.get_sigmas_karras(0, 0.1, 10.0), ValueError, "n must"),
         (lambda: K.get_sigmas_karras(5, 10.0, 0.1), ValueError, "sigma_min"),
         (lambda: K.get_sigmas_laplace(5, 0.1, 10.0, rho=3), TypeError, "rho"),
