@@ -1,4 +1,4 @@
-"""DPM-Solver-12 and -23 with steps chosen by the error of the whole batch, as k-diffusion has it."""
+"""DPM-Solver-12 and -23 with steps chosen by the error of the whole batch, as in k-diffusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .k_run import CallersNoise, Model, NoiseSampler, flow_scale, level_range, process_of
 from .kernels import normal
-from .kernels.errors import InvalidType, InvalidValue
+from .kernels.errors import InvalidType, InvalidValue, RunFailure
 from .kernels.streams import ROWS
 from .models.progress import bar
 from .solvers import arguments
@@ -122,8 +122,8 @@ def sample_dpm_adaptive(
 
     A refused attempt keeps its first call, so nfe is lower than k-diffusion's. For steps by every
     sample's own error see `ud.solvers.sample_ode_adaptively`.
-    Raises ValueError and TypeError for what does not fit, before any call of the model; ValueError
-    where it does not come to an end.
+    Raises ValueError and TypeError for what does not fit, before any call of the model;
+    RuntimeError where it does not come to an end.
     """
     if order not in (2, 3):
         raise InvalidValue(f"order must be 2 or 3; got {order!r}")
@@ -137,10 +137,12 @@ def sample_dpm_adaptive(
     process = process_of(scale is not None, (high, low))
     if not math.isfinite(float(process.log_snr(high))):
         raise InvalidValue(f"sigma_max must be below 1 for a flow; got {high:g}")
+    if share and scale is not None:
+        raise InvalidValue(f"eta must be 0 for a flow; got {eta}")
     wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     kind, x = x.dtype, x.to(wide)
     draw = _normals(x, extra, noise_sampler) if share else None
-    gain = arguments.finite("s_noise", s_noise) * (1.0 if scale is None else scale)
+    gain = arguments.finite("s_noise", s_noise)
     gains = (pcoeff, icoeff, dcoeff)
     control = Controller(h_init, *gains, 1.5 if share else order, accept_safety)
     pair = solvers(order)
@@ -160,7 +162,7 @@ def sample_dpm_adaptive(
         shown.say("sample_dpm_adaptive")
         while lam < end - LEFT:
             if info["steps"] == MOST:
-                raise InvalidValue(
+                raise RunFailure(
                     f"no end after {MOST} attempts: raise rtol={rtol:g}, atol={atol:g}"
                 )
             to = min(end, lam + control.h)
