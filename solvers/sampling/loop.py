@@ -318,7 +318,7 @@ class Loop:
             out = ask(x_in, told_times[i], t)  # type: ignore[arg-type]
             after = self._step(state, i, out, (), True, spare)
             readout = plan.skip[i], plan.scale[i]
-            told = [_tuple(StepInfo, (i, t, after.x, out, state, after, readout, clip))]
+            told = [_tuple(StepInfo, (i, t, after.x, out, state, after, readout, clip, self))]
             state, i = after, i + 1
             del made, x, x_in, out, after  # so that what the caller lets go is free meanwhile
             yield told.pop()
@@ -407,14 +407,14 @@ class Loop:
         plan, clip, i = self.plan, self.model.clip, before.uniform
         if i is not None:
             readout: tuple[float | Tensor, float | Tensor] = plan.skip[i], plan.scale[i]
-            return StepInfo(i, plan.times[i], after.x, out, before, after, readout, clip)
+            return StepInfo(i, plan.times[i], after.x, out, before, after, readout, clip, self)
         row = before.row.clamp(max=self.nfe - 1)
         t, skip, scale = (
             torch.tensor(v, dtype=torch.float64, device="cpu")[row]
             for v in (plan.times, plan.skip, plan.scale)
         )
         readout = column(skip, after.x), column(scale, after.x)
-        return StepInfo(before.row, t, after.x, out, before, after, readout, clip)
+        return StepInfo(before.row, t, after.x, out, before, after, readout, clip, self)
 
     def finish(self, state: State, cond: dict[str, Any] | None = None) -> Tensor:
         """The sample [B, ...] that the run ends with."""

@@ -374,6 +374,9 @@ class StepInfo(NamedTuple):
     before, after: the states around it.
     readout: (skip, scale) of D = skip x + scale out.
     clip: the model's.
+    sampler: the `Sampler` that made the step.
+
+    `denoised`, `mean` and `std` are computed when they are asked for.
     """
 
     row: int | Tensor
@@ -384,6 +387,19 @@ class StepInfo(NamedTuple):
     after: State
     readout: tuple[float | Tensor, float | Tensor]
     clip: tuple[float, float] | None
+    sampler: Any
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the law that x was drawn from, [B, ...]; see `Sampler.moments`."""
+        mean: Tensor = self.sampler.moments(self.before, self.out).mean
+        return mean
+
+    @property
+    def std(self) -> Tensor:
+        """Of that law, [B, 1, ...]; 0 where the row draws no noise."""
+        std: Tensor = self.sampler.moments(self.before, self.out).std
+        return std
 
     @property
     def out(self) -> Tensor:

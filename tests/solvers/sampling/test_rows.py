@@ -314,3 +314,17 @@ def test_own_noise_that_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=words):
             sampler.tell(sampler.init((2, 6)), x, noise=noise)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "dpmpp-2m-sde", "dpmpp-2m"])
+def test_a_callback_sees_the_law_of_the_step(solver):
+    """x = mean + std z with the format's z, to the rounding of float32; ODE steps have std 0."""
+    sampler, seen = sampler_of(solver), []
+    ud.sample(MODEL, (2, 6), solver, 5, seed=3, callback=seen.append)
+    table = sampler.tableau
+    for info in seen:
+        z = torch.zeros(2, 6)
+        if table.noise.shape[1]:
+            z = ud.kernels.normal((2, 6), 3, None, int(table.draws[info.row, 0]), "predictor")
+        torch.testing.assert_close(info.mean + info.std * z, info.x, rtol=1e-5, atol=1e-5)
+        assert bool((info.std > 0).all()) == bool((table.noise[info.row] != 0).any())
