@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -153,25 +153,53 @@ def joined(a: Any, b: Any, batch: int) -> Any:
     Leaves of equal kind, type and trailing shape are joined; numbers, text and marked leaves must
     be the same in both.
     """
+    return stacked([a, b], [batch, batch])
+
+
+def stacked(trees: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """One tree of the rows of all trees, of so many samples each; raises `CannotJoin` as `joined`.
+
+    A leaf of length 1, which all samples of its own tree share, is repeated for each of them.
+    """
+    a = trees[0]
     if isinstance(a, Shared) or not _has_rows(a):
         inner = None if isinstance(a, Shared) else _children(a)
         if inner is None:
-            if a is b or _same(a, b):
+            if all(a is b or _same(a, b) for b in trees[1:]):
                 return a
             raise CannotJoin
-        other = _children(b)
-        if type(a) is not type(b) or other is None or list(inner) != list(other):
+        parts = [_children(b) for b in trees]
+        fits = [p is not None and list(p) == list(inner) for p in parts]
+        if not all(fits) or any(type(b) is not type(a) for b in trees):
             raise CannotJoin
-        return _rebuilt(a, {key: joined(inner[key], other[key], batch) for key in inner})
-    if a is b and a.shape[0] == 1:
+        rows = {key: stacked([p[key] for p in parts if p is not None], sizes) for key in inner}
+        return _rebuilt(a, rows)
+    if a.shape[0] == 1 and all(b is a for b in trees):
         return a
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or b.ndim == 0:
-        raise CannotJoin
-    if a.shape[1:] != b.shape[1:] or (a.dtype, a.device) != (b.dtype, b.device):
-        raise CannotJoin
-    if any(v.shape[0] not in (1, batch) for v in (a, b)):
-        raise CannotJoin
-    return torch.cat([v.expand(batch, *v.shape[1:]) for v in (a, b)])
+    for v, size in zip(trees, sizes, strict=True):
+        if not isinstance(v, Tensor) or v.ndim == 0 or not isinstance(a, Tensor):
+            raise CannotJoin
+        if v.shape[1:] != a.shape[1:] or (v.dtype, v.device) != (a.dtype, a.device):
+            raise CannotJoin
+        if v.shape[0] not in (1, size):
+            raise CannotJoin
+    return torch.cat([v.expand(n, *v.shape[1:]) for v, n in zip(trees, sizes, strict=True)])
+
+
+def together(trees: Sequence[Any], sizes: Sequence[int]) -> list[tuple[list[int], Any]]:
+    """The trees in as few groups as can be stacked: (which of them, their tree) for each group."""
+    groups: list[list[int]] = []
+    for i, tree in enumerate(trees):
+        for group in groups:
+            try:  # the first of a group stands for all
+                stacked([trees[group[0]], tree], [sizes[group[0]], sizes[i]])
+            except CannotJoin:
+                continue
+            group.append(i)
+            break
+        else:
+            groups.append([i])
+    return [(g, stacked([trees[i] for i in g], [sizes[i] for i in g])) for g in groups]
 
 
 class CannotJoin(Exception):

@@ -38,6 +38,7 @@ from .likelihood.bits import bits_per_dim
 from .likelihood.encode import decode, encode
 from .outcome import SolverError, Status
 from .sampling import tuning
+from .sampling.batch import ContinuousBatch
 from .sampling.langevin import annealed_langevin, predictor_corrector
 from .sampling.learned_variance import sample_learned_variance
 from .sampling.pilot_grid import equidistributed
@@ -66,6 +67,7 @@ __all__ = [
     "Butcher",
     "Churn",
     "Consistency",
+    "ContinuousBatch",
     "DPMFast",
     "DPMSolverPP",
     "DPMSolverPP3Compat",

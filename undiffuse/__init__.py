@@ -16,7 +16,15 @@ from .models import EDM, VE, VP, Brownian, Denoiser, Flow, SubVP, guidance, targ
 from .models.checkpoint import load, load_default
 from .models.conditions import shared
 from .models.training.train import train
-from .solvers import Sampler, SolverError, decode, encode, probability_flow, reverse_sde
+from .solvers import (
+    ContinuousBatch,
+    Sampler,
+    SolverError,
+    decode,
+    encode,
+    probability_flow,
+    reverse_sde,
+)
 from .solvers.likelihood.elbo import elbo
 from .solvers.likelihood.log_prob import log_prob
 from .solvers.sampling.pilot import tune
@@ -29,6 +37,7 @@ __all__ = [
     "VE",
     "VP",
     "Brownian",
+    "ContinuousBatch",
     "Denoiser",
     "Flow",
     "Sampler",

@@ -96,9 +96,7 @@ class ClassifierFree(Scaled):
 
     def without(self, cond: dict[str, Any]) -> dict[str, Any]:
         """The conditions of the unconditional call."""
-        if not cond:
-            raise InvalidValue("cfg has no condition to guide towards; pass cond={'label': ...}")
-        return dict.fromkeys(cond) if self.uncond is None else {**cond, **self.uncond}
+        return unconditional(cond, self.uncond)
 
     def weight(self, t: Tensor | None) -> float | Tensor:
         """w at t; 1 outside the interval."""
@@ -179,6 +177,13 @@ class ClassifierFree(Scaled):
     def calls(self) -> int:
         fixed = isinstance(self.scale, float) and self.alone(self.scale) is not None
         return (1 if fixed else 2) * self.models[0].calls
+
+
+def unconditional(cond: dict[str, Any], uncond: dict[str, Any] | None) -> dict[str, Any]:
+    """The conditions of the unconditional call; see `cfg`."""
+    if not cond:
+        raise InvalidValue("cfg has no condition to guide towards; pass cond={'label': ...}")
+    return dict.fromkeys(cond) if uncond is None else {**cond, **uncond}
 
 
 def cfg(

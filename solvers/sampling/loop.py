@@ -244,38 +244,57 @@ class Loop:
         )
         return after
 
-    def _step_apart(self, state: State, out: Tensor | Pair, zs: tuple[Tensor, ...] = ()) -> State:
+    def _step_apart(
+        self,
+        state: State,
+        out: Tensor | Pair,
+        zs: tuple[Tensor, ...] = (),
+        trusted: bool = False,
+    ) -> State:
         """`tell` where each sample is at a row of its own, some perhaps at their end."""
         plan, made, frame = self.plan, state.made, self.plan.frame
         compiling, inside = torch.compiler.is_compiling(), state.inside
-        if isinstance(inside, int):  # a compiled state, known to be uniform after all
-            return self._step(state, inside, out, zs)
+        if isinstance(inside, int):  # uniform after all
+            if not trusted:
+                return self._step(state, inside, out, zs)
+            inside = sent(state.row, state.x.device)
         asis = made is not None and made.holds(state.x)
         u = made.components if made is not None and asis else frame.into(state.x, inside)
         outs, table = self._weighed(out)
-        step = linear_step(
-            u,
-            tuple(frame.heard(v, inside, self.dtype) for v in outs),
-            table,
-            inside,
-            states=state.states,
-            data=(*state.datas, *zs),  # the columns of noise come after those of data
-            draws=None if zs else plan.draws,
-            seed=state.seed,
-            sample_ids=state.sample_ids,
-            keep_data=plan.datas > 0,
-            next_dtype=self.net_dtype if frame.fused else None,
-            clip=self.model.clip,
-        )
-        new, x, x_in = step.x, frame.sample(step.x, inside + 1), step.x_in
+        outs = tuple(frame.heard(v, inside, self.dtype) for v in outs)
+        dtype = self.net_dtype if frame.fused else None
+        data, draws, seed, ids = state.datas, plan.draws, state.seed, state.sample_ids
+        keep, clip = plan.datas > 0, self.model.clip
+        if zs:
+            data, draws = (*data, *zs), None  # the columns of noise come after those of data
+        if trusted:
+            new, d, x_in = trusted_step(
+                u, outs, table, inside, state.states, data, draws, seed, ids, keep, dtype, clip
+            )
+        else:
+            new, d, x_in = linear_step(
+                u,
+                outs,
+                table,
+                inside,
+                states=state.states,
+                data=data,
+                draws=draws,
+                seed=seed,
+                sample_ids=ids,
+                keep_data=keep,
+                next_dtype=dtype,
+                clip=clip,
+            )
+        x = frame.sample(new, inside + 1)
         at = (state.row + 1).clamp(max=self.nfe)
-        if compiling or bool(state.finished.any()):
+        if compiling or (state.row.numpy() >= self.nfe).any():  # host memory, without an operator
             over = column(sent(state.finished, x.device), x)
             same, x = x is new, torch.where(over, state.x, x)
-            new = x if same else torch.where(over, u, new)
+            new, x_in = x if same else torch.where(over, u, new), None
         states = (u, *state.states)[: plan.states]
-        datas = state.datas if step.data is None else (step.data, *state.datas)[: plan.datas]
-        after = State(x, at, states, datas, state.seed, state.sample_ids, self.course)
+        datas = state.datas if d is None else (d, *state.datas)[: plan.datas]
+        after = State(x, at, states, datas, seed, ids, self.course)
         if x_in is None:
             x_in = network_input(x, after.c_in, self.net_dtype)
         return replace(after, made=Made(x, x_in, new, writes(x)))

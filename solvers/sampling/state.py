@@ -392,13 +392,13 @@ class StepInfo(NamedTuple):
     @property
     def mean(self) -> Tensor:
         """Of the law that x was drawn from, [B, ...]; see `Sampler.moments`."""
-        mean: Tensor = self.sampler.moments(self.before, self.out).mean
+        mean: Tensor = self.sampler.moments(self.before, self.heard).mean
         return mean
 
     @property
     def std(self) -> Tensor:
         """Of that law, [B, 1, ...]; 0 where the row draws no noise."""
-        std: Tensor = self.sampler.moments(self.before, self.out).std
+        std: Tensor = self.sampler.moments(self.before, self.heard).std
         return std
 
     @property
