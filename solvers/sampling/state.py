@@ -124,7 +124,8 @@ class State:
     def done(self) -> bool:
         """Whether the run of every sample is over."""
         i = self.uniform
-        return bool(self.finished.all()) if i is None else i >= len(self.course.t_in)
+        n = self.course.t_in.shape[0]
+        return bool((self.row.numpy() >= n).all()) if i is None else i >= n
 
     @property
     def inside(self) -> int | Tensor:
