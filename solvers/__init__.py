@@ -12,6 +12,7 @@ likelihood  densities, bounds, bits and what belongs to them
 from ..models.statistics import Statistics
 from . import adaptive, likelihood
 from .adaptive import sample_ode_adaptively, sample_sde_adaptively
+from .batching.continuous import ContinuousBatch
 from .families.adams import IPNDM, PNDM, Adams
 from .families.composed import Churn, Inversion, ScaledNoise, SparedStart, Within
 from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
@@ -38,7 +39,6 @@ from .likelihood.bits import bits_per_dim
 from .likelihood.encode import decode, encode
 from .outcome import SolverError, Status
 from .sampling import tuning
-from .sampling.batch import ContinuousBatch
 from .sampling.langevin import annealed_langevin, predictor_corrector
 from .sampling.learned_variance import sample_learned_variance
 from .sampling.pilot_grid import equidistributed

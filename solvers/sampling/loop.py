@@ -35,6 +35,14 @@ _make: Any = object.__new__  # of values that need no checks: no frame of Python
 _tuple: Any = tuple.__new__
 
 
+def weighed(table: Tensor, w: float) -> Tensor:
+    """The table for two outputs in the place of one, w one + (1 - w) other."""
+    table = table.clone()
+    table[:, W1] = table[:, W0] * (1.0 - w)
+    table[:, W0] *= w
+    return table
+
+
 class Loop:
     """The rows of a plan, run for a model; see `Sampler`."""
 
@@ -137,9 +145,7 @@ class Loop:
             return (out.combined(),), self.plan.table
         table = self.weighed.get(out.w)
         if table is None:
-            table = self.plan.table.clone()
-            table[:, W1] = table[:, W0] * (1.0 - out.w)
-            table[:, W0] *= out.w
+            table = weighed(self.plan.table, out.w)
             if not torch.compiler.is_compiling():
                 self.weighed[out.w] = table  # never let go: a captured graph may read it
         return out[:2], table

@@ -2,42 +2,36 @@
 
     rows of all requests -> one call of the network -> one fused step -> those that are done leave
 
-The tables of all solvers at work stand one below the other in one device table, and each sample
-points at its own row of it. A column that a solver does not have is 0 there, and a coefficient of 0
-takes no part in a step.
+The tables of all solvers at work stand one below the other in one device table (see merged.py), and
+each sample points at its own row of it.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidValue, RunFailure
-from ...kernels.linear_reference import HEAD
 from ...kernels.shapes import wide
 from ...models import Denoiser, conditions
+from ...models.calling import Pair
 from ...models.denoiser import Combination
 from ...models.guidance.combine import unconditional
 from .. import arguments
 from ..outcome import SolverError, Status
-from ..tables.tableau import Identity
-from .loop import Loop
-from .plan import Plan
-from .sampler import GRID, SOLVER, GridLike, Sampler, SolverLike
-from .state import Course, State, join
-
-MOST_ROWS = 1 << 15
-"""Of the common table: beyond it the tables of solvers that are no longer at work are dropped."""
+from ..sampling.loop import Loop
+from ..sampling.sampler import GRID, SOLVER, GridLike, Sampler, SolverLike
+from ..sampling.state import State, join
+from .merged import Common, Key
 
 
 class Request(Future):  # type: ignore[type-arg]  # of a Tensor
@@ -58,6 +52,11 @@ class Request(Future):  # type: ignore[type-arg]  # of a Tensor
         self._uncond: dict[str, Any] | None = None
         self._scale = 1.0
         self.size, self.nfe, self.rows = len(state), sampler.nfe, 0
+
+    @property
+    def table(self) -> Key:
+        """Which table it goes by."""
+        return self._sampler.plan.key, None if self._uncond is None else self._scale
 
     @property
     def width(self) -> int:
@@ -84,79 +83,6 @@ class Request(Future):  # type: ignore[type-arg]  # of a Tensor
         return None if end is None else max(end - time.monotonic(), 0.0)
 
 
-class Common(Loop):
-    """Tables of several solvers as one: `offsets` says at which row each begins, by its key."""
-
-    def __init__(self, model: Denoiser) -> None:
-        self.model = model
-        self.offsets: dict[str, int] = {}
-
-    @property
-    def nfe(self) -> int:
-        """Rows of all tables together."""
-        return len(self.plan.t_in)
-
-    def hold(self, samplers: Sequence[Sampler]) -> None:
-        """Make room for the tables of these samplers, which are all that are at work."""
-        plans = {s.plan.key: s.plan for s in samplers}
-        new = [plan for key, plan in plans.items() if key not in self.offsets]
-        if not new:
-            return
-        merged = [self.plan, *new] if self.offsets else new
-        if sum(len(p.t_in) for p in merged) > MOST_ROWS:
-            self.offsets, merged = {}, list(plans.values())
-            new = merged
-        row = sum(len(p.t_in) for p in merged) - sum(len(p.t_in) for p in new)
-        for plan in new:
-            self.offsets[plan.key] = row
-            row += len(plan.t_in)
-        self._merge(merged, samplers[0])
-
-    def _merge(self, plans: Sequence[Plan], like: Sampler) -> None:
-        states, datas = max(p.states for p in plans), max(p.datas for p in plans)
-        normals = [0 if p.draws is None else p.draws.shape[1] for p in plans]
-        most = max(normals)
-        tables, draws = [], []
-        for plan, m in zip(plans, normals, strict=True):
-            parts = torch.split(plan.table, [HEAD, plan.states + 1, plan.datas + 1, m], 1)
-            widths = (HEAD, states + 1, datas + 1, most)
-            filled = [pad(v, (0, n - v.shape[1])) for v, n in zip(parts, widths, strict=True)]
-            tables.append(torch.cat(filled, 1))
-            if plan.draws is None:
-                rows, device = len(plan.t_in), plan.table.device
-                draws.append(torch.zeros(rows, most, dtype=torch.int64, device=device))
-            else:
-                draws.append(pad(plan.draws, (0, most - m)))
-        table = torch.cat(tables)
-        times = [t for plan in plans for t in plan.times]
-        self.dtype, self.net_dtype = like.dtype, like.net_dtype
-        self.plan = replace(
-            plans[0],
-            table=table,
-            draws=torch.cat(draws) if most else None,
-            rows=torch.arange(len(table), device=table.device),
-            t_in=torch.cat([p.t_in for p in plans]),
-            c_in=torch.cat([p.c_in for p in plans]),
-            times=times,
-            skip=[v for plan in plans for v in plan.skip],
-            scale=[v for plan in plans for v in plan.scale],
-            states=states,
-            datas=datas,
-            frame=Identity((1.0, 0.0)),
-            key="common",
-        )
-        self.course = Course("common", self.plan.t_in, self.plan.c_in, self.net_dtype)
-
-    def adopt(self, state: State, at: Tensor) -> State:
-        """The state as one of the common table's, at these rows of it."""
-
-        def filled(history: tuple[Tensor, ...], length: int) -> tuple[Tensor, ...]:
-            return history + (state.x,) * (length - len(history))  # with coefficients of 0
-
-        states, datas = filled(state.states, self.plan.states), filled(state.datas, self.plan.datas)
-        return replace(state, at=at, states=states, datas=datas, course=self.course)
-
-
 class Group:
     """Requests that one loop steps together: all of ordinary tables, or those of one table over
     components, whose steps turn them into their basis and back."""
@@ -174,14 +100,14 @@ class Group:
         self.requests += requests
         if isinstance(self.loop, Common):
             loop = self.loop
-            loop.hold([request._sampler for request in self.requests])
+            loop.hold({request.table: request._sampler for request in self.requests})
             rows = torch.split(self._rows(loop), [len(state) for state in states])
             states = [loop.adopt(state, at) for state, at in zip(states, rows, strict=True)]
         self.state = join(states)
 
     def _rows(self, loop: Common) -> Tensor:
         """Where each sample is in the common table, int64 [B] on the host."""
-        first = [loop.offsets[r._sampler.plan.key] + r.rows for r in self.requests]
+        first = [loop.offsets[r.table] + r.rows for r in self.requests]
         sizes = torch.tensor([r.size for r in self.requests], dtype=torch.int64, device="cpu")
         places = torch.tensor(first, dtype=torch.int64, device="cpu")
         return places.repeat_interleave(sizes)
@@ -195,7 +121,16 @@ class Group:
         if kept:
             self.state = self.state[[i for request in kept for i in spans[request]]]
 
-    def tell(self, out: Tensor) -> list[tuple[Request, Tensor]]:
+    def combined(self, out: Pair) -> Tensor:
+        """The one output of each request, by its own scale."""
+        parts, at = [], 0
+        for request in self.requests:
+            rows, at = slice(at, at + request.size), at + request.size
+            pair = Pair(out.one[rows], out.other[rows], request._scale)
+            parts.append(pair.one if request._uncond is None else pair.combined())
+        return torch.cat(parts)
+
+    def tell(self, out: Tensor | Pair) -> list[tuple[Request, Tensor]]:
         """Step; what is finished leaves, with its samples."""
         self.state = self.loop._step_apart(self.state, out, trusted=True)
         over, kept, at = [], [], 0
@@ -266,7 +201,6 @@ class ContinuousBatch:
         self._waiting: deque[Request] = deque()
         self._asked: list[Call] | None = None  # None: who is in the batch has changed
         self._guided: Tensor | None = None
-        self._scales: Tensor
         self._lock = threading.RLock()
 
     # --- requests -----------------------------------------------------------------------------
@@ -365,10 +299,9 @@ class ContinuousBatch:
             groups = list(self._groups.values())
             if not groups:
                 return []
-            out, over, at = self._network(groups), [], 0
-            for group in groups:
-                start, at = at, at + len(group.state)
-                over += group.tell(out[start:at])
+            over = []
+            for group, out in zip(groups, self._network(groups), strict=True):
+                over += group.tell(out)
             self.ticks += 1
             if over:
                 self._asked = None
@@ -418,8 +351,8 @@ class ContinuousBatch:
 
     # --- the network --------------------------------------------------------------------------
 
-    def _network(self, groups: Sequence[Group]) -> Tensor:
-        """What the network says of all rows, guided ones combined, [rows, ...]."""
+    def _network(self, groups: Sequence[Group]) -> list[Tensor | Pair]:
+        """What the network says of the rows of each group."""
         states = [group.state for group in groups]
         if self._asked is None:
             self._arrange(groups)
@@ -427,24 +360,25 @@ class ContinuousBatch:
         t_in = _cat([state.t_in for state in states])
         t = self._times(groups) if isinstance(self.model.net, Combination) else None
         rows, guided = len(x_in), self._guided
-        if guided is not None:
-            x_in, t_in = (torch.cat([v, v.index_select(0, guided)]) for v in (x_in, t_in))
-            t = None if t is None else torch.cat([t, t.index_select(0, guided)])
-        out = self._call(x_in, t_in, t)
         if guided is None:
-            return out
-        out, without = out[:rows], out[rows:]
-        with_c = out.index_select(0, guided)
-        w = self._scales.reshape(-1, *(1,) * (out.ndim - 1))
-        change = (w * (with_c - without)).to(out.dtype)  # as a number times a half type rounds
-        return out.index_copy(0, guided, without + change)
+            return _parts(self._call(x_in, t_in, t), [len(state) for state in states])
+        x_in, t_in = (torch.cat([v, v.index_select(0, guided)]) for v in (x_in, t_in))
+        t = None if t is None else torch.cat([t, t.index_select(0, guided)])
+        out = self._call(x_in, t_in, t)
+        out = out if isinstance(out, Tensor) else out.combined()
+        other = torch.zeros_like(out[:rows]).index_copy(0, guided, out[rows:])
+        told = _parts(Pair(out[:rows], other, math.nan), [len(state) for state in states])
+        for i, group in enumerate(groups):
+            if not isinstance(group.loop, Common):
+                told[i] = group.combined(told[i])  # type: ignore[arg-type]
+        return told
 
-    def _call(self, x_in: Tensor, t_in: Tensor, t: Tensor | None) -> Tensor:
+    def _call(self, x_in: Tensor, t_in: Tensor, t: Tensor | None) -> Tensor | Pair:
         found: Tensor | None = None
         for rows, cond in self._asked or ():
             self.calls += 1
             if rows is None:
-                return self.model.call(x_in, t_in, cond, t, fresh=True)
+                return self.model.hear(x_in, t_in, cond, t, fresh=True)
             at = None if t is None else t.index_select(0, rows)
             x, told = x_in.index_select(0, rows), t_in.index_select(0, rows)
             out = self.model.call(x, told, cond, at, fresh=True)
@@ -472,24 +406,27 @@ class ContinuousBatch:
         places = [range(at, at + r.size) for at, r in zip(starts, requests, strict=True)]
         trees = [request._cond for request in requests]
         guided: list[int] = []
-        scales: list[float] = []
         end = sum(r.size for r in requests)
         for rows, request in zip(list(places), requests, strict=True):
             if request._uncond is not None:
                 guided += rows
-                scales += [request._scale] * request.size
                 places.append(range(end, end := end + request.size))
                 trees.append(request._uncond)
-        device, dtype = groups[0].state.x.device, groups[0].state.x.dtype
+        device = groups[0].state.x.device
         self._asked = []
         for members, cond in conditions.together(trees, [len(rows) for rows in places]):
             index = torch.tensor([i for m in members for i in places[m]], device="cpu")
             all_rows = len(members) == len(trees)
             self._asked.append(Call(None if all_rows else sent(index, device), cond))
-        self._guided, self._scales = None, torch.zeros(0, dtype=dtype, device=device)
-        if guided:
-            self._guided = sent(torch.tensor(guided, device="cpu"), device)
-            self._scales = sent(torch.tensor(scales, dtype=dtype, device="cpu"), device)
+        self._guided = sent(torch.tensor(guided, device="cpu"), device) if guided else None
+
+
+def _parts(out: Tensor | Pair, sizes: Sequence[int]) -> list[Tensor | Pair]:
+    """The outputs of each group."""
+    if isinstance(out, Pair):
+        one, other = (torch.split(v, list(sizes)) for v in out[:2])
+        return [Pair(*both, out.w) for both in zip(one, other, strict=True)]
+    return list(torch.split(out, list(sizes)))
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor:

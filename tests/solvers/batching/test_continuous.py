@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.kernels import dispatch, linear_step
-from undiffuse.solvers.sampling.batch import Common
+from undiffuse.solvers.batching.merged import Common
 
 SHAPE = (3, 2)
 DATA = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -116,9 +116,9 @@ def test_columns_of_zeros_change_no_bit(path, dtype):
     names = ["ddim", "unipc-4", "dpmpp-sde"] if path == "triton" else ud.solvers.names()
     samplers = [ud.Sampler(MODEL, n, 5, "log_snr", dtype=dtype) for n in names]
     common = Common(MODEL)
-    common.hold(samplers)
+    common.hold({(s.plan.key, None): s for s in samplers})
     for sampler in samplers:
-        plan, offset = sampler.plan, common.offsets[sampler.plan.key]
+        plan, offset = sampler.plan, common.offsets[sampler.plan.key, None]
         draw = iter(range(100))
 
         def made():
@@ -324,7 +324,7 @@ def test_models_made_of_models_know_the_time_of_every_row():
 
 
 def test_tables_that_nobody_needs_are_dropped(monkeypatch):
-    monkeypatch.setattr("undiffuse.solvers.sampling.batch.MOST_ROWS", 40)
+    monkeypatch.setattr("undiffuse.solvers.batching.merged.MOST_ROWS", 40)
     batch, running = ud.ContinuousBatch(MODEL, 64), []
     for k in range(12):
         request = {"shape": (1, *SHAPE), "solver": "ddpm", "steps": 6 + k}

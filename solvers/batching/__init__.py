@@ -1,0 +1,1 @@
+"""Runs of strangers as rows of one batch."""
