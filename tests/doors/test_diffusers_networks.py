@@ -80,7 +80,7 @@ def aura():
 def pixart():
     return diffusers.PixArtTransformer2DModel(
         num_attention_heads=3, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1,
-        cross_attention_dim=16, sample_size=8, patch_size=2, caption_channels=16,
+        cross_attention_dim=24, sample_size=8, patch_size=2, caption_channels=16,
         use_additional_conditions=True,
     )  # fmt: skip
 
