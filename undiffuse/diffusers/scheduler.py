@@ -391,24 +391,10 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises ValueError for a timestep out of turn.
         """
         run = self._needed()
-        row = self._row_of(run, timestep)
-        if self._state is None or self._state.done:
-            self._start(run, row, sample, generator)
-        elif row is not None and row != self._row:
-            raise InvalidValue(
-                f"the pipeline skips steps: timestep {run.told[row]:g} came where "
-                f"{run.told[self._row]:g} is next; step through scheduler.timesteps in order, or "
-                "set_timesteps anew to begin another run"
-            )
-        elif sample is not self._last or _writes(sample) != self._writes:
-            x = self._inside(run, self._row, sample).contiguous()
-            self._state = self._state.replace(x=x)
-        state = self._state
-        assert state is not None
+        state = self._arrive(run, timestep, sample, generator)
         out = self._heard(run, model_output, sample)
         sampler, offset, draws = self._walk
-        i = self._row - offset
-        noise = None
+        i, noise = self._row - offset, None
         if generator is not None and draws[i]:
             noise = [
                 None if draw is None else self._drawn_by(generator, draw, model_output)
@@ -419,10 +405,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             after = sampler._step(state, i, out, trusted=True)
         else:
             after = sampler.tell(state, out, noise=noise)
-        self._state, self._row = after, self._row + 1
-        x = after.x if run.alpha is None else after.x * (1 / run.alpha[self._row])
-        x = x if x.dtype == sample.dtype else x.to(sample.dtype)
-        self._last, self._writes = x, _writes(x)
+        x = self._leave(run, after, sample.dtype)
         readout = sampler.plan.skip[i], sampler.plan.scale[i]
 
         def denoised() -> Tensor:
@@ -435,6 +418,31 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return StepOutput(x, denoised)
         # pipelines of LCM take both
         return (x, denoised()) if self.config["source"] == "LCMScheduler" else (x,)
+
+    def _arrive(self, run: Run, timestep: Any, sample: Tensor, generator: Generators) -> State:
+        """The state that a step is taken from: of a new run, as it was left, or changed since."""
+        row = self._row_of(run, timestep)
+        if self._state is None or self._state.done:
+            self._start(run, row, sample, generator)
+        elif row is not None and row != self._row:
+            raise InvalidValue(
+                f"the pipeline skips steps: timestep {run.told[row]:g} came where "
+                f"{run.told[self._row]:g} is next; step through scheduler.timesteps in order, or "
+                "set_timesteps anew to begin another run"
+            )
+        elif sample is not self._last or _writes(sample) != self._writes:
+            x = self._inside(run, self._row, sample).contiguous()
+            self._state = self._state.replace(x=x)
+        state: State = self._state  # type: ignore[assignment]
+        return state
+
+    def _leave(self, run: Run, after: State, dtype: torch.dtype) -> Tensor:
+        """Keep the state after a step, and hand out the pipeline's."""
+        self._state, self._row = after, self._row + 1
+        x = after.x if run.alpha is None else after.x * (1 / run.alpha[self._row])
+        x = x if x.dtype == dtype else x.to(dtype)
+        self._last, self._writes = x, _writes(x)
+        return x
 
     def _needed(self) -> Run:
         if self._run is None:
