@@ -4,8 +4,10 @@ Equality is asked for with diffusers' own class of the same method, on the same 
 and noise. The bound is 1e-5 of the largest value: both sides compute in float32, in other orders.
 """
 
+import copy
 import inspect
 import json
+import pickle
 
 import pytest
 import torch
@@ -349,6 +351,11 @@ def test_statistics_by_their_file(tmp_path):
     solver = tuning.read(path, scheduler.model.process)
     want = ud.sample(model, X.shape, solver, None, scheduler._run.grid, x_init=X)
     assert difference(want, got) < TOLERANCE
+    with pytest.raises(ValueError, match="statistics are of 192 components"):
+        scheduler.scale_model_input(X[:, :, :4])
+    clipped = UndiffuseScheduler(solver=str(path), clip_sample=True, **LATENT)
+    with pytest.raises(ValueError, match="use clip=None"):
+        clipped.set_timesteps(6)
 
 
 def test_saved_and_loaded(tmp_path):
@@ -412,6 +419,9 @@ REFUSED = [
      .set_timesteps(5), "changes the state before its first call"),
     (lambda: UndiffuseScheduler.from_scheduler(diffusers.DDIMInverseScheduler()).set_timesteps(5),
      "must fall strictly, from noise to data"),
+    (lambda: UndiffuseScheduler(grid=[0.9, 0.5, 0.1]).set_timesteps(7), "grid has 3 steps"),
+    (lambda: UndiffuseScheduler(grid="karras").set_timesteps(7, strength=0.5), "leave one out"),
+    (lambda: UndiffuseScheduler(source="NoScheduler"), "class NoScheduler is not known"),
     (lambda: UndiffuseScheduler.from_config("folder"), "must be a scheduler's configuration"),
     (lambda: UndiffuseScheduler.from_config({"colour": 1}), "does not say which scheduler"),
 ]  # fmt: skip
@@ -451,7 +461,65 @@ def test_a_step_before_set_timesteps():
         UndiffuseScheduler().step(X, 1, X)
 
 
+def test_copies_and_pickles_go_on():
+    """Pipelines copy schedulers, also between two steps."""
+    scheduler = UndiffuseScheduler(solver="dpmpp-2m", **LATENT)
+    scheduler.set_timesteps(6)
+    x = X
+    for t in scheduler.timesteps[:3]:
+        x = scheduler.step(net(x, t), t, x).prev_sample
+    others = [copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))]
+    ends = []
+    for one in [scheduler, *others]:
+        y = x
+        for t in one.timesteps[3:]:
+            y = one.step(net(y, t), t, y).prev_sample
+        ends.append(y)
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+def test_a_second_run_without_set_timesteps():
+    """A run that is over lets its tensors go; the next one begins at the first timestep."""
+    scheduler = UndiffuseScheduler(solver="unipc-3", **LATENT)
+    first = loop(scheduler, 5)
+    assert scheduler.step_index == 5 and scheduler._state is None
+    x = X * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(x, t), t, x).prev_sample
+    assert torch.equal(first, x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_edits_in_place_in_every_mode(mode):
+    """torch counts no writes in inference mode."""
+    theirs, ours = both("EulerDiscrete", LATENT, "euler")
+    with mode():
+        found = [
+            loop(s, 6, X.clone(), edit=lambda i, x: x.mul_(0.5) if i == 2 else x)
+            for s in (theirs, ours)
+        ]
+    assert difference(*found) < TOLERANCE
+
+
+def test_gradients_flow_through_a_run():
+    """d x_end/d x_start of a linear network, against the product of its steps."""
+    scheduler = UndiffuseScheduler(solver="dpmpp-2m", clip_sample=False, **LATENT)
+    scheduler.set_timesteps(5)
+
+    def run(x):
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.3 * x, t, x).prev_sample
+        return x
+
+    start = X.clone().requires_grad_()
+    run(start).sum().backward()
+    with torch.no_grad():
+        slope = run(torch.ones_like(X))
+    assert torch.allclose(start.grad, slope, rtol=1e-4)
+
+
 def test_an_object_cannot_be_saved(tmp_path):
     scheduler = UndiffuseScheduler(solver=ud.solvers.DPMSolverPP(order=2))
+    assert "DPMSolverPP(order=2" in repr(scheduler)
     with pytest.raises(TypeError, match="cannot be saved"):
         scheduler.save_pretrained(tmp_path)

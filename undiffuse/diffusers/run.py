@@ -18,6 +18,7 @@ from ..solvers import GaussianPreconditioned, Sampler, Solver, SpectralTable, Ta
 from ..solvers.adaptive.pairs import PAIRS
 from ..solvers.families import tuned
 from ..solvers.families.registry import get
+from ..solvers.tables.spectral import Frame
 from .spacing import Nodes, told_at
 
 SolverLike = str | Path | Solver | GaussianPreconditioned | Tableau | SpectralTable
@@ -74,6 +75,7 @@ class Run:
     steps: intervals of the grid.
     order: rows a step where all steps but the last have as many, else 1.
     start: standard deviation of the first state.
+    spectral: between states and components, of a table over components; else None.
     alpha: of each row and of the end, by which the pipeline's states x/alpha are multiplied; None
         where its states are x.
     """
@@ -111,6 +113,9 @@ class Run:
             self.scales = self.alpha
         self.order = self._order()
         self.stochastic = bool(table.stochastic)
+        self.spectral: Frame | None = None
+        if isinstance(table, SpectralTable):
+            self.spectral = table.frame(model, torch.device("cpu"), torch.float32)
         self._walks: dict[Any, Walk] = {}
 
     def _start(self, table: Tableau | SpectralTable, nodes: Nodes) -> float:

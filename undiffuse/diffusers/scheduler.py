@@ -18,6 +18,7 @@ from ..kernels.shapes import column
 from ..models import Denoiser
 from ..models.adapters.schedulers import KNOWN
 from ..models.processes import Flow, TabledVP
+from ..models.processes.process import count
 from ..models.readout import convert
 from ..solvers import SpectralTable, State, Tableau, grids
 from .run import GridLike, Run, SolverLike, solver_of
@@ -187,6 +188,10 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         text: str = super().to_json_string()
         return text
 
+    def __repr__(self) -> str:
+        own = ", ".join(f"{k}={self.config[k]!r:.60}" for k in ("solver", "grid", "source"))
+        return f"UndiffuseScheduler({own})"
+
     # --- where the network is called ----------------------------------------------------------
 
     def set_timesteps(
@@ -222,6 +227,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             nodes = self._nodes(num_inference_steps, timesteps, sigmas, mu, further)
             place = torch.device("cpu" if device is None else device)
             run = Run(self.model, self._solver, nodes, place, self._name, self._ratio)
+            run.walk(0, place, torch.float32)  # what cannot be walked is refused here
             if len(self._runs) >= KEPT:
                 del self._runs[next(iter(self._runs))]
             self._runs[key] = run
@@ -241,8 +247,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise InvalidValue("timesteps and sigmas both say where the steps are: leave one out")
         if steps is None and timesteps is None and sigmas is None:
             raise InvalidValue("num_inference_steps, timesteps or sigmas must say how many steps")
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise InvalidValue(f"num_inference_steps must be a whole number >= 1; got {steps!r}")
+        if steps is not None:
+            steps = count("num_inference_steps", steps)
         grid, reading = self.config["grid"], self._reading
         if sigmas is not None and grid is not None and uniform(sigmas):
             steps, sigmas = len(sigmas), None
@@ -251,8 +257,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if grid is None:
             laid_by = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **further}
             return theirs(self.config["source"], self.config, reading, steps, **laid_by)
-        if timesteps is not None or sigmas is not None:
-            what = "timesteps" if sigmas is None else "sigmas"
+        asked = {"timesteps": timesteps, "sigmas": sigmas, **further}
+        for what in [name for name, value in asked.items() if value is not None]:
             raise InvalidValue(
                 f"{what} and grid={grid!r:.40} both say where the steps are: leave one out"
             )
@@ -262,6 +268,11 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         t = grids.times(
             laid, self.model.process, steps, self.config["final"] or "denoise", self.model.t_min
         )
+        if steps not in (None, len(t) - 1):
+            raise InvalidValue(
+                f"grid has {len(t) - 1} steps, its jump to data included; got "
+                f"num_inference_steps={steps}"
+            )
         return Nodes(t, {}, False, None)
 
     def _of_table(
@@ -344,7 +355,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def step_index(self) -> int | None:
         """The index of the next call; None before the first step."""
-        return None if self._state is None else self._row
+        return None if self._row < 0 else self._row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at this index of `timesteps`."""
@@ -362,7 +373,12 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # --- the steps ----------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network is called with: the state, scaled for it where it has to be."""
+        """What the network is called with: the state, scaled for it where it has to be.
+
+        Raises ValueError for a sample that the solver's statistics are not of.
+        """
+        if self._run is not None and self._run.spectral is not None:
+            self._run.spectral.fits(sample.shape)
         if self.model.predicts != "edm" and not self._ratio:
             return sample
         run = self._needed()
@@ -422,7 +438,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _arrive(self, run: Run, timestep: Any, sample: Tensor, generator: Generators) -> State:
         """The state that a step is taken from: of a new run, as it was left, or changed since."""
         row = self._row_of(run, timestep)
-        if self._state is None or self._state.done:
+        if self._state is None:
             self._start(run, row, sample, generator)
         elif row is not None and row != self._row:
             raise InvalidValue(
@@ -430,15 +446,22 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"{run.told[self._row]:g} is next; step through scheduler.timesteps in order, or "
                 "set_timesteps anew to begin another run"
             )
-        elif sample is not self._last or _writes(sample) != self._writes:
+        elif self._changed(sample):
             x = self._inside(run, self._row, sample).contiguous()
             self._state = self._state.replace(x=x)
         state: State = self._state  # type: ignore[assignment]
         return state
 
+    def _changed(self, sample: Tensor) -> bool:
+        """Whether the pipeline's state is another than the one that the last step handed out."""
+        if sample.is_inference() and self._state is not None and sample is not self._state.x:
+            return True  # torch does not count the writes into it
+        return sample is not self._last or _writes(sample) != self._writes
+
     def _leave(self, run: Run, after: State, dtype: torch.dtype) -> Tensor:
         """Keep the state after a step, and hand out the pipeline's."""
-        self._state, self._row = after, self._row + 1
+        self._row += 1
+        self._state = None if self._row == len(run.told) else after  # a run that is over lets go
         x = after.x if run.alpha is None else after.x * (1 / run.alpha[self._row])
         x = x if x.dtype == dtype else x.to(dtype)
         self._last, self._writes = x, _writes(x)
@@ -458,10 +481,11 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if timestep.device.type != "cpu" and self._state is not None:
                 return None
             timestep = timestep.flatten()[0].item()
-        if 0 <= self._row < len(run.told) and run.told[self._row] == timestep:
+        fresh = self._state is None
+        if not fresh and run.told[self._row] == timestep:
             return self._row
         begin = self._begin_index
-        if self._state is None and begin is not None and run.told[begin] == timestep:
+        if fresh and begin is not None and run.told[begin] == timestep:
             return begin
         found = [i for i, told in enumerate(run.told) if told == timestep]
         if not found:
@@ -474,7 +498,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     "step through them in order"
                 )
             found = near
-        return found[0] if len(found) == 1 or self._row < 0 else found[-1]
+        return found[0] if fresh else found[-1]
 
     def _start(self, run: Run, row: int | None, sample: Tensor, generator: Generators) -> None:
         """Begin a run at a row, from the state there."""
@@ -576,7 +600,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The process's time of a timestep: of the next row, of another, or of training."""
         run = self._run
         if run is not None and told in run.told:
-            at = self._row if self._state is not None else self._begin_index
+            at = self._row if self._row >= 0 else self._begin_index
             next_is_it = at is not None and at < len(run.told) and run.told[at] == told
             row = at if next_is_it and at is not None else run.told.index(told)
             t: float = run.times[row]
