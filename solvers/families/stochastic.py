@@ -312,8 +312,7 @@ class FlowSDE(Solver):
 
         x_{t-d} = x - (v - 1/2 eta^2 s) d + eta sqrt(d) z,   eta = noise_level g/sqrt(2)
 
-    v is the velocity of the flow and s the score. For `Flow` this is Liu et al. 2025 (Flow-GRPO,
-    9),
+    v is the velocity of the flow and s the score. For `Flow` this is Liu et al. 2025 (Flow-GRPO),
 
         x_{t-d} = x - (v + eta^2/(2t) (x + (1 - t) v)) d + eta sqrt(d) z,
         eta = noise_level sqrt(t/(1 - t)),

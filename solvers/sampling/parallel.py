@@ -36,6 +36,9 @@ VARIANCE = 0.1
 rounds on the network of digits that ships with the package, 20 and 100 steps of ddim, dpmpp-2m and
 ddpm; pictures in [-1, 1] have about that much that their neighbours do not tell."""
 TOLERANCE = 1e-3
+SAFETY = 8.0
+"""What a state may move last is the tolerance over this: of 2, 8 and 20 the smallest with which the
+result kept to the tolerance on the networks of bench/results/parallel.md."""
 
 
 class Swept(NamedTuple):
@@ -68,9 +71,9 @@ class Sweeps(Loop):
         window: rows at a time, >= 1: the network is called with window x B states, and as many
             states, outputs and their predecessors are kept. 1 is the run row by row.
         tolerance: of the result, root mean square relative to sqrt(alpha^2 + sigma^2), >= 0. A
-            state counts as found when its last sweep moved it by half of that. With 0 no bit may
-            have moved: the result has the bits of the run row by row, where the network's own do
-            not depend on the batch.
+            state counts as found when its last sweep moved it by an eighth of that; what is left
+            can grow on the way to the data. With 0 no bit may have moved: the result has the bits
+            of the run row by row, where the network's own do not depend on the batch.
         cond: keyword arguments for the network.
 
         A run of N rows takes at most N rounds. Gradients do not flow.
@@ -106,7 +109,7 @@ class Sweeps(Loop):
         while len(alive):
             with torch.no_grad():
                 asked = run.ask(model, alive, batch, cost)
-                run.sweep(tolerance / 2)
+                run.sweep(tolerance / SAFETY)
             rounds[alive] += 1
             calls[alive] += asked
             over = run.base.finished

@@ -54,8 +54,8 @@ def test_the_result_is_within_the_tolerance(name, tolerance):
         want = sampler.finish(state)
     swept = sampler.sweep(state, window=20, tolerance=tolerance)
     off = (swept.x - want).square().flatten(1).mean(1).sqrt()
-    # half of it is what a state may have moved last; later rows may carry on more than one
-    assert float(off.max()) < 2 * tolerance
+    # float32 of two ways to the same state is another 1e-6
+    assert float(off.max()) < tolerance + 2e-6
     assert tolerance < 1e-4 or int(swept.rounds.max()) < 0.7 * sampler.nfe
 
 
