@@ -31,6 +31,7 @@ from torch import Tensor
 
 from .k_adaptive import sample_dpm_adaptive
 from .k_run import Levels, Model, NoiseSampler, level_range, replaced, run
+from .kernels.errors import InvalidType
 from .models import EDM, Flow, Process
 from .solvers import arguments
 from .solvers.families.adams import IPNDM, LMS, PNDM, Adams
@@ -107,7 +108,8 @@ def _configured(solver: Solver, given: dict[str, Any], share: float) -> Solver:
         that is a bound of it exactly lies inside, as in k-diffusion.
     """
     options = _options(solver)
-    chosen = {options[name][0]: value for name, value in given.items()}
+    frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    chosen = {options[name][0]: value for name, value in frozen.items()}
     if arguments.finite("s_churn", chosen.get("churn", 0.0)):
         chosen["churn"] *= share
         chosen["s_min"] = chosen.get("s_min", 0.0) * (1 - 1e-9)
@@ -162,6 +164,17 @@ def _function(name: str, solver: Solver) -> Callable[..., Tensor]:
     sample.__doc__ = _text(solver, options)
     sample.solver = solver  # type: ignore[attr-defined]  # for programs that count its calls
     return sample
+
+
+def of(solver: Solver, name: str = "solver") -> Callable[..., Tensor]:
+    """k-diffusion's function of any `Solver`, e.g. of `ud.solvers.Restart(intervals=...)`.
+
+    name: of the function, after `sample_`.
+    Raises TypeError for what is no `Solver`.
+    """
+    if not isinstance(solver, Solver):
+        raise InvalidType(f"solver must be a Solver; got {solver!r}: write ud.solvers.get(name)")
+    return _function(name, solver)
 
 
 def _text(solver: Solver, options: dict[str, Any]) -> str:
@@ -321,7 +334,14 @@ def _registered(table: dict[str, Any]) -> dict[str, Any]:
 _MADE = _functions()
 globals().update(_MADE)
 
-__all__ = ["get_sigmas_vp", "grid_sigmas", "levels_of", "sample_dpm_adaptive", "sample_dpm_fast"]
+__all__ = [
+    "get_sigmas_vp",
+    "grid_sigmas",
+    "levels_of",
+    "of",
+    "sample_dpm_adaptive",
+    "sample_dpm_fast",
+]
 __all__ += sorted(_MADE)  # noqa: PLE0605
 
 

@@ -298,7 +298,8 @@ def run(
                 told = levels.moves[first[i]]
                 if callback is not None:
                     at = levels.given[told]
-                    hat = at if float(t_in[0]) == float(at) else t_in[0]
+                    raised = float(table.times[i]) - levels.nodes[first[i]]
+                    hat = t_in[0] if abs(raised) > 1e-9 * levels.nodes[first[i]] else at
                     callback(
                         {
                             "x": state.x.to(x.dtype),

@@ -284,12 +284,13 @@ def bisect(falls: Callable[[Tensor], Tensor], target: Tensor, lo: float, hi: flo
 class Custom(Process):
     """A process of two functions, alpha(t) and sigma(t); `Process.of` makes one.
 
-    alpha_of, sigma_of: functions of float64 times of any shape, differentiable by autograd;
-        alpha > 0 and sigma/alpha rising inside (t_min, t_max).
+    alpha_of, sigma_of: functions of float64 times of any shape; alpha > 0 and sigma/alpha rising
+        inside (t_min, t_max).
     t_min, t_max: times of data and noise, 0 <= t_min < t_max.
 
-    Slopes are automatic derivatives and log_snr is inverted by bisection. At t_clean = -inf, which
-    stands for the data themselves, alpha is 1 and sigma 0.
+    Slopes are automatic derivatives, or differences of fourth order where a function does not track
+    gradients (a table, NumPy). log_snr is inverted by bisection. At t_clean = -inf, which stands
+    for the data themselves, alpha is 1 and sigma 0.
     Raises ValueError where alpha or sigma is negative or not finite, or sigma/alpha does not rise.
     """
 
@@ -327,25 +328,53 @@ class Custom(Process):
         return torch.where(t == -math.inf, clean, value.expand(t.shape))
 
     def alpha_dot(self, t: Time) -> Tensor:
-        return slope(self.alpha_of, t)
+        return slope(self.alpha_of, t, self.t_min, self.t_max)
 
     def sigma_dot(self, t: Time) -> Tensor:
-        return slope(self.sigma_of, t)
+        return slope(self.sigma_of, t, self.t_min, self.t_max)
 
     def inverse_log_snr(self, lam: Time) -> Tensor:
         return bisect(self.log_snr, f64(lam), 0.0, self.t_max)
 
 
-def slope(function: Callable[[Tensor], Tensor], t: Time) -> Tensor:
-    """d function/dt by automatic differentiation, differentiable where t is."""
+def slope(function: Callable[[Tensor], Tensor], t: Time, first: float, last: float) -> Tensor:
+    """d function/dt by automatic differentiation, differentiable where t is.
+
+    first, last: where a function that does not track gradients is asked for differences.
+    """
     t = f64(t)
     keep = t.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = t if keep else t.detach().requires_grad_()
-        value = function(leaf)
-        if not (isinstance(value, Tensor) and value.requires_grad):
-            return torch.zeros_like(leaf)
-        (found,) = torch.autograd.grad(value.sum(), leaf, create_graph=keep)
+        try:
+            value = function(leaf)
+        except (RuntimeError, TypeError):  # NumPy takes no tensor with gradients
+            value = None
+        if isinstance(value, Tensor) and value.requires_grad:
+            (found,) = torch.autograd.grad(value.sum(), leaf, create_graph=keep)
+            return found
+    return differences(function, t.detach(), first, last)
+
+
+STENCIL = (-2.0, -1.0, 0.0, 1.0, 2.0)
+SHARE = 1e-3
+"""Step of the differences over the span: the error is its fourth power, or rounding over it."""
+
+
+def differences(
+    function: Callable[[Tensor], Tensor], t: Tensor, first: float, last: float
+) -> Tensor:
+    """d function/dt at t from five values within [first, last]: of the quartic through them."""
+    h = SHARE * (last - first)
+    middle = t.clamp(first + 2 * h, last - 2 * h)
+    nodes = t.new_tensor(STENCIL)
+    values = torch.stack(
+        [torch.as_tensor(function(middle + k * h)).to(t).expand(t.shape) for k in STENCIL], -1
+    )
+    powers = torch.arange(len(STENCIL), dtype=t.dtype, device=t.device)
+    weights = torch.linalg.solve(nodes[:, None] ** powers, values[..., None])[..., 0]
+    at = ((t - middle) / h)[..., None]
+    found: Tensor = (weights[..., 1:] * powers[1:] * at.pow(powers[1:] - 1)).sum(-1) / h
     return found
 
 

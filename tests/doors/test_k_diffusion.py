@@ -277,6 +277,17 @@ def test_rising_sigmas_run_backwards(theirs):
     assert differ(back, START) < 0.05 * float(START.abs().max())
 
 
+def test_a_function_of_any_solver():
+    inner = ((0.1, 1.0, 2),)
+    made = K.of(ud.solvers.Restart(intervals=inner))
+    got = made(denoise, START, DOWN, {"seed": 1})
+    same = K.sample_restart(denoise, START, DOWN, {"seed": 1}, intervals=list(inner))
+    assert torch.equal(got, same)
+    assert not torch.equal(got, K.sample_restart(denoise, START, DOWN, {"seed": 1}))
+    with pytest.raises(TypeError, match="get"):
+        K.of("restart")
+
+
 class CONST:
     pass
 
