@@ -108,7 +108,7 @@ def _configured(solver: Solver, given: dict[str, Any], share: float) -> Solver:
         that is a bound of it exactly lies inside, as in k-diffusion.
     """
     options = _options(solver)
-    frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     chosen = {options[name][0]: value for name, value in frozen.items()}
     if arguments.finite("s_churn", chosen.get("churn", 0.0)):
         chosen["churn"] *= share
