@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .kernels.errors import InvalidType, InvalidValue
-from .kernels.shapes import column
+from .kernels.shapes import as_float64, column
 from .models import Denoiser, Flow
 from .solvers import CPS, FlowSDE, Sampler
 
@@ -70,7 +70,7 @@ def sde_step_with_logprob(
     else:
         step = sampler.step_with_log_prob(state, out, prev_sample.float())
     found, mean = step.state.x, step.mean
-    gaps = torch.tensor([sigmas[i] - sigmas[i + 1] for i in rows], dtype=torch.float64)
+    gaps = as_float64([sigmas[i] - sigmas[i + 1] for i in rows])
     root = column(gaps.sqrt().to(x.device, x.dtype), x)
     log_prob, std = _score(sde_type, found, mean, step.log_prob, False), step.std
     std = std / root if sde_type == "sde" else std

@@ -564,5 +564,7 @@ def test_a_saved_pipeline_comes_back(tmp_path):
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert isinstance(again.scheduler, UndiffuseScheduler)
+    given = diffusers.DDPMPipeline.from_pretrained(tmp_path, scheduler=ours)
+    assert given.scheduler is ours
     got = again(num_inference_steps=5, generator=seeded(), output_type="np", return_dict=False)[0]
     assert difference(want, torch.as_tensor(got)) < TOLERANCE

@@ -27,7 +27,8 @@ TOLERANCE = 1e-5
 
 def net(x, t):
     """A network that depends on both and is no straight line."""
-    return 0.5 * torch.sin(2 * x) + 0.2 * x + 0.1 * torch.cos(torch.as_tensor(t).float() / 300)
+    t = t.float() if isinstance(t, torch.Tensor) else torch.tensor(float(t))
+    return 0.5 * torch.sin(2 * x) + 0.2 * x + 0.1 * torch.cos(t / 300)
 
 
 def loop(scheduler, steps, x=X, generator=None, edit=None, **laid):
@@ -392,6 +393,59 @@ def test_a_class_swapped_in_from_another():
     ours = UndiffuseScheduler.from_config(euler.config, solver="euler")
     assert ours.config["source"] == "EulerDiscreteScheduler"
     assert difference(loop(euler, 8), loop(ours, 8)) < TOLERANCE
+
+
+SHIPPED = [
+    # scheduler_config.json of well-known pipelines
+    {"_class_name": "PNDMScheduler", **LATENT, "num_train_timesteps": 1000,
+     "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
+     "clip_sample": False},
+    {"_class_name": "DDIMScheduler", **LATENT, "clip_sample": False, "num_train_timesteps": 1000,
+     "prediction_type": "v_prediction", "set_alpha_to_one": False, "skip_prk_steps": True,
+     "steps_offset": 1, "trained_betas": None},
+    {"_class_name": "EulerDiscreteScheduler", **LATENT, "clip_sample": False,
+     "interpolation_type": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon",
+     "sample_max_value": 1.0, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+     "timestep_spacing": "leading", "trained_betas": None, "use_karras_sigmas": False},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+     "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 1.0,
+     "use_dynamic_shifting": False},
+    {"_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0, "use_flow_sigmas": True,
+     "prediction_type": "flow_prediction", "num_train_timesteps": 1000, "solver_order": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda c: c["_class_name"])
+def test_configurations_as_they_are_shipped(config, tmp_path):
+    """From the file of a pipeline's own scheduler, by from_config and by from_pretrained."""
+    own = getattr(diffusers, config["_class_name"]).from_config(config)
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    made = [
+        UndiffuseScheduler.from_config(config, solver="ddim"),
+        UndiffuseScheduler.from_pretrained(tmp_path, solver="ddim"),
+    ]
+    own.set_timesteps(8)
+    nodes = list(dict.fromkeys(own.timesteps.tolist()))  # PNDM's come twice
+    for ours in made:
+        ours.set_timesteps(8)
+        assert ours.timesteps.tolist() == nodes
+        assert ours.config["source"] == config["_class_name"]
+
+
+@pytest.mark.parametrize("name", ["EulerDiscrete", "FlowMatchEulerDiscrete", "DDPM"])
+def test_another_default_device(name):
+    """torch's default device is not asked for anything."""
+    _, ours = both(name, {}, "dpmpp-2m")
+    want = loop(ours, 5)
+    with torch.device("meta"):
+        _, again = both(name, {}, "dpmpp-2m") if name == "FlowMatchEulerDiscrete" else (0, ours)
+        again.set_timesteps(5)
+        x = X * again.init_noise_sigma
+        for t in again.timesteps:
+            out = net(again.scale_model_input(x, t), t.cpu())
+            x = again.step(out, t, x).prev_sample
+    assert torch.equal(want, x)
 
 
 # --- what is refused --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels.checks import FLOATS
 from ..kernels.errors import InvalidType, InvalidValue, RunFailure
-from ..kernels.shapes import column
+from ..kernels.shapes import as_float64, column
 from ..models import Denoiser
 from ..models.adapters.schedulers import KNOWN
 from ..models.processes import Flow, TabledVP
@@ -313,14 +313,14 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def timesteps(self) -> Tensor:
         """What the network is told at each call, noise to data; before a run those of training."""
         if self._run is None:
-            return torch.arange(self._reading.steps - 1, -1, -1)
+            return torch.arange(self._reading.steps - 1, -1, -1, device="cpu")
         return self._run.timesteps
 
     @property
     def sigmas(self) -> Tensor:
         """Noise levels of the calls and of the end: sigma/alpha, of a flow sigma; float32."""
         run, process = self._needed(), self.model.process
-        t = torch.tensor([*run.times, run.grid[-1]], dtype=torch.float64)
+        t = as_float64([*run.times, run.grid[-1]])
         level = process.sigma(t) if isinstance(process, Flow) else torch.exp(-process.log_snr(t))
         return level.float()
 
@@ -364,7 +364,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 at the network's integer timesteps, float32 [N]."""
-        t = torch.arange(1, self._reading.steps + 1, dtype=torch.float64) / self._reading.steps
+        t = as_float64(range(1, self._reading.steps + 1)) / self._reading.steps
         return self.model.process.alpha(t).square().float()
 
     def __len__(self) -> int:
@@ -519,7 +519,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         seed = self.config["seed"]
         if seed is None:
             drawn = run.stochastic and generator is None
-            seed = int(torch.randint(1 << 62, ()).item()) if drawn else 0
+            seed = int(torch.randint(1 << 62, (), device="cpu").item()) if drawn else 0
         self._drawn = {}
         row = first - self._walk.offset
         x = self._inside(run, first, sample.to(wide))
@@ -539,7 +539,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             out = self._sign * out
         if self._threshold is None:
             return out
-        t = torch.tensor(run.times[self._row], dtype=torch.float64)
+        t = as_float64(run.times[self._row])
         process, kind = self.model.process, self._reading.predicts
         skip, scale = map(float, convert(process, t, kind, "data", self.model.sigma_data))
         assert self._state is not None
@@ -586,7 +586,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _levels(self, timesteps: Tensor, x: Tensor, ratio: bool = False) -> tuple[Tensor, Tensor]:
         """alpha and sigma [B, 1, ...] at timesteps, in x's type; ratio: both over alpha."""
         told = torch.as_tensor(timesteps).reshape(-1)
-        t = torch.tensor([self._time_of(v) for v in told.tolist()], dtype=torch.float64)
+        t = as_float64([self._time_of(v) for v in told.tolist()])
         if len(t) not in (1, len(x)):
             raise InvalidValue(f"timesteps must be one or {len(x)}; got {len(t)}")
         process = self.model.process
@@ -605,7 +605,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             row = at if next_is_it and at is not None else run.told.index(told)
             t: float = run.times[row]
             return t
-        return float(time_of_told(self._reading, torch.tensor([told], dtype=torch.float64))[0])
+        return float(time_of_told(self._reading, as_float64([told]))[0])
 
 
 def _dynamic(d: Tensor, ratio: float, most: float) -> Tensor:

@@ -164,7 +164,8 @@ def theirs(
     """
     if name in NO_SPACING:
         raise InvalidValue(f"{name} lays no grid that can be read: name one, e.g. grid='karras'")
-    scheduler = getattr(diffusers, name)(**own_config(name, config))
+    with torch.device("cpu"):  # whatever torch's default device is
+        scheduler = getattr(diffusers, name)(**own_config(name, config))
     given = {k: v for k, v in given.items() if v is not None}
     for key in ("sigmas", "timesteps"):
         if key in given:
@@ -178,11 +179,12 @@ def theirs(
         raise InvalidValue(f"{name}.set_timesteps takes no {', '.join(unknown)}: leave it out")
     if {"sigmas", "timesteps"} & given.keys() and "num_inference_steps" in takes:
         steps = None
-    scheduler.set_timesteps(steps, **given)
+    with torch.device("cpu"):
+        scheduler.set_timesteps(steps, **given)
     told = scheduler.timesteps.double().cpu()
     sigmas = getattr(scheduler, "sigmas", None)
     if name == "PNDMScheduler":  # its Runge-Kutta start and PLMS call at some nodes twice
-        told = torch.as_tensor(scheduler._timesteps[::-1].copy(), dtype=torch.float64)
+        told = torch.as_tensor(scheduler._timesteps[::-1].copy(), dtype=torch.float64, device="cpu")
     if isinstance(sigmas, Tensor):
         t = time_of_sigma(reading, sigmas.double().cpu())
         t, end = t[: len(told)], t[-1:]
@@ -191,7 +193,7 @@ def theirs(
     else:
         t, end = (told + 1) / reading.steps, _end(scheduler, reading)
     last = {float(at): float(value) for at, value in zip(t, told, strict=True)}
-    nodes = torch.tensor(list(last), dtype=torch.float64)
+    nodes = torch.tensor(list(last), dtype=torch.float64, device="cpu")
     if float(end) >= float(nodes[-1]):  # a step of length 0: the jump to data takes its place
         end = nodes.new_tensor([reading.process.t_clean])
     times = torch.cat([nodes, end])
@@ -207,7 +209,8 @@ def _end(scheduler: Any, reading: Reading) -> Tensor:
     """Where schedulers of integer timesteps end: at data, or at their first alpha_bar."""
     final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     clean = reading.process.t_clean
-    return torch.tensor([clean if final == 1.0 else 1 / reading.steps], dtype=torch.float64)
+    end = clean if final == 1.0 else 1 / reading.steps
+    return torch.tensor([end], dtype=torch.float64, device="cpu")
 
 
 def by_sigmas(reading: Reading, sigmas: Sequence[float] | Tensor) -> Nodes:
@@ -236,7 +239,7 @@ def uniform(sigmas: Sequence[float] | Tensor) -> bool:
     """Whether these are 1, ..., 1/n in equal steps: what pipelines hand over where nobody chose."""
     levels = _numbers("sigmas", sigmas)
     n = len(levels)
-    even = torch.linspace(1.0, 1.0 / n, n, dtype=torch.float64)
+    even = torch.linspace(1.0, 1.0 / n, n, dtype=torch.float64, device="cpu")
     return bool(torch.allclose(levels, even, rtol=0, atol=1e-6))
 
 
