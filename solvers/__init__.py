@@ -21,6 +21,7 @@ from .families.preconditioned import GaussianPreconditioned
 from .families.registry import get, names
 from .families.relay import Relay
 from .families.restart import Consistency, RePaint, Restart
+from .families.reusing import EPD, RXDDIM, PFDiff
 from .families.runge_kutta import DPM2, RungeKutta
 from .families.singlestep import DPMPPSDE, SEEDS, DPMFast, SingleStep
 from .families.stochastic import (
@@ -41,13 +42,14 @@ from .outcome import SolverError, Status
 from .sampling import tuning
 from .sampling.langevin import annealed_langevin, predictor_corrector
 from .sampling.learned_variance import sample_learned_variance
-from .sampling.pilot_grid import equidistributed
+from .sampling.pilot_grid import equidistributed, gits
 from .sampling.sampler import Sampler
 from .sampling.start import initial_states
 from .sampling.state import Result, State, StepInfo
 from .tables import grids, law
 from .tables.butcher import Butcher
 from .tables.grids import times
+from .tables.levels import Levels
 from .tables.solver import Solver
 from .tables.spectral import SpectralTable
 from .tables.tableau import Tableau
@@ -58,9 +60,11 @@ __all__ = [
     "DDPM",
     "DPM2",
     "DPMPPSDE",
+    "EPD",
     "ERSDE",
     "IPNDM",
     "PNDM",
+    "RXDDIM",
     "SEEDS",
     "SRA1",
     "Adams",
@@ -76,6 +80,8 @@ __all__ = [
     "GaussianPreconditioned",
     "Heun",
     "Inversion",
+    "Levels",
+    "PFDiff",
     "RePaint",
     "Relay",
     "Restart",
@@ -104,6 +110,7 @@ __all__ = [
     "encode",
     "equidistributed",
     "get",
+    "gits",
     "grids",
     "initial_states",
     "law",

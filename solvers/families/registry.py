@@ -13,6 +13,7 @@ from . import (
     heun,
     relay,
     restart,
+    reusing,
     runge_kutta,
     singlestep,
     stochastic,
@@ -32,6 +33,7 @@ SOLVERS: dict[str, Solver] = {
     **singlestep.SOLVERS,
     **restart.SOLVERS,
     **composed.SOLVERS,
+    **reusing.SOLVERS,
     **relay.SOLVERS,
 }
 

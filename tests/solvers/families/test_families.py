@@ -73,8 +73,9 @@ def test_its_table_reads_back_and_counts_its_calls(name, process):
 
     model = ud.Denoiser(net, process, predicts="data")
     r = ud.sample(model, (3, 2), solver=table, return_result=True)
-    assert r.nfe == table.nfe == len(calls)
-    assert torch.equal(torch.stack([t[0] for t in calls]), table.times.float())
+    told = torch.cat(calls).reshape(-1, 3)[:, 0]  # independent stages are asked about together
+    assert r.nfe == table.nfe == len(told)
+    assert torch.equal(told, table.times.float())
     assert bool(torch.isfinite(r.x).all())
 
 

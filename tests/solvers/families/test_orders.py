@@ -27,7 +27,7 @@ FLOWS = [k for k, s in DISTINCT.items() if not s.stochastic]
 NOISY = [k for k, s in DISTINCT.items() if s.stochastic and s.weak_order > 0]
 # On a Gaussian dy/ds = s y/(c + s^2) in RK's clocks: these gain an order there that they do not
 # have on the mixture.
-SUPERCONVERGENT = {"midpoint", "midpoint-flow", "dopri5-fixed"}
+SUPERCONVERGENT = {"midpoint", "midpoint-flow", "dopri5-fixed", "rx-ddim-2"}
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import beta as beta_distribution
 
 import undiffuse as ud
-from undiffuse.solvers import times
+from undiffuse.solvers import Levels, times
 from undiffuse.solvers.families.registry import SOLVERS
 from undiffuse.solvers.tables.grids import (
     GRIDS,
@@ -137,3 +137,39 @@ def test_discrete_spacings_are_diffusers(spacing, steps):
 def test_bad_grids_say_what_must_hold(build, message):
     with pytest.raises(ValueError, match=message):
         build(ud.VP())
+
+
+def test_published_levels_are_diffusers_and_their_own_number_of_steps_lays_them():
+    """Ten steps on Stable Diffusion's process: to the three digits that are published."""
+    schedules = pytest.importorskip("diffusers.schedulers").AysSchedules
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    process = ud.VP.from_betas(betas)
+    for name, key in (("ays-sd15", "StableDiffusion"), ("ays-sdxl", "StableDiffusionXL")):
+        laid = ratio(process, times(name, process, 10, "t_min"))[:-1]
+        published = torch.tensor(schedules[f"{key}Sigmas"][:-1], dtype=torch.float64)
+        assert torch.allclose(laid, published, rtol=0.01)
+
+
+def test_published_levels_of_a_flow_are_its_times_and_log_linear_between():
+    """Optimal Stepsize's ten for FLUX as their code interpolates them to five."""
+    process = ud.Flow(t_min=0.001, t_max=0.9968)
+    t = times("oss-flux", process, 10, "t_min")
+    values = (0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001)
+    assert torch.allclose(t, torch.tensor(values, dtype=torch.float64), rtol=1e-6)
+    xs = np.linspace(0, 1, 11)
+    five = np.exp(np.interp(np.linspace(0, 1, 6), xs, np.log(values[::-1])))[::-1]
+    assert np.allclose(times("oss-flux", process, 5, "t_min").numpy(), five, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Levels((1.0,)), "two levels or more that fall"),
+        (lambda: Levels((1.0, 2.0)), "two levels or more that fall"),
+        (lambda: Levels((2.0, 0.1), "share"), "levels of at most 1; got 2"),
+        (lambda: Levels((2.0, 0.1), "sigma"), "of must be 'ratio' or 'share'"),
+    ],
+)
+def test_levels_that_are_none_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
