@@ -59,10 +59,12 @@ def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     x, mean: [B, ...].
     std: [B, 1, ...].
     """
-    noisy = std > 0
-    scale = torch.where(noisy, std, 1.0)
-    each = -0.5 * ((x - mean) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
-    return torch.where(noisy, each, 0.0).flatten(1).sum(1)
+    width = std.flatten()
+    scale = torch.where(width > 0, width, 1.0)
+    off = (x - mean).flatten(1)
+    each = scale.log() + 0.5 * math.log(2 * math.pi)
+    found = -0.5 * off.square().sum(1) / scale.square() - off.shape[1] * each
+    return torch.where(width > 0, found, 0.0)
 
 
 class Densities(Loop):
