@@ -29,6 +29,8 @@ from .spacing import (
     class_of,
     clipping,
     defaults_of,
+    of_grid,
+    of_table,
     reading_of,
     theirs,
     time_of_told,
@@ -214,6 +216,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         further: other arguments of its set_timesteps.
         Raises ValueError where the nodes do not fall, are not a sampler's, or are given twice.
         """
+        if num_inference_steps is not None:
+            num_inference_steps = count("num_inference_steps", num_inference_steps)
         key = (
             num_inference_steps,
             str(device),
@@ -224,7 +228,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )
         run = self._runs.get(key)
         if run is None:
-            nodes = self._nodes(num_inference_steps, timesteps, sigmas, mu, further)
+            laid = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **further}
+            nodes = self._nodes(num_inference_steps, laid)
             place = torch.device("cpu" if device is None else device)
             run = Run(self.model, self._solver, nodes, place, self._name, self._ratio)
             run.walk(0, place, torch.float32)  # what cannot be walked is refused here
@@ -235,65 +240,24 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps = run.steps if num_inference_steps is None else num_inference_steps
         self._forget()
 
-    def _nodes(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | Tensor | None,
-        sigmas: Sequence[float] | Tensor | None,
-        mu: float | None,
-        further: dict[str, Any],
-    ) -> Nodes:
-        if timesteps is not None and sigmas is not None:
+    def _nodes(self, steps: int | None, laid: dict[str, Any]) -> Nodes:
+        """Where a run calls the network; laid: what `set_timesteps` was given."""
+        grid, sigmas = self.config["grid"], laid["sigmas"]
+        if laid["timesteps"] is not None and sigmas is not None:
             raise InvalidValue("timesteps and sigmas both say where the steps are: leave one out")
-        if steps is None and timesteps is None and sigmas is None:
+        if steps is None and laid["timesteps"] is None and sigmas is None:
             raise InvalidValue("num_inference_steps, timesteps or sigmas must say how many steps")
-        if steps is not None:
-            steps = count("num_inference_steps", steps)
-        grid, reading = self.config["grid"], self._reading
-        if sigmas is not None and grid is not None and uniform(sigmas):
-            steps, sigmas = len(sigmas), None
+        table = isinstance(self._solver, Tableau | SpectralTable)
+        if grid is None and not table:
+            return theirs(self.config["source"], self.config, self._reading, steps, **laid)
+        if sigmas is not None and uniform(sigmas):
+            steps, laid = len(sigmas), {**laid, "sigmas": None}
+        ours = self._name if table else f"grid={grid!r:.40}"
+        for what in [k for k, value in laid.items() if value is not None and k != "mu"]:
+            raise InvalidValue(f"{what} and {ours} both say where the steps are: leave one out")
         if isinstance(self._solver, Tableau | SpectralTable):
-            return self._of_table(self._solver, steps, timesteps, sigmas)
-        if grid is None:
-            laid_by = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **further}
-            return theirs(self.config["source"], self.config, reading, steps, **laid_by)
-        asked = {"timesteps": timesteps, "sigmas": sigmas, **further}
-        for what in [name for name, value in asked.items() if value is not None]:
-            raise InvalidValue(
-                f"{what} and grid={grid!r:.40} both say where the steps are: leave one out"
-            )
-        laid = grids.named(grid) if isinstance(grid, str) else grid
-        if isinstance(laid, grids.Discrete) and laid.train_steps is None:
-            laid = grids.Discrete(laid.spacing, reading.steps, laid.offset)
-        t = grids.times(
-            laid, self.model.process, steps, self.config["final"] or "denoise", self.model.t_min
-        )
-        if steps not in (None, len(t) - 1):
-            raise InvalidValue(
-                f"grid has {len(t) - 1} steps, its jump to data included; got "
-                f"num_inference_steps={steps}"
-            )
-        return Nodes(t, {}, False, None)
-
-    def _of_table(
-        self, table: Tableau | SpectralTable, steps: int | None, timesteps: Any, sigmas: Any
-    ) -> Nodes:
-        """The nodes of a table, which brings its own."""
-        given = timesteps if timesteps is not None else sigmas
-        if given is not None and not (given is sigmas and uniform(given)):
-            raise InvalidValue(
-                f"{self._name} is a table with times of its own: leave timesteps and sigmas out"
-            )
-        steps = len(given) if given is not None else steps
-        own = len(table.grid) - 1 if isinstance(table, Tableau) else table.nfe
-        own = max(own, 1) if own > 1 else table.nfe
-        if steps not in (own, table.nfe):
-            raise InvalidValue(
-                f"{self._name} is a table of {own} steps; got num_inference_steps={steps}"
-            )
-        ends = torch.cat([table.times, table.grid[-1:]])
-        t = table.grid if isinstance(table, Tableau) and len(table.grid) > 2 else ends
-        return Nodes(t, {}, False, None)
+            return of_table(self._solver, self._name, steps)
+        return of_grid(grid, self.model, steps, self.config["final"] or "denoise")
 
     @property
     def _name(self) -> str:

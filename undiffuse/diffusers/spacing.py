@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidType, InvalidValue
+from ..models import Denoiser
 from ..models.adapters import Reading, read_scheduler
 from ..models.adapters.modules import Linear
 from ..models.adapters.schedulers import KNOWN, REFUSED, REMEDY
 from ..models.processes import EDM, Flow, TabledVP
+from ..solvers import SpectralTable, Tableau, grids
 
 OWN = frozenset(["solver", "grid", "final", "seed", "source"])
 """Keys of UndiffuseScheduler itself; all others are the pipeline's scheduler's."""
@@ -233,6 +235,31 @@ def by_timesteps(reading: Reading, timesteps: Sequence[float] | Tensor) -> Nodes
 
 def _to_data(reading: Reading, t: Tensor, told: dict[float, float]) -> Nodes:
     return Nodes(torch.cat([t, t.new_tensor([reading.process.t_clean])]), told, False, None)
+
+
+def of_grid(grid: Any, model: Denoiser, steps: int | None, final: str) -> Nodes:
+    """The nodes of a grid of ours: a name, a `Grid` or times. Raises ValueError for other steps."""
+    laid = grids.named(grid) if isinstance(grid, str) else grid
+    if isinstance(laid, grids.Discrete) and laid.train_steps is None:
+        laid = grids.Discrete(laid.spacing, model.steps, laid.offset)
+    t = grids.times(laid, model.process, steps, final, model.t_min)
+    if steps not in (None, len(t) - 1):
+        raise InvalidValue(
+            f"grid has {len(t) - 1} steps, its jump to data included; got "
+            f"num_inference_steps={steps}"
+        )
+    return Nodes(t, {}, False, None)
+
+
+def of_table(table: Tableau | SpectralTable, name: str, steps: int | None) -> Nodes:
+    """The nodes of a table, which brings its own. Raises ValueError for other steps."""
+    whole = isinstance(table, Tableau) and len(table.grid) > 2  # learned tables have ends alone
+    t = table.grid if whole else torch.cat([table.times, table.grid[-1:]])
+    if steps not in (len(t) - 1, table.nfe):
+        raise InvalidValue(
+            f"{name} is a table of {len(t) - 1} steps; got num_inference_steps={steps}"
+        )
+    return Nodes(t, {}, False, None)
 
 
 def uniform(sigmas: Sequence[float] | Tensor) -> bool:
