@@ -156,7 +156,8 @@ def sample_dpm_adaptive(
 
     def denoised(y: Tensor, sigma: float) -> Tensor:
         info["nfe"] += 1
-        return model(y.to(kind), y.new_full((len(y),), sigma), **extra).to(wide)
+        told = y.new_full((len(y),), sigma, dtype=kind)
+        return model(y.to(kind), told, **extra).to(wide)
 
     with bar(not disable if disable is not None else sys.stderr.isatty()) as shown:
         shown.say("sample_dpm_adaptive")

@@ -111,6 +111,8 @@ def flow_scale(model: Any) -> float | None:
             flow = any(c.__name__ == "CONST" for c in type(sampling).__mro__)
             return float(getattr(sampling, "noise_scale", 1.0)) if flow else None
         predictor = getattr(model, "predictor", None)
+        if predictor is None and hasattr(model, "forge_objects"):
+            predictor = model.forge_objects.unet.model.predictor
         if predictor is not None:
             return 1.0 if getattr(predictor, "prediction_type", None) == "const" else None
         model = getattr(model, "inner_model", None)
@@ -293,7 +295,7 @@ def run(
             x_in, t_in = state.x_in, state.t_in
             if x_in is None or t_in is None:
                 break
-            denoised = model(x_in.to(x.dtype), t_in.to(wide), **extra)
+            denoised = model(x_in.to(x.dtype), t_in.to(x.dtype), **extra)
             if i in first:
                 told = levels.moves[first[i]]
                 if callback is not None:

@@ -351,6 +351,11 @@ def test_a_flows_noise_keeps_its_scale():
 def test_forge_flows_and_other_models_are_told_apart():
     assert flow_scale(SimpleNamespace(inner_model=SimpleNamespace(
         predictor=SimpleNamespace(prediction_type="const")))) == 1.0  # fmt: skip
+    unet = SimpleNamespace(
+        model=SimpleNamespace(predictor=SimpleNamespace(prediction_type="const"))
+    )
+    engine = SimpleNamespace(forge_objects=SimpleNamespace(unet=unet))
+    assert flow_scale(SimpleNamespace(inner_model=engine)) == 1.0
     assert flow_scale(SimpleNamespace(model_sampling=object())) is None
     assert flow_scale(denoise) is None
 
@@ -364,7 +369,7 @@ def test_half_precision_comes_back_as_it_went():
         return denoise(x, sigma)
 
     assert K.sample_dpmpp_2m(model, x, DOWN).dtype == torch.bfloat16
-    assert kinds == {(torch.bfloat16, torch.float32)}
+    assert kinds == {(torch.bfloat16, torch.bfloat16)}  # as k-diffusion calls it
 
 
 @pytest.mark.parametrize(
