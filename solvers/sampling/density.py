@@ -88,7 +88,7 @@ class Densities(Loop):
         multistep table, to earlier outputs. std is 0 for a row without noise.
         Raises ValueError as `tell`.
         """
-        means, deviations = self._laws
+        means, deviations, _ = self._laws
         mean, i = means.tell(state, out).x, state.inside
         std = deviations[i].expand(len(mean))
         if not isinstance(i, int):
@@ -128,17 +128,18 @@ class Densities(Loop):
 
     @property
     def noisy(self) -> Tensor:
-        """Whether each row has a density, bool [N]: whether it draws noise of its own."""
-        return self._laws[1] > 0
+        """Whether each row has a density (adds noise of its own), bool [N] on the host."""
+        return self._laws[2]
 
     @cached_property
-    def _laws(self) -> tuple[Densities, Tensor]:
-        """The sampler of the conditional means, and their deviations [N]."""
+    def _laws(self) -> tuple[Densities, Tensor, Tensor]:
+        """The sampler of the conditional means, their deviations [N], and where those are > 0."""
         if not isinstance(self.tableau, Tableau):
-            return self, torch.zeros(self.tableau.nfe, dtype=self.dtype, device=self.device)
+            none = torch.zeros(self.tableau.nfe, dtype=self.dtype, device=self.device)
+            return self, none, torch.zeros(len(none), dtype=torch.bool, device="cpu")
         mean, std = innovations(self.tableau)
         means = copy.copy(self)
         plan = self.composed(as_wide(mean, self.tableau))
         means.plan = replace(plan, key=self.plan.key)  # it steps from the same states
         means.weighed = {}  # of its own table
-        return means, sent(std, self.device, self.dtype)
+        return means, sent(std, self.device, self.dtype), std > 0

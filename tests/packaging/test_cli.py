@@ -57,6 +57,15 @@ def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_samples_of_parallel_sweeps_are_those_row_by_row(tmp_path):
+    options = ["sample", "--n", "4", "--steps", "20", "--solver", "ddim"]
+    swept = ["--parallel", "20", "--tolerance", "1e-4"]
+    main([*options, "--out", str(tmp_path / "a")])
+    main([*options, *swept, "--out", str(tmp_path / "b")])
+    a, b = (torch.load(tmp_path / f / "samples.pt", weights_only=True) for f in "ab")
+    assert 0 < float((a - b).square().mean().sqrt()) < 1e-4
+
+
 def test_a_grid_can_be_measured_on_the_network(tmp_path):
     options = ["sample", "--n", "8", "--steps", "6", "--solver", "ipndm-3"]
     grids = ("equidistributed", "karras")
@@ -91,6 +100,8 @@ def test_a_grid_can_be_measured_on_the_network(tmp_path):
         (["sample", "--solver", "dpmp-2m"], "did you mean 'dpmpp-2m'"),
         (["sample", "--grid", "kerras"], "did you mean 'karras'"),
         (["sample", "--steps", "0"], "steps must be"),
+        (["sample", "--parallel", "0"], "window must be >= 1; got 0"),
+        (["sample", "--tolerance", "0.1"], "tolerance is of parallel sweeps"),
         (["sample", "--n", "0"], "--n and --batch must be >= 1"),
         (["solvers", "unipc-33"], "unknown solver 'unipc-33'"),
         (["train", "nowhere.npz"], "nowhere.npz"),

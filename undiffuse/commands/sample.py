@@ -17,6 +17,7 @@ PILOT = 32
 
 
 def options(p: argparse.ArgumentParser) -> None:
+    from ..solvers.sampling.parallel import TOLERANCE
     from ..solvers.sampling.sample import sample
     from ..solvers.sampling.sampler import STEPS
     from ..solvers.tables.grids import GRIDS
@@ -46,6 +47,15 @@ def options(p: argparse.ArgumentParser) -> None:
         choices=["denoise", "zero", "t_min"],
         help="how the last step ends",
     )
+    p.add_argument(
+        "--parallel",
+        type=int,
+        default=None,
+        help="rows of the run to guess and correct at once: fewer rounds of larger calls",
+    )
+    p.add_argument(
+        "--tolerance", type=float, default=None, help=f"of --parallel; default: {TOLERANCE}"
+    )
     p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
     dtype(p, None)
     common(p, "out/sample")
@@ -71,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
     if solver == LEARNED:
         if args.nfe is not None:
             raise InvalidValue(f"--solver {LEARNED} calls the network once a step: give --steps")
+        if args.parallel is not None:
+            raise InvalidValue(f"--parallel sweeps tables, and --solver {LEARNED} is none")
         steps = STEPS if steps is None else steps
     else:  # what does not fit is found before the first call
         Sampler(
@@ -104,10 +116,12 @@ def run(args: argparse.Namespace) -> None:
                 nfe=args.nfe,
                 progress=True,
                 return_result=True,
+                parallel=args.parallel,
+                tolerance=args.tolerance,
                 **how,
             )
         parts.append(drawn.x.cpu())
-        calls = int(drawn.nfe)
+        calls = int(torch.as_tensor(drawn.nfe).max())
     x = torch.cat(parts)
     path = _kept(args.out / "samples.pt", x)
     print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {path}")
