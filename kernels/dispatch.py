@@ -308,4 +308,6 @@ _traced = _torch._C._get_tracing_state
 
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:
     """Makes x's GPU the current one: Triton launches on the current device, not on the tensor's."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)

@@ -3,6 +3,7 @@
 """How kernels are launched: block sizes, noise mode and compiler options, in one place."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -30,9 +31,14 @@ def block_of(batch, size, operands):
 
     operands: tensors read and written, which is what fills the registers.
     """
+    return _block(batch, size, operands, dispatch.interpreted())
+
+
+@lru_cache(256)  # a run asks the same at every row
+def _block(batch, size, operands, interpreted):
     quads = -(-size // 4)
     total = quads * batch
-    if dispatch.interpreted():
+    if interpreted:
         q = min(1 << 14, triton.next_power_of_2(total))  # its cost is per operation
     elif batch * size < CROSSOVER:
         q = SMALL
@@ -59,5 +65,10 @@ def noise_mode():
 def launch_options():
     """Options of every launch. Contraction is off unless the noise is fast: a fused multiply-add
     rounds once where the reference rounds twice, and its default changes between versions."""
+    return _options(dispatch.fast_noise())
+
+
+@lru_cache(2)
+def _options(fast):
     warp = 64 if torch.version.hip else 32
-    return {"num_warps": THREADS // warp, "enable_fp_fusion": dispatch.fast_noise()}
+    return {"num_warps": THREADS // warp, "enable_fp_fusion": fast}

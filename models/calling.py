@@ -38,7 +38,14 @@ class Seen:
 
     writes_x, writes_t: whether it writes into what it is shown; None before its first call.
     training: whether its mode was looked at.
+    repeated: the runs of it that were captured; see `graph="auto"` of `ud.sample`.
     """
+
+    repeated: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has met no runs: graphs are of this process and this object alone."""
+        return {name: value for name, value in vars(self).items() if name != "repeated"}
 
     def __init__(self) -> None:
         self.writes_x: bool | None = None

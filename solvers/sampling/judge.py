@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models import Process
+from ..cache import Cache
 from ..families.registry import get
 from ..outcome import SolverError, Status, verdict
 from ..tables.law import gaussian_law, marginal
@@ -71,7 +72,14 @@ def judged(
 
 def reach(process: Process, t: float) -> float:
     """What |x_t| of standardised data stays below."""
-    return REACH * math.hypot(float(process.alpha(t)), float(process.sigma(t)))
+
+    def make() -> float:
+        return REACH * math.hypot(float(process.alpha(t)), float(process.sigma(t)))
+
+    return _REACHES.get((process, t), torch.device("cpu"), make)
+
+
+_REACHES = Cache()
 
 
 def growth(table: Tableau, process: Process) -> float:

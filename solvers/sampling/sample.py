@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ...models.progress import track
 from .. import arguments
 from . import entry
+from .graph import Repeated
 from .judge import Watch, judged
 from .parallel import TOLERANCE
 from .pilot import auto
@@ -41,7 +42,7 @@ def sample(
     callback: Callable[[StepInfo], None] | None = ...,
     return_result: Literal[True],
     on_failure: str = ...,
-    graph: bool = ...,
+    graph: bool | Literal["auto"] = ...,
     parallel: int | None = ...,
     tolerance: float | None = ...,
 ) -> Result: ...
@@ -65,7 +66,7 @@ def sample(
     callback: Callable[[StepInfo], None] | None = ...,
     return_result: Literal[False] = ...,
     on_failure: str = ...,
-    graph: bool = ...,
+    graph: bool | Literal["auto"] = ...,
     parallel: int | None = ...,
     tolerance: float | None = ...,
 ) -> Tensor: ...
@@ -88,7 +89,7 @@ def sample(
     callback: Callable[[StepInfo], None] | None = None,
     return_result: bool = False,
     on_failure: str = "raise",
-    graph: bool = False,
+    graph: bool | Literal["auto"] = False,
     parallel: int | None = None,
     tolerance: float | None = None,
 ) -> Tensor | Result:
@@ -112,7 +113,8 @@ def sample(
     on_failure: 'raise' a `SolverError` that names the step and the samples where NaN or Inf
         appeared, or 'return' what there is, with `status`.
     graph: capture the run in one CUDA graph, without callbacks. For many runs of one shape keep the
-        graph: `Sampler.capture`.
+        graph: `Sampler.capture`; or 'auto', which captures a run of a network (an nn.Module,
+        unguided) that it meets a second time, replays it from then on, and runs all others as ever.
     parallel, tolerance: rows to guess and correct at once, and to what; see `Sampler.sweep`. Fewer
         rounds of larger calls, without callbacks and gradients. By default row by row; tolerance is
         1e-3 by default.
@@ -122,10 +124,12 @@ def sample(
     """
     arguments.on_failure(on_failure)
     arguments.denoiser(model)
-    for name, value in (("progress", progress), ("return_result", return_result), ("graph", graph)):
+    for name, value in (("progress", progress), ("return_result", return_result)):
         arguments.flag(name, value)
+    if not (isinstance(graph, bool) or graph == "auto"):
+        raise InvalidType(f"graph must be True, False or 'auto'; got {graph!r}")
     entry.callback(callback)
-    if graph and callback is not None:
+    if graph is True and callback is not None:
         raise InvalidValue("graph=True leaves no moment between steps to call `callback`")
     if parallel is None and tolerance is not None:
         raise InvalidValue("tolerance is of parallel sweeps: give parallel=, how many rows at once")
@@ -154,6 +158,14 @@ def sample(
                 callback(step)
         return x
 
+    def by_graph() -> Tensor | None:
+        if graph is True:
+            return sampler.capture(shape, cond, x_init)(seed, sample_ids)
+        seen = model._seen
+        seen.repeated = seen.repeated or Repeated()
+        plain = callback is None and not progress
+        return seen.repeated.run(sampler, shape, seed, sample_ids, x_init, cond) if plain else None
+
     swept = None
     with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
         if parallel is not None:
@@ -162,7 +174,8 @@ def sample(
             *_, swept = track(rounds, "sampling", sampler.nfe, progress)
             x = swept.x
         else:
-            x = sampler.capture(shape, cond, x_init)(seed, sample_ids) if graph else run()
+            found = by_graph() if graph else None
+            x = run() if found is None else found
     x = x if dtype is None else x.to(dtype)
     table = sampler.tableau
     told = model.given(cond, len(x))
@@ -173,10 +186,10 @@ def sample(
     return result if return_result else x
 
 
-def _fit_for_sweeps(graph: bool, callback: object, x_init: Tensor | None) -> None:
+def _fit_for_sweeps(graph: bool | str, callback: object, x_init: Tensor | None) -> None:
     """Raises ValueError for what sweeps over many rows cannot do."""
     if graph or callback is not None:
-        what = "graph=True" if graph else "callback"
+        what = f"graph={graph!r}" if graph else "callback"
         raise InvalidValue(f"{what} does not go with parallel=: the rows come as the samples do")
     if isinstance(x_init, Tensor) and x_init.requires_grad:
         raise InvalidValue("x_init requires gradients, which do not flow through parallel= sweeps")

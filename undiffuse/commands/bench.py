@@ -9,7 +9,7 @@ from .common import MODEL, commas, common, listed, names, needs_one, numbers, wi
 
 KEPT = (
     "what is done of NFE against quality is in --out, and the same command goes on "
-    "(orders, adaptive, kernels and likelihood begin anew)"
+    "(orders, adaptive, kernels, host and likelihood begin anew)"
 )
 MANY = 10**6
 KINDS = {
@@ -17,6 +17,7 @@ KINDS = {
     "orders": (0, 0),
     "adaptive": (0, 0),
     "kernels": (0, 0),
+    "host": (0, 0),
     "likelihood": (0, 0),
     "away": (2, MANY),
     "compare": (2, 2),
@@ -35,7 +36,8 @@ def options(p: argparse.ArgumentParser) -> None:
         default="nfe",
         choices=list(KINDS),
         help="nfe: network calls against quality; orders: declared and measured; "
-        "adaptive: steps chosen by each sample or by the batch; kernels; likelihood: "
+        "adaptive: steps chosen by each sample or by the batch; kernels; "
+        "host: what the host spends beside the network; likelihood: "
         "against exact values; away: the default, what `ud.tune` finds and the fixed setting "
         "chosen on the other networks, over the best peer; compare: what became worse "
         "between two results (then the "
@@ -206,6 +208,12 @@ def _kernels(args: argparse.Namespace) -> None:
     measure(args.out, args.device)
 
 
+def _host(args: argparse.Namespace) -> None:
+    from ..bench.host import run as measure
+
+    measure(args.out, quick=args.quick)
+
+
 def _likelihood(args: argparse.Namespace) -> None:
     from ..bench.likelihood.exact import run as measure
 
@@ -229,6 +237,7 @@ _RUNS = {
     "orders": _orders,
     "adaptive": _adaptive,
     "kernels": _kernels,
+    "host": _host,
     "likelihood": _likelihood,
     "away": _away,
     "compare": _compare,

@@ -1,5 +1,7 @@
 """Whole runs in one CUDA graph."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -20,6 +22,80 @@ def test_a_graph_is_refused_where_there_is_no_gpu():
         ud.Sampler(model(), steps=3).capture((2, 16))
     with pytest.raises(ValueError, match="callback"):
         ud.sample(model(), (2, 16), steps=3, graph=True, callback=print)
+
+
+def test_auto_runs_by_hand_where_there_is_no_gpu():
+    m = ud.Denoiser(Told(), ud.VP(), predicts="v")
+    plain = ud.sample(m, (2, 16), "ddpm", 4, seed=3, cond={"y": torch.ones(2)})
+    for _ in range(3):
+        auto = ud.sample(
+            m,
+            (2, 16),
+            "ddpm",
+            4,
+            seed=3,
+            cond={"y": torch.ones(2)},
+            graph="auto",
+            callback=lambda step: None,
+        )
+        assert torch.equal(auto, plain)
+    for wrong in ("yes", 1, None):
+        with pytest.raises(TypeError, match="graph must be True, False or 'auto'"):
+            ud.sample(m, (2, 16), steps=3, graph=wrong)
+    assert pickle.loads(pickle.dumps(m))._seen.repeated is None
+
+
+class Told(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(16, 16).requires_grad_(False)
+        self.asked = 0
+
+    def forward(self, x, t, y):
+        self.asked += 1
+        return self.layer(x) * t[:, None] * y[:, None]
+
+
+@pytest.mark.gpu
+def test_auto_captures_what_it_meets_twice_and_hears_every_change():
+    net = Told().cuda()
+    m = ud.Denoiser(net, ud.VP(), predicts="v")
+
+    def both(seed, y, x_init=None):
+        options = {"seed": seed, "cond": {"y": torch.full((2,), y, device="cuda")}}
+        want = ud.sample(m, (2, 16), "ddpm", 4, **options, x_init=x_init)
+        got = ud.sample(m, (2, 16), "ddpm", 4, **options, x_init=x_init, graph="auto")
+        assert torch.equal(got, want)
+        return got
+
+    both(1, 1.0)
+    first = both(1, 1.0)  # captured here
+    kept, asked = first.clone(), net.asked
+    for k in range(3):
+        both(k, 1.0 + k)
+    assert net.asked == asked + 3 * 4  # by hand alone: replays do not enter Python
+    assert torch.equal(first, kept)  # nobody else's memory
+    net.layer.weight.mul_(0.5)  # in place: the graph reads it
+    both(5, 2.0)
+    net.layer.weight = torch.nn.Parameter(0.1 * net.layer.weight, requires_grad=False)
+    both(5, 2.0)  # another address: another graph
+    both(6, 1.0, torch.randn(2, 16, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_auto_runs_by_hand_what_cannot_be_captured():
+    class Looks(Told):
+        def forward(self, x, t, y):
+            return super().forward(x, t, y) * (1.0 if float(t[0]) > 0.5 else 0.9)
+
+    m = ud.Denoiser(Looks().cuda(), ud.VP(), predicts="v")
+    cond = {"y": torch.ones(2, device="cuda")}
+    want = ud.sample(m, (2, 16), "ddpm", 4, cond=cond)
+    ud.sample(m, (2, 16), "ddpm", 4, cond=cond, graph="auto")
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        assert torch.equal(ud.sample(m, (2, 16), "ddpm", 4, cond=cond, graph="auto"), want)
+    assert torch.equal(ud.sample(m, (2, 16), "ddpm", 4, cond=cond, graph="auto"), want)
 
 
 @pytest.mark.gpu
