@@ -153,15 +153,35 @@ def from_torchcfm(
             )
         process: Process = Flow()
     elif kind == "TargetConditionalFlowMatcher":
-        process = Process.of(Line(1.0, -1.0), Line(sigma, 1 - sigma), t_min=0.0 if sigma else 1e-3)
+        process = straight(sigma, 1 - sigma, 0.0 if sigma else 1e-3)
     elif kind == "VariancePreservingConditionalFlowMatcher" and not sigma:
-        process = Process.of(Angle("cos"), Angle("sin"))
+        process = Process.of(Angle("cos"), Angle("sin"), inverse=AngleBack())
     else:
         raise InvalidValue(
             f"matcher must be a conditional flow matcher with sigma=0, or a target one; got {kind} "
             f"with sigma={sigma:g}: give process= to from_flow_matching"
         )
     return from_flow_matching(net, time_first=time_first, process=process, **options)
+
+
+@dataclass(frozen=True)
+class LineBack:
+    """lambda -> t of alpha = 1 - t and sigma = start + slope t."""
+
+    start: float
+    slope: float
+
+    def __call__(self, lam: Tensor) -> Tensor:
+        ratio, snr = torch.exp(-lam.clamp(min=0.0)), torch.exp(lam.clamp(max=0.0))
+        far = (1 - self.start * snr) / (1 + self.slope * snr)
+        near = (ratio - self.start) / (ratio + self.slope)
+        return torch.where(lam > 0, near, far).clamp(min=0.0)
+
+
+def straight(start: float, slope: float, t_min: float) -> Process:
+    """alpha = 1 - t and sigma = start + slope t."""
+    ends = Line(1.0, -1.0), Line(start, slope)
+    return Process.of(*ends, t_min=t_min, inverse=LineBack(start, slope))
 
 
 @dataclass(frozen=True)
@@ -172,6 +192,14 @@ class Angle:
 
     def __call__(self, t: Tensor) -> Tensor:
         return t.mul(math.pi / 2).cos() if self.of == "cos" else t.mul(math.pi / 2).sin()
+
+
+@dataclass(frozen=True)
+class AngleBack:
+    """lambda -> t of alpha = cos and sigma = sin of t pi/2."""
+
+    def __call__(self, lam: Tensor) -> Tensor:
+        return torch.exp(-lam).atan() * (2 / math.pi)
 
 
 class Appended(nn.Module):

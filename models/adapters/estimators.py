@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...kernels.errors import InvalidType
 from ..denoiser import Denoiser
 from ..processes import VE, VP, Flow, Process, SubVP
-from .codebases import Line
+from .codebases import straight
 
 KINDS = (
     "FlowMatchingEstimator", "VPScoreEstimator", "SubVPScoreEstimator", "VEScoreEstimator",
@@ -52,7 +52,7 @@ def process_of(estimator: Any, kind: str) -> Process:
     """The forward process that an estimator of this kind was trained on."""
     if kind == "FlowMatchingEstimator":
         s = float(estimator.noise_scale)
-        return Process.of(Line(1.0, -1.0), Line(s, 1.0), t_min=0.0) if s else Flow()
+        return straight(s, 1.0, 0.0) if s else Flow()
     ends = float(estimator.t_min), float(estimator.t_max)
     if kind == "VEScoreEstimator":
         return VE(float(estimator.sigma_min), float(estimator.sigma_max), *ends)

@@ -25,7 +25,7 @@ from .test_linear import operands, step
 interpreter_only = pytest.mark.skipif(
     torch.cuda.is_available(), reason="Triton's interpreter is off where there is a GPU"
 )
-pytestmark = interpreter_only
+pytestmark = [pytest.mark.triton, interpreter_only]
 
 
 @pytest.fixture(autouse=True)

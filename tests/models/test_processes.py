@@ -194,6 +194,7 @@ TURNED = {
     "alpha_of": torch.cos,
     "sigma_of": torch.sin,
     "omega": lambda t: 3 * t - 1,
+    "inverse": lambda lam: torch.exp(-lam).atan() / 1.5,
 }
 FIELDS = [(n, f.name) for n, p in EVERY.items() for f in dataclasses.fields(p)]
 
@@ -210,6 +211,9 @@ def test_every_field_changes_the_process(name, field):
         models = [ud.Denoiser(lambda x, t: x, p, predicts="edm") for p in (process, turned)]
         x = torch.ones(1, 1)
         assert float(models[0](x, 1.0)) != float(models[1](x, 1.0))
+    elif field == "inverse":
+        lam = torch.zeros((), dtype=F64)
+        assert turned.inverse_log_snr(lam) == TURNED[field](lam)  # to the bit: it is asked
     elif field in ("t_min", "t_max"):
         assert getattr(turned, field) == TURNED[field] != getattr(process, field)
         assert float(ud.solvers.times("uniform", turned, 5)[0]) == turned.t_max
@@ -305,3 +309,26 @@ def test_slopes_of_functions_without_gradients_are_differences():
             torch.testing.assert_close(getattr(other, part)(t), want, rtol=0, atol=1e-10)
     still = Process.of(torch.ones_like, lambda t: t)
     assert float(still.alpha_dot(t).abs().max()) < 1e-12
+
+
+def test_an_inverse_of_ones_own_is_checked_and_used():
+    back = lambda lam: torch.exp(-lam).atan() / 1.5
+    process = Process.of(quarter_cos, quarter_sin, inverse=back)
+    lam = torch.tensor([-2.0, 0.0, 3.0], dtype=F64)
+    torch.testing.assert_close(process.inverse_log_snr(lam), back(lam), rtol=0, atol=0)
+    torch.testing.assert_close(VARIANTS["of"].inverse_log_snr(lam), back(lam), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="inverse must give t back"):
+        Process.of(quarter_cos, quarter_sin, inverse=lambda lam: torch.exp(-lam).atan())
+
+
+@pytest.mark.parametrize(("start", "slope"), [(0.0, 1.0), (1e-3, 1.0), (0.1, 0.9)])
+def test_straight_paths_are_inverted_in_closed_form(start, slope):
+    from undiffuse.models.adapters.codebases import straight
+
+    process = straight(start, slope, 0.0 if start else 1e-3)
+    t = torch.tensor([process.t_min, 0.01, 0.5, 0.99, 1.0], dtype=F64)
+    found = process.inverse_log_snr(process.log_snr(t))
+    torch.testing.assert_close(found, t, rtol=1e-12, atol=1e-12)
+    ends = process.inverse_log_snr(torch.tensor([-torch.inf, torch.inf], dtype=F64))
+    assert ends.tolist() == [1.0, 0.0]
+    assert pickle.loads(pickle.dumps(process)) == process
