@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.checks import sent
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
 from ...models.calling import Pair
 from ..tables.innovations import as_wide, innovations
@@ -114,10 +114,12 @@ class Densities(Loop):
         the policy: its log_prob is 0, wherever next_x is; see `noisy`. Published code averages over
         components where this sums: divide by their number.
         Raises ValueError as `tell`, for a next_x of another shape or device, and for both next_x
-        and noise.
+        and noise; TypeError for a next_x that is no tensor.
         """
         if next_x is not None and noise is not None:
             raise InvalidValue("next_x and noise were both given: noise is what draws a next state")
+        if next_x is not None and not isinstance(next_x, Tensor):
+            raise InvalidType(f"next_x must be a tensor; got {type(next_x).__name__}")
         mean, std = self.moments(state, out)
         after = self.tell(state, out, noise=noise)
         if next_x is not None:

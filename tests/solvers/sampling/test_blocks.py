@@ -122,7 +122,7 @@ def test_conditions_and_guidance_follow_their_samples():
         assert torch.allclose(got, want.x, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     zeros=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8),
     seed=st.integers(0, 2**31),

@@ -22,7 +22,7 @@ def sampler_of(name, process=PROCESSES[0], steps=6, net=network, **options):
     return ud.Sampler(ud.Denoiser(net, process, predicts="data", **options), table)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(sorted(SOLVERS)),
     process=st.sampled_from(PROCESSES),
@@ -43,13 +43,13 @@ def test_without_tolerance_the_bits_are_those_of_the_run_row_by_row(
     assert bool((swept.nfe <= swept.rounds * min(window, sampler.nfe)).all())
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
-@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "ddpm", "heun", "seeds-2", "relay"])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "seeds-2", "relay"])
 def test_the_result_is_within_the_tolerance(name, tolerance):
     """The shipped network; root mean squares of samples against the run row by row."""
     model = ud.models.checkpoint.load_default().denoiser
     sampler = ud.Sampler(model, name, steps=25)
-    state = sampler.init((4, 1, 8, 8), seed=7)
+    state = sampler.init((2, 1, 8, 8), seed=7)
     with torch.no_grad():
         want = sampler.finish(state)
     swept = sampler.sweep(state, window=20, tolerance=tolerance)
