@@ -6,6 +6,7 @@ and noise. The bound is 1e-5 of the largest value: both sides compute in float32
 
 import copy
 import inspect
+import itertools
 import json
 import pickle
 
@@ -110,6 +111,54 @@ def test_the_same_method_gives_the_same_sample(name, config, solver):
     assert difference(want, got) < TOLERANCE
 
 
+# --- where theirs is another number, and why ---
+
+
+def test_a_clip_that_acts():
+    """DDIM clips its estimate but keeps the noise it did not clip; ours reads it off the clip, as
+    theirs does where it is asked to."""
+    theirs, ours = both("DDIM", LATENT, "ddim")
+    got, x = loop(ours, 10), X
+    assert difference(loop(theirs, 10), got) > 1e-2
+    theirs.set_timesteps(10)
+    for t in theirs.timesteps:
+        x = theirs.step(net(x, t), t, x, use_clipped_model_output=True).prev_sample
+    assert difference(x, got) < TOLERANCE
+
+
+def test_trailing_steps_that_do_not_divide_the_training_steps():
+    """DDIM steps by 1000 // 7 = 142 from timesteps that are 143 apart; ours to the next one."""
+    theirs, ours = both("DDIM", {**LATENT, "clip_sample": False, "timestep_spacing": "trailing"},
+                        "ddim")  # fmt: skip
+    got = loop(ours, 7)
+    assert difference(loop(theirs, 7), got) > 1e-3
+    bar, x = theirs.alphas_cumprod.double(), X.double()
+    ends = [*theirs.timesteps.tolist(), None]
+    for t, after in itertools.pairwise(ends):
+        a, b = bar[t], torch.tensor(1.0) if after is None else bar[after]
+        eps = net(x, t)
+        x = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+    assert difference(x, got) < TOLERANCE
+
+
+def test_the_end_of_lms_and_tcd():
+    """LMS extrapolates its last step to sigma = 0, TCD ends at alpha_bar of its first step; ours
+    jump to the data. Up to there they are the same."""
+    for name, solver in (("LMSDiscrete", "lms-4"), ("TCD", "tcd")):
+        states = []
+        for scheduler in both(name, LATENT, solver):
+            kept = []
+            noise = seeded() if name == "TCD" else None
+            loop(scheduler, 8, X, noise, lambda i, x, kept=kept: kept.append(x.clone()) or x)
+            states.append(kept)
+        want, got = states
+        assert max(difference(a, b) for a, b in zip(want[:-1], got[:-1], strict=True)) < TOLERANCE
+        assert difference(want[-1], got[-1]) > TOLERANCE
+
+
+# --- the pipeline's own nodes ---
+
+
 @pytest.mark.parametrize(
     ("name", "config", "laid"),
     [
@@ -167,6 +216,7 @@ def against_sample(scheduler, steps):
     return got, ud.sample(model, x.shape, table, x_init=x, seed=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ud.solvers.names(aliases=False))
 def test_every_solver_in_a_pipelines_loop(solver):
     """The pipeline's loop gives what `ud.sample` gives, for a latent pipeline and for a flow."""
@@ -190,6 +240,15 @@ def test_every_grid_in_a_pipelines_loop(grid, source):
         solver="relay", grid=grid, source=source + "Scheduler", seed=5, **config
     )
     assert difference(*against_sample(scheduler, 8)) < TOLERANCE
+
+
+@pytest.mark.parametrize("solver", ["relay", "unipc-3", "heun", "ddpm", "restart"])
+def test_a_pipelines_loop_is_our_own(solver):
+    """As above, for a few solvers on a grid of ours."""
+    scheduler = UndiffuseScheduler(
+        solver=solver, grid="karras", source="EulerDiscreteScheduler", seed=5, **LATENT
+    )
+    assert difference(*against_sample(scheduler, 6)) < TOLERANCE
 
 
 def test_steps_and_calls():

@@ -111,7 +111,8 @@ ROWS = [
 
 
 TABLE = [
-    pytest.param(row, marks=pytest.mark.slow if row[0].startswith("KDPM2") else ()) for row in ROWS
+    pytest.param(row, marks=pytest.mark.slow if row[0].startswith("KDPM2") or row[2] > 100 else ())
+    for row in ROWS
 ]
 
 
