@@ -29,7 +29,8 @@ TOLERANCE = 1e-5
 def net(x, t):
     """A network that depends on both and is no straight line."""
     t = t.float() if isinstance(t, torch.Tensor) else torch.tensor(float(t))
-    return 0.5 * torch.sin(2 * x) + 0.2 * x + 0.1 * torch.cos(t / 300)
+    told = torch.cos(t / 300).reshape(-1, 1, 1, 1)
+    return 0.5 * torch.sin(2 * x) + 0.2 * x + 0.1 * told
 
 
 def loop(scheduler, steps, x=X, generator=None, edit=None, **laid):
@@ -209,7 +210,7 @@ def against_sample(scheduler, steps):
         got = scheduler.step(net(scheduler.scale_model_input(got, t), t), t, got).prev_sample
     reading = scheduler._reading
     model = ud.Denoiser(
-        lambda x, t: reading.sign * net(x, t[0]), reading.process, reading.predicts, reading.time
+        lambda x, t: reading.sign * net(x, t), reading.process, reading.predicts, reading.time
     )
     table = scheduler._run.table
     assert scheduler.nfe == table.nfe == len(scheduler.timesteps)
@@ -431,7 +432,7 @@ def test_statistics_by_their_file(tmp_path):
     scheduler = UndiffuseScheduler(solver=str(path), clip_sample=False, **LATENT)
     got = loop(scheduler, 6)
     assert isinstance(scheduler._run.table, SpectralTable)
-    model = ud.Denoiser(lambda x, t: net(x, t[0]), scheduler.model.process, time="index")
+    model = ud.Denoiser(lambda x, t: net(x, t), scheduler.model.process, time="index")
     solver = tuning.read(path, scheduler.model.process)
     want = ud.sample(model, X.shape, solver, None, scheduler._run.grid, x_init=X)
     assert difference(want, got) < TOLERANCE
