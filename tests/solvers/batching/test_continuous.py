@@ -364,3 +364,31 @@ def test_what_does_not_fit_is_refused_when_it_is_added():
     with pytest.raises(ValueError, match="max_batch must be >= 1"):
         ud.ContinuousBatch(MODEL, 0)
     assert len(batch) == 1
+
+
+@pytest.mark.gpu
+def test_a_device_gives_the_bits_of_the_cpu_and_ticks_never_wait_for_it():
+    """The host reads the device only where a run ends."""
+    asked = [
+        {"shape": (2, *SHAPE), "solver": "dpmpp-2m-sde", "steps": 8, "seed": 1},
+        {"shape": (1, *SHAPE), "solver": "unipc-3", "steps": 9, "seed": 2},
+        {"shape": (1, *SHAPE), "solver": "heun", "steps": 7, "seed": 3},
+    ]
+
+    def simple(x, t):  # sums and products, which round alike everywhere
+        return x * t[:, None, None]
+
+    model = ud.Denoiser(simple, ud.VP())
+    batch = ud.ContinuousBatch(model, 8, device="cuda")
+    running = [batch.add(**request) for request in asked]
+    batch.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            assert batch.step() == []
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    batch.run()
+    for request, got in zip(asked, running, strict=True):
+        assert torch.equal(got.result().cpu(), alone(request, model))

@@ -328,3 +328,20 @@ def test_a_callback_sees_the_law_of_the_step(solver):
             z = ud.kernels.normal((2, 6), 3, None, int(table.draws[info.row, 0]), "predictor")
         torch.testing.assert_close(info.mean + info.std * z, info.x, rtol=1e-5, atol=1e-5)
         assert bool((info.std > 0).all()) == bool((table.noise[info.row] != 0).any())
+
+
+@pytest.mark.gpu
+def test_states_cross_devices_and_step_there_to_the_same_bits():
+    model = ud.Denoiser(lambda x, t: x * t[:, None], ud.VP())
+    here = ud.Sampler(model, "dpmpp-2m-sde", 6)
+    there = ud.Sampler(model, "dpmpp-2m-sde", 6, device="cuda")
+    firsts = [here.init((1, 6), seed=k) for k in range(3)]
+    states = []
+    for k, state in enumerate(firsts):
+        for _ in range(k):
+            state = here.tell(state, model.net(state.x_in, state.t_in))
+        states.append(state)
+    want = here.finish(here.join(states))
+    moved = here.join(states).to("cuda")
+    assert moved.row.device.type == "cpu" and moved.t_in.device.type == "cuda"
+    assert torch.equal(there.finish(moved).cpu(), want)
