@@ -354,7 +354,8 @@ class Transformer(nn.Module):
         self.time = TimeEmbedding(embedding, time_scale=time_scale)
         self.label = LabelEmbedding(classes, embedding) if classes else None
         self.enter = nn.Linear(size, width)
-        self.place = nn.Parameter(0.02 * torch.randn(math.prod(self.tokens), width))
+        places = self.enter.weight.detach().new_empty(math.prod(self.tokens), width)
+        self.place = nn.Parameter(0.02 * torch.randn_like(places))
         self.blocks = nn.ModuleList(
             _TransformerBlock(width, heads, embedding) for _ in range(depth)
         )

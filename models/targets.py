@@ -206,7 +206,8 @@ class _Exact:
 def _numbers(name: str, values: object) -> Tensor:
     """Real numbers as float64. Raises TypeError for what holds none."""
     try:
-        found = torch.as_tensor(values)
+        # a tensor stays where it is: as_tensor would move it to the default device
+        found = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
         if found.is_complex() or found.layout != torch.strided or found.is_meta:
             raise TypeError
         if not found.numel():

@@ -37,7 +37,8 @@ def f64(t: Time) -> Tensor:
         found = t
     else:
         try:
-            found = torch.as_tensor(t)
+            # a tensor stays where it is: as_tensor would move it to the default device
+            found = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise InvalidType(f"times must be real numbers; got {t!r}") from None
         if found.is_complex() or found.dtype == torch.bool:
@@ -380,7 +381,7 @@ def differences(
     middle = t.clamp(first + 2 * h, last - 2 * h)
     nodes = t.new_tensor(STENCIL)
     values = torch.stack(
-        [torch.as_tensor(function(middle + k * h)).to(t).expand(t.shape) for k in STENCIL], -1
+        [as_float64(function(middle + k * h)).to(t).expand(t.shape) for k in STENCIL], -1
     )
     powers = torch.arange(len(STENCIL), dtype=t.dtype, device=t.device)
     weights = torch.linalg.solve(nodes[:, None] ** powers, values[..., None])[..., 0]

@@ -176,7 +176,9 @@ def _vector(name: str, values: Any) -> Tensor:
         tensors = hasattr(values, "dtype") or any(isinstance(v, complex) for v in values)
         if isinstance(values, np.ndarray):
             values = values.copy()  # torch takes no negative strides
-        found = torch.as_tensor(values, dtype=None if tensors else torch.float64)
+        given = isinstance(values, Tensor)  # which as_tensor would move to the default device
+        kind = None if tensors else torch.float64
+        found = values if given else torch.as_tensor(values, dtype=kind, device="cpu")
         if found.is_complex() or found.dtype == torch.bool:
             raise TypeError
         if found.layout != torch.strided:
