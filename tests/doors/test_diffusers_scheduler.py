@@ -410,6 +410,20 @@ def test_noise_at_training_times():
         assert difference(want, got) < TOLERANCE
 
 
+def test_schedulers_of_one_kind_share_their_plans():
+    """Equal configurations, solvers and steps are planned once; others are not mixed up."""
+    made = [UndiffuseScheduler(solver="unipc-3", **LATENT) for _ in range(2)]
+    other = UndiffuseScheduler(solver="unipc-3", **{**LATENT, "beta_end": 0.02})
+    for scheduler in (*made, other):
+        scheduler.set_timesteps(7)
+    assert made[0]._run is made[1]._run is not other._run
+    apart = loop(made[0], 7), loop(made[1], 7)
+    assert torch.equal(*apart) and not torch.equal(apart[0], loop(other, 7))
+    made[0].set_timesteps(7, "cpu")
+    made[1].set_timesteps(8)
+    assert made[0]._run is not made[1]._run
+
+
 # --- tables and files -------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from ..models.processes import Flow, TabledVP
 from ..models.processes.process import count
 from ..models.readout import convert
 from ..solvers import SpectralTable, State, Tableau, grids
+from ..solvers.cache import Cache
 from .run import GridLike, Run, SolverLike, solver_of
 from .spacing import (
     OWN,
@@ -37,7 +38,7 @@ from .spacing import (
     uniform,
 )
 
-KEPT = 16  # runs of `set_timesteps` that are remembered
+RUNS = Cache(64)  # of `set_timesteps`: schedulers of one kind share them
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -133,7 +134,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )
         self._solver = solver_of(solver, self.model)
         self._ratio = source in RATIO and isinstance(reading.process, TabledVP)
-        self._runs: dict[Any, Run] = {}
+        kept = {k: v for k, v in self.config.items() if k not in ("solver", "seed")}
+        self._plain = tuple(sorted(kept.items()))
         self._run: Run | None = None
         self.num_inference_steps: int | None = None
         self._forget()
@@ -218,24 +220,18 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if num_inference_steps is not None:
             num_inference_steps = count("num_inference_steps", num_inference_steps)
-        key = (
-            num_inference_steps,
-            str(device),
-            None if timesteps is None else tuple(map(float, timesteps)),
-            None if sigmas is None else tuple(map(float, sigmas)),
-            mu,
-            tuple(sorted(further.items())),
-        )
-        run = self._runs.get(key)
-        if run is None:
-            laid = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **further}
+        place = torch.device("cpu" if device is None else device)
+        laid = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **further}
+
+        def make() -> Run:
             nodes = self._nodes(num_inference_steps, laid)
-            place = torch.device("cpu" if device is None else device)
-            run = Run(self.model, self._solver, nodes, place, self._name, self._ratio)
-            run.walk(0, place, torch.float32)  # what cannot be walked is refused here
-            if len(self._runs) >= KEPT:
-                del self._runs[next(iter(self._runs))]
-            self._runs[key] = run
+            made = Run(self.model, self._solver, nodes, place, self._name, self._ratio)
+            made.walk(0, place, torch.float32)  # what cannot be walked is refused here
+            return made
+
+        asked = tuple(sorted(laid.items()))
+        parts = (self._solver, self._plain, num_inference_steps, asked)
+        run = RUNS.get(parts, place, make)
         self._run = run
         self.num_inference_steps = run.steps if num_inference_steps is None else num_inference_steps
         self._forget()
