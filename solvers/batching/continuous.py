@@ -29,7 +29,7 @@ from ...models.guidance.combine import unconditional
 from .. import arguments
 from ..outcome import SolverError, Status
 from ..sampling.loop import Loop
-from ..sampling.sampler import GRID, SOLVER, GridLike, Sampler, SolverLike
+from ..sampling.sampler import SOLVER, GridLike, Sampler, SolverLike
 from ..sampling.state import State, join
 from .merged import Common, Key
 
@@ -210,7 +210,7 @@ class ContinuousBatch:
         shape: Sequence[int],
         solver: SolverLike = SOLVER,
         steps: int | None = None,
-        grid: GridLike = GRID,
+        grid: GridLike | None = None,
         seed: int | Tensor = 0,
         *,
         sample_ids: Tensor | Sequence[int] | None = None,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...models import Process
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .multistep_engine import (
@@ -70,8 +71,35 @@ class DDIM(Solver):
         )
 
 
+SHORT, CLEAN = 8, 0.02
+"""Steps up to which a noisy run ends at t_min, where sigma/alpha is at most CLEAN there: a
+denoising jump would take a call from the steps, as of `Relay`."""
+
+
+class _ReverseSDE(Solver):
+    """Where a run with noise steps if nobody says: equal steps of lambda.
+
+    Of six grids by the sliced W2 distance to exact draws, on all but one of five exact targets with
+    three processes each: the same choice whichever was left out, at 10 and at 20 steps. Longer runs
+    end with a jump: without it narrow data lose nats of density to the noise that is left.
+    """
+
+    eta: float
+
+    @property
+    def own_grid(self) -> str:
+        return "log_snr" if self.eta else super().own_grid
+
+    def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
+        end = torch.tensor(process.t_min, dtype=torch.float64, device="cpu")
+        cleanest = float(torch.exp(-process.log_snr(end)))
+        if self.eta and 1 < steps <= SHORT and cleanest <= CLEAN:
+            return self, steps, "t_min"
+        return super().on(process, steps)
+
+
 @dataclass(frozen=True)
-class DPMSolverPP(Solver):
+class DPMSolverPP(_ReverseSDE):
     """DPM-Solver++, multistep (Lu et al. 2022b, algorithm 2), and its SDE (eta = 1).
 
         x_t = (sigma_t/sigma_s) e^{-eta h} x_s + alpha_t (1 - e^{-(1+eta) h}) D~
@@ -139,7 +167,7 @@ class DPMSolverPP(Solver):
 
 
 @dataclass(frozen=True)
-class DPMSolverPP3Compat(Solver):
+class DPMSolverPP3Compat(_ReverseSDE):
     """The multistep third-order DPM-Solver++ as published code has it, which is of order 2.
 
         x_t = carry x_s + alpha_t (-phi_1 D_i + phi_2 D' - phi_3 D''),   H = (1 + eta) h

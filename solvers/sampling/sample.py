@@ -18,7 +18,7 @@ from .judge import Watch, judged
 from .parallel import TOLERANCE
 from .pilot import auto
 from .pilot_grid import MEASURED, measured
-from .sampler import GRID, SOLVER, STEPS, GridLike, SolverLike, sampler_for
+from .sampler import SOLVER, STEPS, GridLike, SolverLike, sampler_for
 from .state import Result, StepInfo
 
 
@@ -28,7 +28,7 @@ def sample(
     shape: Sequence[int],
     solver: SolverLike = ...,
     steps: int | None = ...,
-    grid: GridLike = ...,
+    grid: GridLike | None = ...,
     seed: int | Tensor = ...,
     *,
     sample_ids: Tensor | Sequence[int] | None = ...,
@@ -52,7 +52,7 @@ def sample(
     shape: Sequence[int],
     solver: SolverLike = ...,
     steps: int | None = ...,
-    grid: GridLike = ...,
+    grid: GridLike | None = ...,
     seed: int | Tensor = ...,
     *,
     sample_ids: Tensor | Sequence[int] | None = ...,
@@ -75,7 +75,7 @@ def sample(
     shape: Sequence[int],
     solver: SolverLike = SOLVER,
     steps: int | None = None,
-    grid: GridLike = GRID,
+    grid: GridLike | None = None,
     seed: int | Tensor = 0,
     *,
     sample_ids: Tensor | Sequence[int] | None = None,

@@ -59,7 +59,8 @@ class Sampler(Densities, Sweeps):
         steps, grid and end of its own.
     steps: intervals of the grid, by default 20.
     nfe: network calls to spend at most, in the place of steps; as many steps as they pay for.
-    grid: a name, a `Grid` or times.
+    grid: a name, a `Grid` or times; by default the solver's own, 'blend' of most, 'log_snr' of
+        those of the reverse SDE.
     final: how the last step ends. See `ud.solvers.times`.
     dtype: of the network's input; by default that of its parameters. The state is float64 with
         float64 and float32 with all others; float64 keeps the state alone in it where the
@@ -74,7 +75,7 @@ class Sampler(Densities, Sweeps):
         model: Denoiser | Process,
         solver: SolverLike = SOLVER,
         steps: int | None = None,
-        grid: GridLike = GRID,
+        grid: GridLike | None = None,
         *,
         nfe: int | None = None,
         final: str | None = None,
@@ -215,7 +216,7 @@ def sampler_for(
     model: Denoiser,
     solver: SolverLike,
     steps: int | None,
-    grid: GridLike,
+    grid: GridLike | None,
     x_init: Tensor | None,
     *,
     nfe: int | None = None,
@@ -241,7 +242,7 @@ def _planned(
     solver: SolverLike,
     steps: int | None,
     nfe: int | None,
-    grid: GridLike,
+    grid: GridLike | None,
     final: str | None,
     device: torch.device,
     dtype: torch.dtype,
@@ -250,7 +251,7 @@ def _planned(
     """The table of a run and its plan, or those that equal arguments have had before."""
     if not isinstance(solver, Tableau | SpectralTable):
         solver = get(solver)
-    grid = _for_model(grid, model)
+    grid = _for_model(_own(solver) if grid is None else grid, model)
 
     def make() -> tuple[Tableau | SpectralTable, Plan]:
         table = _table(solver, model, steps, nfe, grid, final)
@@ -290,6 +291,12 @@ def _table(
         return in_steps(get(solver), model, grid, final, steps)
     t = grids.times(grid, model.process, steps, final or "denoise", model.t_min)
     return get(solver).tableau(model.process, t)
+
+
+def _own(solver: SolverLike) -> str:
+    """The grid of a run that names none."""
+    named = get(solver) if isinstance(solver, str) else solver
+    return named.own_grid if isinstance(named, Solver) else GRID
 
 
 def _for_model(grid: GridLike, model: Denoiser) -> GridLike:

@@ -99,6 +99,11 @@ class Solver(ABC):
         process = VP()
         return self.tableau(process, times("log_snr", process, 4)).stochastic
 
+    @property
+    def own_grid(self) -> str:
+        """The grid of a run that names none."""
+        return "blend"
+
     def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
         """The solver that runs in so many steps, its intervals, and its end by default.
 

@@ -37,9 +37,9 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--nfe", type=int, default=None, help="network calls, in the place of --steps")
     p.add_argument(
         "--grid",
-        default=default(sample, "grid"),
+        default=None,
         help=f"{listed(GRIDS)}; or equidistributed: measured on the network by 64 calls "
-        f"for {PILOT} samples",
+        f"for {PILOT} samples; default: the solver's own",
     )
     p.add_argument(
         "--final",
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         how = {"seed": args.seed, "sample_ids": ids, "final": args.final, "device": args.device}
         if solver == LEARNED:
             drawn = sample_learned_variance(
-                loaded.denoiser, shape, steps, grid, progress=True, **how
+                loaded.denoiser, shape, steps, grid or GRID, progress=True, **how
             )
         else:
             drawn = sample(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..kernels.errors import InvalidValue
-from .common import default, listed
+from .common import listed
 
 KEPT = "nothing was written"
 STEPS = 10
@@ -13,14 +13,14 @@ STEPS = 10
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..models import PROCESSES
-    from ..solvers.sampling.sample import sample
+    from ..solvers.sampling.sampler import GRID
     from ..solvers.tables.grids import GRIDS
 
     p.add_argument("name", nargs="?", help="print this solver's tableau")
     p.add_argument("--steps", type=int, default=5, help="steps of the printed tableau")
     p.add_argument("--process", default="vp", help=listed(PROCESSES))
     p.add_argument(
-        "--grid", default=default(sample, "grid"), help=f"of the printed tableau: {listed(GRIDS)}"
+        "--grid", default=GRID, help=f"of the printed tableau: {listed(GRIDS)}"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import undiffuse as ud
+from undiffuse.models.named_targets import get as get_target
 from undiffuse.solvers import (
     DDIM,
     DPM2,
@@ -430,3 +431,24 @@ def test_dpm_fast_takes_no_noise_in_a_last_step_above_zero():
     ]
     assert torch.equal(table.data, chain(parts, [(1.0, 0.0)]).data)
     assert not bool(table.noise[-1].any()) and bool(table.noise[-2].any())
+
+
+def test_a_noisy_run_that_names_no_grid_takes_its_own_and_others_the_blend():
+    """By the law of what comes out: sliced W2 to exact draws at 10 steps, against the blend."""
+    target = get_target("stiff")
+    law, model = target.law, target.law.denoiser(target.process)
+    exact, shape = law.sample(2000, seed=5).double(), (2000, *law.event_shape)
+    g = torch.Generator().manual_seed(0)
+    ways = torch.randn(exact[0].numel(), 16, generator=g, dtype=torch.float64)
+    ways = ways / ways.norm(dim=0)
+
+    def off(**how):
+        x = ud.sample(model, shape, "dpmpp-2m-sde", 10, dtype=torch.float64, seed=1, **how)
+        a, b = ((v.flatten(1) @ ways).sort(0).values for v in (x, exact))
+        return float((a - b).square().mean().sqrt())
+
+    assert off() == off(grid="log_snr", final="denoise") < 0.6 * off(grid="blend")
+    ends = {n: ud.Sampler(model, "dpmpp-2m-sde", n).tableau.grid[-1] for n in (6, 10)}
+    assert float(ends[6]) == model.t_min and float(ends[10]) == 0.0
+    for name, laid in (("dpmpp-2m", "blend"), ("dpmpp-3m-sde-compat", "log_snr")):
+        assert ud.Sampler(model, name, 12).tableau == ud.Sampler(model, name, 12, laid).tableau

@@ -205,7 +205,7 @@ def test_wrong_kinds_of_argument_are_named():
         (lambda: ud.sample(ud.VP(), (1, 2)), "model must be a Denoiser; got VP"),
         (lambda: ud.sample(model, 4), r"shape must be \(batch, ...\)"),
         (lambda: ud.sample(model, (1, 2), ud.solvers.DDIM), "solver must be a name or an object"),
-        (lambda: ud.sample(model, (1, 2), grid=None), "grid must be a sequence of times"),
+        (lambda: ud.sample(model, (1, 2), grid=object()), "grid must be a sequence of times"),
         (lambda: ud.solvers.DDIM().tableau(ud.VP(), "karras"), "ud.solvers.times"),
         (lambda: ud.sample(model, (1, 2), seed=1.5), "seed must be an int"),
     ):
