@@ -214,6 +214,12 @@ class Denoiser:
         """Network calls of one evaluation, at most."""
         return self.net.calls if isinstance(self.net, Combination) else 1
 
+    def calls_of(self, times: list[float], cond: dict[str, Any]) -> int:
+        """Network calls of evaluations at these times, the same for all samples."""
+        if not isinstance(self.net, Combination):
+            return len(times)
+        return sum(self.calls_at(t, cond) for t in times)
+
     def calls_at(self, t: float, cond: dict[str, Any]) -> int:
         """Network calls of one evaluation at a time t that is the same for all samples."""
         return self.net.calls_at(t, cond) if isinstance(self.net, Combination) else 1

@@ -179,7 +179,7 @@ def sample(
     x = x if dtype is None else x.to(dtype)
     table = sampler.tableau
     told = model.given(cond, len(x))
-    calls: int | Tensor = sum(model.calls_at(t, told) for t in sampler.plan.times)
+    calls: int | Tensor = model.calls_of(sampler.plan.times, told)
     calls, waits = (calls, table.depth) if swept is None else (swept.nfe, swept.rounds)
     with torch.no_grad():
         result = judged(x, run, table.times, calls, on_failure, model.process, table, waits)

@@ -71,3 +71,29 @@ def test_a_callback_may_write_into_what_it_sees():
             state = sampler.tell(state, model.net(state.x_in, state.t_in))
             state.x[:, 0] = 0.5
     assert torch.equal(step.x, state.x)
+
+
+def test_a_second_sample_walks_through_few_files():
+    """Of the package, from the call to the sample: what the first found out is not found again."""
+    if not native.warm_up():
+        pytest.skip(f"there is no compiled path: {native.why()}")
+    model, entered = ud.Denoiser(lambda x, t: x, ud.VP()), []
+    for _ in range(2):
+        ud.sample(model, (2, 3, 4), steps=10)
+    package = ud.Denoiser.__module__.partition(".")[0]
+
+    def count(frame, event, _):
+        if event == "call" and frame.f_globals.get("__name__", "").startswith(package + "."):
+            entered.append((frame.f_code.co_filename, frame.f_code.co_name))
+
+    sys.setprofile(count)
+    try:
+        ud.sample(model, (2, 3, 4), steps=10)
+    finally:
+        sys.setprofile(None)
+    files, functions = {file for file, _ in entered}, set(entered)
+    assert len(files) <= 23 and len(functions) <= 100 and len(entered) <= 275, (
+        len(files),
+        len(functions),
+        len(entered),
+    )
