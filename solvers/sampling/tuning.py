@@ -91,8 +91,13 @@ def tune(
     Raises ValueError for bad input.
     """
     out = Path(out)
-    if starts < 8:
-        raise InvalidValue(f"starts must be >= 8; got {starts}")
+    for what, value, least in (
+        ("starts", starts, 8),
+        ("iterations", iterations, 1),
+        ("calls", calls, 1),
+    ):
+        if value < least:
+            raise InvalidValue(f"{what} must be >= {least}; got {value}")
     if not nfe or min(nfe) < 2:
         raise InvalidValue(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
     if target is not None and model is not None:
