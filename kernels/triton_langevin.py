@@ -3,8 +3,8 @@
 """The Triton twin of langevin.py: the noise is drawn twice and never stored.
 
 A sample of up to ONE_LAUNCH elements is one program's: norms and update in one launch. Larger
-ones take two: partial sums of squares by a fixed partition, then the update. |z|^2 of a Box-Muller
-pair is -2 ln u of its radius, so the first launch needs no sine, cosine or square root.
+ones take three: partial sums of squares by a fixed partition, the step sizes, then the update.
+|z|^2 of a Box-Muller pair is -2 ln u of its radius, so the first needs no sine, cosine or root.
 """
 
 import torch
@@ -17,7 +17,7 @@ from .triton_noise import normals, per_sample, squared_radius, stream_words
 
 ONE_LAUNCH = 4096
 PARTS = 256  # at most so many partial sums per sample, whatever its size
-TILE, QUADS = 1024, 256  # counters a program takes at once in the first and the second launch
+TILE, QUADS = 1024, 512  # counters a program takes at once in the first and the last launch
 
 
 @triton.jit
@@ -56,6 +56,24 @@ def span(b, c0, size, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def block_span(b, size, Q: tl.constexpr, ALIGNED: tl.constexpr):
+    """Counters [Q] of this program's block in sample b, where it begins, and offsets from there and
+    mask [Q, 4], all but the beginning in 32 bits."""
+    start = tl.program_id(0).to(tl.int64) * (Q * 4)
+    local = tl.arange(0, Q)
+    lane = tl.arange(0, 4)
+    offset = local[:, None] * 4 + lane[None, :]
+    left = tl.minimum(size - start, Q * 4).to(tl.int32)
+    if ALIGNED:
+        mask = (local * 4 < left)[:, None] & (lane[None, :] < 4)
+        first = b * (size // 4) * 4 + start
+    else:
+        mask = offset < left
+        first = b * size + start
+    return (start // 4).to(tl.uint32) + local.to(tl.uint32), first, offset, mask
+
+
+@triton.jit
 def sample_of(batch):
     """The sample of this program in a grid (blocks, <= 65535, rest), or -1 beyond the last."""
     b = tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * 65535
@@ -63,10 +81,10 @@ def sample_of(batch):
 
 
 @triton.jit
-def updated(x, offset, mask, eps, s, z):
+def updated(x, offset, mask, eps, root, s, z):
     """x + eps s + sqrt(2 eps) z"""
     state = tl.load(x + offset, mask=mask).to(tl.float32)
-    return state + eps * s + tl.sqrt_rn(2 * eps) * z
+    return state + eps * s + root * z
 
 
 @triton.jit(do_not_specialize=["size", "draw"])
@@ -96,7 +114,7 @@ def small_kernel(
     zz = tl.sum(tl.sum(tl.where(mask, z * z, 0.0), 1), 0)
     ss = tl.sum(tl.sum(s * s, 1), 0)
     eps = step_size(tl.load(gain + b * GAINS), zz, ss)
-    tl.store(out + offset, updated(x, offset, mask, eps, s, z), mask=mask)
+    tl.store(out + offset, updated(x, offset, mask, eps, tl.sqrt_rn(2 * eps), s, z), mask=mask)
 
 
 @triton.jit(do_not_specialize=["batch", "size", "draw", "tiles", "parts"])
@@ -133,43 +151,49 @@ def norm_kernel(
     tl.store(partial + (b * parts + part) * 2 + 1, ss)
 
 
-@triton.jit(do_not_specialize=["batch", "size", "draw", "parts"])
+@triton.jit(do_not_specialize=["parts"])
+def size_kernel(
+    partial, gain, out, parts, GAINS: tl.constexpr, PARTIALS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """eps and sqrt(2 eps) of a sample, once and not in every program of the update."""
+    b = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, BLOCK)
+    at = partial + (b * PARTIALS * parts + index) * 2
+    zz = tl.sum(tl.load(at, mask=index < parts, other=0.0), 0)
+    ss = tl.sum(tl.load(at + 1, mask=index < parts, other=0.0), 0)
+    eps = step_size(tl.load(gain + b * GAINS), zz, ss)
+    tl.store(out + b * 2, eps)
+    tl.store(out + b * 2 + 1, tl.sqrt_rn(2 * eps))
+
+
+@triton.jit(do_not_specialize=["batch", "size", "draw"])
 def update_kernel(
     x,
     score,
     out,
-    partial,
-    gain,
+    sizes,
     seed,
     ids,
     batch,
     size,
     draw,
-    parts,
     TAG: tl.constexpr,
     MODE: tl.constexpr,
-    GAINS: tl.constexpr,
     SEEDS: tl.constexpr,
-    PARTIALS: tl.constexpr,
-    WIDTH: tl.constexpr,
     Q: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
     b = sample_of(batch)
     if b < 0:
         return
-    index = tl.arange(0, WIDTH)
-    at = partial + b * PARTIALS * parts * 2 + index * 2
-    zz = tl.sum(tl.load(at, mask=index < parts, other=0.0), 0)
-    ss = tl.sum(tl.load(at + 1, mask=index < parts, other=0.0), 0)
-    eps = step_size(tl.load(gain + b * GAINS), zz, ss)
+    eps, root = tl.load(sizes + b * 2), tl.load(sizes + b * 2 + 1)
     key = per_sample(seed, b, True, SEEDS, False)
     sample = b if ids is None else tl.load(ids + b)
-    c0 = tl.program_id(0).to(tl.int64) * Q + tl.arange(0, Q)
-    offset, mask = span(b, c0, size, ALIGNED)
-    s = tl.load(score + offset, mask=mask).to(tl.float32)
-    z = normals(c0.to(tl.uint32), sample, draw, TAG, key, MODE)
-    tl.store(out + offset, updated(x, offset, mask, eps, s, z), mask=mask)
+    c0, first, offset, mask = block_span(b, size, Q, ALIGNED)
+    s = tl.load(score + first + offset, mask=mask).to(tl.float32)
+    z = normals(c0, sample, draw, TAG, key, MODE)
+    new = updated(x + first, offset, mask, eps, root, s, z)
+    tl.store(out + first + offset, new, mask=mask)
 
 
 def langevin_step(x, score, gain, seed, sample_ids, draw, tag, batch_mean):
@@ -207,22 +231,18 @@ def langevin_step(x, score, gain, seed, sample_ids, draw, tag, batch_mean):
         if batch_mean:
             partial = partial.sum(1).sqrt().mean(0).square()
             parts = 1
-        update_kernel[(triton.cdiv(quads, QUADS), *rows)](
-            x,
-            score,
-            out,
+        sizes = torch.empty(batch, 2, dtype=torch.float32, device=x.device)
+        size_kernel[(batch,)](
             partial,
             gain,
-            seed,
-            sample_ids,
-            batch,
-            size,
-            draw,
+            sizes,
             parts,
             GAINS=gains,
             PARTIALS=int(not batch_mean),
-            WIDTH=triton.next_power_of_2(parts),
-            Q=QUADS,
-            **common,
+            BLOCK=triton.next_power_of_2(parts),
+            **launch_options(),
+        )
+        update_kernel[(triton.cdiv(quads, QUADS), *rows)](
+            x, score, out, sizes, seed, sample_ids, batch, size, draw, Q=QUADS, **common
         )
     return out

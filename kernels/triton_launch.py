@@ -56,10 +56,12 @@ def packed(*tensors):
 
 
 def noise_mode():
-    """EXACT, NVIDIA or AMD of triton_noise; the interpreter has no hardware approximations."""
-    if not dispatch.fast_noise() or dispatch.interpreted():
+    """EXACT, NVIDIA, AMD or EXACT_NVIDIA of triton_noise; the interpreter has no hardware's own."""
+    if dispatch.interpreted():
         return 0
-    return 2 if torch.version.hip else 1
+    if torch.version.hip:
+        return 2 if dispatch.fast_noise() else 0
+    return 1 if dispatch.fast_noise() else 3
 
 
 def launch_options():

@@ -6,6 +6,7 @@ One row of a [Q, 4] tile is one Philox call, so values do not depend on the bloc
 loads survive any length. Products are formed in 64 bits: one multiply gives both halves.
 """
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +17,7 @@ from .triton_launch import block_of, launch_options, noise_mode, packed
 EXACT = tl.constexpr(0)  # noise modes: integers, +, * and a correctly rounded square root;
 NVIDIA = tl.constexpr(1)  # hardware lg2, sqrt, sin and cos
 AMD = tl.constexpr(2)  # the same on AMD, whose sine counts in revolutions
+EXACT_NVIDIA = tl.constexpr(3)  # exact to the bit; the square root without cases that do not occur
 NORMAL = tl.constexpr(0)  # kinds, in the order of noise.KINDS
 UNIFORM = tl.constexpr(1)
 
@@ -27,8 +29,9 @@ L0, L1, L2, L3, L4, L5, L6, L7 = (tl.constexpr(c) for c in philox.LOG_POLY)
 S0, S1, S2, S3 = (tl.constexpr(c) for c in philox.SIN_POLY)
 C0, C1, C2, C3 = (tl.constexpr(c) for c in philox.COS_POLY)
 MINUS_2_LN_2 = tl.constexpr(philox.MINUS_2_LN_2)
-SHIFT = tl.constexpr(philox.ONE_BITS - philox.SQRT_HALF_BITS)
-SQRT_HALF_BITS = tl.constexpr(philox.SQRT_HALF_BITS)
+# 2^-23 of it for exponents that stand where a float has them
+MINUS_2_LN_2_BINADE = tl.constexpr(float(np.float32(philox.MINUS_2_LN_2)) * 2.0**-23)
+BINADE = tl.constexpr(philox.ONE_BITS - philox.SQRT_HALF_BITS - (159 << 23))
 TURN = tl.constexpr(2 * 3.141592653589793 * 2.0**-32)
 
 
@@ -49,12 +52,11 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def squared_radius_exact(word):
-    """philox.squared_radius, operation for operation."""
-    bits = (word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True) + SHIFT
-    exponent = (bits >> 23) - 159
-    mantissa = ((bits & 0x7FFFFF) + SQRT_HALF_BITS).to(tl.float32, bitcast=True)
-    left = (word ^ 0xFFFFFFFF).to(tl.int32, bitcast=True)
-    near_one = (-2 * left - 1).to(tl.float32) * 1.1641532182693481e-10  # 2^-33
+    """philox.squared_radius to the bit, its integers in fewer operations."""
+    above = (word.to(tl.float32) + 0.5).to(tl.int32, bitcast=True)
+    binade = (above + BINADE) & -0x800000  # the exponent, 32 less than above's, in place
+    mantissa = (above - binade - 0x10000000).to(tl.float32, bitcast=True)
+    near_one = (2 * word + 1).to(tl.int32, bitcast=True).to(tl.float32) * 1.1641532182693481e-10
     f = tl.where(word >= 0xC0000000, near_one, mantissa - 1.0)
     q = f * L7 + L6
     q = q * f + L5
@@ -63,15 +65,15 @@ def squared_radius_exact(word):
     q = q * f + L2
     q = q * f + L1
     q = q * f + L0
-    return exponent.to(tl.float32) * MINUS_2_LN_2 + f * (f * q - 2.0)
+    return binade.to(tl.float32) * MINUS_2_LN_2_BINADE + f * (f * q - 2.0)
 
 
 @triton.jit
 def sin_cos_exact(word):
-    """philox.sin_cos, operation for operation; the signs go straight into the sign bits."""
-    quadrant = (word + 0x20000000) >> 30
-    residual = (word - (quadrant << 30)).to(tl.int32, bitcast=True)
-    y = (2 * residual + 1).to(tl.float32) * 9.313225746154785e-10  # 2^-30
+    """philox.sin_cos to the bit: the residual is what lies below the word's first two bits, signed,
+    and the signs go straight into the sign bits."""
+    turned = word + 0x20000000  # its first two bits are the quadrant
+    y = (4 * word + 2).to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
     square = y * y
     s = square * S3 + S2
     s = s * square + S1
@@ -79,9 +81,9 @@ def sin_cos_exact(word):
     c = square * C3 + C2
     c = c * square + C1
     c = c * square + C0
-    swap = (quadrant & 1) == 1
-    sine = tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ ((quadrant & 2) << 30)
-    cosine = tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
+    swap = (turned & 0x40000000) != 0
+    sine = tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ (turned & 0x80000000)
+    cosine = tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ ((word + 0x60000000) & 0x80000000)
     return sine.to(tl.float32, bitcast=True), cosine.to(tl.float32, bitcast=True)
 
 
@@ -101,9 +103,39 @@ def hardware_amd(x, NAME: tl.constexpr):
 
 
 @triton.jit
+def root(squared, MODE: tl.constexpr):
+    """The correctly rounded square root of a number from 2^-101 on, as every radius's square is.
+
+    EXACT_NVIDIA: what NVIDIA's compiler makes of sqrt.rn.f32, without the branch for smaller ones.
+    """
+    if MODE == EXACT:
+        radius = tl.sqrt_rn(squared)
+    else:
+        radius = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .f32 y, s, n, h, e;
+            rsqrt.approx.ftz.f32 y, $1;
+            mul.ftz.f32 s, $1, y;
+            mul.ftz.f32 h, y, 0f3F000000;
+            neg.f32 n, s;
+            fma.rn.f32 e, n, s, $1;
+            fma.rn.f32 $0, e, h, s;
+            }
+            """,
+            "=f,f",
+            [squared],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    return radius
+
+
+@triton.jit
 def squared_radius(word, MODE: tl.constexpr):
     """-2 ln u of u = (word + 1/2) 2^-32."""
-    if MODE == EXACT:
+    if MODE == EXACT or MODE == EXACT_NVIDIA:
         squared = squared_radius_exact(word)
     else:
         u = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
@@ -118,8 +150,8 @@ def squared_radius(word, MODE: tl.constexpr):
 def box_muller(word0, word1, MODE: tl.constexpr):
     """r sin, r cos of two words."""
     squared = squared_radius(word0, MODE)
-    if MODE == EXACT:
-        radius = tl.sqrt_rn(squared)
+    if MODE == EXACT or MODE == EXACT_NVIDIA:
+        radius = root(squared, MODE)
         sine, cosine = sin_cos_exact(word1)
     else:
         signed = word1.to(tl.int32, bitcast=True).to(tl.float32)

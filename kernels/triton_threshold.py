@@ -30,12 +30,12 @@ def magnitude(x, offset, mask):
 def threshold_kernel(x, out, size, rank, share, maximum, BLOCK: tl.constexpr):
     base = tl.program_id(0).to(tl.int64) * size
     local = tl.arange(0, BLOCK)
-    digits = tl.arange(0, 512)
+    digits = tl.arange(0, 256)
     prefix = (rank * 0).to(tl.uint32)
     left = rank
     ties = rank * 0
     for p in tl.static_range(4):
-        counts = tl.zeros((512,), tl.int32)
+        counts = tl.zeros((256,), tl.int32)
         for start in range(0, size, BLOCK):
             index = start + local
             bits = magnitude(x, base + index, index < size)
@@ -43,8 +43,7 @@ def threshold_kernel(x, out, size, rank, share, maximum, BLOCK: tl.constexpr):
             if p > 0:
                 match = match & ((bits >> (32 - 8 * p)) == (prefix >> (32 - 8 * p)))
             value = ((bits >> (24 - 8 * p)) & 255).to(tl.int32)
-            counts += tl.histogram(tl.where(match, value, 511), 512)  # 511: not among the 256
-        counts = tl.where(digits < 256, counts, 0)
+            counts += tl.histogram(value, 256, mask=match)
         digit = tl.sum((tl.cumsum(counts, 0) <= left).to(tl.int32), 0)
         digit = tl.minimum(digit, 255)
         left -= tl.sum(tl.where(digits < digit, counts, 0), 0)

@@ -57,7 +57,8 @@ def test_float32_tensors_move_128_bits_at_a_time(report) -> None:
     target, cases = report
     wide = "dwordx4" if target == "gfx942" else ".128"
     for case, figures in cases.items():
-        if "float32" in case and "next" not in case and not case.startswith("threshold"):
+        sizes = case.startswith("langevin large") and case.endswith(" 1")  # two numbers a sample
+        if "float32" in case and "next" not in case and not case.startswith("threshold") | sizes:
             # the next input leaves in bfloat16, the error as one number a program
             allowed = 1 if case.startswith(("full", "rk")) else 0
             narrow = [s for s in figures["stores"] if wide not in s and not case.endswith(" 0")]
