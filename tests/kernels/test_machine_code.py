@@ -39,6 +39,7 @@ def test_nothing_spills_and_no_layout_goes_through_shared_memory(report) -> None
 def test_registers(report) -> None:
     for case, figures in report[1].items():
         limit = WIDE_REGISTERS if case.startswith(("rk", "threshold")) else REGISTERS
+        limit += 8 * ("exact" in case)  # no branch keeps the schedule short: 28 warps, not 32
         limit += 8 * OLD  # older compilers keep a few more values alive
         assert figures["registers"] <= limit, (case, figures["registers"])
 
