@@ -12,7 +12,9 @@ thread. Writes sbi.md.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -48,6 +50,7 @@ def trained(name: str, simulations: int, epochs: int) -> Any:
     prior = BoxUniform(-1 * torch.ones(2), 3 * torch.ones(2))
     theta = prior.sample((simulations,))
     x = theta + 0.3 * theta.flip(1).square() + 0.3 * torch.randn_like(theta)
+    os.chdir(tempfile.mkdtemp())  # sbi logs to the folder that it stands in
     make = FMPE(prior) if name == "fmpe" else NPSE(prior, sde_type=name.split()[1])
     make.append_simulations(theta, x)
     return make.build_posterior(make.train(max_num_epochs=epochs))
@@ -85,6 +88,7 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=2000, help="to train on")
     parser.add_argument("--epochs", type=int, default=30, help="at most")
     args = parser.parse_args()
+    args.out = args.out.resolve()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     import sbi

@@ -11,18 +11,21 @@ X_O = torch.tensor([[0.6, -0.4]])
 
 
 @pytest.fixture(scope="module", params=["fmpe", "vp", "subvp", "ve"])
-def theirs(request):
+def theirs(request, tmp_path_factory):
     """A posterior of two parameters whose data are not centred, so that the base is not N(0, 1)."""
     pytest.importorskip("sbi")
     from sbi.inference import FMPE, NPSE
     from sbi.utils import BoxUniform
 
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(tmp_path_factory.mktemp("sbi"))  # it logs to the folder it stands in
     torch.manual_seed(0)
     prior = BoxUniform(-1 * torch.ones(2), 3 * torch.ones(2))
     theta = prior.sample((300,))
     x = theta + 0.3 * theta.flip(1).square() + 0.3 * torch.randn_like(theta)
     make = FMPE(prior) if request.param == "fmpe" else NPSE(prior, sde_type=request.param)
     estimator = make.append_simulations(theta, x).train(max_num_epochs=8)
+    monkeypatch.undo()
     return make.build_posterior(estimator)
 
 
