@@ -1,13 +1,17 @@
-"""Away from home: networks that no constant was chosen on, each against its own fine solution.
+"""Away from home: networks of many kinds, each against its own fine solution.
 
-For every network and number of calls: our default; what `ud.tune` finds, and learns; the fixed
-setting that errs least on the *other* networks; the best fixed setting and the best peer, both
+For every network and number of calls: our default; the default whose constants were chosen on the
+*other* networks; what `ud.tune` finds, and learns; the best fixed setting and the best peer, both
 picked afterwards; diffusers' UniPC as shipped. All start from the same noise, and each run is held
 to the exact flow where it ends. What counts is the error over that of the best peer: its geometric
 mean over the cells, and the worst.
 
-Written under `out`: away.jsonl, a line a cell, appended (a run that was stopped goes on), and
-away.md.
+The default is a `Relay` on a `Blend`. `CANDIDATES` are its constants; those with the least `score`
+on a set of networks are chosen. What is shipped is the choice of all of them; what may be expected
+of it on a network that had no part in it is the column *left out*.
+
+Written under `out`: away.jsonl, a line a cell, appended (a run that was stopped goes on), away.md
+and away.json; and the references, to be read back.
 """
 
 from __future__ import annotations
@@ -15,34 +19,37 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue, RunFailure
 from ..kernels.files import write_text
-from ..models import Denoiser
 from ..models.checkpoint import Checkpoint, load
 from ..models.progress import Bar, bar
-from ..solvers.sampling import candidates, pilot
+from ..solvers.families.relay import Relay
+from ..solvers.sampling import pilot
+from ..solvers.sampling.budget import in_steps
 from ..solvers.sampling.sampler import Sampler
-from ..solvers.sampling.tuning import SMALL_EVENT, network_name
+from ..solvers.sampling.tune import network_name
 from ..solvers.store import Record, Store, made_by
 from ..solvers.tables.grids import Blend
 from ..solvers.tables.tableau import Tableau
 from .measures.quality import Run, errors
 from .peers.samplers import chosen as chosen_peers
 from .problems import problem as problems
+from .problems import together
 from .problems.plans import Plan, Unavailable, content, of_table, plan_of
 from .problems.problem import FINER, Problem, Reference
 
-NFE = (5, 8, 10, 20)
-STARTS, FEW_STARTS = 32, 8
-"""Samples of a network; of one that is large, or that has no float64 copy."""
+NFE = (5, 8, 10, 20, 50)
+STARTS, FEW_STARTS, NUMBERS = 16, 4, 2048
+"""Samples of a network: the most, the least, and the numbers in all of them in between."""
 FINEST = 3
 """The last level of the reference that is tried: tolerances of 1e-8 and 1e-9."""
 MOST = 20_000
@@ -50,19 +57,34 @@ MOST = 20_000
 thousand."""
 TRIES = 6000
 """Calls that a pilot spends on candidates, as `ud.tune` does by default."""
-BLENDS = (0.2, 0.4, 0.6, 0.8)
+BLENDS = (0.3, 0.6)
 LIBRARIES = ("diffusers", "k-diffusion")
 SHIPPED = "UniPC (default)"
-COLUMNS = ("default", "tuned", "learned", "left out", "best fixed", SHIPPED)
+COLUMNS = ("default", "left out", "tuned", "learned", "best fixed", SHIPPED)
 """What is shown over the best peer."""
+RESAMPLES = 200
+"""Of the starts, for intervals of the means: constants and best rows are chosen anew in each."""
 HEAD = """\
 Errors (each start's root mean square distance to the network's own fine solution, the mean over
 starts) over that of the best peer of diffusers and k-diffusion, which is picked afterwards for each
 cell; ± half a 95 % interval over starts, which are the same for both. *default*: what `ud.sample`
-does. *tuned*: `ud.tune` on other starts. *learned*: `ud.tune(learn=True)`. *left out*: the fixed
-setting with the least geometric mean on the other networks at as many calls. *best fixed*: the best
-of these {settings} settings, picked afterwards. *{shipped}*: diffusers' as shipped.
+does, its constants chosen on all of these. *left out*: the default with the constants that are
+chosen on the other networks. *tuned*: `ud.tune` on other starts. *learned*: `ud.tune(learn=True)`.
+*best fixed*: the best of {settings} settings, picked afterwards. *{shipped}*: diffusers' own.
 """
+CANDIDATES: dict[str, tuple[Relay, Blend]] = {
+    f"pace {pace:g}, few {few}, many {many}, w {w:g}": (Relay(pace, few, many), Blend(w))
+    for pace, few, many, w in product(
+        (4.0, 5.0, 6.0, 8.0), (6, 9), (36, 1000), (0.4, 0.5, 0.6, 0.7)
+    )
+}
+"""Constants of the default."""
+
+
+def score(values: Sequence[float]) -> float:
+    """What constants are chosen by, of ratios to the best peer: their root mean square. It weighs
+    the worst cells more than the geometric mean does, and the others more than the worst does."""
+    return math.sqrt(sum(v * v for v in values) / len(values))
 
 
 def run(
@@ -81,9 +103,9 @@ def run(
     networks: what `load` takes, each named after its file or function; two at least, to leave one
         out.
     nfe: numbers of network calls, each >= 2; None: `NFE`.
-    starts: samples of a network, >= 2; None: `STARTS`, or `FEW_STARTS` of one that is slow.
+    starts: samples of a network, >= 2; None: `STARTS`, down to `FEW_STARTS` of large events.
     learn: also learn a table for every cell, a minute each.
-    tries: calls of a batch that each pilot may spend on candidates, >= 1.
+    tries: calls of a batch that each pilot may spend on candidates, >= 1; 0 tunes nothing.
     seed: of the starts. progress: a bar on standard error.
 
     Raises ValueError for what does not fit and FileNotFoundError for a network that is not there,
@@ -95,8 +117,8 @@ def run(
         raise InvalidValue(f"nfe must be whole numbers of network calls >= 2; got {nfe}")
     if starts is not None and starts < 2:
         raise InvalidValue(f"starts must be at least 2, for intervals; got {starts}")
-    if tries < 1:
-        raise InvalidValue(f"tries must be at least 1; got {tries}")
+    if tries < 0 or (learn and not tries):
+        raise InvalidValue(f"tries must be at least 0, and 1 to learn; got {tries}")
     names = [network_name(str(spec)) for spec in networks]
     if len(names) < 2:
         raise InvalidValue(f"networks must be two at least, to leave one out; got {len(names)}")
@@ -111,10 +133,12 @@ def run(
         for p in posed:
             due = [n for n in calls if keys[p.name, n] not in store]
             if due:
-                for record in measure(p, due, learn, tries, shown):
+                kept = Path(out) / f"reference-{p.name}.pt"
+                for record in measure(p, due, learn, tries, kept, shown):
                     store.append({"key": keys[p.name, record["nfe"]], **record})
     text, found = report([store[key] for key in keys.values()])
     write_text(Path(out) / "away.md", text)
+    write_text(Path(out) / "away.json", json.dumps(found, indent=1) + "\n")
     print(text)
     return found
 
@@ -124,15 +148,13 @@ def _pose(name: str, loaded: Checkpoint, starts: int | None, seed: int) -> Probl
     shape, model = loaded.event_shape, loaded.denoiser
     unit = torch.tensor([-1.0, 1.0], dtype=torch.float64, device="cpu")
     data = unit.view(2, *[1] * len(shape)).expand(2, *shape) / math.sqrt(2)
-    posed = problems.network(name, name, model, data, starts or STARTS, seed)
-    if starts is None and (posed.narrow or math.prod(shape) > SMALL_EVENT):
-        posed = problems.network(name, name, model, data, FEW_STARTS, seed)
-    return posed
+    some = min(STARTS, max(FEW_STARTS, NUMBERS // math.prod(shape)))
+    return problems.network(name, name, model, data, starts or some, seed)
 
 
 def _key(posed: Problem, nfe: int, learn: bool, tries: int) -> str:
     """All that determines a cell: starts and network, the tables of today, the peers' versions."""
-    tables = [f"{what}: {_content(make)}" for what, make in _ours(posed, nfe)]
+    tables = [f"{what}: {_content(make)}" for what, make in _shared(posed, nfe)]
     known = hashlib.sha256("\n".join(tables).encode()).hexdigest()[:16]
     libraries = [made_by(name) for name in LIBRARIES]
     asked = [len(posed.start), posed.seed, nfe, learn, tries]
@@ -146,20 +168,19 @@ def _content(make: Callable[[], Tableau]) -> str:
         return str(error)
 
 
-def settings() -> list[candidates.Candidate]:
+def settings() -> list[pilot.Candidate]:
     """The fixed settings among which the best on the other networks is looked for."""
     return [
-        candidates.Candidate.blended(solver, blend, spared)
-        for solver in candidates.SOLVERS
+        pilot.Candidate(solver, blend, spared)
+        for solver in pilot.SOLVERS
         for blend in BLENDS
         for spared in (False, True)
     ]
 
 
-def _called(setting: candidates.Candidate) -> str:
+def _called(setting: pilot.Candidate) -> str:
     spared = " spared" if setting.spared else ""
-    assert isinstance(setting.grid, Blend)
-    return f"fixed {setting.solver} {setting.grid.w:g}{spared}"
+    return f"fixed {setting.solver} {setting.blend:g}{spared}"
 
 
 # --- what is run --------------------------------------------------------------------------------
@@ -168,96 +189,147 @@ def _called(setting: candidates.Candidate) -> str:
 def _ours(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Tableau]]]:
     """The tables that need no measuring of the network, by what they are called in a record."""
     yield "default", lambda: _plain(Sampler(posed.model, nfe=nfe).tableau)
+    for name, (solver, grid) in CANDIDATES.items():
+        yield name, lambda s=solver, g=grid: _plain(in_steps(s, posed.model, g, None, nfe))
     for setting in settings():
-        yield _called(setting), partial(_table, setting, posed.model, nfe)
+        if not setting.spared or nfe < pilot.SPARE:
+            yield _called(setting), partial(setting.table, posed.model, nfe)
 
 
-def _table(setting: candidates.Candidate, model: Denoiser, nfe: int) -> Tableau:
-    return _plain(setting.table(model, nfe))
+MADE: dict[tuple[object, ...], dict[str, Tableau | ValueError]] = {}
+"""Tables of `_ours`, which networks of one process share, by process, t_min and calls."""
+
+
+def _shared(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Tableau]]]:
+    times = torch.linspace(posed.model.t_min, posed.process.t_max, 17, dtype=torch.float64)
+    key = (repr(posed.process), *posed.process.log_snr(times).tolist(), nfe)
+    if key not in MADE:
+        MADE[key] = {}
+        for what, make in _ours(posed, nfe):
+            try:
+                MADE[key][what] = make()
+            except ValueError as error:  # no table of so few calls
+                MADE[key][what] = error
+    for what, table in MADE[key].items():
+        yield what, partial(_given, table)
+
+
+def _given(table: Tableau | ValueError) -> Tableau:
+    if isinstance(table, ValueError):
+        raise table
+    return table
 
 
 def _plain(tableau: object) -> Tableau:
-    assert isinstance(tableau, Tableau), "these are plain tables"
+    assert isinstance(tableau, Tableau), "the default is a plain table"
     return tableau
 
 
-def _contenders(
+def _tables(
     posed: Problem, nfe: int, learn: bool, tries: int
-) -> Iterator[tuple[str, Callable[[], Plan]]]:
-    def planned(make: Callable[[], Tableau]) -> Plan:
-        return of_table(posed.process, make())
-
-    def tuned(learned: bool) -> Plan:
-        shape = (1, *posed.start.shape[1:])
-        return planned(
-            lambda: _plain(pilot.tune(posed.model, shape, nfe, learn=learned, calls=tries).table)
+) -> Iterator[tuple[str, Callable[[], Tableau]]]:
+    """All of ours, those that the network itself chooses last."""
+    yield from _shared(posed, nfe)
+    shape = (1, *posed.start.shape[1:])
+    for what, learned in (("tuned", False), ("learned", True))[: bool(tries) + learn]:
+        yield (
+            what,
+            lambda b=learned: pilot.tune(posed.model, shape, nfe, learn=b, calls=tries).table,
         )
 
-    for what, make in _ours(posed, nfe):
-        yield what, partial(planned, make)
-    yield "tuned", partial(tuned, False)
-    if learn:
-        yield "learned", partial(tuned, True)
+
+def _peers(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Plan]]]:
     for peer in chosen_peers(list(LIBRARIES)):
         if not getattr(peer, "stochastic", False):
             yield f"peer {peer.name}", partial(plan_of, peer, posed, nfe)
 
 
 def measure(
-    posed: Problem, nfe: Sequence[int], learn: bool, tries: int, shown: Bar
+    posed: Problem, nfe: Sequence[int], learn: bool, tries: int, kept: Path, shown: Bar
 ) -> Iterator[Record]:
-    """A record for every number of calls: {'rows': {what: [error, half a 95 % interval of its ratio
-    to the best peer]}, 'absent': {what: why}, ...}."""
-    plans: dict[int, dict[str, Plan]] = {}
-    absent: dict[int, dict[str, str]] = {}
-    for n in nfe:
-        plans[n], absent[n] = {}, {}
-        contenders = list(_contenders(posed, n, learn, tries))
-        shown.total(len(contenders))
-        for what, make in contenders:
+    """A record for every number of calls: {'rows': {what: [each start's error]}, 'absent': {what:
+    why}, ...}. kept: the file of the reference."""
+    tables: dict[int, dict[str, Tableau]] = {}
+    peers: dict[int, dict[str, Plan]] = {}
+    absent: dict[int, dict[str, str]] = {n: {} for n in nfe}
+
+    def made(n: int, makers: Iterator[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
+        held = {}
+        for what, make in makers:
             shown.say(f"{posed.name}, {n} calls: {what}")
             try:
-                plans[n][what] = make()
+                held[what] = make()
             except (Unavailable, ValueError) as error:  # no table of so few calls, no such peer
                 absent[n][what] = str(error)
-            shown.advance()
-        if not any(what.startswith("peer ") for what in plans[n]):
-            whys = "; ".join(sorted({w for p, w in absent[n].items() if p.startswith("peer ")}))
+        return held
+
+    for n in nfe:
+        peers[n] = made(n, _peers(posed, n))
+        if not peers[n]:
+            whys = "; ".join(sorted(set(absent[n].values())))
             raise InvalidValue(f"no peer can be run at {n} calls on {posed.name}: {whys}")
-    shown.say(f"{posed.name}: reference")
-    every = [plan for made in plans.values() for plan in made.values()]
+        tables[n] = made(n, _tables(posed, n, learn, tries))
+    shown.say(f"{posed.name}: our runs")
+    ended = {n: _ends(posed, held) for n, held in tables.items()}
+    shown.say(f"{posed.name}: reference and peers")
+    reference, off = _resolved(posed, tables, ended, peers, kept)
+    for n in nfe:
+        yield {
+            "network": posed.name,
+            "nfe": n,
+            "starts": len(posed.start),
+            "rows": {what: [_short(v) for v in e.tolist()] for what, e in off[n].items()},
+            "absent": absent[n],
+            "reference_error": _short(reference.error),
+        }
+
+
+def _ends(posed: Problem, tables: Mapping[str, Tableau]) -> dict[str, Tensor]:
+    """Where each table takes the problem's starts, in the problem's unit w; equal tables once."""
+    process, unique = posed.process, {content(t): t for t in tables.values()}
+    x = problems.from_unit(process, posed.start, process.t_max)
+    found = together.ends(posed.model, list(unique.values()), x)
+    by_content = dict(zip(unique, found, strict=True))
+    ended = {}
+    for what, table in tables.items():
+        x, clean = by_content[content(table)], float(table.grid[-1]) == process.t_clean
+        ended[what] = x if clean else problems.to_unit(process, x, float(table.grid[-1]))
+    return ended
+
+
+def _resolved(
+    posed: Problem,
+    tables: Mapping[int, Mapping[str, Tableau]],
+    ended: Mapping[int, Mapping[str, Tensor]],
+    peers: Mapping[int, Mapping[str, Plan]],
+    kept: Path,
+) -> tuple[Reference, dict[int, dict[str, Tensor]]]:
+    """A reference fine enough for the least error, or the finest that can be made, and all errors
+    against it. Raises RunFailure where none can be made."""
+    ours = {
+        n: {what: of_table(posed.process, t) for what, t in held.items()}
+        for n, held in tables.items()
+    }
+    every = [p for held in (*ours.values(), *peers.values()) for p in held.values()]
     ratios = {r for plan in every for r in (plan.start, plan.end)}
     found: tuple[Reference, dict[int, dict[str, Tensor]]] | None = None
     for level in range(1 if posed.narrow else FINEST + 1):
         try:
-            before = None if found is None else found[0]
-            reference = problems.solve(posed, ratios, level, _at_most(MOST, posed.name), before)
+            reference = problems.cached(kept, posed, ratios, level, _at_most(MOST, posed.name))
         except RunFailure:
             if found is None:
                 raise
             break
-        off = {
-            n: {what: _errors(posed, plan, reference) for what, plan in made.items()}
-            for n, made in plans.items()
-        }
+        off: dict[int, dict[str, Tensor]] = {}
+        for n, held in ours.items():
+            off[n] = {w: _errors(posed, p, reference, ended[n][w]) for w, p in held.items()}
+            off[n] |= {w: _errors(posed, p, reference) for w, p in peers[n].items()}
         found = reference, off
         least = min(float(e.mean()) for errs in off.values() for e in errs.values())
         if least >= FINER * reference.error:
             break
     assert found is not None
-    reference, off = found
-    for n in nfe:
-        peers = [e for what, e in off[n].items() if what.startswith("peer ")]
-        best = min(peers, key=lambda e: float(e.mean()))
-        rows = {what: [_short(e.mean()), _half_width(e, best)] for what, e in off[n].items()}
-        yield {
-            "network": posed.name,
-            "nfe": n,
-            "starts": len(posed.start),
-            "rows": rows,
-            "absent": absent[n],
-            "reference_error": _short(reference.error),
-        }
+    return found
 
 
 def _at_most(calls: int, name: str) -> Callable[[], None]:
@@ -274,10 +346,12 @@ def _at_most(calls: int, name: str) -> Callable[[], None]:
     return tick
 
 
-def _errors(posed: Problem, plan: Plan, reference: Reference) -> Tensor:
-    """Each start's distance to the exact flow where the plan ends; inf where it is not finite."""
-    with torch.no_grad():
-        w = plan.run(posed.model, reference.at(plan.start), posed.seed)
+def _errors(posed: Problem, plan: Plan, reference: Reference, w: Tensor | None = None) -> Tensor:
+    """Each start's distance to the exact flow where the plan ends, there at w where it is known;
+    inf where it is not finite."""
+    if w is None:
+        with torch.no_grad():
+            w = plan.run(posed.model, reference.at(plan.start), posed.seed)
     off = errors(Run(posed, w, plan.end, reference))
     return torch.where(off.isfinite(), off, math.inf)
 
@@ -294,80 +368,128 @@ def _short(value: float | Tensor) -> float:
 
 # --- what is shown ------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Ratio:
-    """An error over that of the best peer, and half a 95 % interval of it."""
-
-    value: float
-    half_width: float
+Cells = dict[tuple[str, int], dict[str, float]]
+"""Of every network and number of calls, the ratios of its rows to the best peer."""
 
 
-def ratios(records: Sequence[Record]) -> dict[tuple[str, int], dict[str, Ratio]]:
-    """Of every cell all rows over the best peer's; a run that was not finite is inf."""
+def starts_of(record: Record) -> dict[str, Tensor]:
+    """Each row's errors by start; one that was not finite, null in a file, is inf."""
+    return {
+        what: torch.tensor([math.inf if v is None else float(v) for v in held]).double()
+        for what, held in record["rows"].items()
+    }
+
+
+def ratios(records: Sequence[Record], rows: Callable[[Record], Tensor] | None = None) -> Cells:
+    """rows: which of a record's starts are counted; None: each once."""
     found = {}
     for r in records:
-        held = {w: math.inf if e is None else float(e) for w, (e, _) in r["rows"].items()}
+        off = starts_of(r)
+        matrix = torch.stack(list(off.values()))
+        means = (matrix if rows is None else matrix[:, rows(r)]).mean(1).tolist()
+        held = dict(zip(off, means, strict=True))
         best = min(e for what, e in held.items() if what.startswith("peer "))
-        half = {w: math.inf if h is None else float(h) for w, (_, h) in r["rows"].items()}
-        found[r["network"], r["nfe"]] = {w: Ratio(e / best, half[w]) for w, e in held.items()}
+        found[r["network"], r["nfe"]] = {what: e / best for what, e in held.items()}
     return found
 
 
-def left_out(cells: dict[tuple[str, int], dict[str, Ratio]], network: str, nfe: int) -> str | None:
-    """The fixed setting with the least geometric mean over the other networks at as many calls."""
-    others = [c for (name, n), c in cells.items() if n == nfe and name != network]
-    known = [w for w in map(_called, settings()) if all(w in c for c in others)]
-    if not others or not known:
-        return None
-    return min(known, key=lambda what: _mean([c[what].value for c in others]))
+def choice(cells: Cells, without: str | None = None) -> str | None:
+    """The candidate of least score on all networks but one; None where no candidate has run on
+    all of them."""
+    others = [c for (name, _), c in cells.items() if name != without]
+    known = [w for w in CANDIDATES if others and all(w in c for c in others)]
+    return min(known, key=lambda what: score([c[what] for c in others]), default=None)
+
+
+def columns(cells: Cells) -> dict[str, list[tuple[str, int, float]]]:
+    """Of each column (network, calls, ratio) of every cell; what did not run where it was chosen
+    is infinitely far."""
+    out: dict[str, list[tuple[str, int, float]]] = {what: [] for what in COLUMNS}
+    others = {name: choice(cells, name) for name in {name for name, _ in cells}}
+    for (name, n), cell in cells.items():
+        fixed = [v for w, v in cell.items() if w.startswith("fixed ")]
+        chosen = others[name]
+        values = {
+            **{w: cell.get(w) for w in ("default", "tuned", "learned")},
+            "left out": None if chosen is None else cell.get(chosen, math.inf),
+            "best fixed": min(fixed, default=None),
+            SHIPPED: cell.get(f"peer {SHIPPED}"),
+        }
+        for what, value in values.items():
+            if value is not None:
+                out[what].append((name, n, value))
+    return {what: held for what, held in out.items() if held}
+
+
+def summary(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Of each column the geometric mean with its bootstrap interval over starts (lo, hi), the
+    worst ratio and the number of cells."""
+    whole = columns(ratios(records))
+    g, drawn = torch.Generator().manual_seed(0), []
+    for _ in range(RESAMPLES):
+        rows: dict[str, Tensor] = {}  # all cells of a network have the same starts
+        for r in records:
+            if r["network"] not in rows:
+                rows[r["network"]] = torch.randint(r["starts"], (r["starts"],), generator=g)
+        drawn.append(columns(ratios(records, lambda r, held=rows: held[r["network"]])))
+    found = {}
+    for what, held in whole.items():
+        means = sorted(_mean([v for *_, v in d[what]]) for d in drawn if what in d)
+        found[what] = {
+            "mean": _mean([v for *_, v in held]),
+            "lo": means[int(0.025 * len(means))],
+            "hi": means[int(0.975 * (len(means) - 1))],
+            "worst": max(v for *_, v in held),
+            "cells": len(held),
+        }
+    return found
 
 
 def report(records: Sequence[Record]) -> tuple[str, dict[str, dict[str, float]]]:
-    """The table in Markdown, and each column's geometric mean, factor, worst ratio and cells."""
-    cells = ratios(records)
-    columns: dict[str, list[tuple[str, Ratio]]] = {what: [] for what in COLUMNS}
+    """The table in Markdown, and the summary."""
+    cells, found = ratios(records), summary(records)
+    chosen = {name: choice(cells, name) for name in dict.fromkeys(r["network"] for r in records)}
+    by_column = {
+        what: {(name, n): value for name, n, value in held} for what, held in columns(cells).items()
+    }
     head = ["network", "calls", "best peer", "its error / reference's", *COLUMNS]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for r in records:
-        name, n = r["network"], r["nfe"]
-        cell = cells[name, n]
-        best = min((w for w in cell if w.startswith("peer ")), key=lambda w: cell[w].value)
-        fixed = [w for w in cell if w.startswith("fixed ")]
-        chosen = left_out(cells, name, n)
-        unrun = None if chosen is None else Ratio(math.inf, math.inf)
-        shown = {
-            **{w: cell.get(w) for w in ("default", "tuned", "learned")},
-            "left out": unrun if chosen is None else cell.get(chosen, unrun),
-            "best fixed": min((cell[w] for w in fixed), key=lambda q: q.value, default=None),
-            SHIPPED: cell.get(f"peer {SHIPPED}"),
-        }
-        for what, ratio in shown.items():
-            if ratio is not None:
-                columns[what].append((name, ratio))
-        texts = [_text(ratio) for ratio in shown.values()]
-        above = r["rows"][best][0] / max(r["reference_error"], 1e-300)
-        told = [name, str(n), best.removeprefix("peer "), f"{above:.2g}", *texts]
+        at, off = (r["network"], r["nfe"]), starts_of(r)
+        best = min((w for w in off if w.startswith("peer ")), key=lambda w: float(off[w].mean()))
+        fixed = [w for w in off if w.startswith("fixed ")]
+        row = {w: w for w in ("default", "tuned", "learned")}
+        row |= {"left out": chosen[at[0]] or "", SHIPPED: f"peer {SHIPPED}"}
+        row["best fixed"] = min(fixed, key=lambda w: float(off[w].mean()), default="")
+        texts = []
+        for what in COLUMNS:
+            value = by_column.get(what, {}).get(at)
+            half = _half_width(off[row[what]], off[best]) if row[what] in off else math.inf
+            texts.append("" if value is None else f"{_told(value)} ± {_told(half)}")
+        above = float(off[best].mean()) / max(r["reference_error"], 1e-300)
+        told = [at[0], str(at[1]), best.removeprefix("peer "), f"{above:.2g}", *texts]
         lines.append(f"| {' | '.join(told)} |")
-    found = {what: _summary(held) for what, held in columns.items() if held}
     told = ["" if w not in found else _line(found[w]) for w in COLUMNS]
     lines.append(f"| **geometric mean (worst)** | | | | {' | '.join(told)} |")
     starts = ", ".join(sorted({str(r["starts"]) for r in records}, key=int))
     words = HEAD.format(settings=len(settings()), shipped=SHIPPED)
-    return f"{words}\nStarts of a network: {starts}.\n\n" + "\n".join(lines) + "\n", found
+    text = f"{words}\nStarts of a network: {starts}.\n\n" + "\n".join(lines) + "\n"
+    return f"{text}\n{_choices(cells, chosen)}", found
 
 
-def _summary(held: Sequence[tuple[str, Ratio]]) -> dict[str, float]:
-    """factor: the geometric mean's 95 % interval is mean / factor to mean * factor. The cells of a
-    network share their starts, so their errors are added; those of different networks' squares."""
-    values = [q.value for _, q in held]
-    relative: dict[str, float] = {}
-    for name, q in held:
-        share = q.half_width / q.value if 0 < q.value < math.inf else math.inf
-        relative[name] = relative.get(name, 0.0) + share
-    off = math.sqrt(sum(v * v for v in relative.values())) / len(held)
-    factor = math.exp(off) if off < 700 else math.inf
-    return {"mean": _mean(values), "factor": factor, "worst": max(values), "cells": len(values)}
+def _choices(cells: Cells, chosen: Mapping[str, str | None]) -> str:
+    """Which constants are chosen on the others of each network, and on all."""
+    grouped: dict[str | None, list[str]] = {}
+    for name, what in chosen.items():
+        grouped.setdefault(what, []).append(name)
+    lines = [f"Of {len(CANDIDATES)} sets of constants of the default, by the least score:", ""]
+    whole = choice(cells)
+    lines.append(f"- on all networks: {whole or 'none'}")
+    lines += [
+        f"- on all but {', '.join(names)}, each in its turn: {what or 'none'}"
+        for what, names in grouped.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -375,14 +497,9 @@ def _mean(values: Sequence[float]) -> float:
     return math.exp(sum(math.log(max(v, 1e-12)) for v in values) / len(values))
 
 
-def _text(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{_told(ratio.value)} ± {_told(ratio.half_width)}"
-
-
 def _told(value: float) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:.2g}"
 
 
-def _line(s: dict[str, float]) -> str:
-    lo, hi = s["mean"] / s["factor"], s["mean"] * s["factor"]
-    return f"**{s['mean']:.2f}** [{lo:.2f}, {hi:.2f}] ({s['worst']:.2g})"
+def _line(s: Mapping[str, float]) -> str:
+    return f"**{s['mean']:.2f}** [{s['lo']:.2f}, {s['hi']:.2f}] ({s['worst']:.2g})"

@@ -1,4 +1,4 @@
-"""The default: a forgiving method where noise prevails, a sharper one where the signal shows."""
+"""The default: a forgiving method where noise prevails, sharper ones where the signal shows."""
 
 from __future__ import annotations
 
@@ -23,74 +23,95 @@ would take a call from the steps (it removes 0.02 of the data's deviation, and a
 more)."""
 
 
+FAINT = 300.0
+"""sigma/alpha above which a run of any length is forgiving: a schedule that goes on to 20,000 there
+tells the network nothing."""
+
+
 @dataclass(frozen=True)
 class Relay(Solver):
-    """iPNDM-2 down to sigma/alpha = `ratio`, UniPC-2 in the noise prediction from there on.
+    """Three methods by turns; n intervals, r = n/pace:
 
-    Networks err at high noise, where they saw little signal. A corrector or a third point
-    multiplies their errors there; constant weights on two noise predictions do not (Zhang & Chen
-    2023). Where the signal shows, UniPC's corrector costs no call and gains an order (Zhao et al.
-    2023). Each row is a formula in past states and predictions, so one method takes over from the
-    other.
+        sigma/alpha      up to `few`     more        `many` and more
+        above `FAINT`    iPNDM-2         iPNDM-2     iPNDM-2
+        above r          iPNDM-2         iPNDM-2     UniPC-2
+        below r          iPNDM-2         UniPC-2     UniPC-3
 
-    A run of at most `few` steps that starts in noise is all iPNDM-2 and spares its first call:
-    there is little to hear at sigma/alpha above `noisy`. Its grid has an interval more, so that it
-    makes as many calls as it was given steps. It ends at t_min unless asked otherwise. On times of
-    the user's own no call is spared.
+    UniPC's in the noise prediction. Networks err at high noise, where they saw little signal, and a
+    corrector or a third point multiplies their errors by the length of the step; constant weights
+    on two noise predictions do not (Zhang & Chen 2023). Where the signal shows, and the sooner the
+    shorter the steps, UniPC's corrector costs no call and gains an order (Zhao et al. 2023). Each
+    row is a formula in past states and predictions, so one method takes over from another.
 
-    Order 3 where a run starts below `ratio`, 2 where it starts above. The three numbers are the
-    choice of a person who had seen most networks of bench/results/away.md.
+    A run of at most `FEW` steps that starts in noise spares its first call: there is little to hear
+    at sigma/alpha above `noisy`. Its grid has an interval more, so that it makes as many calls as
+    it was given steps. It ends at t_min unless asked otherwise. On times of the user's own no call
+    is spared.
 
-    ratio: sigma/alpha where UniPC takes over, > 0.
-    few: steps up to which a run counts as short, >= 0.
+    Steps without end make all of it UniPC-3, of order 4, but what is above `FAINT`, of order 2.
+    `pace`, `few`, `many` and the default grid's share w
+    are chosen by `undiffuse bench away` on the networks of examples/, and so is what it tells: the
+    error on each of them of what is chosen on the others.
+
+    pace: > 0; the larger it is the later the change.
+    few, many: intervals, whole numbers >= 0.
     noisy: sigma/alpha at the start from which a short run spares its first call, > 0.
     Raises ValueError for another value.
     """
 
-    ratio: float = 5.0
-    few: int = FEW
+    pace: float = 6.0
+    few: int = 6
+    many: int = 36
     noisy: float = 30.0
 
-    order: ClassVar[float] = 3.0
-    weak_order: ClassVar[float] = 3.0
+    order: ClassVar[float] = 4.0
+    weak_order: ClassVar[float] = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("ratio", "noisy"):
+        for name in ("pace", "noisy"):
             if not getattr(self, name) > 0:
                 raise InvalidValue(f"{name} must be > 0; got {getattr(self, name)}")
-        if self.few != int(self.few) or self.few < 0:
-            raise InvalidValue(f"few must be a whole number >= 0; got {self.few}")
+        for name in ("few", "many"):
+            value = getattr(self, name)
+            if value != int(value) or value < 0:
+                raise InvalidValue(f"{name} must be a whole number >= 0; got {value}")
 
     def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
         noisiest, cleanest = torch.exp(-process.log_snr(ends)).tolist()
-        short = 1 < steps <= self.few
+        short = 1 < steps <= FEW
         final = "t_min" if short and cleanest <= CLEAN else "denoise"
         if short and noisiest > self.noisy:
-            return SparedStart(IPNDM(2)), steps + 1, final
+            return SparedStart(self), steps + 1, final
         return self, steps, final
 
     def rows(self, path: Path) -> Tableau:
         steps = len(path.t) - 1
-        steady = IPNDM(2).rows(path)
-        sharp = UniPC(2, form="noise").rows(path)
-        above = (torch.exp(-path.lam[:steps]) > self.ratio)[:, None]
+        ratio, change = torch.exp(-path.lam[:steps]), steps / self.pace
+        faint, low = ratio > FAINT, ratio <= change
+        parts: list[tuple[Tensor, Solver]] = [(torch.ones_like(low), IPNDM(2))]
+        if self.few < steps < self.many:
+            parts.append((low, UniPC(2, form="noise")))
+        elif steps > self.few:
+            parts += [(~faint, UniPC(2, form="noise")), (low & ~faint, UniPC(3, form="noise"))]
+        order = 2.0 if bool(faint.any()) else self.order
+        table = _by_turns([(mask, solver.rows(path)) for mask, solver in parts])
+        return replace(table, name="relay", order=order, weak_order=order)
 
-        order = 2.0 if bool(above.any()) else 3.0
 
-        def joined(a: Tensor, b: Tensor) -> Tensor:
-            wide = max(a.shape[1], b.shape[1])
-            a, b = (torch.nn.functional.pad(m, (0, wide - m.shape[1])) for m in (a, b))
-            return torch.where(above, a, b)
+def _by_turns(parts: list[tuple[Tensor, Tableau]]) -> Tableau:
+    """Of each row that of the last table whose mask [N] holds."""
 
-        return replace(
-            steady,
-            state=joined(steady.state, sharp.state),
-            data=joined(steady.data, sharp.data),
-            name="relay",
-            order=order,
-            weak_order=order,
-        ).trimmed()
+    def joined(name: str) -> Tensor:
+        wide = max(getattr(table, name).shape[1] for _, table in parts)
+        out = torch.zeros(len(parts[0][0]), wide, dtype=torch.float64, device="cpu")
+        for mask, table in parts:
+            m = getattr(table, name)
+            padded = torch.nn.functional.pad(m, (0, wide - m.shape[1]))
+            out = torch.where(mask[:, None], padded, out)
+        return out
+
+    return replace(parts[0][1], state=joined("state"), data=joined("data")).trimmed()
 
 
 SOLVERS: dict[str, Solver] = {"relay": Relay()}

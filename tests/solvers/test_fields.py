@@ -202,9 +202,10 @@ CASES = {
         "r": (0.4, lambda a, b: not torch.equal(a.times, b.times)),
     },
     Relay(): {
-        "ratio": (0.5, other),
+        "pace": (0.5, other),
+        "few": (20, other),
+        "many": (5, other),
         # what stands for it in so many steps, and on how many intervals: see `Solver.on`
-        "few": (20, lambda a, b: [Relay(few=n).on(PROCESS, 15)[1] for n in (11, 20)] == [15, 16]),
         "noisy": (1e3, lambda a, b: Relay(noisy=1e3).on(PROCESS, 6)[1] == 6),
     },
     RungeKutta(MIDPOINT): {

@@ -150,6 +150,11 @@ def _against(p: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, help="processes; changes no number, as torchrun does not"
     )
     p.add_argument("--learn", action="store_true", help="of away: learn a table for each cell too")
+    p.add_argument(
+        "--choose",
+        action="store_true",
+        help="of away: only choose the default's constants, on all networks and on all but each",
+    )
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
 
 
@@ -181,13 +186,17 @@ def _nfe(args: argparse.Namespace) -> None:
         if grid != "equidistributed":
             named(grid)
     args.checkpoint = args.runs[0] if args.runs else args.checkpoint
-    measure(**without(args, "what", "runs", "learn"))
+    measure(**without(args, "what", "runs", "learn", "choose"))
 
 
 def _away(args: argparse.Namespace) -> None:
     from ..bench.away import run as measure
 
-    measure(args.runs, args.out, nfe=args.nfe, starts=args.batch, learn=args.learn, seed=args.seed)
+    if args.choose and args.learn:
+        raise InvalidValue("--choose tunes nothing, and --learn needs it: give one of them")
+    tries = {"tries": 0} if args.choose else {}
+    asked = {"nfe": args.nfe, "starts": args.batch, "learn": args.learn, "seed": args.seed}
+    measure(args.runs, args.out, **asked, **tries)
 
 
 def _orders(args: argparse.Namespace) -> None:

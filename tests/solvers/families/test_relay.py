@@ -34,30 +34,43 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
     assert grids.named("blend") == Blend(0.6)
 
 
-def test_each_row_is_the_one_solver_s_or_the_other_s():
-    process = ud.VP()
-    t = times("log_snr", process, 14)
-    made = Relay(ratio=2.0).tableau(process, t)
-    high = torch.exp(-process.log_snr(made.times)) > 2.0
-    assert 2 < int(high.sum()) < 12
-    for rows, solver in ((high, IPNDM(2)), (~high, UniPC(2, form="noise"))):
+@pytest.mark.parametrize("steps", [5, 14, 40])
+def test_each_row_is_one_of_three_solvers(steps):
+    """By the table in its docstring: r = n/pace, 300 the bound beyond which all is iPNDM-2."""
+    process = ud.VP.cosine()  # from sigma/alpha 20,000 down
+    t = times("log_snr", process, steps)
+    made = Relay(pace=4.0, few=6, many=36).tableau(process, t)
+    ratio = torch.exp(-process.log_snr(made.times))
+    steady, change = IPNDM(2), steps / 4.0
+    low, high, faint = ratio <= change, (ratio > change) & (ratio <= 300.0), ratio > 300.0
+    by_steps = {
+        5: [(ratio > 0, steady)],
+        14: [(low, UniPC(2, form="noise")), (~low, steady)],
+        40: [(low, UniPC(3, form="noise")), (high, UniPC(2, form="noise")), (faint, steady)],
+    }
+    for rows, solver in by_steps[steps]:
         other = solver.tableau(process, t)
+        assert int(rows.sum()) > 1
         for name in ("state", "data"):
             a, b = getattr(made, name)[rows], getattr(other, name)[rows]
             wide = max(a.shape[1], b.shape[1])
             a, b = (torch.nn.functional.pad(m, (0, wide - m.shape[1])) for m in (a, b))
             assert torch.equal(a, b)
-    assert made.order == 2.0 and Relay(ratio=1e6).tableau(process, t).order == 3.0
-    with pytest.raises(ValueError, match="ratio must be > 0; got 0"):
-        Relay(ratio=0.0)
+    assert made.order == 2.0 and Relay().tableau(ud.VP(), times("log_snr", ud.VP(), 9)).order == 4.0
+    for name in ("pace", "noisy"):
+        with pytest.raises(ValueError, match=f"{name} must be > 0; got 0"):
+            Relay(**{name: 0.0})
+    for name in ("few", "many"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number >= 0; got -1"):
+            Relay(**{name: -1})
 
 
 def test_short_runs_from_noise_spare_a_call_and_lay_an_interval_more():
-    """Eleven steps of the default are iPNDM-2 on twelve intervals, the first without a call."""
+    """Eleven steps of the default are a relay on twelve intervals, the first without a call."""
     model = LAW.denoiser(ud.VP())
     short = ud.Sampler(model, steps=11).tableau
     t = times("blend", model.process, 12, "t_min", model.t_min)
-    other = SparedStart(IPNDM(2)).tableau(model.process, t)
+    other = SparedStart(Relay()).tableau(model.process, t)
     assert short.nfe == 11 and torch.equal(short.state, other.state)
     assert torch.equal(short.data, other.data) and short.entry == other.entry
     assert ud.Sampler(model, steps=12).tableau.entry == (1.0, 0.0)

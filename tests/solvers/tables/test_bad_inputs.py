@@ -143,7 +143,7 @@ REFUSED = {
     "last": (lambda: DPMFast(last=()), "last must hold one order"),
     "last 4": (lambda: DPMFast(last=(4,)), "must hold orders 1, 2 or 3"),
     "few": (lambda: Relay(few=-1), "few must be.*-1"),
-    "ratio": (lambda: Relay(ratio=NAN), "ratio must be"),
+    "pace": (lambda: Relay(pace=NAN), "pace must be"),
     "churn": (lambda: Heun(churn=INF), "churn must be"),
     "s_min above s_max": (lambda: Heun(churn=1, s_min=2, s_max=1), "s_min must be at most s_max"),
     "restart": (lambda: Restart(intervals=((0.1, 0.2, 1.5),)), "an interval must be"),
