@@ -21,7 +21,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,14 @@ from ..kernels.files import write_text
 from ..models.checkpoint import Checkpoint, load
 from ..models.progress import Bar, bar
 from ..solvers.families.relay import Relay
-from ..solvers.sampling import pilot
+from ..solvers.sampling import candidates, pilot
 from ..solvers.sampling.budget import in_steps
 from ..solvers.sampling.sampler import Sampler
-from ..solvers.sampling.tune import network_name
+from ..solvers.sampling.tuning import network_name
 from ..solvers.store import Record, Store, made_by
 from ..solvers.tables.grids import Blend
 from ..solvers.tables.tableau import Tableau
+from .away_report import CANDIDATES, by_calls, report
 from .measures.quality import Run, errors
 from .peers.samplers import chosen as chosen_peers
 from .problems import problem as problems
@@ -59,32 +59,6 @@ TRIES = 6000
 """Calls that a pilot spends on candidates, as `ud.tune` does by default."""
 BLENDS = (0.3, 0.6)
 LIBRARIES = ("diffusers", "k-diffusion")
-SHIPPED = "UniPC (default)"
-COLUMNS = ("default", "left out", "tuned", "learned", "best fixed", SHIPPED)
-"""What is shown over the best peer."""
-RESAMPLES = 200
-"""Of the starts, for intervals of the means: constants and best rows are chosen anew in each."""
-HEAD = """\
-Errors (each start's root mean square distance to the network's own fine solution, the mean over
-starts) over that of the best peer of diffusers and k-diffusion, which is picked afterwards for each
-cell; ± half a 95 % interval over starts, which are the same for both. *default*: what `ud.sample`
-does, its constants chosen on all of these. *left out*: the default with the constants that are
-chosen on the other networks. *tuned*: `ud.tune` on other starts. *learned*: `ud.tune(learn=True)`.
-*best fixed*: the best of {settings} settings, picked afterwards. *{shipped}*: diffusers' own.
-"""
-CANDIDATES: dict[str, tuple[Relay, Blend]] = {
-    f"pace {pace:g}, few {few}, many {many}, w {w:g}": (Relay(pace, few, many), Blend(w))
-    for pace, few, many, w in product(
-        (4.0, 5.0, 6.0, 8.0), (6, 9), (36, 1000), (0.4, 0.5, 0.6, 0.7)
-    )
-}
-"""Constants of the default."""
-
-
-def score(values: Sequence[float]) -> float:
-    """What constants are chosen by, of ratios to the best peer: their root mean square. It weighs
-    the worst cells more than the geometric mean does, and the others more than the worst does."""
-    return math.sqrt(sum(v * v for v in values) / len(values))
 
 
 def run(
@@ -136,9 +110,11 @@ def run(
                 kept = Path(out) / f"reference-{p.name}.pt"
                 for record in measure(p, due, learn, tries, kept, shown):
                     store.append({"key": keys[p.name, record["nfe"]], **record})
-    text, found = report([store[key] for key in keys.values()])
+    records = [store[key] for key in keys.values()]
+    text, found = report(records)
     write_text(Path(out) / "away.md", text)
-    write_text(Path(out) / "away.json", json.dumps(found, indent=1) + "\n")
+    whole = {"networks": names, "all": found, "by_calls": by_calls(records)}
+    write_text(Path(out) / "away.json", json.dumps(whole, indent=1) + "\n")
     print(text)
     return found
 
@@ -168,19 +144,20 @@ def _content(make: Callable[[], Tableau]) -> str:
         return str(error)
 
 
-def settings() -> list[pilot.Candidate]:
+def settings() -> list[candidates.Candidate]:
     """The fixed settings among which the best on the other networks is looked for."""
     return [
-        pilot.Candidate(solver, blend, spared)
-        for solver in pilot.SOLVERS
+        candidates.Candidate.blended(solver, blend, spared)
+        for solver in candidates.SOLVERS
         for blend in BLENDS
         for spared in (False, True)
     ]
 
 
-def _called(setting: pilot.Candidate) -> str:
+def _called(setting: candidates.Candidate) -> str:
     spared = " spared" if setting.spared else ""
-    return f"fixed {setting.solver} {setting.blend:g}{spared}"
+    assert isinstance(setting.grid, Blend)
+    return f"fixed {setting.solver} {setting.grid.w:g}{spared}"
 
 
 # --- what is run --------------------------------------------------------------------------------
@@ -190,10 +167,10 @@ def _ours(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Tableau]
     """The tables that need no measuring of the network, by what they are called in a record."""
     yield "default", lambda: _plain(Sampler(posed.model, nfe=nfe).tableau)
     for name, (solver, grid) in CANDIDATES.items():
-        yield name, lambda s=solver, g=grid: _plain(in_steps(s, posed.model, g, None, nfe))
+        yield name, partial(_default_of, posed, solver, grid, nfe)
     for setting in settings():
-        if not setting.spared or nfe < pilot.SPARE:
-            yield _called(setting), partial(setting.table, posed.model, nfe)
+        if not setting.spared or nfe < candidates.SPARE:
+            yield _called(setting), partial(_fixed, setting, posed, nfe)
 
 
 MADE: dict[tuple[object, ...], dict[str, Tableau | ValueError]] = {}
@@ -220,8 +197,16 @@ def _given(table: Tableau | ValueError) -> Tableau:
     return table
 
 
+def _fixed(setting: candidates.Candidate, posed: Problem, nfe: int) -> Tableau:
+    return _plain(setting.table(posed.model, nfe))
+
+
+def _default_of(posed: Problem, solver: Relay, grid: Blend, nfe: int) -> Tableau:
+    return _plain(in_steps(solver, posed.model, grid, None, nfe))
+
+
 def _plain(tableau: object) -> Tableau:
-    assert isinstance(tableau, Tableau), "the default is a plain table"
+    assert isinstance(tableau, Tableau), "these are plain tables"
     return tableau
 
 
@@ -230,12 +215,13 @@ def _tables(
 ) -> Iterator[tuple[str, Callable[[], Tableau]]]:
     """All of ours, those that the network itself chooses last."""
     yield from _shared(posed, nfe)
-    shape = (1, *posed.start.shape[1:])
     for what, learned in (("tuned", False), ("learned", True))[: bool(tries) + learn]:
-        yield (
-            what,
-            lambda b=learned: pilot.tune(posed.model, shape, nfe, learn=b, calls=tries).table,
-        )
+        yield what, partial(_tuned, posed, nfe, learned, tries)
+
+
+def _tuned(posed: Problem, nfe: int, learned: bool, tries: int) -> Tableau:
+    shape = (1, *posed.start.shape[1:])
+    return _plain(pilot.tune(posed.model, shape, nfe, learn=learned, calls=tries).table)
 
 
 def _peers(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Plan]]]:
@@ -356,150 +342,5 @@ def _errors(posed: Problem, plan: Plan, reference: Reference, w: Tensor | None =
     return torch.where(off.isfinite(), off, math.inf)
 
 
-def _half_width(error: Tensor, best: Tensor) -> float:
-    """Half a 95 % interval of mean(error) / mean(best) over starts, by the delta method."""
-    ratio = error.mean() / best.mean()
-    return _short(1.96 * ((error - ratio * best) / best.mean()).std() / math.sqrt(len(error)))
-
-
 def _short(value: float | Tensor) -> float:
     return float(f"{float(value):.4g}")
-
-
-# --- what is shown ------------------------------------------------------------------------------
-
-Cells = dict[tuple[str, int], dict[str, float]]
-"""Of every network and number of calls, the ratios of its rows to the best peer."""
-
-
-def starts_of(record: Record) -> dict[str, Tensor]:
-    """Each row's errors by start; one that was not finite, null in a file, is inf."""
-    return {
-        what: torch.tensor([math.inf if v is None else float(v) for v in held]).double()
-        for what, held in record["rows"].items()
-    }
-
-
-def ratios(records: Sequence[Record], rows: Callable[[Record], Tensor] | None = None) -> Cells:
-    """rows: which of a record's starts are counted; None: each once."""
-    found = {}
-    for r in records:
-        off = starts_of(r)
-        matrix = torch.stack(list(off.values()))
-        means = (matrix if rows is None else matrix[:, rows(r)]).mean(1).tolist()
-        held = dict(zip(off, means, strict=True))
-        best = min(e for what, e in held.items() if what.startswith("peer "))
-        found[r["network"], r["nfe"]] = {what: e / best for what, e in held.items()}
-    return found
-
-
-def choice(cells: Cells, without: str | None = None) -> str | None:
-    """The candidate of least score on all networks but one; None where no candidate has run on
-    all of them."""
-    others = [c for (name, _), c in cells.items() if name != without]
-    known = [w for w in CANDIDATES if others and all(w in c for c in others)]
-    return min(known, key=lambda what: score([c[what] for c in others]), default=None)
-
-
-def columns(cells: Cells) -> dict[str, list[tuple[str, int, float]]]:
-    """Of each column (network, calls, ratio) of every cell; what did not run where it was chosen
-    is infinitely far."""
-    out: dict[str, list[tuple[str, int, float]]] = {what: [] for what in COLUMNS}
-    others = {name: choice(cells, name) for name in {name for name, _ in cells}}
-    for (name, n), cell in cells.items():
-        fixed = [v for w, v in cell.items() if w.startswith("fixed ")]
-        chosen = others[name]
-        values = {
-            **{w: cell.get(w) for w in ("default", "tuned", "learned")},
-            "left out": None if chosen is None else cell.get(chosen, math.inf),
-            "best fixed": min(fixed, default=None),
-            SHIPPED: cell.get(f"peer {SHIPPED}"),
-        }
-        for what, value in values.items():
-            if value is not None:
-                out[what].append((name, n, value))
-    return {what: held for what, held in out.items() if held}
-
-
-def summary(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Of each column the geometric mean with its bootstrap interval over starts (lo, hi), the
-    worst ratio and the number of cells."""
-    whole = columns(ratios(records))
-    g, drawn = torch.Generator().manual_seed(0), []
-    for _ in range(RESAMPLES):
-        rows: dict[str, Tensor] = {}  # all cells of a network have the same starts
-        for r in records:
-            if r["network"] not in rows:
-                rows[r["network"]] = torch.randint(r["starts"], (r["starts"],), generator=g)
-        drawn.append(columns(ratios(records, lambda r, held=rows: held[r["network"]])))
-    found = {}
-    for what, held in whole.items():
-        means = sorted(_mean([v for *_, v in d[what]]) for d in drawn if what in d)
-        found[what] = {
-            "mean": _mean([v for *_, v in held]),
-            "lo": means[int(0.025 * len(means))],
-            "hi": means[int(0.975 * (len(means) - 1))],
-            "worst": max(v for *_, v in held),
-            "cells": len(held),
-        }
-    return found
-
-
-def report(records: Sequence[Record]) -> tuple[str, dict[str, dict[str, float]]]:
-    """The table in Markdown, and the summary."""
-    cells, found = ratios(records), summary(records)
-    chosen = {name: choice(cells, name) for name in dict.fromkeys(r["network"] for r in records)}
-    by_column = {
-        what: {(name, n): value for name, n, value in held} for what, held in columns(cells).items()
-    }
-    head = ["network", "calls", "best peer", "its error / reference's", *COLUMNS]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for r in records:
-        at, off = (r["network"], r["nfe"]), starts_of(r)
-        best = min((w for w in off if w.startswith("peer ")), key=lambda w: float(off[w].mean()))
-        fixed = [w for w in off if w.startswith("fixed ")]
-        row = {w: w for w in ("default", "tuned", "learned")}
-        row |= {"left out": chosen[at[0]] or "", SHIPPED: f"peer {SHIPPED}"}
-        row["best fixed"] = min(fixed, key=lambda w: float(off[w].mean()), default="")
-        texts = []
-        for what in COLUMNS:
-            value = by_column.get(what, {}).get(at)
-            half = _half_width(off[row[what]], off[best]) if row[what] in off else math.inf
-            texts.append("" if value is None else f"{_told(value)} ± {_told(half)}")
-        above = float(off[best].mean()) / max(r["reference_error"], 1e-300)
-        told = [at[0], str(at[1]), best.removeprefix("peer "), f"{above:.2g}", *texts]
-        lines.append(f"| {' | '.join(told)} |")
-    told = ["" if w not in found else _line(found[w]) for w in COLUMNS]
-    lines.append(f"| **geometric mean (worst)** | | | | {' | '.join(told)} |")
-    starts = ", ".join(sorted({str(r["starts"]) for r in records}, key=int))
-    words = HEAD.format(settings=len(settings()), shipped=SHIPPED)
-    text = f"{words}\nStarts of a network: {starts}.\n\n" + "\n".join(lines) + "\n"
-    return f"{text}\n{_choices(cells, chosen)}", found
-
-
-def _choices(cells: Cells, chosen: Mapping[str, str | None]) -> str:
-    """Which constants are chosen on the others of each network, and on all."""
-    grouped: dict[str | None, list[str]] = {}
-    for name, what in chosen.items():
-        grouped.setdefault(what, []).append(name)
-    lines = [f"Of {len(CANDIDATES)} sets of constants of the default, by the least score:", ""]
-    whole = choice(cells)
-    lines.append(f"- on all networks: {whole or 'none'}")
-    lines += [
-        f"- on all but {', '.join(names)}, each in its turn: {what or 'none'}"
-        for what, names in grouped.items()
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The geometric mean."""
-    return math.exp(sum(math.log(max(v, 1e-12)) for v in values) / len(values))
-
-
-def _told(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else f"{value:.2g}"
-
-
-def _line(s: Mapping[str, float]) -> str:
-    return f"**{s['mean']:.2f}** [{s['lo']:.2f}, {s['hi']:.2f}] ({s['worst']:.2g})"

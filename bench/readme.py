@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ..kernels.errors import InvalidValue
 from ..kernels.files import write_text
-from .report.table import short
 
 BEGIN = "<!-- results: written by `python -P -m undiffuse.bench.readme` from bench/results -->"
 END = "<!-- end of results -->"
-SIDES = {
-    "peers": "the peers",
-    "default": "`laplace-wide`",  # the grid of the default when these were measured
-    "ours": "ours",
-    "tuned": "ours, tuned",
+COLUMNS = {
+    "left out": "our default, its constants chosen on the other networks",
+    "default": "our default as it ships",
+    "tuned": "`ud.tune`, seconds of pilot",
+    "learned": "`ud.tune(learn=True)`",
+    "UniPC (default)": "diffusers' UniPC as shipped",
 }
 
 
 def section(results: Path) -> str:
-    """The text between the markers, in Markdown: least errors by calls, and the fused steps."""
-    grids, mnist, orders, gpu = (
+    """The text between the markers, in Markdown: errors over the best peer's by calls, on networks
+    left out, and the fused steps."""
+    away, orders, gpu = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("grids", "mnist", "orders", "kernels-gpu")
+        for name in ("away", "orders", "kernels-gpu")
     )
-    costs = [str(n) for n in grids["nfe"]]
-    lines = [f"| least error / data std after | {' | '.join(costs)} calls |"]
-    lines.append("|---" * (len(costs) + 1) + "|")
-    for problem, front in {**grids["front"], **mnist["front"]}.items():
-        for side, who in SIDES.items():
-            cells = [_error(front.get(n, {}).get(side), int(n), side == "tuned") for n in costs]
-            lines.append(f"| {problem}: {who} | {' | '.join(cells)} |")
+    costs = list(away["by_calls"])
+    lines = [
+        (
+            "Error over that of the best peer, which is picked afterwards in every cell: geometric "
+            f"mean (worst) over {len(away['networks'])} networks."
+        ),
+        "",
+        f"| calls | {' | '.join(costs)} | all [95 %] |",
+        "|---" * (len(costs) + 2) + "|",
+    ]
+    for column, who in COLUMNS.items():
+        if column not in away["all"]:
+            continue
+        held = [away["by_calls"][n].get(column) for n in costs]
+        cells = ["-" if h is None else f"{_ratio(h['mean'])} ({_ratio(h['worst'])})" for h in held]
+        a = away["all"][column]
+        cells.append(f"{_ratio(a['mean'])} [{_ratio(a['lo'])}, {_ratio(a['hi'])}]")
+        lines.append(f"| {who} | {' | '.join(cells)} |")
     lines += [
         "",
         (
@@ -57,9 +68,8 @@ def section(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _error(r: dict[str, Any] | None, n: int, whole: bool) -> str:
-    """whole: a tuned table of fewer calls is not one of that many."""
-    return short(r["error"]) if r and not (whole and r["nfe"] != n) else "-"
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.2g}"
 
 
 def updated(readme: str, results: Path) -> str:

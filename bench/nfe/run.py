@@ -33,13 +33,14 @@ from ...kernels.files import write_text
 from ...models.checkpoint import Checkpoint
 from ...models.progress import bar
 from ...solvers import Solver
+from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.sampling.tuning import SMALL_EVENT
 from ...solvers.store import Store
 from ..measures.metrics import Features
 from ..measures.quality import Measure
 from ..measures.quality import chosen as chosen_measures
 from ..peers.samplers import chosen as chosen_peers
-from ..problems.plans import Config, default_solvers, ours
+from ..problems.plans import Config, Ours, default_solvers, ours
 from ..problems.problem import Problem, Reference
 from ..report import table
 from . import campaign, summary
@@ -135,6 +136,8 @@ def run(
     todo = []
     for p in posed:
         own = ours(default_solvers(p.process), grids, final) if named is None else named
+        if named is None and GRID not in grids:
+            own = [Ours(SOLVER, GRID, final), *own]  # the default is always there
         if not own and not others:
             raise InvalidValue("nothing to measure: name a solver or a peer")
         todo.append(_cells(p, [*own, *others], costs, measures))

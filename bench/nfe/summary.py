@@ -46,7 +46,8 @@ def summarise(
         "metrics": [m.field for m in measures],
         "judged_by": judge(measures).field,
         "best": best(records, costs, judge(measures)),
-        "front": front(records, costs),
+        "front": (found := front(records, costs)),
+        "regret": regret(found),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
         "notes": [*unresolved(problems), *left_out(records)],
         "cells": len(records),
@@ -148,6 +149,38 @@ def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str
             if done:
                 out.setdefault(name, {})[str(n)] = least
     return out
+
+
+def regret(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """problem -> the default's error over the least of the peers', which is picked after the run:
+    by number of calls, and the geometric mean of these. Problems without both are left out."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, by_cost in found.items():
+        ratios = {
+            n: float(sides["default"]["error"]) / float(sides["peers"]["error"])
+            for n, sides in by_cost.items()
+            if sides["default"] and sides["peers"] and sides["peers"]["error"] > 0
+        }
+        if ratios:
+            logs = [math.log(max(v, 1e-300)) for v in ratios.values()]
+            out[name] = {"by_calls": ratios, "mean": math.exp(sum(logs) / len(logs))}
+    return out
+
+
+def _regrets(summary: dict[str, Any]) -> list[str]:
+    """A line a problem: the default's row, what the best peer makes of it, the mean."""
+    lines = []
+    for name, held in summary["regret"].items():
+        front_of = summary["front"][name]
+        cells = [
+            f"{n}: {table.short(front_of[n]['default']['error'])} ({ratio:.2f})"
+            for n, ratio in held["by_calls"].items()
+        ]
+        lines.append(
+            f"{name}, the default ({SOLVER} on {GRID}), error by calls (over the best peer's, "
+            f"picked afterwards): {', '.join(cells)}; geometric mean {held['mean']:.2f}"
+        )
+    return lines
 
 
 def all_tables(
@@ -295,7 +328,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         seeds = ", ".join(map(str, p["seeds"]))
         said.append(f"{name}: process {p['process']}, samples of each seed ({seeds}).")
     versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
-    return [*said, *_about(summary), *METHOD, f"Made with {versions}."]
+    return [*said, *_regrets(summary), *_about(summary), *METHOD, f"Made with {versions}."]
 
 
 def _config(r: Record) -> str:
@@ -306,7 +339,7 @@ def _config(r: Record) -> str:
 def closing(out: Path, summary: dict[str, Any]) -> list[str]:
     """The lines under the tables."""
     lines = ["*: no other row of the column is shown to be better (95 % intervals)."]
-    lines += _about(summary)
+    lines += [*_regrets(summary), *_about(summary)]
     failed = f", {summary['failed']} failed" if summary["failed"] else ""
     lines.append(f"{summary['cells']} cells{failed}; {summary['seconds']} s; written to {out}")
     return lines

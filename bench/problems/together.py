@@ -43,7 +43,7 @@ def _piece(model: Denoiser, tables: Sequence[Tableau], x: Tensor) -> Tensor:
     times = torch.stack([t.times for t in tables])
     entry = torch.tensor([t.entry[0] for t in tables], dtype=torch.float64, device="cpu")
     column = (slice(None), *(None,) * x.ndim)
-    states, datas = [entry.to(x)[column] * x], []  # the newest first
+    states, datas = [entry.to(x)[column] * x], list[Tensor]()  # the newest first
     for row in range(times.shape[1]):
         t = times[:, row].repeat_interleave(len(x))
         datas.insert(0, model(states[0].flatten(0, 1), t).reshape(shape))

@@ -59,7 +59,7 @@ class Relay(Solver):
     Raises ValueError for another value.
     """
 
-    pace: float = 6.0
+    pace: float = 5.0
     few: int = 6
     many: int = 36
     noisy: float = 30.0

@@ -26,10 +26,16 @@ grow by more, by the few-step runs of all solvers on six processes; sound ones d
 VARIANCES = (0.1, 0.25, 1.0)
 """Of the data that a table is tried on: those of pictures in [-1, 1] and of standardised data."""
 STEADY = ("relay", "dpmpp-2m", "ddim")
+FAR = 10.0
+"""How many times farther than another run of the same start a run ends that has diverged."""
+ASKED = 100.0
+"""Times REACH beyond which another run is made: data of a thousand deviations of 1 pay for none."""
 Watch = Callable[[int, Tensor, Tensor], None]
 """watch(row, network output, state)"""
 Run = Callable[..., Tensor]
 """run(watch) repeats a run and calls watch after each row."""
+Other = Callable[[int], tuple[str, float]]
+"""other(i): a run that holds of the start of sample i, in words, and the largest |x| of its end."""
 
 
 def judged(
@@ -41,13 +47,15 @@ def judged(
     process: Process | None = None,
     table: Tableau | SpectralTable | None = None,
     rounds: int | Tensor | None = None,
+    other: Other | None = None,
 ) -> Result:
     """The result of a run that ended at x [B, ...], with the status of each sample.
 
     Raises SolverError for NaN and Inf unless on_failure is 'return'. Given its table, the run is
     also asked whether it diverged, which is a status and, unless on_failure is 'return', a warning:
-    a state is out of reach and the table is one that grows. Either alone is no fault, since data
-    may be large and errors may cancel. The host reads one number of the device.
+    a state is out of reach, and the table is one that grows or, far out of reach and where `other`
+    is given, another run of the farthest sample ends `FAR` times nearer. Out of reach alone is no
+    fault: data may be large. The host reads one number of the device.
     """
     bound = float("inf")
     if process is not None and isinstance(table, Tableau):
@@ -58,11 +66,16 @@ def judged(
     if not float(peak.max()) <= bound:  # NaN and Inf too
         status, message = verdict(x, run, times.tolist())
         if message is None and process is not None and isinstance(table, Tableau):
-            factor = growth(table, process)
-            if factor > FACTOR:
-                status = torch.where(peak > bound, int(Status.DIVERGED), status)
-                if on_failure == "raise":
-                    said = _diverged(table, process, float(peak.max()), factor)
+            said, least = None, bound
+            if (factor := growth(table, process)) > FACTOR:
+                said = _diverged(table, process, float(peak.max()), factor)
+            elif other is not None and float(peak.max()) > ASKED * bound:
+                found = other(int(peak.argmax()))
+                least = max(bound, FAR * found[1])
+                said = _astray(table, float(peak.max()), *found)
+            if said is not None:
+                status = torch.where(peak > least, int(Status.DIVERGED), status)
+                if on_failure == "raise" and bool((peak > least).any()):
                     warnings.warn(said, UserWarning, stacklevel=3)
     result = Result(x, nfe, times, status, len(times) if rounds is None else rounds)
     if message and on_failure == "raise":
@@ -98,6 +111,14 @@ def _diverged(table: Tableau, process: Process, peak: float, factor: float) -> s
         f"{table.name} diverges on this grid of {len(table.grid) - 1} steps: |x| reaches "
         f"{peak:.3g}, and the table makes Gaussian data {factor:.3g} times too wide. Take more "
         f"steps, {other}; status names the samples"
+    )
+
+
+def _astray(table: Tableau, peak: float, holds: str, within: float) -> str:
+    return (
+        f"{table.name} diverges on this network in {len(table.grid) - 1} steps: |x| reaches "
+        f"{peak:.3g}, where {holds} takes the same start to {within:.3g}. Use that, or more steps; "
+        "status names the samples"
     )
 
 

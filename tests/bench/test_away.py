@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import undiffuse as ud
-from undiffuse.bench import away
+from undiffuse.bench import away, away_report
 from undiffuse.bench.problems import together
 from undiffuse.cli import main
 from undiffuse.solvers import store
@@ -64,8 +64,8 @@ def test_the_columns_are_the_rows_over_the_least_of_the_peers(measured):
     assert {(r["network"], r["nfe"]) for r in records} == {
         (name, n) for name in ("ring", "pair") for n in (3, 4)
     }
-    for what, row in (("default", "default"), ("tuned", "tuned"), (away.SHIPPED, None)):
-        every = [over_the_best_peer(r, row or f"peer {away.SHIPPED}") for r in records]
+    for what, row in (("default", "default"), ("tuned", "tuned"), (away_report.SHIPPED, None)):
+        every = [over_the_best_peer(r, row or f"peer {away_report.SHIPPED}") for r in records]
         assert found[what]["mean"] == pytest.approx(geometric(every), rel=1e-12)
         assert found[what]["worst"] == max(every) and found[what]["cells"] == 4
     fixed = [
@@ -98,7 +98,7 @@ def test_errors_are_those_of_an_independent_run(measured, networks):
 def test_the_choice_uses_no_row_of_the_network_left_out(measured):
     """Of two networks: what has the least root mean square of ratios on the other one."""
     _, found, records = measured
-    cells = away.ratios(records)
+    cells = away_report.ratios(records)
     chosen = {}
     for name, other in (("ring", "pair"), ("pair", "ring")):
         theirs = [r for r in records if r["network"] == other]
@@ -106,8 +106,8 @@ def test_the_choice_uses_no_row_of_the_network_left_out(measured):
         def rms(what, of=theirs):
             return sum(over_the_best_peer(r, what) ** 2 for r in of)
 
-        chosen[name] = min(away.CANDIDATES, key=rms)
-        assert away.choice(cells, name) == chosen[name]
+        chosen[name] = min(away_report.CANDIDATES, key=rms)
+        assert away_report.choices(cells)[name] == chosen[name]
     every = [over_the_best_peer(r, chosen[r["network"]]) for r in records]
     assert found["left out"]["mean"] == pytest.approx(geometric(every), rel=1e-9)
     assert found["left out"]["lo"] <= found["left out"]["mean"] <= found["left out"]["hi"]
@@ -117,14 +117,14 @@ def test_the_choice_uses_no_row_of_the_network_left_out(measured):
         if r["network"] == "ring":
             for what, row in r["rows"].items():
                 r["rows"][what] = [v * (1e-3 if what == min(r["rows"]) else 7.0) for v in row]
-    assert away.choice(away.ratios(changed), "ring") == chosen["ring"]
+    assert away_report.choices(away_report.ratios(changed))["ring"] == chosen["ring"]
 
 
 def test_the_default_is_among_the_candidates(measured):
     """What is shipped is what the bank chose of them: its rows are one of theirs."""
     _, _, records = measured
     for r in records:
-        assert any(r["rows"]["default"] == r["rows"][what] for what in away.CANDIDATES)
+        assert any(r["rows"]["default"] == r["rows"][what] for what in away_report.CANDIDATES)
 
 
 def test_tables_in_one_batch_end_where_each_ends_alone():
@@ -162,7 +162,7 @@ def test_a_run_that_is_not_finite_is_infinitely_far(measured):
     _, _, records = measured
     changed = json.loads(json.dumps(records))
     changed[0]["rows"]["default"][0] = None
-    text, found = away.report(changed)
+    text, found = away_report.report(changed)
     assert found["default"]["mean"] == found["default"]["worst"] == math.inf
     assert "inf" in text
 
@@ -171,18 +171,22 @@ def test_the_interval_of_a_ratio_is_that_of_paired_starts():
     """By the delta method: a = 2 b exactly has none; independent of b, the textbook's."""
     g = torch.Generator().manual_seed(0)
     a, b = 1 + torch.rand(2, 4000, generator=g, dtype=torch.float64)
-    assert away._half_width(2 * b, b) == pytest.approx(0.0, abs=1e-12)
+    assert away_report._half_width(2 * b, b) == pytest.approx(0.0, abs=1e-12)
     relative = (a.var() / a.mean() ** 2 + b.var() / b.mean() ** 2) / len(a)
     textbook = 1.96 * float(a.mean() / b.mean() * relative.sqrt())
-    assert away._half_width(a, b) == pytest.approx(textbook, rel=0.05)
+    assert away_report._half_width(a, b) == pytest.approx(textbook, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["away", "away-learned"])
-def test_the_committed_table_is_what_the_committed_rows_say(name):
+def test_the_committed_table_is_what_the_committed_rows_say_and_chose_the_default():
     folder = Path(__file__).parents[2] / "bench" / "results"
-    text, found = away.report(store.read(folder / f"{name}.jsonl"))
-    assert text == (folder / f"{name}.md").read_text()
-    assert found["tuned"]["cells"] >= 11
+    records = store.read(folder / "away.jsonl")
+    text, found = away_report.report(records)
+    assert text == (folder / "away.md").read_text()
+    assert json.loads((folder / "away.json").read_text())["all"] == found
+    chosen = away_report.choices(away_report.ratios(records))[None]
+    solver, grid = away_report.CANDIDATES[chosen]
+    assert (ud.solvers.get("relay"), ud.solvers.grids.named("blend")) == (solver, grid)
+    assert len({r["network"] for r in records}) >= 14
 
 
 def test_a_flow_that_no_reference_solves_is_named(networks, tmp_path, monkeypatch):
@@ -196,7 +200,8 @@ def test_a_flow_that_no_reference_solves_is_named(networks, tmp_path, monkeypatc
     [
         ({"nfe": [1, 5]}, r"nfe must be .* >= 2; got \[1, 5\]"),
         ({"nfe": []}, "nfe must be"),
-        ({"tries": 0}, "tries must be at least 1; got 0"),
+        ({"tries": -1}, "tries must be at least 0.*got -1"),
+        ({"tries": 0, "learn": True}, "1 to learn; got 0"),
         ({"starts": 1}, "starts must be at least 2"),
         ({"networks": ["digits"]}, "two at least, to leave one out; got 1"),
         ({"networks": ["digits", "digits"]}, "one name: digits, digits"),

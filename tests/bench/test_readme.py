@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from undiffuse.bench import readme
-from undiffuse.bench.nfe.summary import front
+from undiffuse.bench.nfe.summary import front, regret
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("bench", "results")
@@ -30,15 +30,14 @@ def test_the_readme_says_what_the_committed_results_say(copy):
 
 
 def test_another_result_is_another_readme(copy):
-    path = copy / RESULTS / "grids.json"
+    path = copy / RESULTS / "away.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    result["front"]["digits64"]["10"]["ours"]["error"] = 0.0123456
-    result["front"]["digits64"]["20"]["default"]["error"] = 0.0765432
+    result["by_calls"]["10"]["left out"]["mean"] = 0.123
+    result["all"]["default"]["worst"] = result["all"]["default"]["hi"] = 7.651
     path.write_text(json.dumps(result))
     before = (copy / "README.md").read_text(encoding="utf-8")
     after = readme.updated(before, RESULTS)
-    assert after != before and "| 0.012 |" in after
-    assert any("`laplace-wide`" in line and "| 0.077 |" in line for line in after.splitlines())
+    assert after != before and "| 0.12 (" in after and ", 7.65] |" in after
     # what stands around the markers stays
     assert after.partition(readme.BEGIN)[0] == before.partition(readme.BEGIN)[0]
     assert after.partition(readme.END)[2] == before.partition(readme.END)[2]
@@ -61,4 +60,9 @@ def test_the_front_holds_the_default_beside_the_least():
     ]
     found = front(rows, [8])["p"]["8"]
     assert [found[side]["error"] for side in ("ours", "default", "peers")] == [0.1, 0.2, 0.3]
+    assert regret(front(rows, [8]))["p"] == {
+        "by_calls": {"8": 0.2 / 0.3},
+        "mean": pytest.approx(2 / 3),
+    }
+    assert regret(front(rows[:2], [8])) == {}  # no peer
     assert found["tuned"] is None and front(rows[1:], [8])["p"]["8"]["default"] is None

@@ -190,13 +190,21 @@ def _nfe(args: argparse.Namespace) -> None:
 
 
 def _away(args: argparse.Namespace) -> None:
+    from ..bench.away import TRIES
     from ..bench.away import run as measure
 
     if args.choose and args.learn:
         raise InvalidValue("--choose tunes nothing, and --learn needs it: give one of them")
-    tries = {"tries": 0} if args.choose else {}
-    asked = {"nfe": args.nfe, "starts": args.batch, "learn": args.learn, "seed": args.seed}
-    measure(args.runs, args.out, **asked, **tries)
+    tries = 0 if args.choose else TRIES
+    measure(
+        args.runs,
+        args.out,
+        nfe=args.nfe,
+        starts=args.batch,
+        learn=args.learn,
+        tries=tries,
+        seed=args.seed,
+    )
 
 
 def _orders(args: argparse.Namespace) -> None:

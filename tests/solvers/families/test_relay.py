@@ -38,7 +38,7 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
 def test_each_row_is_one_of_three_solvers(steps):
     """By the table in its docstring: r = n/pace, 300 the bound beyond which all is iPNDM-2."""
     process = ud.VP.cosine()  # from sigma/alpha 20,000 down
-    t = times("log_snr", process, steps)
+    t = times(Blend(1.0), process, steps)
     made = Relay(pace=4.0, few=6, many=36).tableau(process, t)
     ratio = torch.exp(-process.log_snr(made.times))
     steady, change = IPNDM(2), steps / 4.0

@@ -33,6 +33,49 @@ def test_a_run_that_diverges_has_a_status_and_a_warning_that_names_a_solver(solv
     assert torch.equal(again.status, found.status)
 
 
+def test_a_table_that_is_sound_on_gaussians_diverges_where_the_network_errs():
+    """Noise predictions that are 1 % off, at sigma/alpha up to 20,000: the error enters D times
+    that, and a corrector multiplies it. The default from the same start is what the warning names,
+    and it holds. Batch, split and on_failure change nothing; a start of one's own is not judged."""
+    exact = MIXTURE.denoiser(ud.VP.cosine())
+
+    def off(x, t):
+        return 1.01 * exact.noise(x, t) + 0.01 * torch.sin(40 * t)[:, None]
+
+    model = ud.Denoiser(off, ud.VP.cosine())
+    given = {"solver": "unipc-3-noise", "steps": 12, "grid": "log_snr", "return_result": True}
+    with pytest.warns(
+        UserWarning, match="diverges on this network .* solver='relay', grid='blend'"
+    ):
+        found = ud.sample(model, (16, 2), **given)
+    assert found.status.tolist() == [ud.solvers.Status.DIVERGED] * 16
+    assert growth(ud.Sampler(model, "unipc-3-noise", 12, "log_snr").tableau, model.process) < FACTOR
+    held = ud.sample(model, (16, 2), steps=12, return_result=True)
+    assert held.status.tolist() == [0] * 16 and held.x.abs().max() * 10 < found.x.abs().max()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        part = ud.sample(model, (4, 2), sample_ids=range(8, 12), on_failure="return", **given)
+    assert torch.equal(part.status, found.status[8:12])
+
+
+def test_large_data_are_run_again_but_once():
+    """A deviation of 10,000 is far out of reach of standardised data, and right: one more sample of
+    the default and of DDIM tells, the first time. One of 100 is out of reach and asks nothing."""
+    for variance, more in ((1e8, 20), (1e4, 0)):
+        asked = []
+        exact = ud.targets.Gaussian([0.0, 0.0], variance).denoiser(ud.VP())
+
+        def counted(x, t, asked=asked, exact=exact):
+            asked.append(len(x))
+            return exact.noise(x, t)
+
+        model = ud.Denoiser(counted, ud.VP())
+        for _ in range(2):
+            found = ud.sample(model, (8, 2), "dpmpp-2m", 10, "log_snr", return_result=True)
+            assert found.status.tolist() == [0] * 8 and found.nfe == 10
+        assert asked.count(8) == 20 and asked.count(1) == more
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 @pytest.mark.parametrize("solver", ["relay", "ddim", "dpmpp-2m", "ddpm", "heun", "unipc-2"])
 def test_right_runs_are_left_alone(solver, process):
