@@ -26,6 +26,7 @@ PURPOSES = {
     "probe": 4,  # trace estimation
     "user": 5,
 }
+"""What a number is for, and its code in the counter."""
 
 
 class Place(TypedDict):
@@ -77,6 +78,7 @@ STREAMS = (
     JITTER, DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT, ITO,
     TRAINING,
 )  # fmt: skip
+"""Every use of noise in the library, each with the draws that it owns."""
 
 
 def tag_of(purpose: str, subdraw: int = 0) -> int:
