@@ -22,10 +22,11 @@ from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.store import Record, Store, environment
 from ..measures import claims, quality
 from ..measures.quality import MEASURES, Measure
-from ..problems.plans import TUNED, Ours, plan_of
+from ..problems.plans import Ours, plan_of
 from ..problems.problem import FINER, Inapplicable, Problem, Reference
 from ..report import figures, table
 from ..report.figures import draw
+from .answer import answer, front, regret
 from .campaign import Cell
 
 
@@ -48,6 +49,7 @@ def summarise(
         "best": best(records, costs, judge(measures)),
         "front": (found := front(records, costs)),
         "regret": regret(found),
+        "answer": answer(records, costs, judge(measures), problems),
         "broken_claims": [c.sentence() for c in claims.broken(ours, posed[0].process)],
         "notes": [*unresolved(problems), *left_out(records)],
         "cells": len(records),
@@ -117,53 +119,6 @@ def best(
             found = [{k: r[k] for k in kept} for r in table.unbeaten(mine, m)]
             if found:
                 out.setdefault(name, {})[str(n)] = found
-    return out
-
-
-SIDES = {"undiffuse": "ours", TUNED: "tuned"}
-DEFAULT = ("undiffuse", SOLVER, GRID)
-
-
-def front(records: Sequence[Record], costs: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """problem -> NFE -> the least error of ours, of tables tuned to the problem, and of the peers,
-    deterministic, and that of the default; None for none."""
-    out: dict[str, dict[str, Any]] = {}
-    kept = ("library", "solver", "grid", "nfe", "error", "error_lo", "error_hi")
-    for name in {r["problem"]: None for r in records}:
-        for n in costs:
-            done = [
-                r
-                for r in records
-                if r["problem"] == name
-                and r["nfe_asked"] == n
-                and r["status"] == "ok"
-                and r.get("error") is not None
-            ]
-            least = {}
-            for side in ("ours", "tuned", "peers"):
-                mine = [r for r in done if SIDES.get(r["library"], "peers") == side]
-                best_one = min(mine, key=lambda r: float(r["error"]), default=None)
-                least[side] = best_one and {k: best_one[k] for k in kept}
-            usual = [r for r in done if (r["library"], r["solver"], r["grid"]) == DEFAULT]
-            least["default"] = {k: usual[0][k] for k in kept} if usual else None
-            if done:
-                out.setdefault(name, {})[str(n)] = least
-    return out
-
-
-def regret(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """problem -> the default's error over the least of the peers', which is picked after the run:
-    by number of calls, and the geometric mean of these. Problems without both are left out."""
-    out: dict[str, dict[str, Any]] = {}
-    for name, by_cost in found.items():
-        ratios = {
-            n: float(sides["default"]["error"]) / float(sides["peers"]["error"])
-            for n, sides in by_cost.items()
-            if sides["default"] and sides["peers"] and sides["peers"]["error"] > 0
-        }
-        if ratios:
-            logs = [math.log(max(v, 1e-300)) for v in ratios.values()]
-            out[name] = {"by_calls": ratios, "mean": math.exp(sum(logs) / len(logs))}
     return out
 
 

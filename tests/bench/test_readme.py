@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from undiffuse.bench import readme
-from undiffuse.bench.nfe.summary import front, regret
+from undiffuse.bench.nfe.answer import front, regret
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("bench", "results")
@@ -51,6 +51,7 @@ def test_a_readme_without_the_markers_is_refused(copy):
 def test_the_front_holds_the_default_beside_the_least():
     def row(solver, grid, error, library="undiffuse"):
         at = {"problem": "p", "nfe_asked": 8, "nfe": 8, "status": "ok", "library": library}
+        at |= {"stochastic": False}
         return at | {"solver": solver, "grid": grid, "error": error, "error_lo": 0, "error_hi": 9}
 
     rows = [

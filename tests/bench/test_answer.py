@@ -1,0 +1,123 @@
+"""The answer of a run: what it holds, and that it fits a screen with no number cut."""
+
+import json
+import re
+
+import pytest
+
+from undiffuse.bench.measures.quality import MEASURES
+from undiffuse.bench.nfe import answer
+
+pytest.importorskip("scipy")
+
+ERROR = MEASURES["error"]
+ABOUT = {"first": {"batch": 64}, "second": {"batch": 64}}
+
+
+def row(problem, solver, grid, n, error, library="undiffuse", **more):
+    held = {"problem": problem, "library": library, "solver": solver, "grid": grid}
+    ends = {"error": error, "error_lo": 0.9 * error, "error_hi": 1.1 * error}
+    at = {"nfe_asked": n, "nfe": n, "status": "ok", "stochastic": False}
+    return {**held, **at, **ends, **more}
+
+
+def records():
+    found = []
+    for problem, scale in (("first", 1.0), ("second", 2.0)):
+        for n in (5, 10):
+            found += [
+                row(problem, "relay", "blend", n, scale / n),
+                row(problem, "ddim", "karras", n, 3 * scale / n),
+                row(problem, "UniPC-3 noise, to sigma_min", "exponential", n, 1.6 / n, "diffusers"),
+            ]
+    # the least of the first problem's rows, and a tenfold of the default on the second
+    found += [
+        row("first", "vab-4", "quadratic", 5, 0.123456),
+        row("second", "vab-4", "quadratic", 5, 4),
+    ]
+    # the least at ten calls failed on the second
+    found += [row("first", "vab-4", "quadratic", 10, 0.0001234)]
+    found += [row("second", "vab-4", "quadratic", 10, 0, status="failed", message="diverged")]
+    gone = {"status": "unavailable", "message": "not installed (pip install X)"}
+    return [*found, {**row("first", "lms", "karras", 5, 1, "k-diffusion"), **gone}]
+
+
+@pytest.fixture
+def said():
+    return answer.answer(records(), [5, 10], ERROR, ABOUT)
+
+
+def test_each_cost_has_the_default_our_best_and_the_best_peer(said):
+    five, ten = said["problems"]["first"]["rows"]
+    assert (five["calls"], five["default"]["value"], five["peer"]["value"]) == (5, 0.2, 0.32)
+    assert five["best"]["solver"] == "vab-4" and five["tuned"] is None
+    # 4 where the default has 2 / 5
+    assert five["best"]["elsewhere"] == {"problem": "second", "ratio": pytest.approx(10.0)}
+    assert ten["best"]["elsewhere"] == {"problem": "second", "ratio": None}
+    usual = said["problems"]["second"]["rows"][0]["best"]
+    assert answer.config(usual) == "the default, relay on blend" and "elsewhere" not in usual
+
+
+def test_the_use_line_holds_the_mean_over_all_cells_and_its_ends(said):
+    """The default over the peer: 1 / 1.6 on the first problem, 2 / 1.6 on the second."""
+    assert "0.88 of the best peer's" in said["use"][0]  # sqrt(0.625 * 1.25)
+    assert "(mean of 4 cells; 0.62 to 1.25)" in said["use"][0]
+    alone = answer.answer(records()[:2], [5], ERROR, ABOUT)
+    assert alone["use"][0] == "Use the default: ud.sample(model, shape, nfe=10)."
+
+
+def test_what_could_not_run_is_named(said):
+    assert said["absent"] == {"k-diffusion": "not installed (pip install X)"}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_screen_fits_its_width_and_cuts_no_number(said, width):
+    lines = answer.screen(said, "out/bench", width)
+    assert max(map(len, lines)) <= width and len(lines) <= 24
+    text = "\n".join(lines)
+    assert "..." not in text and "\u2026" not in text
+    for number in ("0.2", "0.12", "0.32", "0.00012", "0.16", "0.4", "10x", "fails"):
+        assert re.search(rf"(?<![\w.]){re.escape(number)}(?![\w.])", text), number
+    for name in ("vab-4 on quadratic", "UniPC-3 noise", "k-diffusion", "table.md", "report.html"):
+        assert name in text
+
+
+def test_the_screen_at_80_columns(said):
+    assert answer.screen(said, "out") == GOLDEN.splitlines()
+
+
+def test_the_code_runs_the_row_it_stands_beside():
+    usual = {"library": "undiffuse", "solver": "relay", "grid": "blend"}
+    assert answer.code(usual, 8) == "ud.sample(model, shape, nfe=8)"
+    assert answer.code({**usual, "grid": "karras"}, 8) == (
+        'ud.sample(model, shape, "relay", nfe=8, grid="karras", final="t_min")'
+    )
+    assert answer.code({**usual, "library": "diffusers"}, 8) is None
+    assert answer.code({**usual, "solver": "mine.py:Mine"}, 8) is None
+
+
+def test_it_is_plain_json(said):
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
+
+
+GOLDEN = """\
+first: error to the reference trajectory / data std, 64 samples
+calls  default  best here  elsewhere  best peer
+    5      0.2     0.12 a        10x     0.32 b
+   10      0.1  0.00012 a      fails     0.16 b
+  a vab-4 on quadratic;  b diffusers UniPC-3 noise, to sigma_min
+
+second: error to the reference trajectory / data std, 64 samples
+calls  default  best here  elsewhere  best peer
+    5      0.4      0.4 a          -     0.32 b
+   10      0.2      0.2 a          -     0.16 b
+  a the default, relay on blend;  b diffusers UniPC-3 noise, to sigma_min
+
+elsewhere: the same row over the default on the other problems, the worst ratio.
+Use the default: ud.sample(model, shape, nfe=10). Its error is 0.88 of the best
+  peer's, picked after the run (mean of 4 cells; 0.62 to 1.25).
+For less at the same calls, fit a table to your network: undiffuse tune --nfe 10
+Not run: k-diffusion: not installed (pip install X)
+Every row: out/table.md, or --all here.
+Report: out/report.html
+"""
