@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +27,23 @@ from ...solvers.intervals import Estimate, mean_interval
 
 Z95 = 1.959964
 """Half width of a 95 % interval in standard errors."""
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""The same where the standard error is itself of 2 ... 10 values."""
-
-
 # --- intervals --------------------------------------------------------------------------------
+
+
+def student(freedom: int) -> float:
+    """Half width of a 95 % interval in standard errors that are themselves of freedom + 1 values.
+
+    The series in 1/freedom (Abramowitz & Stegun 1964, 26.7.5) is good to 1e-3 from 5 on.
+    """
+    if freedom < 5:
+        return (12.706, 4.303, 3.182, 2.776)[freedom - 1]
+    z, v = Z95, float(freedom)
+    terms = (
+        (z**3 + z) / (4 * v),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
+    )
+    return z + sum(terms)
 
 
 def jackknife(
@@ -45,7 +58,7 @@ def jackknife(
         [distance(_without(x, g, groups), _without(y, g, groups)) for g in range(groups)]
     )
     spread = (groups - 1) / groups * (parts - parts.mean()).square().sum()
-    half = STUDENT[groups - 2] * float(spread.sqrt())
+    half = student(groups - 1) * float(spread.sqrt())
     return Estimate(value, value - half, value + half)
 
 
@@ -290,13 +303,73 @@ def kid(x: Tensor, y: Tensor) -> float:
     return float(within - 2 * xy.mean())
 
 
+# --- nearest neighbours of features -----------------------------------------------------------
+
+ROWS = 1000
+"""Rows of a matrix of distances at a time."""
+
+
+class Neighbours(NamedTuple):
+    """How samples and data lie among each other; each is a mean over points, with the interval of
+    that mean, the balls held fixed."""
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate
+    coverage: Estimate
+
+
+def neighbours(x: Tensor, y: Tensor, k: int = 5) -> Neighbours:
+    """Precision, recall, density and coverage of samples x [n, d] and data y [m, d].
+
+    Each point has a ball, whose radius is the distance to its k-th neighbour in its own set.
+    precision: share of samples in a ball of the data (Kynkaanniemi et al. 2019, 1).
+    recall: share of the data in a ball of the samples (the same).
+    density: in how many balls of the data a sample lies, over k; may exceed 1 (Naeem et al. 2020,
+        3).
+    coverage: share of the data whose ball holds a sample (the same).
+
+    x, y: two points or more in each.
+    k: 3 in Kynkaanniemi et al., 5 in Naeem et al.
+    """
+    x, y = _flat(x), _flat(y)
+    around_x, around_y = _radii(x, k), _radii(y, k)
+    inside, held = [], torch.zeros(len(y), dtype=torch.bool)
+    near = torch.zeros(len(y), dtype=torch.bool)
+    for part, radius in zip(x.split(ROWS), around_x.split(ROWS), strict=True):
+        d = torch.cdist(part, y)
+        inside.append((d <= around_y).sum(1))
+        near |= (d <= around_y).any(0)
+        held |= (d <= radius[:, None]).any(0)
+    balls = torch.cat(inside).double()
+    return Neighbours(
+        *(mean_interval(v) for v in (balls > 0, held, balls / min(k, len(y) - 1), near))
+    )
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Distance of each point to its k-th neighbour, or the furthest there is."""
+    if len(x) < 2:
+        raise InvalidValue(f"neighbours need two points or more; got {len(x)}")
+    place = min(k, len(x) - 1) + 1
+    return torch.cat([torch.cdist(part, x).kthvalue(place, 1).values for part in x.split(ROWS)])
+
+
 def precision(x: Tensor, y: Tensor, k: int = 3) -> float:
-    """Share of the samples x [n, d] that lie within a ball around a real point y [m, d] whose
-    radius is the distance to that point's k-th neighbour (Kynkaanniemi et al. 2019, 1)."""
-    radius = torch.cdist(y, y).kthvalue(min(k + 1, len(y)), dim=1).values
-    return float((torch.cdist(x, y) <= radius).any(1).double().mean())
+    """Share of the samples x [n, d] that lie in a ball of the data y [m, d]."""
+    return neighbours(x, y, k).precision.value
 
 
 def recall(x: Tensor, y: Tensor, k: int = 3) -> float:
-    """Share of the real points y that the samples' balls cover."""
-    return precision(y, x, k)
+    """Share of the data y that lie in a ball of the samples x."""
+    return neighbours(x, y, k).recall.value
+
+
+def density(x: Tensor, y: Tensor, k: int = 5) -> float:
+    """In how many balls of the data y a sample lies, over k."""
+    return neighbours(x, y, k).density.value
+
+
+def coverage(x: Tensor, y: Tensor, k: int = 5) -> float:
+    """Share of the data y whose ball holds a sample."""
+    return neighbours(x, y, k).coverage.value

@@ -94,7 +94,7 @@ class Measure:
 
     kinds: of solvers it is shown for: 'ode', 'sde' or both.
     signed: best is 0, and an estimate may fall below it.
-    share: a share, of which 1 is best.
+    share: 1 is best.
     distance: of two sets [n, k]; featured: in the problem's features.
     """
 
@@ -111,7 +111,7 @@ class Measure:
 
     def off(self, value: float) -> float:
         """How far the value is from the best there is, which is 0."""
-        return abs(value) if self.signed else 1 - value if self.share else value
+        return abs(value) if self.signed else abs(1 - value) if self.share else value
 
     def away(self, e: Estimate) -> Estimate:
         """`off` with its interval; a signed measure's reaches 0 where the value's holds 0."""
@@ -404,6 +404,20 @@ _ALL = (
         "recall (share of data near samples)",
         "share of exact samples that lie among the samples",
         metrics.recall,
+        share=True,
+    ),
+    _featured(
+        "density",
+        "density (data around a sample, 1 is right)",
+        "how many neighbourhoods of exact samples a sample lies in, over how many it should",
+        metrics.density,
+        share=True,
+    ),
+    _featured(
+        "coverage",
+        "coverage (share of data with a sample near)",
+        "share of exact samples that have a sample in their neighbourhood",
+        metrics.coverage,
         share=True,
     ),
     Measure(
