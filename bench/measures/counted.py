@@ -74,5 +74,5 @@ def rows_of(name: str, value: Any) -> Tensor:
     bad = int((~torch.isfinite(value)).any(1).sum())
     if bad:
         raise InvalidValue(f"{name} must be finite; {bad} of {len(value)} rows are not")
-    value = value.detach().cpu()
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+    rows: Tensor = value.detach().cpu()
+    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()

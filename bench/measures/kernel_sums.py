@@ -78,7 +78,7 @@ class KernelSums:
         """Count a batch, as `FeatureStatistics.update`."""
         f, where = self.counted.batch(features, ids, self.reference.shape[1])
         f, places = f.double(), where // self.block
-        for b in places.unique().tolist():
+        for b in torch.unique(places).tolist():
             self._put(b, [f[places == b]])
 
     def merge(self, other: KernelSums) -> KernelSums:
@@ -100,8 +100,9 @@ class KernelSums:
             self._values[b] = (self.block, self._distance(torch.cat(self._parts.pop(b))))
 
     def _distance(self, x: Tensor) -> float:
-        across = sum(float(self.kernel.of(x, y).sum()) for y in self.reference.split(ROWS))
-        across /= len(x) * len(self.reference)
+        across = 0.0
+        for y in torch.split(self.reference, ROWS):
+            across += float(self.kernel.of(x, y).mean()) * len(y) / len(self.reference)
         return self.kernel.scale * (_within(self.kernel, x) + self._own - 2 * across)
 
     def estimate(self) -> Estimate:

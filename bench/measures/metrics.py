@@ -336,7 +336,7 @@ def neighbours(x: Tensor, y: Tensor, k: int = 5) -> Neighbours:
     around_x, around_y = _radii(x, k), _radii(y, k)
     inside, held = [], torch.zeros(len(y), dtype=torch.bool)
     near = torch.zeros(len(y), dtype=torch.bool)
-    for part, radius in zip(x.split(ROWS), around_x.split(ROWS), strict=True):
+    for part, radius in zip(torch.split(x, ROWS), torch.split(around_x, ROWS), strict=True):
         d = torch.cdist(part, y)
         inside.append((d <= around_y).sum(1))
         near |= (d <= around_y).any(0)
@@ -352,7 +352,9 @@ def _radii(x: Tensor, k: int) -> Tensor:
     if len(x) < 2:
         raise InvalidValue(f"neighbours need two points or more; got {len(x)}")
     place = min(k, len(x) - 1) + 1
-    return torch.cat([torch.cdist(part, x).kthvalue(place, 1).values for part in x.split(ROWS)])
+    return torch.cat(
+        [torch.cdist(part, x).kthvalue(place, 1).values for part in torch.split(x, ROWS)]
+    )
 
 
 def precision(x: Tensor, y: Tensor, k: int = 3) -> float:

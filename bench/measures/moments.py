@@ -105,7 +105,7 @@ class FeatureStatistics:
         self._begin(f.shape[1])
         self._hold(f, where)
         wide, group = f.double(), where % self.groups
-        for g in group.unique().tolist():
+        for g in torch.unique(group).tolist():
             rows = wide[group == g]
             mean = rows.mean(0)
             rows = rows - mean
@@ -213,7 +213,9 @@ class FeatureStatistics:
         path = Path(path)
         if path.suffix != ".npz":
             raise InvalidValue(f"path must end in .npz; got {str(path)!r}")
-        arrays = dict(zip(("mu", "sigma"), (v.numpy() for v in self.moments()), strict=True))
+        arrays: dict[str, Any] = dict(
+            zip(("mu", "sigma"), (v.numpy() for v in self.moments()), strict=True)
+        )
         if self._law is None:
             arrays |= {
                 "counts": self.counts.numpy(),
@@ -338,7 +340,8 @@ def _root(covariance: Tensor) -> Tensor:
             f"{float(values[-1]):g}"
         )
     used = values > least
-    return vectors[:, used] * values[used].sqrt()
+    root: Tensor = vectors[:, used] * values[used].sqrt()
+    return root
 
 
 def _distance(m_x: Tensor, a_x: Tensor, m_y: Tensor, a_y: Tensor) -> float:
