@@ -95,6 +95,12 @@ class Sweeps(Loop):
         if tolerance < 0:
             raise InvalidValue(f"tolerance must be >= 0; got {tolerance}")
         self._check(state)
+        return self._rounds(state, window, tolerance, cond)
+
+    def _rounds(
+        self, state: State, window: int, tolerance: float, cond: dict[str, Any] | None
+    ) -> Iterator[Swept]:
+        """The rounds of `sweeps`, whose arguments are right."""
         model, batch, times = self.model.told(cond, len(state)), len(state), self.plan.times
         given = model.given(None, batch)
         cost = torch.tensor([model.calls_at(t, given) for t in times], device="cpu")

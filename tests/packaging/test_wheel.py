@@ -44,8 +44,10 @@ KINDS = (".py", ".c", ".safetensors", ".npz", ".typed")  # of files that are par
 
 def files_of_the_tree() -> set[str]:
     """What a walk of the folders finds, as the wheel should name it."""
-    found = {f"undiffuse/{p.name}" for p in (ROOT / "undiffuse").glob("*") if p.is_file()}
-    for folder in ("undiffuse/commands", *FOLDERS):
+    ours = ROOT / "undiffuse"
+    found = {f"undiffuse/{p.name}" for p in ours.glob("*") if p.is_file()}
+    own = [f"undiffuse/{p.name}" for p in ours.iterdir() if p.is_dir() and not p.is_symlink()]
+    for folder in (*own, *FOLDERS):
         for path in (ROOT / folder).rglob("*"):
             name = path.relative_to(ROOT / "undiffuse" if "/" in folder else ROOT)
             found.add(f"undiffuse/{name.as_posix()}")

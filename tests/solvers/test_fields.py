@@ -13,9 +13,11 @@ from undiffuse.solvers import (
     DDPM,
     DPM2,
     DPMPPSDE,
+    EPD,
     ERSDE,
     IPNDM,
     PNDM,
+    RXDDIM,
     SEEDS,
     Adams,
     Churn,
@@ -27,6 +29,7 @@ from undiffuse.solvers import (
     GaussianPreconditioned,
     Heun,
     Inversion,
+    PFDiff,
     Relay,
     RePaint,
     Restart,
@@ -41,7 +44,7 @@ from undiffuse.solvers import (
     Within,
     times,
 )
-from undiffuse.solvers.families.adams import FIXED
+from undiffuse.solvers.families.adams import FIXED, LMS
 from undiffuse.solvers.families.composed import analytical_first_step
 from undiffuse.solvers.families.runge_kutta import MIDPOINT, RK3
 from undiffuse.solvers.tables.grids import (
@@ -55,6 +58,7 @@ from undiffuse.solvers.tables.grids import (
     Shifted,
 )
 from undiffuse.solvers.tables.law import response
+from undiffuse.solvers.tables.levels import Levels
 
 PROCESS = ud.VP()
 T = times("karras", PROCESS, 8, "t_min")
@@ -85,6 +89,10 @@ def other(a, b):
 
 def more(a, b):
     return b.nfe > a.nfe
+
+
+def calls_at_other_times(a, b):
+    return a.nfe == b.nfe and not torch.equal(a.times, b.times)
 
 
 def only_last(a, b):
@@ -140,6 +148,10 @@ CASES = {
         "ending": ((1,), only_last),
     },
     IPNDM(3): {"points": (4, wider), "ending": ((1,), only_last)},
+    LMS(2): {"points": (3, wider)},
+    PFDiff(2, 1): {"skip": (3, lambda a, b: more(b, a)), "ahead": (2, calls_at_other_times)},
+    RXDDIM(2): {"block": (3, other)},
+    EPD(2): {"points": (3, more)},
     PNDM(): {"runge_kutta": (False, lambda a, b: more(b, a))},
     UniPC(2): {
         "points": (3, wider),
@@ -230,6 +242,10 @@ def later(a, b):
     return bool((b[1:-2] < a[1:-2]).all())
 
 
+def moved(a, b):
+    return bool((b[1:-2] != a[1:-2]).all())
+
+
 def earlier(a, b):
     return later(b, a)
 
@@ -242,6 +258,10 @@ GRID_CASES = {
     Blend(): {
         "w": (0.2, lambda a, b: float((a - b).abs().max()) > 0.01),
         "pure": (10.0, lambda a, b: float((a - b).abs().max()) > 0.01),
+    },
+    Levels((80.0, 9.0, 0.01)): {"values": ((80.0, 1.0, 0.01), later)},
+    Levels((0.99, 0.7, 0.01), "share"): {
+        "of": ("ratio", moved)
     },
     Beta(): {"a": (1.0, earlier), "b": (1.0, later)},
     Discrete("leading"): {
@@ -265,7 +285,9 @@ def test_every_field_is_turned_somewhere():
     fields = {
         k: {f.name for f in dataclasses.fields(k)} for k in ours if dataclasses.is_dataclass(k)
     }
-    turned = {type(s): set(c) for cases in (CASES, GRID_CASES) for s, c in cases.items()}
+    turned: dict[type, set[str]] = {}
+    for thing, field in TURNED:
+        turned.setdefault(type(thing), set()).add(field)
     missing = {k.__name__: v - turned.get(k, set()) for k, v in fields.items()}
     assert not {k: v for k, v in missing.items() if v}
 
