@@ -18,9 +18,9 @@ from ...solvers.store import Record
 from ..measures.quality import MEASURES, Measure
 from ..problems.plans import TUNED
 from ..report import table
+from ..report.curves import DEFAULT, measured, who
 
 SIDES = {"undiffuse": "ours", TUNED: "tuned"}
-DEFAULT = ("undiffuse", SOLVER, GRID)
 SHOWN = {"default": "default", "best": "ours", "tuned": "tuned", "peer": "peers"}
 WIDTH = 80
 
@@ -35,25 +35,17 @@ def front(
     for name in {r["problem"]: None for r in records}:
         for n in costs:
             here = [r for r in records if (r["problem"], r["nfe_asked"]) == (name, n)]
-            done = [r for r in here if _counts(r, m)]
+            done = measured(here, m)
             least: dict[str, Any] = {}
             for side in ("ours", "tuned", "peers"):
                 mine = [r for r in done if SIDES.get(r["library"], "peers") == side]
                 best = min(mine, key=lambda r: m.off(float(r[m.field])), default=None)
                 least[side] = best and {k: best[k] for k in kept}
-            usual = [r for r in done if _who(r) == DEFAULT]
+            usual = [r for r in done if who(r) == DEFAULT]
             least["default"] = {k: usual[0][k] for k in kept} if usual else None
             if done:
                 out.setdefault(name, {})[str(n)] = least
     return out
-
-
-def _counts(r: Record, m: Measure) -> bool:
-    return r["status"] == "ok" and r.get(m.field) is not None and table.kind(r) in m.kinds
-
-
-def _who(r: Mapping[str, Any]) -> tuple[str, str, str]:
-    return r["library"], r["solver"], r["grid"]
 
 
 def regret(found: Mapping[str, Any], field: str = "error") -> dict[str, dict[str, Any]]:
@@ -97,7 +89,7 @@ def answer(
         for n, sides in by_cost.items():
             row: dict[str, Any] = {"calls": int(n)}
             row |= {shown: _side(sides[side], m) for shown, side in SHOWN.items()}
-            if row["best"] and _who(row["best"]) != DEFAULT:
+            if row["best"] and who(row["best"]) != DEFAULT:
                 row["best"]["elsewhere"] = _elsewhere(records, row["best"], name, int(n), found, m)
             rows.append(row)
         problems[name] = {"samples": about[name]["batch"], "rows": rows}
@@ -129,12 +121,12 @@ def _elsewhere(
     """Where the row does worst beside the default, of the other problems."""
     out: list[dict[str, Any]] = []
     for r in records:
-        if r["problem"] == here or r["nfe_asked"] != n or _who(r) != _who(best):
+        if r["problem"] == here or r["nfe_asked"] != n or who(r) != who(best):
             continue
         usual = found.get(r["problem"], {}).get(str(n), {}).get("default")
         if r["status"] == "failed":
             out.append({"problem": r["problem"], "ratio": None})
-        elif usual and _counts(r, m) and m.off(usual[m.field]) > 0:
+        elif usual and measured([r], m) and m.off(usual[m.field]) > 0:
             ratio = m.off(r[m.field]) / m.off(usual[m.field])
             out.append({"problem": r["problem"], "ratio": ratio})
     return max(out, key=lambda e: math.inf if e["ratio"] is None else e["ratio"], default=None)
@@ -171,7 +163,7 @@ def absent(records: Sequence[Record]) -> dict[str, str]:
 
 def code(side: Mapping[str, Any], calls: int) -> str | None:
     """The Python line that runs this row; None for a peer's and for what a file holds."""
-    if _who(side) == DEFAULT:
+    if who(side) == DEFAULT:
         return f"ud.sample(model, shape, nfe={calls})"
     if side["library"] != "undiffuse" or not side["solver"].replace("-", "").isalnum():
         return None
@@ -181,7 +173,7 @@ def code(side: Mapping[str, Any], calls: int) -> str | None:
 
 def config(side: Mapping[str, Any]) -> str:
     """The row's name: 'ddim on karras', 'diffusers DDIM (default)'."""
-    if _who(side) == DEFAULT:
+    if who(side) == DEFAULT:
         return f"the default, {SOLVER} on {GRID}"
     if side["library"].startswith("undiffuse"):
         return f"{side['solver']} on {side['grid']}"
@@ -206,6 +198,8 @@ def screen(said: Mapping[str, Any], out: str | Path, width: int = WIDTH) -> list
 
 
 ELSEWHERE = "elsewhere: the same row over the default on the other problems, the worst ratio."
+HELD = "\u00a0"
+"""A space at which no line is broken."""
 HEADS = ("calls", "default", "best here", "elsewhere", "best peer")
 
 
@@ -231,8 +225,9 @@ def _block(name: str, p: Mapping[str, Any], m: Measure, width: int) -> list[str]
     lines = _wrapped(f"{name}: {m.title}, {p['samples']} samples", width)
     for cells in (heads, *body):
         lines.append("  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
-    notes = ";  ".join(f"{letter} {who}" for who, letter in letters.items())
-    return [*lines, *_wrapped(notes, width, "  "), ""]
+    notes = [f"{letter} {who}".replace(" ", HELD) for who, letter in letters.items()]
+    legend = _wrapped("  ".join(notes), width, "  ")
+    return [*lines, *(line.replace(HELD, " ") for line in legend), ""]
 
 
 def _letter(i: int) -> str:

@@ -9,9 +9,9 @@ calls are counted; a solver that makes more or fewer than it declares is a faile
 row starts and ends is printed with it.
 
 Written under `out`: results.jsonl (a line a cell, appended; a run that was killed goes on where it
-stopped), timings.jsonl, summary.json, table.md, nfe.png, time.png, samples.png (paths.png for
-targets in the plane; -NAME.png of further problems), each also as .svg, and
-report.html, one page that needs no other file.
+stopped), timings.jsonl, summary.json, table.md, nfe.png, samples.png (paths.png for targets
+in the plane; -NAME.png of further problems), each also as .svg, and report.html, one page that
+needs no other file.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from ..measures import claims, quality
 from ..measures.quality import MEASURES, Measure
 from ..problems.plans import Ours, plan_of
 from ..problems.problem import FINER, Inapplicable, Problem, Reference
-from ..report import figures, table
+from ..report import figures, page, table
+from ..report.curves import measured
 from ..report.figures import draw
 from .answer import answer, front, regret
 from .campaign import Cell
@@ -163,50 +164,31 @@ def write_all(
 ) -> list[table.Table]:
     """table.md, the pictures and report.html; returns the tables."""
     shown = all_tables(summary, records, measures)
-    seconds = _seconds(Store(out, "timings.jsonl"), records)
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
+    floors = {name: p["floors"] for name, p in summary["problems"].items()}
     wanted = [(p, m) for m in measures for p in posed if m.field == "error" or p.law is not None]
     panels = [
         (p.name, m)
         for p, m in wanted
-        if any(
-            r["problem"] == p.name
-            and r["status"] == "ok"
-            and r.get(m.field) is not None
-            and table.kind(r) in m.kinds
-            for r in records
-        )
+        if measured([r for r in records if r["problem"] == p.name], m)
     ]
     if panels:
-        floors = {name: p["floors"] for name, p in summary["problems"].items()}
-        figures.quality_against("nfe", out / "nfe.png", records, panels, floors)
-    timed = [{**r, "seconds": seconds[r["key"]]} for r in records if r["key"] in seconds]
-    errors = [(name, m) for name, m in panels if m.field == "error"]
-    if timed and errors:
-        figures.quality_against("seconds", out / "time.png", timed, errors, {})
-    pictures = draw(out, posed, todo, records, references, measures)
-    drawn = [("Error and distances against network calls", out / "nfe.png")] * bool(panels)
-    drawn += [("Error against time", out / "time.png")] * bool(timed and errors)
+        figures.quality_against_calls(out / "nfe.png", records, panels, floors)
     best_table = winner(todo, summary)
-    table.page(
+    page.write(
         out / "report.html",
-        "NFE against quality",
-        told(summary),
-        [*drawn, *pictures],
-        shown,
-        [best_table] if best_table else [],
+        page.Report(
+            "NFE against quality",
+            summary["answer"],
+            records,
+            measures,
+            floors,
+            draw(out, posed, todo, records, references, measures),
+            [best_table] if best_table else [],
+            told(summary),
+        ),
     )
     return shown
-
-
-def _seconds(timings: Store, records: Sequence[Record]) -> dict[str, float]:
-    """What each record's samples took in all, by its key."""
-    found = {}
-    for r in records:
-        keys = r.get("keys", [r["key"]])
-        if all(k in timings for k in keys):
-            found[r["key"]] = sum(float(timings[k]["seconds"]) for k in keys)
-    return found
 
 
 def winner(todo: Sequence[Cell], summary: dict[str, Any]) -> tuple[str, str] | None:
@@ -254,8 +236,7 @@ METHOD = (
 
 
 def told(summary: dict[str, Any]) -> list[str]:
-    """The report in sentences: what was measured, what to use, how it was done."""
-    judged = quality.MEASURES[summary["judged_by"]]
+    """What was measured and how, in sentences."""
     said = [
         (
             "A diffusion model draws a sample by calling its network again and again. NFE, the "
@@ -264,31 +245,11 @@ def told(summary: dict[str, Any]) -> list[str]:
         ),
         *(f"{field}: {quality.MEASURES[field].meaning}." for field in summary["metrics"]),
     ]
-    for problem, by_cost in summary["best"].items():
-        for cost, (first, *ties) in by_cost.items():
-            value, lo, hi = (
-                table.number(float(first[f"{judged.field}{end}"]), judged)
-                for end in ("", "_lo", "_hi")
-            )
-            line = (
-                f"{problem}, {cost} calls: {_config(first)}, {judged.field} {value} ({lo} to {hi})"
-            )
-            if ties:
-                line += f"; {len(ties)} more cannot be told from it"
-            other = summary["front"].get(problem, {}).get(cost, {}).get("peers")
-            if other and judged.field == "error":
-                line += f"; the best of the peers: {_config(other)}, {table.short(other['error'])}"
-            said.append(f"{line}.")
     for name, p in summary["problems"].items():
         seeds = ", ".join(map(str, p["seeds"]))
         said.append(f"{name}: process {p['process']}, samples of each seed ({seeds}).")
     versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
     return [*said, *_regrets(summary), *_about(summary), *METHOD, f"Made with {versions}."]
-
-
-def _config(r: Record) -> str:
-    name = f"{r['solver']} on {r['grid']}"
-    return name if r["library"] == "undiffuse" else f"{r['library']} {name}"
 
 
 def closing(out: Path, summary: dict[str, Any]) -> list[str]:

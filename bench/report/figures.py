@@ -1,4 +1,4 @@
-"""The pictures of a run, as PNG and SVG: quality against NFE and against time, samples, paths."""
+"""The pictures of a run, as PNG and SVG: quality against NFE, samples, paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..measures.quality import MEASURES, Measure
 from ..nfe.campaign import Cell, clean, integrate
 from ..problems.plans import TUNED, plan_of
 from ..problems.problem import Problem, Reference, exact_draw, from_unit
-from .table import interval, kind
+from .curves import Curve, curves, reach, shown
 
 OURS = (
     "#1f5fb4",
@@ -37,47 +37,9 @@ OURS = (
 )
 PEER = "#7d8590"
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-SHOWN_OURS, SHOWN_PEERS = 7, 6
-
-Curve = tuple[str, str, list[Record]]  # library, label, records in order of cost
 
 
-def curves(records: Sequence[Record], m: Measure) -> list[Curve]:
-    """One curve a solver, on the grid where its geometric mean is least, best solvers first; those
-    that could run at less than half of the costs last."""
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for r in records:
-        if r["status"] == "ok" and kind(r) in m.kinds and r.get(m.field) is not None:
-            by_grid = groups.setdefault((r["library"], r["solver"]), {})
-            by_grid.setdefault(r["grid"], []).append(r)
-    out = []
-    for (library, solver), by_grid in groups.items():
-        grid, held = min(by_grid.items(), key=lambda item: _level(item[1], m))
-        label = f"{solver} · {grid}" if library == "undiffuse" else f"{library} {solver}"
-        out.append((_level(held, m), (library, label, sorted(held, key=lambda r: int(r["nfe"])))))
-    whole = max((len(held) for _, (_, _, held) in out), default=0)
-    out.sort(key=lambda pair: (len(pair[1][2]) < whole / 2, pair[0]))
-    return [curve for _, curve in out]
-
-
-def _level(records: Sequence[Record], m: Measure) -> float:
-    return sum(math.log(max(m.off(r[m.field]), 1e-12)) for r in records) / len(records)
-
-
-def reach(found: Sequence[Curve], m: Measure) -> tuple[float, float, bool]:
-    """(low, high) for the axis, and whether anything lies beyond: a run that blew up must not
-    flatten the others."""
-    held = [r for _, _, records in found for r in records]
-    values = sorted(m.off(r[m.field]) for r in held)
-    far = max(m.away(interval(r, m.field)).hi for r in held)
-    often = 4 * values[len(values) // 2] if m.signed else 30 * values[3 * len(values) // 4]
-    top = max(min(1.2 * far, often), 1e-12)
-    low = 0.0 if m.signed or m.share else max(values[0] / 2, 1e-12)
-    return low, max(top, 2 * low), values[-1] > top
-
-
-def quality_against(
-    x: str,
+def quality_against_calls(
     path: Path,
     records: Sequence[Record],
     panels: Sequence[tuple[str, Measure]],
@@ -85,8 +47,9 @@ def quality_against(
 ) -> None:
     """Draw a panel for each (problem, measure), titled so; curves carry their names.
 
-    x: "nfe", or "seconds", which the records then have. Shaded: 95 % intervals. floors: problem ->
-    field -> (mean, least, largest) of two exact sets.
+    Ours is on the best of its grids, picked after the run, but for the default; each peer on its
+    one. Shaded: 95 % intervals. floors: problem -> field -> (mean, least, largest) of two exact
+    sets.
     """
     plt = pyplot()
     columns = min(2, len(panels))
@@ -96,7 +59,7 @@ def quality_against(
     )
     colors: dict[str, str] = {}
     for ax, (problem, m) in zip(axes.flat, panels, strict=False):
-        _panel(ax, x, [r for r in records if r["problem"] == problem], m, colors)
+        _panel(ax, [r for r in records if r["problem"] == problem], m, colors)
         floor = floors.get(problem, {}).get(m.field)
         if floor is not None:
             ax.axhspan(*floor[1:], color="#dfe3e8", zorder=0, label="exact samples")
@@ -109,29 +72,25 @@ def quality_against(
     plt.close(fig)
 
 
-def _panel(ax: Any, x: str, records: list[Record], m: Measure, colors: dict[str, str]) -> None:
-    found = curves(records, m)
-    mine = [c for c in found if c[0].startswith("undiffuse")][:SHOWN_OURS]
-    theirs = [c for c in found if not c[0].startswith("undiffuse")][:SHOWN_PEERS]
+def _panel(ax: Any, records: list[Record], m: Measure, colors: dict[str, str]) -> None:
+    found = shown(records, m)
+    peers = [c for c in found if not c.ours]
     ends = []
-    for _, label, held in mine:
-        color = colors.setdefault(held[0]["solver"], OURS[len(colors) % len(OURS)])
-        style = {"color": color, "lw": 1.8, "marker": "o", "ms": 3.5, "zorder": 3}
-        ends.append(_draw(ax, x, held, m, label, style))
-    for i, (_, label, held) in enumerate(theirs):
-        style = {"color": PEER, "lw": 1.2, "ls": DASHES[i % len(DASHES)], "zorder": 2}
-        ends.append(_draw(ax, x, held, m, label, style))
+    for c in found:
+        if c.default:
+            style = {"color": "black", "lw": 2.6, "marker": "o", "ms": 4, "zorder": 4}
+        elif c.ours:
+            color = colors.setdefault(c.who[1], OURS[len(colors) % len(OURS)])
+            style = {"color": color, "lw": 1.8, "marker": "o", "ms": 3.5, "zorder": 3}
+        else:
+            dashes = DASHES[peers.index(c) % len(DASHES)]
+            style = {"color": PEER, "lw": 1.2, "ls": dashes, "zorder": 2}
+        ends.append(_draw(ax, c, m, style))
     ax.set_xscale("log")
-    if x == "nfe":
-        costs = sorted({int(r["nfe_asked"]) for r in records})
-        ax.set_xticks(costs, [str(n) for n in costs])
-        ax.set_xlim(min([r["nfe"] for r in records if "nfe" in r]) * 0.95, max(costs) * 1.03)
-    else:
-        lo, hi = ax.get_xlim()
-        at = [v for v in (d * 10.0**k for k in range(-6, 5) for d in (1, 2, 5)) if lo <= v <= hi]
-        ax.set_xticks(at, [f"{v:g}" for v in at])
-        ax.set_xlim(lo, hi)
-    ax.set_xlabel("network calls (NFE)" if x == "nfe" else "seconds, all samples, on this machine")
+    costs = sorted({int(r["nfe_asked"]) for r in records})
+    ax.set_xticks(costs, [str(n) for n in costs])
+    ax.set_xlim(min([r["nfe"] for r in records if "nfe" in r]) * 0.95, max(costs) * 1.03)
+    ax.set_xlabel("network calls (NFE)")
     if m.signed:
         ax.set_yscale("symlog", linthresh=0.01)
         ax.axhline(0, color="#444", lw=0.8)
@@ -140,12 +99,12 @@ def _panel(ax: Any, x: str, records: list[Record], m: Measure, colors: dict[str,
         ax.set_ylim(0, 1.02)
     else:
         ax.set_yscale("log")
-        ax.set_ylim(top=min(ax.get_ylim()[1], reach([*mine, *theirs], m)[1]))
+        ax.set_ylim(top=min(ax.get_ylim()[1], reach(found, m)[1]))
         lo, hi = ax.get_ylim()
         if hi / lo < 100:  # too few decades for the labels of the powers of ten alone
             ticks = [t * 10**k for k in range(-9, 5) for t in (1, 2, 5)]
-            shown = [v for v in ticks if lo <= v <= hi]
-            ax.set_yticks(shown, [f"{v:g}" for v in shown])
+            inside = [v for v in ticks if lo <= v <= hi]
+            ax.set_yticks(inside, [f"{v:g}" for v in inside])
             ax.set_ylim(lo, hi)
     ax.minorticks_off()
     ax.grid(True, which="major", color="#e6e9ed", lw=0.7)
@@ -154,18 +113,17 @@ def _panel(ax: Any, x: str, records: list[Record], m: Measure, colors: dict[str,
         _label_ends(ax, ends)
 
 
-def _draw(
-    ax: Any, x: str, held: list[Record], m: Measure, label: str, style: dict[str, Any]
-) -> tuple[float, float, str, str]:
-    at = [r[x] for r in held]
+def _draw(ax: Any, c: Curve, m: Measure, style: dict[str, Any]) -> tuple[float, float, str, str]:
+    held = c.records
+    at = [int(r["nfe"]) for r in held]
     y = [r[m.field] for r in held]
-    ax.plot(at, y, label=label, **style)
+    ax.plot(at, y, label=c.label, **style)
     if style["color"] != PEER:
         lo, hi = ([r[f"{m.field}_{end}"] for r in held] for end in ("lo", "hi"))
         if not (m.signed or m.share):  # an interval down to 0 or below has no place on a log axis
             lo = [max(a, b / 4) for a, b in zip(lo, y, strict=True)]
         ax.fill_between(at, lo, hi, color=style["color"], alpha=0.13, lw=0)
-    return at[-1], y[-1], label, style["color"]
+    return at[-1], y[-1], c.label, style["color"]
 
 
 def _label_ends(ax: Any, ends: list[tuple[float, float, str, str]]) -> None:
@@ -282,7 +240,7 @@ def lineup(
     mine = [r for r in records if r["problem"] == p.name and r["status"] == "ok"]
     ran = {key for r in mine for key in r.get("keys", [r["key"]])}
     wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
-    found = [held[0] for m in wanted for _, _, held in curves(mine, m)]
+    found = [c.records[0] for m in wanted for c in curves(mine, m)]
     steady = [r for r in found if not r["stochastic"]]
     ours = [r for r in steady if r["library"] == "undiffuse"]
     best = [

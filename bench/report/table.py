@@ -1,4 +1,4 @@
-"""The results as tables: on the terminal with rich, as Markdown, and in one page of HTML.
+"""The results as tables: on the terminal with rich, and as Markdown.
 
 A row is a solver on a grid, a column a number of network calls. 'states' is the solver's memory:
 most batches of states alive at once, the network's own aside (`plans.high_water`). In every column
@@ -8,15 +8,11 @@ rank.
 
 from __future__ import annotations
 
-import base64
-import html
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ...kernels.files import write_text
 from ...solvers.intervals import Estimate
 from ...solvers.store import Record, ratio_of
 from ..measures.quality import Measure
@@ -45,16 +41,9 @@ def tables(
 ) -> list[Table]:
     """The tables of one problem. notes: field -> what to add to its title (a floor)."""
     mine = [r for r in records if r["problem"] == problem]
-    out = []
-    for m in measures:
-        shown = [r for r in mine if "stochastic" in r and kind(r) in m.kinds]
-        shown = [r for r in shown if r["status"] != "ok" or r.get(m.field) is not None]
-        if any(r["status"] == "ok" for r in shown):
-            out.append(_table(shown, m, f"{problem}: {m.title}{notes.get(m.field, '')}"))
-    missing = [r for r in mine if r["status"] != "ok"]
-    if missing:
-        out.append(_missing(missing, problem))
-    return out
+    titles = [f"{problem}: {m.title}{notes.get(m.field, '')}" for m in measures]
+    made = [of_measure(mine, m, title) for m, title in zip(measures, titles, strict=True)]
+    return [t for t in (*made, missing(mine, problem)) if t is not None]
 
 
 def kind(r: Record) -> str:
@@ -62,7 +51,12 @@ def kind(r: Record) -> str:
     return "sde" if r["stochastic"] else "ode"
 
 
-def _table(records: list[Record], m: Measure, title: str) -> Table:
+def of_measure(records: Sequence[Record], m: Measure, title: str) -> Table | None:
+    """The table of one measure of one problem's records; None where no run has it."""
+    records = [r for r in records if "stochastic" in r and kind(r) in m.kinds]
+    records = [r for r in records if r["status"] != "ok" or r.get(m.field) is not None]
+    if not any(r["status"] == "ok" for r in records):
+        return None
     costs = sorted({r["nfe_asked"] for r in records})
     curves: dict[tuple[str, ...], dict[int, Record]] = {}
     for r in records:
@@ -88,8 +82,11 @@ def _span(by_cost: dict[int, Record], field: str, digits: int) -> str:
     return lo if max(values) <= 1.01 * min(values) else f"{lo}-{hi}"
 
 
-def _missing(records: list[Record], problem: str) -> Table:
-    """Why some rows are absent: one line for each reason."""
+def missing(records: Sequence[Record], problem: str) -> Table | None:
+    """Why some rows of a problem are absent, one line for each reason; None where none is."""
+    records = [r for r in records if r["status"] != "ok"]
+    if not records:
+        return None
     reasons: dict[tuple[str, ...], list[str]] = {}
     for r in records:
         why = (r["library"], r["solver"], r["grid"], r["message"])
@@ -192,56 +189,3 @@ def show(shown: Sequence[Table], lines: Sequence[str] = ()) -> None:
         needed = Measurement.get(wide, wide.options, drawn).maximum
         Console(width=max(Console().width, needed)).print(drawn, crop=False)
     sys.stdout.write("\n".join(lines) + "\n" * bool(lines))
-
-
-EMBEDDED = 500_000
-"""Bytes of pictures in a page, which grow by a third there."""
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; margin: 0 auto;
-padding: 1rem; max-width: 1180px; } table { border-collapse: collapse; font-size: .85rem; }
-div { overflow-x: auto; }
-th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e3e7eb; }
-img { max-width: 100%; } pre { overflow-x: auto; background: #f5f7f9; padding: .8rem; }
-td b { color: #14713f; } small { color: #5b6773; display: block; }"""
-
-
-def page(
-    path: Path,
-    title: str,
-    said: Sequence[str],
-    pictures: Sequence[tuple[str, Path]],
-    shown: Sequence[Table],
-    code: Sequence[tuple[str, str]] = (),
-) -> None:
-    """Write one HTML file that needs no other: sentences, pictures (caption, PNG), tables, and
-    texts that are set as they are (title, text)."""
-    text = html.escape
-    parts = [f"<h1>{text(title)}</h1>", *(f"<p>{text(line)}</p>" for line in said)]
-    size = 0
-    for caption, png in pictures:
-        size += png.stat().st_size
-        if size > EMBEDDED:  # what does not fit stays a file beside the page
-            parts.append(f"<h2>{text(caption)}</h2><p>{text(png.name)}</p>")
-            continue
-        data = base64.b64encode(png.read_bytes()).decode()
-        alt = text(caption)
-        parts.append(f'<h2>{alt}</h2><img alt="{alt}" src="data:image/png;base64,{data}">')
-    parts += [f"<h2>{text(name)}</h2><pre>{text(lines)}</pre>" for name, lines in code]
-    for t in shown:
-        head = "".join(f"<th>{text(name)}</th>" for name in t.columns)
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{f'<b>{text(c)}</b>' if best else text(c)}<small>{text(span)}</small></td>"
-                for c, best, span in line
-            )
-            + "</tr>"
-            for line in t.cells()
-        )
-        parts.append(f"<h2>{text(t.title)}</h2><div><table><tr>{head}</tr>{body}</table></div>")
-    write_text(
-        path,
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>"
-        f"{''.join(parts)}</body></html>",
-    )

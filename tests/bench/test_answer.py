@@ -105,13 +105,13 @@ first: error to the reference trajectory / data std, 64 samples
 calls  default  best here  elsewhere  best peer
     5      0.2     0.12 a        10x     0.32 b
    10      0.1  0.00012 a      fails     0.16 b
-  a vab-4 on quadratic;  b diffusers UniPC-3 noise, to sigma_min
+  a vab-4 on quadratic  b diffusers UniPC-3 noise, to sigma_min
 
 second: error to the reference trajectory / data std, 64 samples
 calls  default  best here  elsewhere  best peer
     5      0.4      0.4 a          -     0.32 b
    10      0.2      0.2 a          -     0.16 b
-  a the default, relay on blend;  b diffusers UniPC-3 noise, to sigma_min
+  a the default, relay on blend  b diffusers UniPC-3 noise, to sigma_min
 
 elsewhere: the same row over the default on the other problems, the worst ratio.
 Use the default: ud.sample(model, shape, nfe=10). Its error is 0.88 of the best

@@ -1,13 +1,17 @@
 """The page that a run writes, in one file; tables that are not cut; curves that are not
 flattened."""
 
+import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 
 from undiffuse.bench.measures import quality
+from undiffuse.bench.nfe import answer
 from undiffuse.bench.nfe import run as nfe
-from undiffuse.bench.report import figures, table
+from undiffuse.bench.report import curves, table
+from undiffuse.solvers import store
 
 pytest.importorskip("scipy")
 
@@ -34,41 +38,80 @@ class Reader(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.fetched, self.words, self.open, self.skip = [], [], [], False
+        self.fetched, self.words, self.open, self.tags = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
-        self.skip = tag == "style"
-        self.fetched += [v for k, v in attrs if k in ("src", "href") and v]
-        if tag not in ("meta", "img", "br"):
+        self.tags.append((tag, dict(attrs)))
+        self.fetched += [v for k, v in attrs if k in ("src", "href") and v and v[0] != "#"]
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
-        self.skip = False
 
     def handle_data(self, data):
-        if not self.skip:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
 
-def test_the_page_fetches_nothing_and_says_what_was_measured(page):
-    assert page.stat().st_size < 1_000_000
+@pytest.fixture(scope="module")
+def reader(page):
     reader = Reader()
     reader.feed(page.read_text(encoding="utf-8"))
+    return reader
+
+
+def test_the_page_fetches_nothing_and_says_what_was_measured(page, reader):
+    assert page.stat().st_size < 1_000_000
     assert reader.open == []
     assert reader.fetched and all(v.startswith("data:") for v in reader.fetched)
     words = " ".join(reader.words)
-    assert "ring2, 8 calls: dpmpp-2m on log_snr, error " in words
-    assert "the best of the peers: torchdiffeq midpoint on log_snr" in words
     assert "sigma/alpha 157.4 to 0.01" in words  # starts and ends are printed
     assert "network evaluations, order 2" in words  # the winner's tableau
     assert quality.MEASURES["error"].meaning in words
     assert quality.MEASURES["w2"].meaning not in words
     assert "samples of each seed (0)" in words
     assert "paths in the plane" in words and "torch 2" in words
-    for name in ("nfe", "time", "paths"):
+    for name in ("nfe", "paths"):
         assert (page.parent / f"{name}.png").stat().st_size > 10_000
         assert (page.parent / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_the_answer_comes_first_and_is_that_of_the_shell(page, reader):
+    words = " ".join(reader.words)
+    said = json.loads((page.parent / "summary.json").read_text())["answer"]
+    first = words.index("Charts", words.index("What to use") + 100)
+    for sentence in said["use"]:
+        assert sentence in words[:first]
+    for row in said["problems"]["ring2"]["rows"]:
+        assert answer.config(row["peer"]) in words[:first]
+        assert answer.code(row["best"], row["calls"]) in words[:first]
+
+
+def test_every_number_of_the_run_is_in_the_text_without_the_script(page, reader):
+    words = " ".join(reader.words)
+    for r in store.Store(page.parent).records.values():
+        if r["status"] == "ok" and "error" in r:
+            assert table.short(r["error"]) in words
+
+
+def test_links_lead_somewhere_and_names_are_given_once(reader):
+    ids = [a["id"] for _, a in reader.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"][1:] for t, a in reader.tags if t == "a"]
+    assert len(targets) >= 5 and set(targets) <= set(ids)
+    used = [a["clip-path"] for _, a in reader.tags if "clip-path" in a]
+    assert used and {u[5:-1] for u in used} <= set(ids)
+
+
+def test_pictures_have_words(reader):
+    """Every picture an alternative, every chart a name that holds its curves' values."""
+    assert all(a["alt"] for t, a in reader.tags if t == "img")
+    charts = [a["aria-label"] for t, a in reader.tags if a.get("role") == "img"]
+    assert charts and all(re.search(r": [\d.+e-]+ at 4 calls to [\d.+e-]+ at 8", c) for c in charts)
 
 
 def test_a_table_that_is_wider_than_the_terminal_keeps_every_number(monkeypatch, capsys):
@@ -82,18 +125,29 @@ def test_a_table_that_is_wider_than_the_terminal_keeps_every_number(monkeypatch,
 
 
 def curve(label, *points, library="undiffuse"):
-    held = [
-        {"solver": label, "nfe": n, "error": v, "error_lo": v / 2, "error_hi": 2 * v}
-        for n, v in points
-    ]
-    return library, label, held
+    at = {"library": library, "solver": label, "grid": "g"}
+    return curves.Curve(
+        [{**at, "nfe": n, "error": v, "error_lo": v / 2, "error_hi": 2 * v} for n, v in points]
+    )
 
 
 def test_one_that_blew_up_does_not_flatten_the_others():
     error = quality.MEASURES["error"]
     calm = [curve(str(i), (4, 0.5), (8, 0.1)) for i in range(4)]
-    low, high, cut = figures.reach(calm, error)
+    low, high, cut = curves.reach(calm, error)
     assert low == 0.05 and 1.0 < high < 2.0 and not cut
     wild = curve("wild", (4, 1e9), (8, 0.1), library="peer")
-    low, high, cut = figures.reach([*calm, wild], error)
+    low, high, cut = curves.reach([*calm, wild], error)
     assert cut and 0.5 < high < 100
+
+
+def test_the_default_is_shown_whatever_its_place():
+    def row(solver, grid, error, library="undiffuse"):
+        held = {"library": library, "solver": solver, "grid": grid, "error": error}
+        return {**held, "status": "ok", "stochastic": False, "nfe": 8}
+
+    many = [row(f"s{i}", "g", 0.1) for i in range(9)]
+    usual = row("relay", "blend", 9.0)
+    found = curves.shown([*many, row("relay", "g", 0.2), usual], quality.MEASURES["error"])
+    assert found[0].default and found[0].records == [usual] and len(found) == 7
+    assert not any(c.default for c in found[1:])
