@@ -18,7 +18,9 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from ..kernels.files import usable, write_text
+from ..kernels.errors import MissingPackage
+from ..kernels.files import atomically, usable, write_text
+from .arguments import choice
 
 Record = dict[str, Any]
 
@@ -129,6 +131,44 @@ def merge(sources: Iterable[Path], out: Path) -> int:
                     joined[record["key"]] = record
         write_text(out / name, lines(joined.values()))
     return len(joined)
+
+
+FORMATS = ("jsonl", "parquet")
+"""Of result rows: JSON lines, which runs are kept in and go on from; or a table beside them."""
+
+
+def rows_format(name: Any) -> str:
+    """A format of `FORMATS`, whose package is here. Raises ValueError or ImportError otherwise."""
+    if choice("format", name, FORMATS) == "parquet":
+        _pyarrow()
+    return str(name)
+
+
+def write_rows(path: Path, records: Iterable[Record], format: str) -> None:
+    """Write result rows as a table beside their JSON lines; of 'jsonl' nothing more is written.
+
+    path: of the table, whose ending is put to it. A column an entry of the records, null where one
+    has not that entry; numbers that are not finite stay as they are.
+    """
+    if rows_format(format) == "jsonl":
+        return
+    arrow = _pyarrow()
+    from pyarrow import parquet
+
+    rows = list(records)
+    names = sorted({name for row in rows for name in row})
+    made = arrow.table({name: [row.get(name) for row in rows] for name in names})
+    atomically(path.with_suffix(".parquet"), lambda part: parquet.write_table(made, part))
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingPackage(
+            "rows as Parquet need pyarrow: pip install 'undiffuse[data]'"
+        ) from error
+    return pyarrow
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,7 @@ from ...models.progress import bar
 from ...solvers import Solver
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.sampling.tuning import SMALL_EVENT
-from ...solvers.store import Store
+from ...solvers.store import Store, rows_format, write_rows
 from ..measures.metrics import Features
 from ..measures.quality import Measure
 from ..measures.quality import chosen as chosen_measures
@@ -77,6 +77,7 @@ def run(
     likelihood: bool | None = None,
     workers: int = 1,
     progress: bool = True,
+    format: str = "jsonl",
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds ({} in the processes of
     torchrun but the first).
@@ -102,11 +103,13 @@ def run(
     likelihood: bits/dim of held-out data; None: of networks of small events, others take minutes.
     workers: processes; the numbers do not depend on them.
     progress: a bar on standard error.
+    format: 'parquet' writes results.parquet, too.
 
     Raises ValueError for what does not fit, before any work.
     """
     out = Path(out)
     costs = _costs(nfe, quick)
+    rows_format(format)
     if workers < 1:
         raise InvalidValue(f"workers must be >= 1; got {workers}")
     grids = [grid] if isinstance(grid, str) else list(grid or GRIDS)
@@ -171,6 +174,7 @@ def run(
             result["likelihood"] = summary.held_out_bits(trained, held, 8 if quick else 32)
         tables = summary.write_all(out, posed, every, records, references, measures, result)
     result["seconds"] = round(time.perf_counter() - began, 1)
+    write_rows(out / "results", records, format)
     write_text(out / "summary.json", json.dumps(result, indent=1) + "\n")
     table.show(tables, summary.closing(out, result))
     return result

@@ -3,6 +3,11 @@
     stream("t10k-images-idx3-ubyte.gz")   the format of MNIST, packed or not
     stream("x.npy"), "x.npz", "x.pt", "x.safetensors"
     stream("folder/"), stream("picture.png")  pictures of one size and mode, see pictures.py
+    stream("a.tar"), "a.parquet", "a.arrow"   shards of webdataset, and tables; see archives.py and
+                                          tables.py
+    stream("folder/")                     such files, .npz, .npy or .safetensors as parts of one
+                                          data set, or what `Dataset.save_to_disk` wrote
+    stream("a-{000..017}.tar")            so many of them
     stream("digits"), stream(tensor)      what is in memory already
 
 Plain files are memory-mapped. What is compressed (.gz, an array of an .npz) is unpacked from its
@@ -15,26 +20,30 @@ from __future__ import annotations
 import gzip
 import math
 import pickle
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
+from .archives import tar
 from .pictures import ENDINGS, Pictures
-from .sources import Fetch, Source, described
+from .sources import Fetch, Source, choose, described, joined, label_of
+from .tables import saved_dataset, table
 
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError)
 """What torch.load raises for a file that is damaged, or unsafe to open."""
 DAMAGED = (*UNREADABLE, zipfile.BadZipFile, zlib.error)
 CHUNK = 1 << 20
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def stream(spec: str | Path | Tensor) -> Source:
@@ -48,8 +57,12 @@ def stream(spec: str | Path | Tensor) -> Source:
     if str(spec) == "digits":
         return _digits()
     path = Path(spec)
+    if BRACES.search(path.name):
+        return _several(path.name, _braced(path))
     if not path.exists():
         raise FileNotFoundError(f"no data set {str(spec)!r}: not 'digits' and no such file")
+    if path.is_dir() and (parts := _parts(path)):
+        return _several(path.resolve().name, parts)
     if path.is_dir() or path.suffix.lower() in ENDINGS:
         found = Pictures(path)
         return Source(path.resolve().name, found.shape, 256, found.fetch)
@@ -63,6 +76,46 @@ def stream(spec: str | Path | Tensor) -> Source:
         f"data must be 'digits', a folder of images, or a file that ends in "
         f"{', '.join((*_READERS, *ENDINGS))} or is named *idx*; got {str(spec)!r}"
     )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of a folder that hold a data set in parts; none: they may be pictures."""
+    if found := saved_dataset(folder):
+        return found
+    every = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _hidden(p, folder)]
+    kinds = {ending: [p for p in every if p.suffix == ending] for ending in PARTS}
+    held = {ending: files for ending, files in kinds.items() if files}
+    if not held:
+        return []
+    if len(held) > 1 or any(p.suffix.lower() in ENDINGS for p in every):
+        others = [e for e in ENDINGS if any(p.suffix.lower() == e for p in every)]
+        raise InvalidValue(
+            f"folder {folder} must hold parts of one kind; got {', '.join([*held, *others])}: name "
+            "one of the files, or move the others away"
+        )
+    return next(iter(held.values()))
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _braced(path: Path) -> list[Path]:
+    """The paths that a{000..009}.tar stands for."""
+    first, last = (m := cast("re.Match[str]", BRACES.search(path.name))).groups()
+    if int(last) < int(first):
+        raise InvalidValue(f"{path}: {last} comes before {first}")
+    found = [
+        path.with_name(f"{path.name[: m.start()]}{i:0{len(first)}d}{path.name[m.end() :]}")
+        for i in range(int(first), int(last) + 1)
+    ]
+    if missing := [p.name for p in found if not p.exists()]:
+        raise FileNotFoundError(f"{path}: {len(missing)} are not there, {missing[0]} among them")
+    return found
+
+
+def _several(name: str, paths: list[Path]) -> Source:
+    return joined(name, [stream(path) for path in paths])
 
 
 def _in_memory(x: Tensor, name: str, labels: Tensor | None = None) -> Source:
@@ -96,7 +149,7 @@ def _npz(path: Path) -> Source:
         }
     except DAMAGED as e:
         raise InvalidValue(f"{path} is not a readable .npz of plain arrays: {e}") from None
-    name = _choose(heads, path)
+    name = choose(heads, path)
     shape, fortran, kind, start = heads[name]
 
     def whole(key: str) -> Tensor:
@@ -107,7 +160,7 @@ def _npz(path: Path) -> Source:
             raise InvalidValue(f"{path} is not a readable .npz of plain arrays: {e}") from None
 
     def labels() -> Tensor | None:
-        found = _label(heads)
+        found = label_of(heads)
         return None if found is None else whole(found)
 
     if fortran or kind.hasobject:
@@ -202,9 +255,9 @@ def _tensor_file(path: Path) -> Source:
     if not isinstance(content, dict):
         raise InvalidType(f"{path} must hold a tensor or a dict of them; got {type(content)}")
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    label = _label(tensors)
+    label = label_of(tensors)
     return _in_memory(
-        tensors[_choose(tensors, path)], path.name, None if label is None else tensors[label]
+        tensors[choose(tensors, path)], path.name, None if label is None else tensors[label]
     )
 
 
@@ -216,10 +269,10 @@ def _safetensors(path: Path) -> Source:
         names = list(file.keys())
     except (SafetensorError, OSError) as e:
         raise InvalidValue(f"{path} is not a readable safetensors file: {e}") from None
-    part = file.get_slice(_choose(dict.fromkeys(names), path))
+    part = file.get_slice(choose(dict.fromkeys(names), path))
     shape = tuple(part.get_shape())
     kind = part[:0].dtype if shape else torch.float32
-    label = _label(dict.fromkeys(names))
+    label = label_of(dict.fromkeys(names))
     return described(
         path.name,
         shape,
@@ -239,29 +292,13 @@ _READERS: dict[str, Callable[[Path], Source]] = {
     ".idx.gz": _idx,
     "-ubyte": _idx,
     "-ubyte.gz": _idx,
+    ".tar": tar,
+    ".parquet": table,
+    ".arrow": table,
+    ".feather": table,
 }
-_DATA_NAMES = ("x", "data", "images", "x_train", "samples", "arr_0")
-_LABEL_NAMES = ("y", "labels", "label", "targets", "y_train", "arr_1")
-
-
-def _choose(entries: dict[str, Any], path: Path) -> str:
-    """The one entry of a file, or the one with a customary name."""
-    lower = {k.lower(): k for k in entries}
-    found = next((lower[k] for k in _DATA_NAMES if k in lower), None)
-    if found is None and len(entries) == 1:
-        found = next(iter(entries))
-    if found is None:
-        raise InvalidValue(
-            f"{path} must hold one tensor, or one called {', '.join(_DATA_NAMES)}; "
-            f"got {', '.join(entries) or 'none'}"
-        )
-    return found
-
-
-def _label(entries: dict[str, Any]) -> str | None:
-    """The entry that holds the labels, if one is called so."""
-    lower = {k.lower(): k for k in entries}
-    return next((lower[k] for k in _LABEL_NAMES if k in lower), None)
+PARTS = (".tar", ".parquet", ".arrow", ".safetensors", ".npz", ".npy")
+"""Endings of files that together are one data set where they lie in one folder."""
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

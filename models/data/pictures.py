@@ -8,6 +8,7 @@ colour spaces, moving pictures, and pictures of another size than the first.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,10 @@ class Pictures:
         return x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
 
 
-def _shape(path: Path) -> tuple[int, int, int]:
+def _shape(path: Path | io.BytesIO, name: str | None = None) -> tuple[int, int, int]:
     """(C, H, W) by the header. Raises ValueError for what is not read as it is."""
-    with _opened(path) as image:
+    name = name or str(path)
+    with _opened(path, name) as image:
         mode, tile = image.mode, getattr(image, "tile", None)
         stored = tile[0][3] if tile else mode
         stored = stored[0] if isinstance(stored, tuple) else stored
@@ -86,20 +88,31 @@ def _shape(path: Path) -> tuple[int, int, int]:
         if wrong is None and getattr(image, "n_frames", 1) > 1:
             wrong = f"{image.n_frames} frames: save the one that is meant"
         if wrong is not None:
-            raise InvalidValue(f"{path} is of mode {mode} ({stored}), {wrong}")
+            raise InvalidValue(f"{name} is of mode {mode} ({stored}), {wrong}")
         return (1 if mode == "L" else 3), image.height, image.width
 
 
-def _pixels(path: Path) -> np.ndarray[Any, Any]:
+def picture(content: bytes, name: str) -> np.ndarray[Any, Any]:
+    """A picture that is in memory, uint8 [C, H, W]; name: what messages call it.
+
+    Raises what `Pictures` raises.
+    """
+    _shape(io.BytesIO(content), name)
+    x = _pixels(io.BytesIO(content), name)
+    return x[None] if x.ndim == 2 else np.ascontiguousarray(x.transpose(2, 0, 1))
+
+
+def _pixels(path: Path | io.BytesIO, name: str | None = None) -> np.ndarray[Any, Any]:
     """uint8 [H, W], or [H, W, 3] of colour and palettes."""
+    name = name or str(path)
     try:
-        with _opened(path) as image:
+        with _opened(path, name) as image:
             return np.array(image if image.mode == "L" else image.convert("RGB"))
     except (OSError, SyntaxError) as e:  # SyntaxError: Pillow's word for a damaged PNG
-        raise InvalidValue(f"{path} is not a readable image: {e}") from None
+        raise InvalidValue(f"{name} is not a readable image: {e}") from None
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path | io.BytesIO, name: str) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -109,4 +122,4 @@ def _opened(path: Path) -> Any:
     try:
         return Image.open(path)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise InvalidValue(f"{path} is not a readable image: {e}") from None
+        raise InvalidValue(f"{name} is not a readable image: {e}") from None

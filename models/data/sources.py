@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import bisect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,13 @@ class Source:
             )
         return x
 
+    def scaled(self, index: Sequence[int], lo: float = -1.0, hi: float = 1.0) -> Tensor:
+        """Events [n, *event] float32: levels laid on [lo, hi], floats as they are."""
+        x = self.read(index)
+        if not self.levels:
+            return x.float()
+        return x.float() * ((hi - lo) / (self.levels - 1)) + lo
+
     def subset(self, index: Sequence[int]) -> Source:
         """The events of these indices alone, with their labels."""
 
@@ -99,3 +109,61 @@ def described(
             "bring it to floats yourself"
         )
     return Source(name, tuple(shape), 256 if stored else 0, fetch, labels)
+
+
+DATA_NAMES = ("x", "data", "images", "image", "x_train", "samples", "arr_0")
+LABEL_NAMES = ("y", "labels", "label", "cond.label", "targets", "y_train", "arr_1")
+
+
+def choose(entries: Iterable[str], path: Path) -> str:
+    """The one entry of a file, or the one with a customary name."""
+    names = list(entries)
+    lower = {k.lower(): k for k in names}
+    found = next((lower[k] for k in DATA_NAMES if k in lower), None)
+    if found is None and len(names) == 1:
+        found = names[0]
+    if found is None:
+        raise InvalidValue(
+            f"{path} must hold one tensor, or one called {', '.join(DATA_NAMES)}; "
+            f"got {', '.join(names) or 'none'}"
+        )
+    return found
+
+
+def label_of(entries: Iterable[str]) -> str | None:
+    """The entry that holds the labels, if one is called so."""
+    lower = {k.lower(): k for k in entries}
+    return next((lower[k] for k in LABEL_NAMES if k in lower), None)
+
+
+def joined(name: str, sources: Sequence[Source]) -> Source:
+    """Sources one after the other, as one.
+
+    Raises ValueError where their events differ in shape or levels. Labels are theirs where all have
+    some.
+    """
+    first = sources[0]
+    for other in sources:
+        if (other.event_shape, other.levels) != (first.event_shape, first.levels):
+            raise InvalidValue(
+                f"the parts of {name} must hold one kind of event; {first.name} holds "
+                f"{first.event_shape} of {first.levels or 'no'} levels, {other.name} "
+                f"{other.event_shape} of {other.levels or 'no'}"
+            )
+    starts = [0, *itertools.accumulate(map(len, sources))]
+
+    def fetch(a: int, b: int) -> Tensor:
+        parts = []
+        while a < b:
+            i = bisect.bisect_right(starts, a) - 1
+            end = min(b, starts[i + 1])
+            parts.append(sources[i].fetch(a - starts[i], end - starts[i]))
+            a = end
+        return torch.cat(parts)
+
+    def labels() -> Tensor | None:
+        found = [source.labels() for source in sources]
+        known = [part for part in found if part is not None]
+        return torch.cat(known) if len(known) == len(found) else None
+
+    return Source(name, (starts[-1], *first.event_shape), first.levels, fetch, labels)

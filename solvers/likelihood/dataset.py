@@ -35,7 +35,7 @@ from ...models.dequantize import Hook, Levels
 from ...models.progress import bar
 from ..intervals import mean_interval
 from ..outcome import SolverError, Status
-from ..store import Record, Store, environment, read
+from ..store import Record, Store, environment, read, rows_format, write_rows
 from .bits import METHODS, Bits, bits_per_dim
 from .items import Items, remark
 
@@ -117,6 +117,7 @@ def run(
     batch: int = 64,
     device: torch.device | str | None = None,
     progress: bool = True,
+    format: str = "jsonl",
     **settings: Any,
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds.
@@ -128,6 +129,7 @@ def run(
     batch: items at a time, >= 1.
     device: where the network runs; None: where `load` puts it.
     progress: whether to show a bar.
+    format: 'parquet' writes items.parquet, too.
     settings: the fields of `Settings`.
 
     Raises ValueError for what does not fit, before any work.
@@ -136,6 +138,7 @@ def run(
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise InvalidValue(f"{name} must be >= 1; got {value}")
+    rows_format(format)
     model = "digits" if model is None else model
     trained = load(model, device)
     items = Items.of(trained, data, how.convention, how.dequantize is not None)
@@ -188,6 +191,7 @@ def run(
                 told.add(record)
             shown.say(told.sentence())
     records = [store[key] for key in keys]
+    write_rows(out / "items", records, format)
     offset = 0.0 if levels is None else levels.offset
     counted = found.convention if todo else records[0]["convention"]
     summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)

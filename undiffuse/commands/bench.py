@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..kernels.errors import InvalidValue
-from .common import MODEL, commas, common, listed, names, needs_one, numbers, without
+from .common import MODEL, commas, common, listed, names, needs_one, numbers, rows_format, without
 
 KEPT = (
     "what is done of NFE against quality is in --out, and the same command goes on "
@@ -155,6 +155,7 @@ def _against(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of away: only choose the default's constants, on all networks and on all but each",
     )
+    rows_format(p, "of nfe: results")
     p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
 
 
@@ -169,6 +170,8 @@ def run(args: argparse.Namespace) -> int | None:
     needs_one(args, "nfe", "grid", "metrics", "seeds")
     if args.batch is not None and args.batch < 1:
         raise InvalidValue(f"--batch must be >= 1; got {args.batch}")
+    if args.format != "jsonl" and args.what != "nfe":
+        raise InvalidValue(f"--format {args.format} is of nfe; {args.what} writes no such rows")
     if args.what != "compare":
         from ..kernels.files import usable
 

@@ -56,6 +56,18 @@ def dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
+def rows_format(parser: argparse.ArgumentParser, name: str) -> None:
+    """--format, of result rows."""
+    from ..solvers.store import FORMATS
+
+    parser.add_argument(
+        "--format",
+        default=FORMATS[0],
+        choices=FORMATS,
+        help=f"parquet: the rows as {name}.parquet, too, for pandas, polars and duckdb",
+    )
+
+
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for a device that is none or is not here, and for seeds that do not fit."""
     if (device := getattr(args, "device", None)) is not None:

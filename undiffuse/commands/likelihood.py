@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .common import MODEL, common, dtype, without
+from .common import MODEL, common, dtype, rows_format, without
 
 KEPT = "the items that are done are in --out, and the same command goes on"
 
@@ -14,9 +14,9 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "data",
         nargs="?",
-        help="digits, .npz, .npy, idx (.gz), tensor file, picture or "
-        "folder of them, read a batch at a time; default: what the network's training "
-        "left out",
+        help="digits, .npz, .npy, idx (.gz), tensor file, tar of webdataset, .parquet, .arrow, "
+        "picture, or folder of any of them, read a batch at a time; default: what the network's "
+        "training left out",
     )
     p.add_argument("--limit", type=int, default=None, help="only the first so many items")
     p.add_argument(
@@ -83,6 +83,7 @@ def options(p: argparse.ArgumentParser) -> None:
         help="log p(x | label), with the data's own labels; default: no label is handed over",
     )
     p.add_argument("--batch", type=int, default=64, help="items at a time")
+    rows_format(p, "items")
     dtype(p, "float32")
     common(p, "out/likelihood")
 
