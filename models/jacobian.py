@@ -109,6 +109,22 @@ def exact(
     return total
 
 
+def full(out: Tensor, x: Tensor, *, chunk: int | None = None) -> Tensor:
+    """J of each sample, [B, d, d] in x's dtype, by d unit probes; see `exact`."""
+    batch, d = x.shape[0], x[0].numel()
+    if chunk is None:
+        chunk = max(1, min(d, (1 << 22) // max(1, x.numel())))
+    rows = []
+    for start in range(0, d, chunk):
+        size = min(chunk, d - start)
+        unit = x.new_zeros(size, batch, d)
+        here = torch.arange(size, device="cpu")
+        unit[here, :, here + start] = 1
+        w = _vectorised(out, x, unit.reshape(size, *x.shape), start + size < d, False)
+        rows.append(w.reshape(size, batch, d))
+    return torch.cat(rows).movedim(0, 1)
+
+
 def _vectorised(out: Tensor, x: Tensor, v: Tensor, keep: bool, create_graph: bool) -> Tensor:
     try:
         (w,) = torch.autograd.grad(

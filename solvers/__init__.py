@@ -13,6 +13,8 @@ from ..models.statistics import Statistics
 from . import adaptive, likelihood
 from .adaptive import sample_ode_adaptively, sample_sde_adaptively
 from .batching.continuous import ContinuousBatch
+from .carried.result import Density, Sampled
+from .carried.weights import Weights
 from .families.adams import IPNDM, PNDM, Adams
 from .families.composed import Churn, Inversion, ScaledNoise, SparedStart, Within
 from .families.exponential import DDIM, DPMSolverPP, DPMSolverPP3Compat
@@ -75,6 +77,7 @@ __all__ = [
     "DPMFast",
     "DPMSolverPP",
     "DPMSolverPP3Compat",
+    "Density",
     "EulerMaruyama",
     "FlowSDE",
     "GaussianPreconditioned",
@@ -89,6 +92,7 @@ __all__ = [
     "ReverseDiffusion",
     "RungeKutta",
     "SASolver",
+    "Sampled",
     "Sampler",
     "ScaledNoise",
     "SingleStep",
@@ -102,6 +106,7 @@ __all__ = [
     "StepInfo",
     "Tableau",
     "UniPC",
+    "Weights",
     "Within",
     "adaptive",
     "annealed_langevin",

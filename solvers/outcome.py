@@ -24,6 +24,7 @@ class Status(IntEnum):
     NOT_DIFFERENTIABLE = 6
     BLURRED = 7
     DIVERGED = 8
+    FOLDED = 9
 
     @property
     def meaning(self) -> str:
@@ -45,8 +46,10 @@ _MEANING = {
     "cannot be told: lower t_min, or leave out truncation=True for log p of the blurred data",
     Status.DIVERGED: "the state left what the process and data can reach: the solver multiplies "
     "its errors on this grid; use more steps or another solver",
+    Status.FOLDED: "the solver's map folds here (its Jacobian has a determinant <= 0), so that "
+    "other starts lead to the same sample and log_prob leaves them out: use more steps",
 }
-VALUED = (Status.OK, Status.TARGET_NOT_MET, Status.BLURRED, Status.DIVERGED)
+VALUED = (Status.OK, Status.TARGET_NOT_MET, Status.BLURRED, Status.DIVERGED, Status.FOLDED)
 """Statuses of samples that have a value: those that finished, whatever it is worth."""
 
 

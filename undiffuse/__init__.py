@@ -25,6 +25,7 @@ from .solvers import (
     probability_flow,
     reverse_sde,
 )
+from .solvers.carried.weights import importance_weights
 from .solvers.likelihood.elbo import elbo
 from .solvers.likelihood.log_prob import log_prob
 from .solvers.sampling.pilot import tune
@@ -48,6 +49,7 @@ __all__ = [
     "elbo",
     "encode",
     "guidance",
+    "importance_weights",
     "kernels",
     "load",
     "load_default",

@@ -14,6 +14,11 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser, conditions
 from ...models.progress import track
 from .. import arguments
+from ..carried.result import Density, Sampled
+from ..carried.run import carry
+from ..outcome import worse
+from ..tables.innovations import innovations
+from ..tables.tableau import Tableau
 from . import entry
 from .graph import Repeated
 from .judge import FAR, Watch, judged
@@ -42,11 +47,37 @@ def sample(
     final: str | None = ...,
     progress: bool = ...,
     callback: Callable[[StepInfo], None] | None = ...,
+    return_result: bool = ...,
+    on_failure: str = ...,
+    graph: bool | Literal["auto"] = ...,
+    parallel: int | None = ...,
+    tolerance: float | None = ...,
+    log_prob: Literal[True] | str | Density,
+) -> Sampled: ...
+@overload
+def sample(
+    model: Denoiser,
+    shape: Sequence[int],
+    solver: SolverLike = ...,
+    steps: int | None = ...,
+    grid: GridLike | None = ...,
+    seed: int | Tensor = ...,
+    *,
+    sample_ids: Tensor | Sequence[int] | None = ...,
+    x_init: Tensor | None = ...,
+    cond: dict[str, Any] | None = ...,
+    nfe: int | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+    final: str | None = ...,
+    progress: bool = ...,
+    callback: Callable[[StepInfo], None] | None = ...,
     return_result: Literal[True],
     on_failure: str = ...,
     graph: bool | Literal["auto"] = ...,
     parallel: int | None = ...,
     tolerance: float | None = ...,
+    log_prob: Literal[False] = ...,
 ) -> Result: ...
 @overload
 def sample(
@@ -71,6 +102,7 @@ def sample(
     graph: bool | Literal["auto"] = ...,
     parallel: int | None = ...,
     tolerance: float | None = ...,
+    log_prob: Literal[False] = ...,
 ) -> Tensor: ...
 def sample(
     model: Denoiser,
@@ -94,7 +126,8 @@ def sample(
     graph: bool | Literal["auto"] = False,
     parallel: int | None = None,
     tolerance: float | None = None,
-) -> Tensor | Result:
+    log_prob: bool | str | Density = False,
+) -> Tensor | Result | Sampled:
     """Draw samples [B, ...]: integrate the reverse ODE or SDE from noise to data.
 
     model: a `Denoiser`.
@@ -120,6 +153,11 @@ def sample(
     parallel, tolerance: rows to guess and correct at once, and to what; see `Sampler.sweep`. Fewer
         rounds of larger calls, without callbacks and gradients. By default row by row; tolerance is
         1e-3 by default.
+    log_prob: return `Sampled`, with the log-density of each sample by the same network calls. True
+        chooses along what ('sde' where the solver draws noise, else 'map' up to 64 components and
+        'flow' beyond); a name or a `solvers.Density` says it. x_init counts as a draw of
+        N(0, sigma^2). By default a stochastic solver then ends at t_min, where samples have a
+        density.
 
     Gradients flow only if x_init requires them. Raises ValueError and TypeError for bad input,
     before any call.
@@ -137,6 +175,7 @@ def sample(
         raise InvalidValue("tolerance is of parallel sweeps: give parallel=, how many rows at once")
     if parallel is not None:
         _fit_for_sweeps(graph, callback, x_init)
+    density = _density(log_prob, graph, parallel, x_init)
     if isinstance(solver, str) and solver == "auto":
         solver = auto(model, shape, nfe or steps or STEPS, final, cond)
         steps = nfe = None
@@ -145,6 +184,10 @@ def sample(
     sampler = sampler_for(
         model, solver, steps, grid, x_init, nfe=nfe, final=final, dtype=dtype, device=device
     )
+    if density is not None and final is None and _ends_without_noise(sampler.tableau):
+        sampler = sampler_for(
+            model, solver, steps, grid, x_init, nfe=nfe, final="t_min", dtype=dtype, device=device
+        )
     first = sampler.init(shape, seed, sample_ids, x_init)
 
     def run(watch: Watch | None = None) -> Tensor:
@@ -168,6 +211,8 @@ def sample(
         plain = callback is None and not progress
         return seen.repeated.run(sampler, shape, seed, sample_ids, x_init, cond) if plain else None
 
+    if density is not None:
+        return _with_density(sampler, first, cond, density, callback, progress, on_failure, run)
     swept = None
     with torch.set_grad_enabled(isinstance(x_init, Tensor) and x_init.requires_grad):
         if parallel is not None:
@@ -214,6 +259,80 @@ def _steady(
         least = min(far for _, far in ends)
         known[nfe] = next(end for end in ends if end[1] <= FAR * least)
     return known[nfe]
+
+
+def _density(
+    asked: bool | str | Density, graph: bool | str, parallel: int | None, x_init: Tensor | None
+) -> Density | None:
+    """What `log_prob` asks for; raises for what does not go with it."""
+    if not isinstance(asked, bool | str | Density):
+        raise InvalidType(
+            f"log_prob must be True, 'map', 'flow', 'sde' or a Density; got {asked!r}"
+        )
+    if asked is False:
+        return None
+    if graph or parallel is not None:
+        what = f"graph={graph!r}" if graph else "parallel"
+        raise InvalidValue(f"{what} does not go with log_prob, which follows the run row by row")
+    if isinstance(x_init, Tensor) and x_init.requires_grad:
+        raise InvalidValue(
+            "x_init requires gradients, which do not flow with log_prob: detach it, or see "
+            "solvers.likelihood.differentiable_log_prob"
+        )
+    if isinstance(asked, Density):
+        return asked
+    return Density() if asked is True else Density(along=asked)
+
+
+def _ends_without_noise(table: Any) -> bool:
+    """Whether a stochastic run's last row is a jump."""
+    return (
+        bool(table.stochastic)
+        and isinstance(table, Tableau)
+        and not float(innovations(table).std[-1])
+    )
+
+
+def _with_density(
+    sampler: Sampler,
+    first: State,
+    cond: dict[str, Any] | None,
+    density: Density,
+    callback: Callable[[StepInfo], None] | None,
+    progress: bool,
+    on_failure: str,
+    run: Callable[..., Tensor],
+) -> Sampled:
+    """The run, row by row, with the density of its samples."""
+    bar = track(iter(range(sampler.nfe)), "sampling", sampler.nfe, progress)
+
+    def after_row(step: StepInfo) -> None:
+        next(bar, None)
+        if callback is not None:
+            callback(step)
+
+    with torch.no_grad():
+        found = carry(sampler, first, cond, density, after_row)
+    next(bar, None)
+    model, table = sampler.model, sampler.tableau
+    calls = model.calls_of(sampler.plan.times, model.given(cond, len(found.x)))
+    with torch.no_grad():
+        ended = judged(
+            found.x, run, table.times, calls, on_failure, model.process, table, table.depth
+        )
+    status = ended.status if found.doubt is None else worse(ended.status, found.doubt)
+    return Sampled(
+        found.x,
+        found.log_prob,
+        found.std_error,
+        found.path_error,
+        found.along,
+        ended.nfe,
+        found.products,
+        ended.times,
+        status,
+        len(table.times),
+    )
 
 
 def _fit_for_sweeps(graph: bool | str, callback: object, x_init: Tensor | None) -> None:
