@@ -30,7 +30,7 @@ class Bar:
 class _Lines(Bar):
     def __init__(self) -> None:
         self._what, self._done, self._total = "", 0, 0
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
 
     def total(self, steps: int) -> None:
         self._total += steps
@@ -39,7 +39,10 @@ class _Lines(Bar):
         self._done += steps
         if time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
-            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+            rate = self._done / (self._last - self._began)
+            left = f"{rate:.3g} a second, {(self._total - self._done) / rate:.0f} s left"
+            said = f"{self._what}: {self._done} of {self._total}, {left}"
+            print(said, file=sys.stderr, flush=True)
 
     def say(self, what: str) -> None:
         self._what = what
@@ -70,13 +73,27 @@ def bar(show: bool) -> Iterator[Bar]:
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+        )
         from rich.progress import TimeRemainingColumn as Left
+        from rich.text import Text
     except ImportError:
         yield _Lines()
         return
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            """Steps a second, once there are some."""
+            return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
     words = TextColumn("{task.description}", markup=False)  # brackets of a name are its own
-    columns = (words, BarColumn(), MofNCompleteColumn(), Left())
+    columns = (words, BarColumn(), MofNCompleteColumn(), Rate(), Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         yield _RichBar(drawn)
 

@@ -30,6 +30,7 @@ from .solvers.likelihood.elbo import elbo
 from .solvers.likelihood.log_prob import log_prob
 from .solvers.sampling.pilot import tune
 from .solvers.sampling.sample import sample
+from .solvers.shards.sample_to import sample_to
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "probability_flow",
     "reverse_sde",
     "sample",
+    "sample_to",
     "shared",
     "solvers",
     "targets",

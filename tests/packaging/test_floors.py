@@ -15,8 +15,8 @@ FLOORS = {
     "bench": {"bench", "solvers", "models", "kernels"},
 }
 # the rooms of a floor, from the ground up: each imports only rooms before it
-SOLVERS = ["", "tables", "families", "portable", "adaptive", "carried", "sampling", "batching"]
-SOLVERS = [*SOLVERS, "likelihood"]
+SOLVERS = ["", "work", "tables", "families", "portable", "adaptive", "carried", "sampling"]
+SOLVERS = [*SOLVERS, "shards", "batching", "likelihood"]
 ROOMS = {"solvers": SOLVERS}
 MOST_FILES = {"kernels": 24, "sampling": 20}  # of any other room: 16
 # bench_*.py are for pytest-benchmark: they stand outside and import the package as a user does

@@ -68,6 +68,17 @@ def rows_format(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
+def engines(parser: argparse.ArgumentParser) -> None:
+    """--workers and --engine."""
+    parser.add_argument("--workers", type=int, default=1, help="processes, which change no number")
+    parser.add_argument(
+        "--engine",
+        default=None,
+        help="local, torchrun or ray, which changes no number; default: torchrun where that has "
+        "started this command",
+    )
+
+
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for a device that is none or is not here, and for seeds that do not fit."""
     if (device := getattr(args, "device", None)) is not None:

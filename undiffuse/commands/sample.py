@@ -1,32 +1,34 @@
-"""Draw samples from a network."""
+"""Draw samples from a network, in shards; a run that was killed goes on."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import InvalidValue, RunFailure
-from .common import MODEL, checkpoint, common, default, draw_picture, dtype, listed
+from ..kernels.errors import InvalidValue
+from .common import MODEL, checkpoint, common, default, draw_picture, dtype, engines, listed
 
-KEPT = "nothing was written: samples are when all are drawn"
-LEARNED = "ddpm-learned"
-PILOT = 32
+KEPT = "the shards that are done are in --out, and the same command goes on"
+SHOWN = 64
 
 
 def options(p: argparse.ArgumentParser) -> None:
     from ..solvers.sampling.parallel import TOLERANCE
-    from ..solvers.sampling.sample import sample
+    from ..solvers.sampling.pilot_grid import MEASURED
     from ..solvers.sampling.sampler import STEPS
+    from ..solvers.shards.drawing import LEARNED
+    from ..solvers.shards.sample_to import sample_to
     from ..solvers.tables.grids import GRIDS
 
     p.add_argument("model", nargs="?", help=MODEL)
-    p.add_argument("--n", type=int, default=64, help="how many")
+    p.add_argument("--n", type=int, default=None, help="how many; default: 64, or the end of --ids")
+    p.add_argument(
+        "--ids", type=_ids, default=None, metavar="A:B", help="draw only the ids A to B - 1 of them"
+    )
     p.add_argument(
         "--solver",
-        default=default(sample, "solver"),
+        default=default(sample_to, "solver"),
         help=f"see `undiffuse solvers`; {LEARNED}: with the variances that --loss "
         "hybrid taught; or JSON that `statistics` or `tune` wrote: a tuned table has "
         "steps, grid and end of its own",
@@ -38,12 +40,12 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--grid",
         default=None,
-        help=f"{listed(GRIDS)}; or equidistributed: measured on the network by 64 calls "
-        f"for {PILOT} samples; default: the solver's own",
+        help=f"{listed(GRIDS)}; or measured on the network: {listed(MEASURED)}; default: the "
+        "solver's own",
     )
     p.add_argument(
         "--final",
-        default=default(sample, "final"),
+        default="denoise",
         choices=["denoise", "zero", "t_min"],
         help="how the last step ends",
     )
@@ -56,92 +58,154 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--tolerance", type=float, default=None, help=f"of --parallel; default: {TOLERANCE}"
     )
-    p.add_argument("--batch", type=int, default=256, help="samples at a time; changes no sample")
+    _conditions(p)
+    _shards(p)
+    engines(p)
     dtype(p, None)
     common(p, "out/sample")
+
+
+def _conditions(p: argparse.ArgumentParser) -> None:
+    """What the network is told beside x and t."""
+    p.add_argument(
+        "--cond",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help=".safetensors, .npz or .pt with the network's conditions by name: n rows, one for "
+        "each id, or one for all",
+    )
+    p.add_argument(
+        "--class",
+        dest="classes",
+        default=None,
+        metavar="K",
+        help="the network's `label`: one class, several (0,3,5) or all, in turn: id i is of "
+        "the i-th, and round again",
+    )
+
+
+def _shards(p: argparse.ArgumentParser) -> None:
+    """How samples are written."""
+    from ..solvers.shards.formats import FORMATS
+    from ..solvers.shards.sample_to import sample_to
+
+    p.add_argument(
+        "--format",
+        default=default(sample_to, "format"),
+        help=f"of the shards: {listed(FORMATS)}",
+    )
+    p.add_argument(
+        "--shard", type=int, default=None, help="ids to a shard; default: 1024, fewer of large ones"
+    )
+    p.add_argument(
+        "--batch",
+        type=int,
+        default=default(sample_to, "batch"),
+        help="samples in memory at a time; changes no byte",
+    )
+    p.add_argument(
+        "--rows",
+        type=int,
+        default=default(sample_to, "rows"),
+        help="samples that the network is asked about at a time",
+    )
+    p.add_argument(
+        "--threads", type=int, default=default(sample_to, "threads"), help="of a process on the CPU"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from ..kernels.files import usable
-    from ..solvers import Sampler, equidistributed, sample_learned_variance
+    from ..kernels.files import write_tensors
     from ..solvers.families.tuned import read
-    from ..solvers.sampling.sample import sample
-    from ..solvers.sampling.sampler import GRID, STEPS
+    from ..solvers.shards.sample_to import sample_to
+    from ..solvers.work.processes import rank
 
-    if args.n < 1 or args.batch < 1:
-        raise InvalidValue(f"--n and --batch must be >= 1; got {args.n} and {args.batch}")
+    n = args.n if args.n is not None else args.ids[1] if args.ids else SHOWN
+    if n < 1 or args.batch < 1:
+        raise InvalidValue(f"--n and --batch must be >= 1; got {n} and {args.batch}")
     loaded = checkpoint(args.model, args.device, args.dtype)
     solver: Any = args.solver
     if solver.endswith(".json"):
         solver = read(solver, loaded.denoiser.process)
-    grid: Any = args.grid
-    measured, steps = grid == "equidistributed", args.steps
-    if solver == LEARNED:
-        if args.nfe is not None:
-            raise InvalidValue(f"--solver {LEARNED} calls the network once a step: give --steps")
-        if args.parallel is not None:
-            raise InvalidValue(f"--parallel sweeps tables, and --solver {LEARNED} is none")
-        steps = STEPS if steps is None else steps
-    else:  # what does not fit is found before the first call
-        Sampler(
-            loaded.denoiser,
-            solver,
-            steps,
-            GRID if measured else grid,
-            nfe=args.nfe,
-            final=args.final,
-        )
-    size = 8 if args.dtype == "float64" else 4
-    usable(args.out, size * args.n * math.prod(loaded.event_shape), ["samples.pt", "samples.png"])
-    if measured:
-        grid = equidistributed(loaded.denoiser, (PILOT, *loaded.event_shape), seed=args.seed)
-    parts, calls = [], 0
-    for first in range(0, args.n, args.batch):
-        ids = torch.arange(first, min(first + args.batch, args.n))
-        shape = (len(ids), *loaded.event_shape)
-        how = {"seed": args.seed, "sample_ids": ids, "final": args.final, "device": args.device}
-        if solver == LEARNED:
-            drawn = sample_learned_variance(
-                loaded.denoiser, shape, steps, grid or GRID, progress=True, **how
-            )
-        else:
-            drawn = sample(
-                loaded.denoiser,
-                shape,
-                solver,
-                steps,
-                grid,
-                nfe=args.nfe,
-                progress=True,
-                return_result=True,
-                parallel=args.parallel,
-                tolerance=args.tolerance,
-                **how,
-            )
-        parts.append(drawn.x.cpu())
-        calls = int(torch.as_tensor(drawn.nfe).max())
-    x = torch.cat(parts)
-    path = _kept(args.out / "samples.pt", x)
-    print(f"{len(x)} samples of shape {tuple(x.shape[1:])}: {path}")
+    found = sample_to(
+        args.out,
+        "digits" if args.model is None else args.model,
+        loaded.event_shape,
+        n,
+        solver,
+        args.steps,
+        args.grid,
+        args.seed,
+        ids=args.ids,
+        cond=_told(args, loaded, n),
+        nfe=args.nfe,
+        final=args.final,
+        dtype=None if args.dtype is None else getattr(torch, args.dtype),
+        device=args.device,
+        parallel=args.parallel,
+        tolerance=args.tolerance,
+        format=args.format,
+        shard=args.shard,
+        batch=args.batch,
+        rows=args.rows,
+        threads=args.threads,
+        workers=args.workers,
+        engine=args.engine,
+        progress=True,
+    )
+    if rank() != 0:
+        return
+    print(f"{len(found)} samples of shape {loaded.event_shape} in {args.out}")
+    if args.format == "png":
+        return
+    x = found.first(max(SHOWN, n if len(found.records) == 1 else 0))
+    if len(found.records) == 1:  # few enough for one file that torch.load reads
+        print(f"all of them: {write_tensors(args.out / 'samples.pt', x)}")
+    calls = found.records[0]["nfe"]
     draw_picture(args.out / "samples.png", x, loaded, f"{Path(args.solver).stem}, {calls} calls")
 
 
-def _kept(path: Path, x: Any) -> Path:
-    """Write the samples; where the disk is full, elsewhere: they may have taken hours."""
-    from ..kernels.files import write_tensors
-
+def _ids(text: str) -> tuple[int, int]:
+    """'0:1000' -> (0, 1000)."""
+    first, _, last = text.partition(":")
     try:
-        return write_tensors(path, x)
-    except OSError as error:
-        elsewhere = Path(tempfile.mkdtemp(prefix="undiffuse-")) / path.name
+        return int(first), int(last)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want two whole numbers, A:B; got {text!r}") from None
+
+
+def _told(args: argparse.Namespace, loaded: Any, n: int) -> dict[str, Any] | None:
+    """The conditions of --cond and --class."""
+    from ..solvers.shards.formats import conditions
+
+    told = {} if args.cond is None else conditions(args.cond)
+    if args.classes is not None:
+        if "label" in told:
+            raise InvalidValue(f"--class says what {args.cond} says as 'label': leave one out")
+        told["label"] = _labels(args.classes, loaded.network[1].get("classes"), n)
+    return told or None
+
+
+def _labels(text: str, known: int | None, n: int) -> Any:
+    """A label for each of n ids."""
+    import torch
+
+    if text == "all":
+        if not known:
+            raise InvalidValue("--class all: the network does not say how many classes it has")
+        each = list(range(known))
+    else:
         try:
-            write_tensors(elsewhere, x)
-        except OSError:
-            elsewhere.parent.rmdir()
-            raise error from None
-        raise RunFailure(
-            f"{error.strerror}: {path}; the samples are in {elsewhere}: move them to where there "
-            "is room"
-        ) from None
+            each = [int(k) for k in text.split(",")]
+        except ValueError:
+            raise InvalidValue(
+                f"--class must be numbers like 3 or 0,3,5, or all; got {text!r}"
+            ) from None
+    for k in each:
+        if k < 0 or (known is not None and k >= known):
+            most = "" if known is None else f" and < {known}, the network's classes"
+            raise InvalidValue(f"--class must be >= 0{most}; got {k}")
+    return torch.tensor(each, dtype=torch.int64, device="cpu").repeat(-(-n // len(each)))[:n]
