@@ -20,7 +20,6 @@ from ...models.variational import VarianceHead
 from .. import arguments
 from ..outcome import SolverError
 from ..sampling.learned_variance import sample_learned_variance
-from ..sampling.parallel import TOLERANCE
 from ..sampling.pilot import auto
 from ..sampling.pilot_grid import MEASURED, digest, fingerprint, measured
 from ..sampling.sample import sample
@@ -47,7 +46,7 @@ class Drawing:
     n: int
     solver: SolverLike = SOLVER
     steps: int | None = None
-    grid: GridLike = GRID
+    grid: GridLike | None = None
     nfe: int | None = None
     final: str | None = None
     seed: int = 0
@@ -94,13 +93,15 @@ class Drawing:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise InvalidType(f"seed must be a whole number, the same for all; got {self.seed!r}")
         self.denoiser.given(self.cond, self.n)
-        grid = self.grid if not isinstance(self.grid, str) or self.grid not in MEASURED else GRID
+        by_name = isinstance(self.grid, str) and self.grid in MEASURED
+        grid = GRID if by_name else self.grid
         if self.solver == LEARNED:
             if self.nfe is not None:
                 raise InvalidValue(f"solver={LEARNED!r} calls the network once a step: give steps")
             if self.parallel is not None:
                 raise InvalidValue(f"parallel= sweeps tables, and solver={LEARNED!r} is none")
             self.steps = STEPS if self.steps is None else self.steps
+            self.grid = GRID if self.grid is None else self.grid
             if not isinstance(self.denoiser.net, VarianceHead):
                 raise InvalidType(
                     "learned variances need a VarianceHead, as 'hybrid' trains; net is "
@@ -108,11 +109,13 @@ class Drawing:
                 )
         elif self.solver != "auto":
             sampler = self._sampler(grid)
-            first = sampler.init((1, *self.shape))
+            sampler.init((1, *self.shape))
             if self.parallel is not None:
-                sampler.sweeps(first, self.parallel, self.tolerance or TOLERANCE)
+                arguments.whole("window", self.parallel, 1)
         if self.parallel is None and self.tolerance is not None:
             raise InvalidValue("tolerance is of parallel sweeps: give parallel=")
+        if self.tolerance is not None and not arguments.finite("tolerance", self.tolerance) >= 0:
+            raise InvalidValue(f"tolerance must be >= 0; got {self.tolerance}")
         with self.alone():
             few = conditions.rows(self._cond, torch.arange(min(self.n, 32)), self.n)
             shape = (min(self.n, 32), *self.shape)
@@ -123,7 +126,7 @@ class Drawing:
             if isinstance(self.grid, str) and self.grid in MEASURED:
                 self.grid = measured(self.grid, self.denoiser, shape, few or None)
 
-    def _sampler(self, grid: GridLike) -> Sampler:
+    def _sampler(self, grid: GridLike | None) -> Sampler:
         return Sampler(
             self.denoiser,
             self.solver,
@@ -167,7 +170,8 @@ class Drawing:
         try:
             if self.solver == LEARNED:
                 own["final"] = self.final or "denoise"
-                found = sample_learned_variance(self.denoiser, shape, self.steps, self.grid, **own)
+                grid = GRID if self.grid is None else self.grid
+                found = sample_learned_variance(self.denoiser, shape, self.steps, grid, **own)
             else:
                 found = sample(
                     self.asked, shape, self.solver, self.steps, self.grid, nfe=self.nfe,

@@ -27,7 +27,7 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.files import read_text, usable, write_text
 from ...models import Denoiser
 from .. import arguments
-from ..sampling.sampler import GRID, SOLVER, GridLike, SolverLike
+from ..sampling.sampler import SOLVER, GridLike, SolverLike
 from ..work.engines import Work, engine_of, perform
 from ..work.ledger import Record, agreed, named
 from ..work.processes import own_device, rank
@@ -48,7 +48,7 @@ def sample_to(
     n: int,
     solver: SolverLike = SOLVER,
     steps: int | None = None,
-    grid: GridLike = GRID,
+    grid: GridLike | None = None,
     seed: int = 0,
     *,
     ids: tuple[int, int] | None = None,

@@ -7,15 +7,12 @@ damaged file are one line and exit code 2, and what was computed is kept.
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
 pytestmark = pytest.mark.slow
 COMMANDS = {
@@ -65,7 +62,7 @@ COMMANDS = {
         "300",
         "--learn",
     ],
-    "sample": ["sample", "--n", "256", "--steps", "40", "--batch", "16"],
+    "sample": ["sample", "--n", "256", "--steps", "40", "--shard", "32"],
 }
 KILLS = 4  # of each command: 20 in all
 
@@ -96,7 +93,7 @@ def content(command, out):
     if command == "train":
         return (out / "model.safetensors").read_bytes(), (out / "loss.jsonl").read_bytes()
     if command == "sample":
-        return torch.load(out / "samples.pt", weights_only=True).tolist()
+        return {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
     if command == "tune":
         return {p.name: p.read_text() for p in out.glob("tuned-*.json")}
     name = "items.jsonl" if command == "likelihood" else "results.jsonl"
@@ -143,22 +140,3 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_computed(undisturbed, tmp_pa
     code, text, error = finish(arguments, out)  # the disk has room again
     assert code == 0, text + error
     assert content(command, out) == whole
-
-
-def test_samples_that_find_no_room_are_kept_elsewhere(tmp_path):
-    """A disk of 4 kB has room for the numbers and not for the file: known when all are drawn."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(disk)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting needs root")
-    try:
-        code, _, error = finish(["sample", "--n", "15", "--steps", "2"], disk)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    line = error.strip().splitlines()[-1]
-    assert code == 2 and "No space left on device" in line and "Traceback" not in error
-    kept = Path(line.partition("the samples are in ")[2].partition(":")[0])
-    x = torch.load(kept, weights_only=True)
-    shutil.rmtree(kept.parent)
-    assert x.shape == (15, 1, 8, 8) and bool(x.isfinite().all())
