@@ -61,9 +61,10 @@ ROWS = Stream("predictor", 0, "normals of a table's rows", 1, MAX_DRAW - 1)
 CORRECTOR = Stream("corrector", 0, "Langevin steps, one draw each")
 BROWNIAN = Stream("brownian", 0, "nodes of the virtual Brownian tree")
 PROBES = Stream("probe", 0, "probes of traces", count=MAX_DRAW - 1)
-TRUNCATION = Stream("probe", 0, "the probe of the truncation at t_min", MAX_DRAW - 1, 1)
+TRUNCATION = Stream("probe", 0, "kept free: format v1 gave it to the truncation", MAX_DRAW - 1, 1)
 GRADIENT = Stream("probe", 1, "signs of the check of a network's gradient")
 CARRIED = Stream("probe", 2, "probes of densities that are carried along with samples")
+ENDS = Stream("probe", 3, "probes of what both ends of a path leave out of log p")
 USER = Stream("user", 0, "whatever the caller draws")
 BOUND = Stream("user", 1, "x_t of the terms of a variational bound")
 JITTER = Stream("user", 2, "times of an importance-sampled integral")
@@ -77,7 +78,7 @@ TRAINING = Stream("user", 8, "probes and noise of score matching losses")
 STREAMS = (
     INITIAL, COMPONENT, ENTRY, ROWS, CORRECTOR, BROWNIAN, PROBES, TRUNCATION, GRADIENT, USER, BOUND,
     JITTER, DEQUANTIZE, DEQUANTIZE_HOOK, TARGET, TARGET_COMPONENT, ITO,
-    TRAINING, CARRIED,
+    TRAINING, CARRIED, ENDS,
 )  # fmt: skip
 """Every use of noise in the library, each with the draws that it owns."""
 

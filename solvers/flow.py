@@ -327,10 +327,18 @@ class ScaledFlow:
                 x_hat = (z - weight * data) / ratio
         return x_hat / self.norm(self.lam_noise).to(z.dtype)
 
-    def prior(self, z: Tensor, mean: Tensor | None = None) -> Tensor:
-        """log density of x^ at lam_noise whose latent is z: N(mean, sigma^2) at t_max, [B]."""
-        centred = z if mean is None else z - mean.to(z.dtype)
-        log_prob = self.model.process.prior.log_prob(centred)
+    @property
+    def ends_pure(self) -> bool:
+        """Whether lambda is cut off where noise counts as pure, so that nothing is left of data."""
+        return self._jump()[1] != 0
+
+    def at_noise(self, z: Tensor) -> Tensor:
+        """x^ at lam_noise of a latent z, of a flow that is not `ends_pure`."""
+        return z / self._jump()[0]
+
+    def prior(self, z: Tensor) -> Tensor:
+        """log density of x^ at lam_noise whose latent is z: N(0, sigma^2) at t_max, [B]."""
+        log_prob = self.model.process.prior.log_prob(z)
         return log_prob + z[0].numel() * math.log(self._jump()[0])
 
     def _jump(self) -> tuple[float, float]:

@@ -43,7 +43,7 @@ _MEANING = {
     Status.NOT_DIFFERENTIABLE: "the network's gradient is not that of its values, so its trace is "
     "wrong: take no_grad, detach and straight-through parts out of the network",
     Status.BLURRED: "the data are tighter than the noise at t_min, so log p of the data themselves "
-    "cannot be told: lower t_min, or leave out truncation=True for log p of the blurred data",
+    "cannot be told and log_prob is that of the blurred data: lower t_min for less noise",
     Status.DIVERGED: "the state left what the process and data can reach: the solver multiplies "
     "its errors on this grid; use more steps or another solver",
     Status.FOLDED: "the solver's map folds here (its Jacobian has a determinant <= 0), so that "
@@ -81,11 +81,12 @@ def worse(a: Tensor, b: Tensor) -> Tensor:
 def raise_if_failed(
     status: Tensor, result: Any, on_failure: str, words: Mapping[Status, str] | None = None
 ) -> None:
-    """Raises SolverError, naming the first failed samples, unless on_failure is 'return'.
+    """Raises SolverError, naming the first failed samples, unless on_failure is 'return'. A sample
+    that is BLURRED has a value, which is what it says, and is not raised for.
 
     words: what a status means in this run, where that is more than `Status.meaning`.
     """
-    failed = (status != Status.OK).nonzero().flatten().tolist()
+    failed = ((status != Status.OK) & (status != Status.BLURRED)).nonzero().flatten().tolist()
     if failed and on_failure == "raise":
         code = Status(int(status[failed[0]]))
         raise SolverError(

@@ -60,8 +60,6 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
         std_error=found.std_error,
         path_error=found.path_error,
         defect=unknown,
-        prior_gap=unknown,
-        truncation=unknown,
         latent=found.latent,
         status=found.status,
         nfe=found.forwards,

@@ -116,7 +116,9 @@ def bits_per_dim(
         TARGET_NOT_MET.
     seed, sample_ids: a datum's draws depend on these alone.
     on_failure: 'raise' a SolverError, or 'return' with status.
-    options: of `log_prob` or `elbo`, cond among them.
+    options: of `log_prob` or `elbo`, cond among them. By 'ode' prior is 'normal' and truncation
+        False unless given, as published bits/dim have it: of dequantised data, which end at their
+        bins' edges, no expansion in the noise at t_min holds.
 
     Raises ValueError or TypeError for what does not fit, before any network call.
     """
@@ -126,6 +128,8 @@ def bits_per_dim(
     arguments.data(model, x)
     arguments.on_failure(on_failure)
     how: dict[str, Any] = dict(options)
+    if by == "ode":
+        how = {"prior": "normal", "truncation": False, **how}
     if by == "elbo" and levels is not None and dequantize == "none":
         how = {"spacing": levels.spacing, "bounds": levels.bounds, **how}
     _check_options(model, by, how)

@@ -7,7 +7,8 @@ Along the flow dx/dt = v(x, t)
 The divergence is estimated with random probes, and their noise is nearly all of the error of a
 single datum's log p. Two methods: 'quadrature' (quadrature.py) puts its cost where that error is,
 and 'augmented' (augmented.py) is the classic coupled ODE. The data enter at t_min as x_t/alpha, so
-the result is the log density of the data with noise of standard deviation sigma/alpha at t_min.
+the flow's is the log density of the data with noise of standard deviation sigma/alpha at t_min, and
+of a prior that knows nothing of them. Both are corrected for where they can be told (ends.py).
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from torch import Tensor
 
 from ...kernels.errors import RunFailure
 from ...kernels.shapes import column
-from ...kernels.streams import TRUNCATION
 from ...models import Denoiser
-from ...models import jacobian as traces
 from .. import arguments
 from ..flow import ScaledFlow
 from ..outcome import Status, raise_if_failed, status_failed
-from . import augmented, quadrature
-from .options import SMALL, Likelihood, Options
+from . import augmented, ends, quadrature
+from .options import Chosen, Likelihood, Options
 from .result import LogProb
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+SHARE = 0.3  # of the error of all else that the probes at the ends may have
 
 
 def log_prob(
@@ -86,11 +88,7 @@ def log_prob(
         free = how.rtol is None and how.atol is None
         quadrature.tighten(flow, x, chosen, seed, ids, found, free)
     _check_gradient(flow, x, seed, ids, found)
-    if how.truncation:
-        worth, told = truncation(flow, x, seed, ids)
-        fine = found.status == Status.OK
-        found.status[fine & ~told] = int(Status.BLURRED)
-        found = replace(found, truncation=worth)
+    found = _close(flow, x, chosen, seed, ids, found)
     result = _without_failures(replace(found, offset=float(how.offset)))
     raise_if_failed(result.status, result, on_failure, _missed(result, how))
     return result
@@ -109,55 +107,42 @@ def _check_gradient(
         found.status[rows[~told]] = int(Status.NOT_DIFFERENTIABLE)
 
 
-def truncation(
-    flow: ScaledFlow, x: Tensor, seed: int | Tensor, ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """log p_0(x) - log p_blurred(x), nats [B], and where it can be told, bool [B].
-
-    By the heat equation d p/d(blur^2) = laplacian(p)/2, so that to first order it is
-    -blur^2/2 (tr grad s + |s|^2). With e the eigenvalues of -blur^2 grad s and r = blur^2 s = D - x
-
-        sum_i [-1/2 log(1 - e_i) - 1/2 (r_i/blur)^2/(1 - e_i)]
-
-    agrees with that to first order, and is exact where the data are Gaussian about x, however much
-    tighter than the blur. Events of few components are solved for all e_i. In others one probe
-    tells sum e and sum e^2, and the e_i that are not 0 are taken as equal. Nothing can be told
-    where 1 - e is so small that rounding leaves less than half of its digits.
-    """
-    batch, d = len(x), x[0].numel()
-    lam = x.new_full((batch,), flow.lam_data, dtype=torch.float64)
-    leaf = x.detach().clone().requires_grad_()
-    if d <= SMALL:
-        v = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
-        v = v.expand(d, batch, *x.shape[1:])
-    else:
-        v = traces.probes("rademacher", 1, x, seed, ids, draw0=TRUNCATION.first)
-    with torch.enable_grad():
-        at = flow.at(lam)
-        out = flow.output(leaf, at, torch.arange(batch, device=x.device))
-        w = traces.products(out, leaf, v).double()
-    r = at.residual(x, out.detach()).double()
-    w = column(1 - at.a, r) * v.double() - column(at.b, r) * w  # -blur^2 grad s times each probe
-    if d <= SMALL:
-        full = w.flatten(2).movedim(1, 0).cpu()
-        e, q = torch.linalg.eigh(torch.nan_to_num(0.5 * (full + full.mT)))
-        e, many = e.to(x.device), torch.ones((), dtype=torch.float32, device="cpu")
-        square = (q.mT.to(x.device) @ r.flatten(1)[..., None])[..., 0].square()
-    else:
-        first, second = (v * w).flatten(2).sum(2)[0], w.square().flatten(2).sum(2)[0]
-        e = torch.where(first > 0, second / first, 0.0)[:, None]
-        many = torch.where(first > 0, first.square() / second, 0.0)[:, None]
-        square = r.square().flatten(1).sum(1, keepdim=True)
-    left = 1 - e
-    told = (left > torch.finfo(x.dtype).eps ** 0.5).all(1)
-    worth = -0.5 * (many * left.log() + square / (flow.blur**2 * left))
-    return worth.sum(1).masked_fill(~told, torch.nan), told
+def _close(
+    flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor, found: LogProb
+) -> LogProb:
+    """The same with what its two ends leave out, for the samples that have a value."""
+    rows = (~status_failed(found.status)).nonzero().flatten()
+    if not len(rows) or not (how.truncation or how.prior == "matched"):
+        return found
+    part, seeds = flow.part(rows), arguments.seeds_of(seed, rows)
+    allowed = SHARE * found.total_error.nan_to_num()[rows]
+    made = {n: torch.full_like(found.log_prob, torch.nan) for n in ("prior_gap", "truncation")}
+    square = torch.zeros_like(allowed)
+    value, told = found.log_prob.clone(), {}
+    how_much = (seeds, ids[rows], how.trace == "exact", allowed)
+    if how.prior == "matched":
+        told["prior_gap"] = ends.prior_gap(part, found.latent[rows], x[rows], *how_much)
+    if how.truncation:
+        told["truncation"] = end = ends.truncation(part, x[rows], *how_much)
+        fine = found.status[rows] == Status.OK
+        found.status[rows[fine & end.tight]] = int(Status.BLURRED)
+    for name, end in told.items():
+        made[name][rows] = torch.where(end.told, end.worth, torch.nan)
+        value[rows] += torch.where(end.told, end.worth, 0.0)
+        square += torch.where(end.told, end.error.square(), 0.0)
+        found.products[rows] += end.products
+    found.nfe[rows] += part.forwards
+    error = torch.zeros_like(value)
+    error[rows] = square.sqrt()
+    gap, cut = made["prior_gap"], made["truncation"]
+    return replace(found, log_prob=value, ends_error=error, prior_gap=gap, truncation=cut)
 
 
 def _without_failures(found: LogProb) -> LogProb:
     """Nothing but the cost is known of samples that failed, whatever their batch."""
     failed = status_failed(found.status)
-    names = ("log_prob", "std_error", "path_error", "defect", "prior_gap", "truncation")
+    names = ["log_prob", "std_error", "path_error", "defect"]
+    names += ["prior_gap", "truncation", "ends_error"]
     kept = {name: getattr(found, name).masked_fill(failed, torch.nan) for name in names}
     latent = found.latent.masked_fill(column(failed, found.latent), torch.nan)
     return replace(found, latent=latent, **kept)

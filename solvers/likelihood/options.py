@@ -16,6 +16,7 @@ METHODS = {"quadrature": ("tsit5", 1e-3, 4.0), "augmented": ("dopri5", 1e-5, 1.0
 """Methods, with their default solver, tolerance and probes."""
 TRACES = ("hutchinson", "gaussian", "exact")
 BACKENDS = ("native", "torchdiffeq")
+PRIORS = ("matched", "normal")
 SMALL = 8  # components up to which the trace is exact: it costs at most two blocks of four probes
 FINE = 1e-4  # default tolerance where the trace is exact, so that the path is the only error
 MOST_POINTS = 64  # Gauss nodes a step: beyond them a step is better halved
@@ -38,6 +39,7 @@ class SharedOptions(TypedDict, total=False):
     control: Statistics | None
     max_rows: int | None
     target_solver_error: float | None
+    prior: str
     truncation: bool
     offset: float
 
@@ -80,7 +82,10 @@ class Likelihood:
         target_solver_error: what solver_error is to reach, by a smaller tolerance where it must be
             (unless rtol or atol is given). Default: target_std_error.
     The report
-        truncation: estimate what the noise at t_min costs (one evaluation and probe more).
+        prior: 'matched' (default): of the data's own moments at t_max, where the network tells
+            them; or 'normal', N(0, sigma^2), as other code has it.
+        truncation: correct for the noise at t_min where it can be told (default); where the data
+            are tighter than it the status is BLURRED.
         offset: added to bits_per_dim, -log2 of the levels' spacing for dequantised data: 7 for 256
             levels on [-1, 1], 8 on [0, 1].
 
@@ -102,11 +107,12 @@ class Likelihood:
     max_rows: int | None = None
     target_std_error: float | None = None
     target_solver_error: float | None = None
-    truncation: bool = False
+    prior: str = "matched"
+    truncation: bool = True
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("backend", BACKENDS), ("trace", TRACES)):
+        for name, known in (("backend", BACKENDS), ("trace", TRACES), ("prior", PRIORS)):
             arguments.choice(name, getattr(self, name), known)
         for name in ("rtol", "atol", "target_std_error", "target_solver_error"):
             if getattr(self, name) is not None:

@@ -249,13 +249,11 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
             noise = prober.variance() / nodes.weight.square()
         total, defect, plain = change(nodes, batch)
         error = path_error(nodes, cast(DensePath, path.path), bound, noise, orders[-1])
-        latent, mean = _far_end(flow, path)
-        prior = flow.prior(latent)
-        value = prior - total
+        latent = _far_end(flow, path)
+        value = flow.prior(latent) - total
         value = torch.where(defect.abs() > STEEPEST * plain, value - defect, value)
         odd = fine & ~torch.isfinite(value)  # at a node, or at the far end
         status[odd] = int(Status.NETWORK_NOT_FINITE)
-        gap = flow.prior(latent, mean) - prior
     if goal is not None:
         missed = (variance > goal * (1 + 1e-9)) & (status == Status.OK)
         status[missed] = int(Status.TARGET_NOT_MET)
@@ -264,8 +262,6 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
         std_error=variance.sqrt(),
         path_error=error,
         defect=defect,
-        prior_gap=gap,
-        truncation=torch.full_like(value, torch.nan),
         latent=latent,
         status=status,
         nfe=flow.forwards,
@@ -309,7 +305,6 @@ def tighten(
             "std_error",
             "path_error",
             "defect",
-            "prior_gap",
             "latent",
             "status",
         ):
@@ -322,16 +317,13 @@ def _variance(bits: float | None, d: int) -> float | None:
     return None if bits is None else (bits * d * math.log(2)) ** 2
 
 
-def _far_end(flow: ScaledFlow, path: OdeSolution) -> tuple[Tensor, Tensor]:
-    """x at t_max, and alpha D there: the mean that the prior leaves out. The path's own slope gives
-    D at the end of a step, so no call is needed."""
+def _far_end(flow: ScaledFlow, path: OdeSolution) -> Tensor:
+    """x at t_max. The path's own slope gives D at the end of a step, so no call is needed."""
     far = torch.tensor([flow.lam_noise], dtype=torch.float64, device="cpu")
     slope = cast(DensePath, path.path).slope(far)[:, 0]
     n, ratio = float(flow.norm(flow.lam_noise)), math.exp(-flow.lam_noise)
     x_hat = path.x * n
-    data = slope * n + x_hat * (1 - (ratio / n) ** 2)
-    process = flow.model.process
-    return flow.latent(path.x, data), data * float(process.alpha(process.t_max))
+    return flow.latent(path.x, slope * n + x_hat * (1 - (ratio / n) ** 2))
 
 
 def _nothing(flow: ScaledFlow, x: Tensor, status: Tensor, rejected: Tensor) -> LogProb:
@@ -342,8 +334,6 @@ def _nothing(flow: ScaledFlow, x: Tensor, status: Tensor, rejected: Tensor) -> L
         std_error=nan,
         path_error=nan,
         defect=nan,
-        prior_gap=nan,
-        truncation=nan,
         latent=torch.full_like(x, torch.nan),
         status=status,
         nfe=flow.forwards,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ class LogProb:
     Tensors are [B], float64, unless said otherwise; of a sample that failed all but the cost is
     nan.
 
-    log_prob: log density, nats.
+    log_prob: log density of the data, nats, corrected by prior_gap and truncation where they can
+        be told.
     std_error: standard error of log_prob from the random probes alone, nats. 0 where the trace is
         exact. With one probe and method='augmented' it is an upper bound.
     path_error: estimate of what the path and its nodes add to the error, nats; nan from
@@ -27,16 +28,19 @@ class LogProb:
         corrected by it, which is exact to second order where the network is the exact score of a
         density. It is left out where it is far larger than such a score could make it: log_prob is
         then that of the path. For a trained network it stays part of solver_error.
-    prior_gap: what log_prob would change by if the prior had the data's mean, nats.
-    truncation: estimate of log p_0 - log_prob, what the noise at t_min costs, nats; nan unless
-        asked for.
+    prior_gap: log p_T - log N(0, sigma^2) at the latent, nats, with p_T of the data's own moments
+        at t_max; nan where it cannot be told or prior='normal', and log_prob is then of N(0, I).
+    truncation: log p_0 - log p_blurred, what the noise at t_min costs, nats; nan where it cannot be
+        told (the data are tighter than that noise, status BLURRED, or the network is no score) or
+        was not asked for, and log_prob is then of the blurred data.
+    ends_error: error of these two, nats.
     latent: x at t_max, [B, *event], in x's dtype.
     status: int64 codes of `Status`, 0 = fine.
     nfe: int64, network evaluations, all of them.
     products: int64, products with the network's Jacobian.
     rejected: int64, steps that the error control threw away; nfe counts their evaluations.
     t_min: the time at which the data enter.
-    blur: sigma/alpha there: log_prob is of the data with noise of this standard deviation.
+    blur: sigma/alpha there, the standard deviation of the noise that the data are given.
     offset: what bits_per_dim adds, bits/dim.
     """
 
@@ -44,8 +48,6 @@ class LogProb:
     std_error: Tensor
     path_error: Tensor
     defect: Tensor
-    prior_gap: Tensor
-    truncation: Tensor
     latent: Tensor
     status: Tensor
     nfe: Tensor
@@ -53,7 +55,15 @@ class LogProb:
     rejected: Tensor
     t_min: float
     blur: float
+    prior_gap: Tensor = field(default_factory=torch.Tensor)
+    truncation: Tensor = field(default_factory=torch.Tensor)
+    ends_error: Tensor = field(default_factory=torch.Tensor)
     offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, empty in (("prior_gap", torch.nan), ("truncation", torch.nan), ("ends_error", 0)):
+            if not getattr(self, name).numel():
+                object.__setattr__(self, name, torch.full_like(self.log_prob, empty))
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -73,8 +83,14 @@ class LogProb:
 
     @property
     def total_error(self) -> Tensor:
-        """The root of std_error^2 + solver_error^2, nats."""
-        return torch.hypot(self.std_error, self.solver_error)
+        """The root of std_error^2 + solver_error^2 + ends_error^2, nats."""
+        return torch.hypot(torch.hypot(self.std_error, self.solver_error), self.ends_error)
+
+    @property
+    def uncorrected(self) -> Tensor:
+        """log_prob without prior_gap and truncation, nats: what the flow makes of N(0, sigma^2) at
+        t_max, at t_min. It is what score_sde and its kin report."""
+        return self.log_prob - self.prior_gap.nan_to_num() - self.truncation.nan_to_num()
 
     @property
     def _bits(self) -> float:
@@ -87,11 +103,6 @@ class LogProb:
             f"; {failed.count(c)} of {len(self.status)}: {Status(c).meaning}"
             for c in sorted(set(failed))
         )
-        left_out = f"noise of blur={self.blur:.3g} at t_min={self.t_min:.3g}"
-        if bool(torch.isnan(self.truncation).all()):
-            left_out += " (truncation not asked for)"
-        else:
-            left_out += f", truncation {_of(self.truncation, fine)} nats"
         error, path, defect = (_of(v, fine) for v in (self.std_error, self.path_error, self.defect))
         samples = f"{len(self.status)} sample{'s' * (len(self.status) > 1)}{why}"
         bits = _of(self.bits_per_dim, fine)
@@ -100,11 +111,15 @@ class LogProb:
             f"std_error     {error} nats of the probes\n"
             f"solver_error  {_of(self.solver_error, fine)} nats: path_error {path}, "
             f"defect {defect}\n"
-            f"left out      {left_out}; prior_gap {_of(self.prior_gap, fine)} nats"
+            f"ends_error    {_of(self.ends_error, fine)} nats: "
+            f"truncation {_of(self.truncation, fine)} of blur={self.blur:.3g} at "
+            f"t_min={self.t_min:.3g}, prior_gap {_of(self.prior_gap, fine)}"
         )
 
 
 def _of(v: Tensor, fine: Tensor) -> str:
-    """One number of the samples that are fine: itself, or the mean of several."""
+    """One number of the samples that are fine: itself, or the mean of those that have it."""
     kept = v[fine].double()
-    return f"{float(kept.mean()):.4g}" if len(kept) else "nan"
+    told = kept[~kept.isnan()]
+    missing = f" ({len(kept) - len(told)} not told)" if 0 < len(told) < len(kept) else ""
+    return f"{float(told.mean()):.4g}{missing}" if len(told) else "not told"

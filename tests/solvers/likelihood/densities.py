@@ -56,4 +56,4 @@ def in_bits(target, process, x, r):
     """(error, standard error) in bits/dim against the exact density with the prior's own gap."""
     ref = at_start(target, process, x, r)
     gap = target.log_prob(r.latent, process.t_max, process) - process.prior.log_prob(r.latent)
-    return (r.log_prob + gap - ref) / (64 * math.log(2)), r.bits_std_error
+    return (r.uncorrected + gap - ref) / (64 * math.log(2)), r.bits_std_error

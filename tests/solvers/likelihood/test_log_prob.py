@@ -34,7 +34,7 @@ def test_exact_trace_gives_the_exact_density(name, method):
     r = log_prob(target.denoiser(process), x, trace="exact", method=method, rtol=tol, atol=tol)
     gap = prior_gap(target, process, r.latent)
     slack = 8e-4 if method == "quadrature" else 2e-4
-    assert ((r.log_prob - at_start(target, process, x, r)).abs() <= gap + slack).all()
+    assert ((r.uncorrected - at_start(target, process, x, r)).abs() <= gap + slack).all()
     assert gap.max() < 0.1 and (r.std_error == 0).all() and (r.status == 0).all()
     torch.testing.assert_close(r.bits_per_dim, -r.log_prob / (4 * math.log(2)))
 
@@ -46,7 +46,7 @@ def test_a_gaussian_in_float32_and_as_an_image(name):
     x = target.sample(4, seed=1).float()
     r = log_prob(target.denoiser(PROCESSES[name]), x, trace="exact")
     assert r.latent.shape == x.shape and r.log_prob.dtype == torch.float64
-    assert (r.log_prob - target.log_prob(x.double())).abs().max() < 0.02
+    assert (r.uncorrected - target.log_prob(x.double())).abs().max() < 0.02
 
 
 def test_a_coarse_path_costs_second_order_only():
@@ -57,7 +57,7 @@ def test_a_coarse_path_costs_second_order_only():
     coarse = {"solver": "bosh3", "rtol": 1e-2, "atol": 1e-2, "trace": "exact", "points": 4}
     r = log_prob(target.denoiser(process), x, **coarse)
     ref = at_start(target, process, x, r) + process.prior.log_prob(r.latent)
-    error = (r.log_prob - ref + target.log_prob(r.latent, 1.0, process)).abs()
+    error = (r.uncorrected - ref + target.log_prob(r.latent, 1.0, process)).abs()
     fine = log_prob(target.denoiser(process), x[:1], trace="exact", rtol=1e-5, atol=1e-5)
     assert (r.latent[0] - fine.latent[0]).abs().max() > 1e-3  # a coarse path indeed
     assert error.max() < 0.01 and error.max() < 2 * r.path_error.max()
@@ -110,7 +110,7 @@ def test_digits_at_the_price_of_a_classic_run(digits):
     r = log_prob(model, x)
     error, _ = in_bits(target, process, x, r)
     assert error.square().mean().sqrt() < 0.0165  # 0.015 and sampling error of 300 images
-    assert r.nfe.double().mean() < 116 and r.products.double().mean() < 115
+    assert r.nfe.double().mean() < 118 and r.products.double().mean() < 122
     classic = log_prob(model, x[:100], method="augmented")
     held, _ = in_bits(target, process, x[:100], classic)
     assert held.square().mean().sqrt() > 0.1 and classic.nfe.double().mean() > 90
@@ -172,13 +172,14 @@ def test_one_call_serves_the_drift_and_all_products():
         return x.tanh()
 
     model, x = ud.Denoiser(net, ud.VP(), predicts="noise"), torch.zeros(3, 12)
-    r = log_prob(model, x, method="augmented", probes=7)
+    r = log_prob(model, x, method="augmented", probes=7, **FLOW)
     assert sum(calls) == r.nfe.sum() and (r.products == 7 * (r.nfe - 4) + 1).all()
     calls.clear()
-    r = log_prob(model, x, backend="torchdiffeq", probes=2)
+    r = log_prob(model, x, backend="torchdiffeq", probes=2, **FLOW)
     assert len(calls) == int(r.nfe[0])
 
 
+FLOW = {"prior": "normal", "truncation": False}  # the flow alone, as other code has it
 COSTS = {
     "quadrature": {},
     "augmented": {"method": "augmented", "rtol": 1e-3, "atol": 1e-3, "probes": 2},
@@ -212,7 +213,7 @@ def test_the_cost_is_what_the_network_saw(name):
     assert sum(map(len, calls)) == whole.nfe.sum() and sum(pulled) == whole.products.sum()
     for k in (0, 3):  # the last four calls are those of the check of the gradient
         calls.clear(), pulled.clear()
-        r = log_prob(model, x[[k]], sample_ids=[k], **COSTS[name])
+        r = log_prob(model, x[[k]], sample_ids=[k], **COSTS[name], **FLOW)
         assert sum(map(len, calls)) == r.nfe and sum(pulled) == r.products
         path = [float(t[0]) for t in itertools.takewhile(lambda t: len(t) == 1, calls[:-4])]
         back = sum(later < t for t, later in itertools.pairwise(path[2:]))  # 2: the first step's
@@ -236,7 +237,7 @@ def test_conditions_follow_their_samples():
     exact = torch.stack(
         [ud.targets.Gaussian(m, 0.25).log_prob(v[None])[0] for m, v in zip(means, x, strict=True)]
     )
-    assert (r.log_prob + r.prior_gap - exact).abs().max() < 1e-3
+    assert (r.log_prob - exact).abs().max() < 1e-3
     assert (r.prior_gap.abs() > 1e-3).any()
 
 
@@ -252,7 +253,8 @@ def test_truncation_is_that_of_a_gaussian(d, variance):
     exact = target.log_prob(x) - target.log_prob(x, r.t_min, process)
     assert (r.truncation - exact).abs().max() < 1e-5 * exact.abs().max()
     assert exact.abs().max() > 0.05 and abs(r.blur - 0.1) < 1e-3
-    assert torch.isnan(log_prob(target.denoiser(process), x[:1]).truncation).all()
+    assert (r.log_prob - target.log_prob(x)).abs().max() < 2e-3 + 3 * r.total_error.max()
+    assert torch.isnan(log_prob(target.denoiser(process), x[:1], truncation=False).truncation).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "augmented"}, {"trace": "exact"}])

@@ -37,7 +37,8 @@ LOG_PROB = {  # another value, and what it changes
     "max_rows": (2, ""),  # memory alone
     "target_std_error": (0.001, "std_error products"),
     "target_solver_error": (1e-4, "path_error nfe"),
-    "truncation": (True, "truncation"),
+    "prior": ("normal", "log_prob prior_gap"),
+    "truncation": (False, "truncation"),
     "offset": (7.0, "bits_per_dim"),
 }
 ALL = ("log_prob", "std_error", "path_error", "latent", "status")

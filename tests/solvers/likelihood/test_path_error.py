@@ -29,7 +29,7 @@ def solved(law, x, **options):
     process = ud.VP()
     r = log_prob(law.denoiser(process), x, **options)
     gap = law.log_prob(r.latent, process.t_max, process) - process.prior.log_prob(r.latent)
-    return r, r.log_prob + gap - at_start(law, process, x, r)
+    return r, r.uncorrected + gap - at_start(law, process, x, r)
 
 
 def near(estimate, error, most):
