@@ -14,98 +14,39 @@ that was killed goes on where it stopped), summary.json, bits.png.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.errors import InvalidValue
 from ...kernels.files import atomically, write_text
-from ...models import Denoiser
-from ...models.checkpoint import Checkpoint, from_code, load
+from ...models.checkpoint import Checkpoint, load
 from ...models.data.drawing import pyplot
-from ...models.dequantize import Hook, Levels
-from ...models.progress import bar
+from ...models.progress import Bar, bar
+from ..arguments import whole
 from ..intervals import mean_interval
 from ..outcome import SolverError, Status
 from ..store import Record, Store, environment, read, rows_format, write_rows
-from .bits import METHODS, Bits, bits_per_dim
+from ..work.engines import engine_of, perform
+from ..work.processes import own_device, rank, world_size
 from .items import Items, remark
-
-FOREIGN = {"ode": ("time", "steps", "calls", "decoder"), "elbo": ("probes", "rtol", "atol")}
-TYPES = {"float32": torch.float32, "float64": torch.float64}
-OUTCOMES = {Status.OK: "ok", Status.TARGET_NOT_MET: "target not met"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an item is scored.
-
-    method: 'ode' or 'elbo'.
-    dequantize: 'uniform', 'none', or the name of a function that returns a hook
-        (package.module:function or file.py:function); None: uniform for data with levels.
-    convention: of the levels, 'ends' or 'bins'.
-    repeats, target_error, seed: as in `bits_per_dim`; target_error is its target_std_error.
-    probes, rtol, atol: of 'ode' alone; None: the defaults of `log_prob`.
-    time, steps, calls, decoder: of 'elbo' alone; None: the defaults of `elbo`.
-    conditional: whether to score log p(x | label): the network is handed the data's own labels as
-        `label`. False hands it no condition; a network of labels then says log p(x), as far as it
-        was trained without them.
-    dtype: of states and network, 'float32' or 'float64'.
-
-    Raises ValueError for what does not fit.
-    """
-
-    method: str = "ode"
-    dequantize: str | None = None
-    convention: str = "ends"
-    repeats: int = 1
-    target_error: float | None = None
-    probes: int | None = None
-    rtol: float | None = None
-    atol: float | None = None
-    time: str | None = None
-    steps: int | None = None
-    calls: int | None = None
-    decoder: str | None = None
-    conditional: bool = False
-    dtype: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidValue(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
-        if self.dtype not in TYPES:
-            raise InvalidValue(f"dtype must be one of {', '.join(TYPES)}; got {self.dtype!r}")
-        for name in FOREIGN[self.method]:
-            if (value := getattr(self, name)) is not None:
-                raise InvalidValue(f"{name} is not of method={self.method!r}; got {value}")
-        for name in ("repeats", "probes", "steps", "calls"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InvalidValue(f"{name} must be >= 1; got {value}")
-        for name in ("target_error", "rtol", "atol"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InvalidValue(f"{name} must be > 0; got {value}")
-
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of `bits_per_dim`."""
-        names = FOREIGN["elbo" if self.method == "ode" else "ode"]
-        own = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
-        return {
-            "by": self.method,
-            "repeats": self.repeats,
-            "seed": self.seed,
-            "target_std_error": self.target_error,
-            "on_failure": "return",
-            **own,
-        }
+from .scores import (
+    FIELDS,
+    FOREIGN,
+    OUTCOMES,
+    TYPES,
+    Scores,
+    Settings,
+    dequantisation,
+    digest,
+    prepared,
+)
 
 
 def run(
@@ -118,9 +59,13 @@ def run(
     device: torch.device | str | None = None,
     progress: bool = True,
     format: str = "jsonl",
+    threads: int = 1,
+    workers: int = 1,
+    engine: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measure, print and write; returns the summary that summary.json holds.
+    """Measure, print and write; returns the summary that summary.json holds ({} in the processes of
+    torchrun but the first).
 
     model: a checkpoint; None is the network that ships.
     data: what `formats.stream` takes; None is the part of the checkpoint's own data that its
@@ -130,6 +75,8 @@ def run(
     device: where the network runs; None: where `load` puts it.
     progress: whether to show a bar.
     format: 'parquet' writes items.parquet, too.
+    threads: of a process on the CPU, default 1: more processes rather than more threads.
+    workers, engine: who does it, as of `perform`; no number depends on it.
     settings: the fields of `Settings`.
 
     Raises ValueError for what does not fit, before any work.
@@ -139,11 +86,15 @@ def run(
         if value is not None and value < 1:
             raise InvalidValue(f"{name} must be >= 1; got {value}")
     rows_format(format)
+    whole("threads", threads, 1)
+    progress = progress and rank() == 0
+    engine = engine_of(engine, workers)
+    device = own_device(str(device)) if device is not None else None
     model = "digits" if model is None else model
     trained = load(model, device)
     items = Items.of(trained, data, how.convention, how.dequantize is not None)
-    levels, dtype, fill = items.levels, TYPES[how.dtype], _dequantisation(how, items.levels)
-    denoiser = _prepared(trained.denoiser, device, dtype)
+    levels, dtype, fill = items.levels, TYPES[how.dtype], dequantisation(how, items.levels)
+    denoiser = prepared(trained.denoiser, device, dtype)
     head = json.dumps([_identity(model, trained), str(levels), vars(how)])
     count = len(items) if limit is None else min(limit, len(items))
     labels = items.labels()[:count] if how.conditional else None
@@ -161,39 +112,32 @@ def run(
             "note: the network takes labels and is given none; --conditional gives the data's own"
         )
 
-    keys = [f"{_digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
+    keys = [f"{digest(head.encode())} {i} {mark}" for i, mark in enumerate(seen.marks)]
     if labels is not None:
         keys = [f"{key} {label}" for key, label in zip(keys, labels.tolist(), strict=True)]
-    store = Store(out, "items.jsonl", needs=FIELDS)
-    todo = [i for i, key in enumerate(keys) if key not in store]
+    store = Store(out, "items.jsonl", writes=rank() == 0, needs=FIELDS)
     began = time.perf_counter()
+    work = Scores(out, model, data, device, how, keys, head, labels, own, threads)
+    work.parts = (items, denoiser, fill)
+    work.find(store, batch)
     told = _Running([store[key] for key in keys if key in store], count, progress)
-    with bar(progress) as shown:
-        shown.total(len(todo))
-        shown.say("log p")
-        for first in range(0, len(todo), batch):
-            ids = todo[first : first + batch]
-            x = items.placed(items.read(ids, dtype), dtype).to(device or "cpu")
-            if labels is not None:
-                own["cond"] = {"label": labels[ids].to(x.device)}
-            found = bits_per_dim(
-                denoiser,
-                x,
-                levels,
-                dequantize=fill,
-                sample_ids=torch.tensor(ids, device="cpu"),
-                t_min=denoiser.t_min,
-                **own,  # it was not trained below
-            )
-            for record in _records(ids, keys, head, found, how.target_error):
-                store.append(record)
-                shown.advance()
-                told.add(record)
-            shown.say(told.sentence())
+
+    def take(shown: Bar, unit: range) -> None:
+        for record in work.enter(store, unit):
+            told.add(record)
+        shown.say(told.sentence())
+
+    perform(work, workers=workers, engine=engine, progress=progress, label="log p", told=take)
+    if rank() != 0:
+        return {}
+    for unit in work.todo:  # what other processes did
+        work.enter(store, unit)
+    if world_size() == 1:
+        work.ledger.clear()
     records = [store[key] for key in keys]
     write_rows(out / "items", records, format)
     offset = 0.0 if levels is None else levels.offset
-    counted = found.convention if todo else records[0]["convention"]
+    counted = records[0]["convention"]
     summary = _summary(records, offset, 0.0 if levels is None else levels.spacing, how.seed)
     summary |= {"convention": counted, "method": how.method, "dtype": how.dtype}
     summary |= {"repeats": how.repeats, "head": head, "t_min": denoiser.t_min}
@@ -238,30 +182,6 @@ class _Running:
         return f"bits/dim {float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(n):.4f}"
 
 
-def _prepared(model: Denoiser, device: torch.device | str | None, dtype: torch.dtype) -> Denoiser:
-    """The denoiser with a network on the device and of the type."""
-    if not isinstance(model.net, torch.nn.Module):
-        return model
-    return replace(model, net=copy.deepcopy(model.net).to(device=device, dtype=dtype))
-
-
-def _dequantisation(how: Settings, levels: Levels | None) -> str | Hook | None:
-    """The choice as `bits_per_dim` takes it."""
-    name = how.dequantize
-    if name is None:
-        return None if levels is None else "uniform"
-    if name in ("uniform", "none"):
-        return name
-    hook = from_code(name)
-    if not callable(hook):
-        raise InvalidType(
-            f"dequantize must be uniform, none, or package.module:function or file.py:function "
-            f"that returns a hook(centres, eps) -> (u, log_q); got {name!r}"
-        )
-    made: Hook = hook
-    return made
-
-
 def _identity(model: str | Path, trained: Checkpoint) -> str:
     """The checkpoint by its name and content, so that no row of another is taken for its own; of
     one that is no file the content is the process, what the networks and the conditions hold, and
@@ -287,62 +207,6 @@ def _identity(model: str | Path, trained: Checkpoint) -> str:
             while part := file.read(1 << 20):
                 content.update(part)
     return f"{model} {content.hexdigest()[:12]}"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-FIELDS = (
-    "item",
-    "bits_per_dim",
-    "std_error",
-    "solver_error",
-    "repeats",
-    "nfe",
-    "status",
-    "why",
-    "convention",
-)
-"""What a row of items.jsonl holds; one without is scored again."""
-
-
-def _records(
-    ids: list[int], keys: list[str], head: str, found: Bits, target: float | None
-) -> list[Record]:
-    """A row an item. A target is missed also where the noise of the dequantisation, which is not in
-    the status, spreads the repeats by more."""
-    late = torch.zeros(len(ids), dtype=torch.bool, device="cpu")
-    if target is not None:
-        late = (found.status == Status.OK) & (found.std_error > target * (1 + 1e-9))
-    status = torch.where(late, int(Status.TARGET_NOT_MET), found.status)
-    rows = zip(
-        ids,
-        found.bits_per_dim.tolist(),
-        found.std_error.tolist(),
-        found.solver_error.tolist(),
-        found.repeats.tolist(),
-        found.nfe.tolist(),
-        status.tolist(),
-        late.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "key": keys[i],
-            "head": head,
-            "item": i,
-            "bits_per_dim": bits,
-            "std_error": error,
-            "solver_error": solver,
-            "repeats": repeats,
-            "nfe": n,
-            "status": OUTCOMES.get(Status(code), "failed"),
-            "why": "the repeats spread by more than the target" if wide else Status(code).meaning,
-            "convention": found.convention,
-        }
-        for i, bits, error, solver, repeats, n, code, wide in rows
-    ]
 
 
 def _summary(records: list[Record], offset: float, spacing: float, seed: int) -> dict[str, Any]:
@@ -428,6 +292,8 @@ def compare(out: str | Path, **options: Any) -> dict[str, Any]:
         )
         for method, foreign in FOREIGN.items()
     }
+    if rank() != 0:
+        return {}
     bits = [_by_item(out / method, summary["head"]) for method, summary in found.items()]
     both = [i for i in bits[0] if i in bits[1]]
     gap = mean_interval(torch.tensor([bits[1][i] - bits[0][i] for i in both], device="cpu"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +23,7 @@ from ..sampling.pilot import auto
 from ..sampling.pilot_grid import MEASURED, digest, fingerprint, measured
 from ..sampling.sample import sample
 from ..sampling.sampler import GRID, SOLVER, STEPS, GridLike, Sampler, SolverLike
+from ..work.processes import threads
 from .blocks import in_blocks
 
 LEARNED = "ddpm-learned"
@@ -116,7 +116,7 @@ class Drawing:
             raise InvalidValue("tolerance is of parallel sweeps: give parallel=")
         if self.tolerance is not None and not arguments.finite("tolerance", self.tolerance) >= 0:
             raise InvalidValue(f"tolerance must be >= 0; got {self.tolerance}")
-        with self.alone():
+        with threads(self.threads):
             few = conditions.rows(self._cond, torch.arange(min(self.n, 32)), self.n)
             shape = (min(self.n, 32), *self.shape)
             if isinstance(self.solver, str) and self.solver == "auto":
@@ -151,7 +151,7 @@ class Drawing:
         rows, parts, calls = self.rows, [], 0
         many = max(1, batch // rows) * rows
         end = math.ceil(last / rows) * rows
-        with self.alone():
+        with threads(self.threads):
             for start in range(first // rows * rows, end, many):
                 stop = min(start + many, end)
                 ids = torch.arange(start, stop).clamp(first, last - 1)
@@ -181,16 +181,6 @@ class Drawing:
             where = f"ids {int(ids[0])}:{int(ids[-1]) + 1}"
             raise SolverError(f"{where}: {error}", error.status) from None
         return found.x, int(torch.as_tensor(found.nfe).max())
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """As many threads as every process of the run has."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
     def settings(self) -> dict[str, Any]:
         """What tells this run from others, as JSON takes it: all that a byte depends on."""

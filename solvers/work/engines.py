@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...kernels.errors import InvalidValue, RunFailure
-from ...models.progress import bar
+from ...models.progress import Bar, bar
 from ..arguments import whole
 from .ledger import Ledger, Record, named
 from .processes import leave_with_parent, rank, world_size
@@ -63,12 +63,15 @@ def perform(
     engine: str | None = None,
     progress: bool = False,
     label: str = "",
+    told: Callable[[Bar, range], None] | None = None,
 ) -> None:
     """Do all units of a job that are not done.
 
     workers: processes of the local pool, or the most tasks of Ray at a time; 1 is this process
         (of Ray: as many as it has room for).
     engine: 'local', 'torchrun' or 'ray'; None: torchrun where that has started this process.
+
+    told: called with the bar for each unit that is found done, once its record is there.
 
     Raises ValueError for an engine or a number that does not fit, RunFailure where workers are
     killed again and again; what `make` raises ends the run, and what is done is kept.
@@ -89,6 +92,8 @@ def perform(
             for unit, done in done_by:
                 if done:
                     shown.advance(len(unit))
+                    if told is not None:
+                        told(shown, unit)
                 else:
                     left.append(unit)
             todo = left

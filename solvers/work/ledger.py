@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,16 @@ class Ledger:
     def forget(self, unit: range) -> None:
         """Take a unit's record out: it is to be done again."""
         self._file(unit).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget the whole job, whose results are kept elsewhere by now."""
+        for unit in self.units():
+            self.forget(unit)
+        for lock in self.home.glob("*.lock"):
+            lock.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's are in there
+            self.home.rmdir()
+            self.home.parent.rmdir()
 
     def tidy(self) -> None:
         """Remove the locks of units that are done: whoever still waits for one finds the record."""

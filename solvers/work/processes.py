@@ -5,7 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
+
+import torch
 
 
 def rank() -> int:
@@ -37,3 +41,15 @@ def _watch_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads on the CPU while the block runs: in every process of a job the same, since
+    matrix products may round differently with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -69,8 +69,9 @@ def rows_format(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def engines(parser: argparse.ArgumentParser) -> None:
-    """--workers and --engine."""
+    """--workers, --threads and --engine."""
     parser.add_argument("--workers", type=int, default=1, help="processes, which change no number")
+    parser.add_argument("--threads", type=int, default=1, help="of a process on the CPU")
     parser.add_argument(
         "--engine",
         default=None,

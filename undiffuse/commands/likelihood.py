@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .common import MODEL, common, dtype, rows_format, without
+from .common import MODEL, common, dtype, engines, rows_format, without
 
 KEPT = "the items that are done are in --out, and the same command goes on"
 
@@ -83,6 +83,7 @@ def options(p: argparse.ArgumentParser) -> None:
         help="log p(x | label), with the data's own labels; default: no label is handed over",
     )
     p.add_argument("--batch", type=int, default=64, help="items at a time")
+    engines(p)
     rows_format(p, "items")
     dtype(p, "float32")
     common(p, "out/likelihood")

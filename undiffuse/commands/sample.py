@@ -110,9 +110,6 @@ def _shards(p: argparse.ArgumentParser) -> None:
         default=default(sample_to, "rows"),
         help="samples that the network is asked about at a time",
     )
-    p.add_argument(
-        "--threads", type=int, default=default(sample_to, "threads"), help="of a process on the CPU"
-    )
 
 
 def run(args: argparse.Namespace) -> None:
