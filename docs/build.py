@@ -3,11 +3,15 @@
 - Our docstrings as Markdown: `name: meaning` lines are lists, indented equations are code.
 - The results of bench/results, the changelog and the guide for contributors as pages.
 - The notebooks as pages, as they were committed; a test executes them.
+- What the commands say of themselves.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,25 @@ class Docstrings(griffe.Extension):
                 self._walk(member)
 
 
+def commands() -> str:
+    """What every command says of itself, at 80 columns."""
+    from undiffuse.commands import COMMANDS
+
+    names = [getattr(c, "__name__", str(c)).rpartition(".")[2] for c in COMMANDS]
+    told = []
+    for name in names:
+        command = [sys.executable, "-P", "-m", "undiffuse", name, "--help"]
+        done = subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+        )
+        told.append(f"## undiffuse {name}\n\n```text\n{done.stdout.rstrip()}\n```\n")
+    return "\n".join(told)
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are kept elsewhere in the repository."""
     for path in sorted((ROOT / "bench" / "results").iterdir()):
@@ -71,11 +94,14 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links into the repository lead to the copies that `on_files` made of it; the others, which
     lead somewhere on disk alone, become plain text."""
+    if "<!-- commands -->" in markdown:
+        return markdown.replace("<!-- commands -->", commands())
     if page.file.src_uri.startswith(("results/", "reference/")):
         return markdown
     text = markdown.replace("](../bench/results/README.md", "](results/index.md")
     text = text.replace("](../bench/results/", "](results/")
     text = text.replace("](bench/results/README.md", "](results/index.md")
+    text = re.sub(r"\]\((notebooks/[\w-]+)\.ipynb\)", r"](\1.md)", text)
     text = text.replace("](../CHANGELOG.md", "](changelog.md")
     text = text.replace("](../CONTRIBUTING.md", "](contributing.md")
     return re.sub(r"(?<!!)\[([^]]+)\]\(\.\./[^)]+\)", r"\1", text)
