@@ -36,7 +36,8 @@ from ...models.progress import Bar
 from ...solvers.likelihood.items import held_out
 from ...solvers.sampling.tuning import network_name
 from ...solvers.store import Record, Store, made_by, ratio_of
-from ..measures.metrics import Features, apply_features, load_features
+from ..measures.extractors import extractor
+from ..measures.metrics import Features, apply_features
 from ..measures.quality import DEFAULT, Measure, Run, chosen, errors
 from ..problems import problem as problems
 from ..problems.plans import Config, Ours, Plan, Unavailable, high_water, plan_of
@@ -215,7 +216,7 @@ class Spec:
         if seen is None:
             return problem
         if isinstance(seen, str):
-            seen = load_features(seen)
+            seen = extractor(seen)
         apply_features(seen, problem.start[:2])  # what does not fit is refused before anything runs
         return replace(problem, features=seen)
 

@@ -3,6 +3,6 @@
 KEPT says what is left of a run that was interrupted, and how to go on.
 """
 
-from . import bench, likelihood, sample, solvers, statistics, train, tune
+from . import bench, fid, likelihood, sample, solvers, statistics, train, tune
 
-COMMANDS = (sample, likelihood, bench, train, tune, statistics, solvers)
+COMMANDS = (sample, likelihood, bench, fid, train, tune, statistics, solvers)
