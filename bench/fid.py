@@ -1,7 +1,7 @@
 """Frechet distances and their friends at scale: solvers by calls, each with its interval.
 
 A run's samples have ids, and each id's sample and features depend on the run's settings and on
-the id alone. Features are taken in units of 1,000 ids and lie on the disk until the run's row is
+the id alone. Features are taken in units of 1,024 ids and lie on the disk until the run's row is
 written, so a run that was killed goes on, memory does not grow with n, and any number of
 processes, of torchrun or of Ray, gives the numbers of one.
 
@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ..kernels.errors import InvalidValue
 from ..kernels.files import usable, write_text
-from ..models.checkpoint import Checkpoint, load
+from ..models.checkpoint import Checkpoint, from_code, load
 from ..models.data.formats import stream
 from ..models.data.sets import split_indices
 from ..models.data.sources import Source
@@ -150,37 +151,44 @@ def run(
     network = extractor(features, device)
     shape = trained.event_shape if trained else given.source.event_shape
     seen = _seen(features, network, shape)
-    law, measured, name = _reference(reference, trained, network, chosen, (lo, hi), keep)
-    if rank() == 0 and law.count is not None and not _is_statistics(reference):
-        law.save(out / "reference.npz")
     store = Store(out, writes=rank() == 0)
-    keys = []
+    works = []
     for label, calls, r, made in todo:
         head = {"features": seen, "n": n, "first": r * n, **made.settings()}
-        job = f"fid-{_digest(head)}"
-        work = FeaturesOf(
-            folder=out, job=job, samples=made, first=r * n, last=(r + 1) * n, features=features,
-            device=device, batch=batch,
-        )  # fmt: skip
-        keys.append(json.dumps([head, name, measured, keep, made_by("undiffuse")], sort_keys=True))
-        if keys[-1] in store:
-            continue
-        if rank() == 0:
-            work.again()
-        what = f"{label} {calls or ''} {'' if repeats == 1 else r + 1}"
-        perform(work, workers=workers, engine=engine, progress=progress, label=what)
-        if rank() == 0:
-            about = {"key": keys[-1], "solver": label, "nfe_asked": calls, "repeat": r, "n": n,
-                     "features": seen, "reference": name}  # fmt: skip
-            store.append(about | _measured(work, law, measured, keep))
-            work.clear()
-    if rank():
+        about: Record = {"job": f"fid-{_digest(head)}", "solver": label, "nfe_asked": calls,
+                         "repeat": r, "n": n, "features": seen}  # fmt: skip
+        works.append((about, FeaturesOf(
+            folder=out, job=about["job"], samples=made, first=r * n, last=(r + 1) * n,
+            features=features, device=device, batch=batch,
+        )))  # fmt: skip
+    take = partial(perform, workers=workers, engine=engine, progress=progress)
+    if rank():  # its features are all that is asked of it
+        done = {record.get("job") for record in store.records.values()}
+        for about, work in works:
+            if about["job"] not in done:
+                take(work, label=_called(about))
         return []
-    rows = [store[key] for key in keys]
+    law, measured, name = _reference(reference, trained, network, chosen, (lo, hi), keep)
+    if law.count is not None and not _is_statistics(reference):
+        law.save(out / "reference.npz")
+    rows = []
+    for about, work in works:
+        key = json.dumps([about, name, measured, keep, made_by("undiffuse")], sort_keys=True)
+        if key not in store:
+            work.again()
+            take(work, label=_called(about))
+            record = {"key": key, **about, "reference": name}
+            store.append(record | _measured(work, law, measured, keep))
+            work.clear()
+        rows.append(store[key])
     if samples is None and trained is not None and reference is None:
         rows += _held_out(trained, network, law, measured, keep, seen, name)
     _write(out, rows, measured, format, protocol)
     return rows
+
+
+def _called(about: Record) -> str:
+    return f"{about['solver']} {about['nfe_asked'] or ''}"
 
 
 # --- what was asked -------------------------------------------------------------------------------
@@ -217,6 +225,8 @@ def _named(
     for solver in solvers or [SOLVER]:
         if isinstance(solver, str) and solver.endswith(".json"):
             yield Path(solver).stem, read_table(solver, trained.denoiser.process)
+        elif isinstance(solver, str) and (made := from_code(solver)) is not None:
+            yield solver.rpartition(":")[2], made
         else:
             yield (solver if isinstance(solver, str) else type(solver).__name__), solver
 
@@ -304,7 +314,7 @@ def _statistics(
     ends: tuple[float, float],
     keep: int,
 ) -> FeatureStatistics:
-    found = FeatureStatistics(keep=keep)
+    found = FeatureStatistics(1, keep)
     for some, x in batches(source, index, ends, FEATURE_BATCH):
         found.update(apply_features(network, x), some)
     return found

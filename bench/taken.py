@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +21,19 @@ from ..models.data.sources import Source
 from ..solvers.work.engines import Work
 from ..solvers.work.ledger import Record, named
 from .measures.extractors import extractor
-from .measures.metrics import Features, apply_features
+from .measures.metrics import FEATURE_BATCH, Features, apply_features
 
-UNIT = 1000
+UNIT = 1024
 """Ids of a unit."""
+PIECE_NUMBERS = 2**24
+"""Numbers of the samples that are in memory at a time: 64 MB of float32."""
 
 
 class Samples(Protocol):
     """Where samples come from, by id."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def of(self, first: int, last: int, batch: int) -> tuple[Tensor, Any, int]: ...
 
@@ -49,6 +55,11 @@ class Given:
     def source(self) -> Source:
         """The data, not yet read."""
         return stream(self.spec)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.source.event_shape
 
     def of(self, first: int, last: int, batch: int) -> tuple[Tensor, dict[str, Tensor], int]:
         """Events first to last - 1; no network is called."""
@@ -94,8 +105,12 @@ class FeaturesOf(Work):
 
     def make(self, unit: range) -> Record:
         """Take the features of a unit and write them."""
-        x, _, calls = self.samples.of(unit.start, unit.stop, self.batch)
-        wide = apply_features(self.network, x)
+        found, calls, size = [], 0, self._piece()
+        for first in range(unit.start, unit.stop, size):
+            last = min(first + size, unit.stop)
+            x, _, calls = self.samples.of(first, last, self.batch)
+            found.append(apply_features(self.network, x))
+        wide = torch.cat(found)
         narrow = wide.float()  # as networks give them: then nothing is lost
         kept = (narrow if torch.equal(narrow.double(), wide) else wide).numpy()
         path = self._file(unit)
@@ -106,6 +121,12 @@ class FeaturesOf(Work):
 
         atomically(path, write)
         return {"nfe": calls, "rows": len(kept), "sha256": _sha256(path)}
+
+    def _piece(self) -> int:
+        """Samples that the feature network is given at a time: by their size alone, so that its
+        rounding does not depend on who asks."""
+        most = PIECE_NUMBERS // math.prod(self.samples.shape)
+        return min(FEATURE_BATCH, 1 << max(3, most.bit_length() - 1))
 
     def _file(self, unit: range) -> Path:
         return self.ledger.home / f"{named(unit)}.npy"
