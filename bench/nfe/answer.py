@@ -73,7 +73,7 @@ def answer(
 ) -> dict[str, Any]:
     """What `screen` and the report say, as plain numbers.
 
-    about: problem -> what summary.json says of it: 'batch' and 'reference_error'.
+    about: problem -> what holds its 'batch', the number of samples.
 
     Returns the measure's field and title; 'problems': name -> 'samples', 'rows'; 'use', sentences;
     'absent': library -> why. A row has the calls and four sides, each None or library, solver,

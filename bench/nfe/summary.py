@@ -375,22 +375,37 @@ def _mean(records: list[Record]) -> Record:
 
 
 def merge(sources: Sequence[str | Path], out: str | Path) -> int:
-    """Join run folders into `out` (results, timings, table.md) and print the tables; returns the
-    number of distinct cells. `undiffuse bench --out` of the joined folder repeats none of them.
+    """Join run folders into `out` (results, timings, table.md, report.html) and print the tables;
+    returns the number of distinct cells. `undiffuse bench --out` of the joined folder repeats none
+    of them, and adds the pictures.
 
-    Raises ValueError for fewer than two folders and for runs that do not belong together (`check`),
-    FileNotFoundError for one without results; then nothing is written.
+    Raises ValueError for fewer than two folders, for runs that do not belong together (`check`) and
+    where no run holds a result, FileNotFoundError for one without a file of results; then nothing
+    is written.
     """
     if len(sources) < 2:
         raise InvalidValue(f"merge joins two folders or more; got {len(sources)}")
     out, folders = Path(out), [Path(source) for source in sources]
-    check([r for folder in folders for r in store.records_of(folder)])
+    found = [r for folder in folders for r in store.records_of(folder)]
+    if not found:
+        raise InvalidValue(
+            f"no result that reads in {', '.join(map(str, folders))}: run them again"
+        )
+    check(found)
     count = store.merge(folders, out)
     records = pooled(list(Store(out).records.values()))
     shown = []
     for problem in dict.fromkeys(r["problem"] for r in records):
         shown += table.tables(records, problem, list(MEASURES.values()), {})
     write_text(out / "table.md", "\n".join(table.markdown(t) for t in shown))
+    measures = [m for m in MEASURES.values() if any(r.get(m.field) is not None for r in records)]
+    if measures:
+        costs = sorted({r["nfe_asked"] for r in records})
+        said = answer(records, costs, judge(measures), {r["problem"]: r for r in records})
+        report = page.Report(
+            f"{len(sources)} runs, joined", said, records, measures, {}, (), (), METHOD
+        )
+        page.write(out / "report.html", report)
     table.show(shown, [f"{count} cells of {len(sources)} runs, written to {out}"])
     return count
 

@@ -17,7 +17,7 @@ from ..measures.quality import MEASURES, Measure
 from ..nfe.campaign import Cell, clean, integrate
 from ..problems.plans import TUNED, plan_of
 from ..problems.problem import Problem, Reference, exact_draw, from_unit
-from .curves import Curve, curves, reach, shown
+from .curves import DEFAULT, Curve, curves, reach, shown, who
 
 OURS = (
     "#1f5fb4",
@@ -196,8 +196,9 @@ def _tile(x: Tensor, across: int) -> Tensor:
     return torch.cat([line_of(part, across) for part in torch.split(x, across)])
 
 
-SHOWN = 12
-"""Samples a panel."""
+ACROSS, LINES, TIMES = 4, 2, 8
+"""Pictures a line, lines a panel; how much differences are enlarged."""
+SHOWN = ACROSS * LINES
 Row = tuple[str, dict[int, Cell]]
 
 
@@ -218,11 +219,14 @@ def draw(
     pictured = [p for p in posed if is_picture(p.start.shape[1:])]
     for p in pictured:
         file = out / ("samples.png" if p is pictured[-1] else f"samples-{_slug(p.name)}.png")
-        lines = [_panels(p, row, references[p.name]) for row in lineup(p, todo, records, measures)]
-        lines.append(_truth(p, references[p.name]))
-        shown = [(n, [(t, _in_range(p, x)) for t, x in panels]) for n, panels in lines if panels]
-        sample_panels(file, shown)
-        made.append((f"{p.name}: samples from the same noise", file))
+        reference = references[p.name]
+        rows = lineup(p, todo, records, measures)
+        lines = [_with_differences(p, row, reference) for row in rows]
+        name, truth = _truth(p, reference)
+        lines.append((name, [(title, _in_range(p, x)) for title, x in truth]))
+        sample_panels(file, [(name, panels) for name, panels in lines if panels], ACROSS)
+        said = f"samples from the same noise; below each, its difference from the exact, {TIMES}x"
+        made.append((f"{p.name}: {said}", file))
     flat = [p for p in posed if tuple(p.start.shape[1:]) == (2,)]
     for p in flat:
         file = out / ("paths.png" if p is flat[0] else f"paths-{_slug(p.name)}.png")
@@ -235,8 +239,9 @@ def draw(
 def lineup(
     p: Problem, todo: Sequence[Cell], records: Sequence[Record], measures: Sequence[Measure]
 ) -> list[Row]:
-    """Who is shown: the best of ours, of tuned tables and of the peers, the customary two, the best
-    that draws noise; each on its best grid, with its cells of three costs among those that ran."""
+    """Who is shown: the default, the best of ours, of tuned tables and of the peers, the customary
+    two, the best that draws noise; each on its best grid, with its cells of three costs among those
+    that ran."""
     mine = [r for r in records if r["problem"] == p.name and r["status"] == "ok"]
     ran = {key for r in mine for key in r.get("keys", [r["key"]])}
     wanted = [m for m in (MEASURES["error"], *measures) if any(r.get(m.field) for r in mine)]
@@ -244,6 +249,7 @@ def lineup(
     steady = [r for r in found if not r["stochastic"]]
     ours = [r for r in steady if r["library"] == "undiffuse"]
     best = [
+        *[r for r in mine if who(r) == DEFAULT],
         *ours[:1],
         *[r for r in steady if r["library"] == TUNED][:1],
         *[r for r in steady if not r["library"].startswith("undiffuse")][:1],
@@ -252,12 +258,12 @@ def lineup(
     ]
     out: dict[str, dict[int, Cell]] = {}
     for r in best:
-        who = (r["library"], r["solver"])
+        named = (r["library"], r["solver"])
         held = {
             c.nfe: c
             for c in todo
             if c.key in ran
-            and (c.config.library, c.config.name) == who
+            and (c.config.library, c.config.name) == named
             and r["grid"].startswith(c.config.grid)
         }
         costs = sorted(held)
@@ -275,6 +281,22 @@ def _panels(p: Problem, row: Row, reference: Reference) -> tuple[str, list[tuple
         plan = plan_of(cell.config, p, n)
         w = integrate(p, plan, reference.at(plan.start)[:SHOWN])
         out.append((f"{plan.calls} NFE", clean(p, w, plan.end)))
+    return name, out
+
+
+def _with_differences(p: Problem, row: Row, reference: Reference) -> tuple[str, Panels]:
+    """The row's samples; of a solver that draws no noise a line of them, and below each its
+    difference from the exact trajectory's end, TIMES as large: grey is none."""
+    name, panels = _panels(p, row, reference)
+    out = []
+    for (title, x), (n, cell) in zip(panels, row[1].items(), strict=True):
+        plan = plan_of(cell.config, p, n)
+        pictures = _in_range(p, x)
+        if not plan.stochastic and reference.covers([plan.end]):
+            exact = _in_range(p, clean(p, reference.at(plan.end)[:SHOWN], plan.end))
+            differences = TIMES * (pictures - exact)
+            pictures = torch.cat([pictures[:ACROSS], differences[:ACROSS]])
+        out.append((title, pictures))
     return name, out
 
 

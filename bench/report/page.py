@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...kernels.errors import InvalidValue
 from ...kernels.files import write_text
 from ...solvers.store import Record
 from ..measures.quality import MEASURES, Measure
@@ -50,7 +51,10 @@ class Report:
 
 
 def write(path: Path, report: Report) -> None:
-    """Write the page. Raises InvalidValue where there is no record at all."""
+    """Write the page. Raises InvalidValue where there is no record, FileNotFoundError for a
+    picture that is not there; then nothing is written."""
+    if not report.records:
+        raise InvalidValue(f"no results to report in {path.parent}: run the benchmark first")
     sections = {
         "answer": ("What to use", _answer(report.said)),
         "charts": ("Charts", _charts(report)),
@@ -98,6 +102,8 @@ def _answer(said: Mapping[str, Any]) -> str:
     parts = [f"<p class=lead>{escape(line)}</p>" for line in said["use"]]
     blocks = [_compared(name, p, m) for name, p in said["problems"].items()]
     parts.append(f"<div class=pair>{''.join(blocks)}</div>")
+    if not blocks:
+        parts.append("<p class=lead>No row ran: the reasons are below.</p>")
     if any(
         answer.elsewhere(r["best"]) != "-" for p in said["problems"].values() for r in p["rows"]
     ):
@@ -193,7 +199,7 @@ def _charts(report: Report) -> str:
 def _pictures(pictures: Sequence[tuple[str, Path]]) -> str:
     parts, size = [], 0
     for caption, png in pictures:
-        size += png.stat().st_size
+        size += png.stat().st_size  # raises, naming the file
         text = escape(caption)
         if size > EMBEDDED:  # what does not fit stays a file beside the page
             parts.append(f"<p>{text}: {escape(png.name)}</p>")

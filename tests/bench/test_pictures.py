@@ -92,3 +92,17 @@ def test_a_tile_holds_its_pictures_line_by_line():
     centres = tile[side // 2 :: side, side // 2 :: side]
     torch.testing.assert_close(centres[0], torch.tensor([0.0, 0.25, 0.5, 0.75]))
     torch.testing.assert_close(centres[1], torch.ones(4))
+
+
+def test_below_a_sample_stands_its_difference_from_the_exact_one():
+    """Enlarged, with nothing where the solver is right; a solver that draws noise has none."""
+    by_cost = {8: TODO[6]}
+    plan = plan_of(TODO[6].config, RING, 8)
+    reference = solve(RING, {0.0, plan.start, plan.end}, 2)
+    samples = figures._panels(RING, ("unipc-3", by_cost), reference)[1][0][1]
+    ((_, shown),) = figures._with_differences(RING, ("unipc-3", by_cost), reference)[1]
+    exact = cells.clean(RING, reference.at(plan.end), plan.end)[: figures.SHOWN]
+    count = min(figures.ACROSS, len(samples))
+    torch.testing.assert_close(shown[:count], samples[:count])
+    torch.testing.assert_close(shown[count:], (8 * (samples - exact))[:count])
+    assert float(shown[count:].abs().max()) > 0

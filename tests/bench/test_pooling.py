@@ -42,6 +42,8 @@ def test_merged_runs_are_one_run_that_repeats_nothing(tmp_path, monkeypatch, cap
     lines = [(tmp_path / d / "results.jsonl").read_text().splitlines() for d in "abc"]
     assert sorted(lines[2]) == sorted(lines[0] + lines[1])
     assert (tmp_path / "c" / "table.md").read_text().splitlines()[2].endswith("| states | 4 | 8 |")
+    page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+    assert "2 runs, joined" in page and "nfe=4" in page and "nfe=8" in page
     keys = computed(monkeypatch)
     whole = run(tmp_path / "c", grid="log_snr")
     assert keys == [] and whole["cells"] == 4
@@ -52,6 +54,13 @@ def test_merged_runs_are_one_run_that_repeats_nothing(tmp_path, monkeypatch, cap
     assert "was run with undiffuse 0" in capsys.readouterr().err
     assert main(["bench", "merge", str(tmp_path / "a")]) == 2
     assert "merge two or more" in capsys.readouterr().err
+    for name in "ab":
+        (tmp_path / name / "results.jsonl").write_text("")
+    assert main([*command, str(tmp_path / "d")]) == 2
+    assert f"no result that reads in {tmp_path / 'a'}" in capsys.readouterr().err
+    (tmp_path / "b" / "results.jsonl").unlink()
+    assert main([*command, str(tmp_path / "d")]) == 2 and not [*(tmp_path / "d").glob("*")]
+    assert f"no results.jsonl in {tmp_path / 'b'}" in capsys.readouterr().err
 
 
 POOL = {

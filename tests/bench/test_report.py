@@ -11,6 +11,7 @@ from undiffuse.bench.measures import quality
 from undiffuse.bench.nfe import answer
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.report import curves, table
+from undiffuse.bench.report import page as report
 from undiffuse.solvers import store
 
 pytest.importorskip("scipy")
@@ -112,6 +113,23 @@ def test_pictures_have_words(reader):
     assert all(a["alt"] for t, a in reader.tags if t == "img")
     charts = [a["aria-label"] for t, a in reader.tags if a.get("role") == "img"]
     assert charts and all(re.search(r": [\d.+e-]+ at 4 calls to [\d.+e-]+ at 8", c) for c in charts)
+
+
+def test_a_page_of_nothing_or_with_a_lost_picture_is_not_written(tmp_path):
+    failed = {"problem": "p", "library": "undiffuse", "solver": "s", "grid": "g", "nfe_asked": 5}
+    records = [{**failed, "status": "failed", "stochastic": False, "message": "diverged"}]
+    measures = quality.DEFAULT
+    said = answer.answer(records, [5], measures[0], {})
+    path = tmp_path / "report.html"
+    with pytest.raises(ValueError, match="no results to report in"):
+        report.write(path, report.Report("t", said, [], measures, {}))
+    lost = [("samples", tmp_path / "gone.png")]
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        report.write(path, report.Report("t", said, records, measures, {}, lost))
+    assert not path.exists()
+    report.write(path, report.Report("t", said, records, measures, {}))
+    text = path.read_text(encoding="utf-8")
+    assert "No row ran" in text and "diverged" in text
 
 
 def test_a_table_that_is_wider_than_the_terminal_keeps_every_number(monkeypatch, capsys):
