@@ -9,17 +9,12 @@ WORLD_SIZE, which are read here: every process measures its share, the first one
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +31,8 @@ from ...models.progress import Bar
 from ...solvers.likelihood.items import held_out
 from ...solvers.sampling.tuning import network_name
 from ...solvers.store import Record, Store, made_by, ratio_of
+from ...solvers.work.engines import each, engine_of
+from ...solvers.work.processes import rank, world_size
 from ..measures.extractors import extractor
 from ..measures.metrics import Features, apply_features
 from ..measures.quality import DEFAULT, Measure, Run, chosen, errors
@@ -237,7 +234,13 @@ def reference_file(store: Store, problem: Problem) -> Path:
 
 
 def measure(
-    spec: Spec, todo: list[Cell], store: Store, shown: Bar, workers: int, metrics: list[str] | None
+    spec: Spec,
+    todo: list[Cell],
+    store: Store,
+    shown: Bar,
+    workers: int,
+    metrics: list[str] | None,
+    engine: str | None = None,
 ) -> Reference:
     """Run the cells of one problem that are not in the store; returns their reference.
 
@@ -249,6 +252,7 @@ def measure(
     shown: the bar; the cells that are not in the store are counted in it already.
     workers: processes.
     metrics: names of the cells' measures, for the workers.
+    engine: who they are, as of `solvers.work.engines.perform`.
     """
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl", store.writes)
@@ -264,7 +268,7 @@ def measure(
         due = [c for c in todo if c.key in spans and not _settled(store, c.key, reference)]
         ready |= {c.key: _checked(c) for c in due if c.key not in ready}
         shown.total(sum(c.key in store for c in due))  # those that a finer reference has again
-        for record, seconds in _run(spec, due, ready, reference, workers, metrics):
+        for record, seconds in _run(spec, due, ready, reference, workers, metrics, engine):
             timings.append({"key": record["key"], "seconds": round(seconds, 4)})
             store.append(record)
             shown.say(f"{problem.name}: {record['library']} {record['solver']}")
@@ -337,6 +341,7 @@ def _run(
     reference: Reference,
     workers: int,
     metrics: list[str] | None,
+    engine: str | None,
 ) -> Iterator[tuple[Record, float]]:
     """Records and seconds as they are ready."""
     if world_size() > 1:
@@ -346,26 +351,18 @@ def _run(
             mine = due[i + rank() :][:1]
             yield from chain(*gathered([run_cell(c, ready[c.key], reference) for c in mine]))
         return
-    if workers == 1 or len(due) < 2:
+    if engine != "ray" and (workers == 1 or len(due) < 2):
         for cell in due[:1]:
             warm_up(cell.problem)
         for cell in due:
             yield run_cell(cell, ready[cell.key], reference)
         return
+    tasks = [(cell.config, cell.nfe, cell.key) for cell in due]
     threads = max(1, torch.get_num_threads() // workers)
-    context = multiprocessing.get_context("spawn")  # fork would copy a running thread pool
-    with ProcessPoolExecutor(
-        workers, context, initializer=_start, initargs=(spec, reference, metrics, threads)
-    ) as pool:
-        jobs = [pool.submit(_work, cell.config, cell.nfe, cell.key) for cell in due]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        except BrokenExecutor:  # out of memory, most often
-            raise RunFailure(
-                "a worker was killed; what was measured is kept, and the same command goes on "
-                f"(fewer workers than {workers} need less memory)"
-            ) from None
+    cells = Cells(spec, reference, metrics, threads, tasks)
+    engine = engine_of(engine, workers)
+    for _, found in each(cells, range(len(due)), workers=workers, engine=engine):
+        yield found
 
 
 def warm_up(problem: Problem) -> None:
@@ -374,56 +371,41 @@ def warm_up(problem: Problem) -> None:
         problems.data_prediction(problem.model, problem.start, problem.r_min)
 
 
-_worker: dict[str, Any] = {}
+@dataclass(eq=False)
+class Cells:
+    """The cells that are due, by their place: what another process needs to run them."""
 
+    spec: Spec
+    reference: Reference
+    metrics: list[str] | None
+    threads: int
+    tasks: list[tuple[Config, int, str]]
 
-def _start(spec: Spec, reference: Reference, metrics: list[str] | None, threads: int) -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    measures: tuple[Measure, ...] = chosen(metrics)
-    _worker.update(problem=spec.build(), reference=reference, measures=measures)
-    warm_up(_worker["problem"])
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the problem, which each process builds for itself."""
+        return {k: v for k, v in vars(self).items() if k != "problem"}
 
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem, in this process."""
+        torch.set_num_threads(self.threads)
+        found = self.spec.build()
+        warm_up(found)
+        return found
 
-def _leave_with_parent() -> None:
-    """End this process when the one that started it is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(config: Config, nfe: int, key: str) -> tuple[Record, float]:
-    problem = _worker["problem"]
-    cell = Cell(problem, config, nfe, _worker["measures"])
-    if cell.key != key:
-        raise InvalidValue(
-            f"{problem.name} is another one in every process: what makes it must be the same "
-            f"whenever it is called, or workers be 1; {key} became {cell.key}"
-        )
-    return run_cell(cell, plan_of(config, problem, nfe), _worker["reference"])
+    def __call__(self, place: int) -> tuple[Record, float]:
+        config, nfe, key = self.tasks[place]
+        problem = self.problem
+        cell = Cell(problem, config, nfe, chosen(self.metrics))
+        if cell.key != key:
+            raise InvalidValue(
+                f"{problem.name} is another one in every process: what makes it must be the same "
+                f"whenever it is called, or workers be 1; {key} became {cell.key}"
+            )
+        return run_cell(cell, plan_of(config, problem, nfe), self.reference)
 
 
 T = TypeVar("T")
-
-
-def rank() -> int:
-    """This process's number; 0 is the one that writes."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def own_device(asked: str | None) -> str | None:
-    """'cuda' becomes this process's own device."""
-    return (
-        f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        if asked == "cuda" and world_size() > 1
-        else asked
-    )
 
 
 @contextmanager

@@ -36,6 +36,8 @@ from ...solvers import Solver
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.sampling.tuning import SMALL_EVENT
 from ...solvers.store import Store, rows_format, write_rows
+from ...solvers.work.engines import engine_of
+from ...solvers.work.processes import own_device, rank
 from ..measures.metrics import Features
 from ..measures.quality import Measure
 from ..measures.quality import chosen as chosen_measures
@@ -44,7 +46,7 @@ from ..problems.plans import Config, Ours, default_solvers, ours
 from ..problems.problem import Problem, Reference
 from ..report import table
 from . import campaign, summary
-from .campaign import Cell, Spec, first_of_all, own_device, rank, together, world_size
+from .campaign import Cell, Spec, first_of_all, together
 from .summary import pooled
 
 NFE, QUICK_NFE = (5, 8, 10, 15, 20, 30), (5, 10, 20)
@@ -76,6 +78,7 @@ def run(
     quick: bool = False,
     likelihood: bool | None = None,
     workers: int = 1,
+    engine: str | None = None,
     progress: bool = True,
     format: str = "jsonl",
 ) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def run(
     quick: fewer samples and costs.
     likelihood: bits/dim of held-out data; None: of networks of small events, others take minutes.
     workers: processes; the numbers do not depend on them.
+    engine: who they are: 'local', 'torchrun' or 'ray'.
     progress: a bar on standard error.
     format: 'parquet' writes results.parquet, too.
 
@@ -110,8 +114,7 @@ def run(
     out = Path(out)
     costs = _costs(nfe, quick)
     rows_format(format)
-    if workers < 1:
-        raise InvalidValue(f"workers must be >= 1; got {workers}")
+    apart = engine_of(engine, workers) == "ray" or workers > 1
     grids = [grid] if isinstance(grid, str) else list(grid or GRIDS)
     others = chosen_peers(None if peers is None else list(peers))
     measures = chosen_measures(metrics)
@@ -124,11 +127,9 @@ def run(
         for n in every_seed
         for s in _specs(checkpoint, data, targets, batch, n, device, features, quick)
     ]
-    if workers > 1 and world_size() > 1:
-        raise InvalidValue(f"torchrun started {world_size()} processes; workers must then be 1")
-    if workers > 1 and isinstance(checkpoint, Checkpoint):
+    if apart and isinstance(checkpoint, Checkpoint):
         raise InvalidValue("workers need a checkpoint's file: save it and give its path")
-    if workers > 1 and callable(features):
+    if apart and callable(features):
         raise InvalidValue("workers need the features by name: give module:function")
     posed = [spec.build() for spec in specs]
     called = [p.name for p in posed[: len(posed) // len(every_seed)]]
@@ -154,7 +155,7 @@ def run(
         store = first_of_all(partial(Store, out, writes=writes))
         shown.total(sum(c.key not in store for mine in todo for c in mine))
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
-            found = campaign.measure(spec, mine, store, shown, workers, names)
+            found = campaign.measure(spec, mine, store, shown, workers, names, engine)
             references.setdefault(problem.name, found)
             worst[problem.name] = max(worst.get(problem.name, 0.0), found.error)
         if not writes:

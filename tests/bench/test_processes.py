@@ -124,7 +124,7 @@ def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
 @pytest.mark.skipif(
     not Path("/proc/self").exists(), reason="the system does not say who started whom"
 )
-def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path):
+def test_a_killed_worker_is_replaced(tmp_path):
     def command(out):
         return [
             sys.executable,
@@ -163,13 +163,9 @@ def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path):
         time.sleep(0.02)
     os.kill(workers(run_one.pid)[0], signal.SIGKILL)
     said = run_one.communicate(timeout=120)[1]
-    assert run_one.returncode == 2 and "Traceback" not in said
-    assert "undiffuse bench: a worker was killed; what was measured is kept" in said
-    kept = file.read_text().splitlines()
-    assert len(kept) >= 5
-    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
+    assert run_one.returncode == 0 and "Traceback" not in said
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     ended, whole = (
         (tmp_path / d / "results.jsonl").read_text().splitlines() for d in ("killed", "whole")
     )
-    assert ended[: len(kept)] == kept and sorted(ended) == sorted(whole)
+    assert sorted(ended) == sorted(whole)

@@ -149,6 +149,9 @@ def _against(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--workers", type=int, default=1, help="processes; changes no number, as torchrun does not"
     )
+    p.add_argument(
+        "--engine", default=None, help="of nfe: local, torchrun or ray, which changes no number"
+    )
     p.add_argument("--learn", action="store_true", help="of away: learn a table for each cell too")
     p.add_argument(
         "--choose",
