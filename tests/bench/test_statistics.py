@@ -251,3 +251,17 @@ def test_density_and_coverage_of_one_law_are_what_naeem_et_al_derive():
     missed = math.prod((n - 1 - i) / (2 * n - 1 - i) for i in range(k))
     assert density == pytest.approx(1.0, abs=0.03)
     assert coverage == pytest.approx(1 - missed, abs=0.01)
+
+
+def test_what_is_held_does_not_grow_with_the_number_of_samples():
+    def held(n):
+        stats, sums = FeatureStatistics(keep=100), KernelSums(normals(50, 4), block=50)
+        for part in torch.arange(n).split(25):
+            f = normals(len(part), 4, int(part[0]))
+            stats.update(f, part)
+            sums.update(f, part)
+        tensors = [v for v in vars(stats).values() if isinstance(v, torch.Tensor)]
+        rows = sum(len(part) for parts in sums._parts.values() for part in parts)
+        return sum(v.numel() for v in tensors), len(stats.counted.stretches), rows
+
+    assert held(200) == held(2000)
