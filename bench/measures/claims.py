@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...models import Process
 from ...solvers import Solver, Tableau, get
-from ...solvers.intervals import Estimate
 from ...solvers.tables.law import gaussian_law, marginal
 
 MEAN = torch.tensor([0.7, -0.4, 1.0], dtype=torch.float64)
@@ -67,15 +66,6 @@ def weak_error(tableau: Tableau, process: Process, mean: Tensor = MEAN, var: Ten
     return float(off.abs().max())
 
 
-def gaussian_kl(tableau: Tableau, process: Process, mean: Tensor, var: Tensor) -> float:
-    """KL(output || exact) of the whole vector, nats, exact; mean, var [d] as in `weak_error`."""
-    found = gaussian_law(tableau, process, mean, var)
-    exact = marginal(process, tableau.grid[-1], mean, var)
-    ratio = found.var / exact.var
-    shift = (found.mean - exact.mean).square() / exact.var
-    return float(0.5 * (ratio - 1 - ratio.log() + shift).sum())
-
-
 def check(name: str, process: Process, solver: Solver | None = None) -> Claim:
     """Measure the order of a registered solver, or of `solver` under that name.
 
@@ -122,14 +112,3 @@ def broken(solvers: Mapping[str, Solver], process: Process) -> list[Claim]:
         if not claim.ok:
             found.append(claim)
     return found
-
-
-def monte_carlo_weak_error(x: Tensor, mean: Tensor, var: Tensor, component: int) -> Estimate:
-    """(sample deviation - exact)/exact of one component of samples x [n, d], with its interval.
-
-    For normal data the deviation's standard error is s/sqrt(2 n).
-    """
-    std = float(var[component].sqrt())
-    value = float(x[:, component].std()) / std - 1
-    half = 1.96 * (value + 1) / math.sqrt(2 * len(x))
-    return Estimate(value, value - half, value + half)

@@ -269,7 +269,10 @@ def lineup(
         costs = sorted(held)
         few = sorted({costs[0], costs[len(costs) // 2], costs[-1]}) if costs else []
         library = "" if r["library"] == "undiffuse" else f"{r['library']} "
-        out.setdefault(f"{library}{r['solver']}\non {r['grid']}", {n: held[n] for n in few})
+        name = f"{library}{r['solver']}\non {r['grid']}"
+        if who(r) == DEFAULT:
+            name = f"the default,\n{name}"
+        out.setdefault(name, {n: held[n] for n in few})
     return list(out.items())
 
 

@@ -1,7 +1,10 @@
 """Small runs of `bench nfe` for the tests beside this."""
 
+import math
+
 from undiffuse.bench.nfe import campaign as cells
 from undiffuse.bench.nfe import run as nfe
+from undiffuse.solvers.intervals import Estimate
 
 SMALL = {"checkpoint": "none", "targets": ["ring2"], "peers": [], "batch": 8, "progress": False}
 
@@ -20,3 +23,11 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(cells, "run_cell", spy)
     return keys
+
+
+def deviation(x, var, component):
+    """(sample deviation - exact) / exact of one component of x [n, d], with its interval: for
+    normal data the deviation's standard error is s / sqrt(2 n)."""
+    value = float(x[:, component].std() / var[component].sqrt()) - 1
+    half = 1.96 * (value + 1) / math.sqrt(2 * len(x))
+    return Estimate(value, value - half, value + half)

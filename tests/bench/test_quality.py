@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from undiffuse.bench.measures import claims, metrics, quality
+from undiffuse.bench.measures import metrics, quality
 from undiffuse.bench.measures.quality import MEASURES, Run
 from undiffuse.bench.problems import problem as exact
 from undiffuse.bench.problems import problem as problems
@@ -15,6 +15,8 @@ from undiffuse.bench.problems.problem import Inapplicable, Reference
 from undiffuse.models import GaussianMixture
 from undiffuse.models.named_targets import TARGETS, Target, get
 from undiffuse.solvers.tables.law import marginal
+
+from .runs import deviation
 
 pytest.importorskip("scipy")
 RING = problems.exact(get("ring2"), 400, seed=4)
@@ -115,7 +117,7 @@ def test_the_exact_weak_error_is_that_of_the_samples(solver):
     t = plan.tableau.grid[-1]
     law = marginal(problem.process, t, basis.T @ problem.law.mean, var)
     x = problems.from_unit(problem.process, w, float(t)) @ basis
-    deviations = [claims.monte_carlo_weak_error(x, law.mean, law.var, i) for i in range(3)]
+    deviations = [deviation(x, law.var, i) for i in range(3)]
     worst = max(deviations, key=lambda e: abs(e.value))
     shift = ((x.mean(0) - law.mean) / law.var.sqrt()).abs()
     assert float(shift.max()) < 0.03 < exact_one.value  # so a deviation is what is off

@@ -87,3 +87,14 @@ def test_the_front_holds_the_default_beside_the_least():
     }
     assert regret(front(rows[:2], [8])) == {}  # no peer
     assert found["tuned"] is None and front(rows[1:], [8])["p"]["8"]["default"] is None
+
+
+def test_every_result_is_listed_and_every_figure_is_a_picture_of_size():
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for file in RESULTS.iterdir():
+        if file.name != "README.md":
+            assert file.name in text or f"{file.stem}.*" in text, f"{file.name} is not listed"
+        if file.suffix == ".png":
+            head = file.read_bytes()[:24]
+            wide, high = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
+            assert head[1:4] == b"PNG" and min(wide, high) >= 120, file.name
