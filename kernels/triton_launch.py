@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 import triton
@@ -23,7 +24,7 @@ class Block:
     grid: tuple[int, ...]
     quads: int
     total: int
-    switches: dict
+    switches: MappingProxyType
 
 
 def block_of(batch, size, operands):
@@ -47,7 +48,7 @@ def _block(batch, size, operands, interpreted):
     flat = batch > 1 and (quads < q or batch > GRID_Y)
     grid = (triton.cdiv(total, q),) if flat else (triton.cdiv(quads, q), batch)
     switches = {"Q": q, "FLAT": flat, "ALIGNED": size % 4 == 0}
-    return Block(grid, quads, total, switches)
+    return Block(grid, quads, total, MappingProxyType(switches))  # kept for all, so nobody's
 
 
 def packed(*tensors):
@@ -73,4 +74,4 @@ def launch_options():
 @lru_cache(2)
 def _options(fast):
     warp = 64 if torch.version.hip else 32
-    return {"num_warps": THREADS // warp, "enable_fp_fusion": fast}
+    return MappingProxyType({"num_warps": THREADS // warp, "enable_fp_fusion": fast})

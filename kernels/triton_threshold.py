@@ -79,7 +79,7 @@ def dynamic_threshold(x, ratio, maximum):
     if dispatch.interpreted():
         block = triton.next_power_of_2(min(size, 1 << 15))
     elif size > LARGE:  # few programs of long loops: four times the threads on each
-        options["num_warps"], block = 4 * options["num_warps"], 4 * BLOCK
+        options, block = options | {"num_warps": 4 * options["num_warps"]}, 4 * BLOCK
     with dispatch.device_guard(x):
         threshold_kernel[(x.shape[0],)](x, out, size, rank, share, maximum, BLOCK=block, **options)
     return out
