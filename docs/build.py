@@ -4,6 +4,7 @@
 - The results of bench/results, the changelog and the guide for contributors as pages.
 - The notebooks as pages, as they were committed; a test executes them.
 - What the commands say of themselves.
+- Guides that mkdocs.yml does not name, last in its list.
 """
 
 from __future__ import annotations
@@ -75,6 +76,16 @@ def commands() -> str:
         )
         told.append(f"## undiffuse {name}\n\n```text\n{done.stdout.rstrip()}\n```\n")
     return "\n".join(told)
+
+
+def on_config(config: Any) -> Any:
+    """Guides that the navigation does not name yet come last among the guides."""
+    guides = next(
+        part["Guides"] for part in config.nav if isinstance(part, dict) and "Guides" in part
+    )
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    guides += sorted(p.name for p in (ROOT / "docs").glob("*.md") if p.name not in named)
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -34,13 +34,15 @@ LOADS = re.compile(
 )
 
 
-def test_every_page_is_in_the_navigation():
+def test_the_navigation_names_pages_that_are_there():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     named = set(re.findall(r"[\w/-]+\.md", nav))
     kept = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")}
     notebooks = {f"notebooks/{p.stem}.md" for p in (DOCS / "notebooks").glob("*.ipynb")}
     elsewhere = {"changelog.md", "contributing.md", "results/index.md"}
-    assert named == kept | notebooks | elsewhere
+    assert named <= kept | notebooks | elsewhere and named >= notebooks | elsewhere
+    # guides at the top are added by docs/build.py
+    assert {name for name in kept if "/" in name} <= named
 
 
 def test_every_namespace_has_a_page_of_the_reference():
