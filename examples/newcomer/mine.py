@@ -37,7 +37,7 @@ class Net(nn.Module):
         return torch.lerp(self.time(low.long()), self.time(low.long() + 1), share)
 
 
-def train(digits, steps=800):
+def train(digits, steps=1500):
     torch.manual_seed(0)
     net, kept = Net(), torch.cumprod(1 - BETAS, 0)
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
@@ -57,7 +57,9 @@ def model():
     net = Net()
     net.load_state_dict(torch.load(WEIGHTS))
     denoiser = ud.Denoiser(net, ud.VP.from_betas(BETAS), predicts="noise", time="index")
-    return ud.models.Checkpoint(denoiser, event_shape=(1, 8, 8), data_range=(-1.0, 1.0))
+    return ud.models.Checkpoint(
+        denoiser, event_shape=(1, 8, 8), data_range=(-1.0, 1.0), spacing=2 / 255
+    )
 
 
 if __name__ == "__main__":
