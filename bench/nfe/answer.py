@@ -15,6 +15,7 @@ from typing import Any
 
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.store import Record
+from ...solvers.tables.grids import FEW
 from ..measures.quality import MEASURES, Measure
 from ..problems.plans import TUNED
 from ..report import table
@@ -162,9 +163,13 @@ def absent(records: Sequence[Record]) -> dict[str, str]:
 
 
 def code(side: Mapping[str, Any], calls: int) -> str | None:
-    """The Python line that runs this row; None for a peer's and for what a file holds."""
+    """The Python line that runs this row; None for a peer's and for what a file holds.
+
+    Rows end at t_min, as the default does by itself in runs of at most `FEW` steps.
+    """
     if who(side) == DEFAULT:
-        return f"ud.sample(model, shape, nfe={calls})"
+        final = "" if calls <= FEW else ', final="t_min"'
+        return f"ud.sample(model, shape, nfe={calls}{final})"
     if side["library"] != "undiffuse" or not side["solver"].replace("-", "").isalnum():
         return None
     grid = side["grid"].partition(",")[0]

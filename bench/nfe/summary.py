@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,10 @@ METHOD = (
         "the rows. Rows of 'undiffuse tune' were fitted to the problem."
     ),
     (
+        "Our rows end at t_min. The default ends its short runs there too, and longer ones with a "
+        "denoising jump, unless it is told final='t_min' as here."
+    ),
+    (
         "Intervals are 95 %: bootstrap over samples for means, delete-a-group jackknife for "
         "distances. The best of many rows is picked after the run."
     ),
@@ -249,7 +254,13 @@ def told(summary: dict[str, Any]) -> list[str]:
         seeds = ", ".join(map(str, p["seeds"]))
         said.append(f"{name}: process {p['process']}, samples of each seed ({seeds}).")
     versions = ", ".join(f"{k} {v}" for k, v in summary["environment"].items())
-    return [*said, *_regrets(summary), *_about(summary), *METHOD, f"Made with {versions}."]
+    return [
+        *said,
+        *_regrets(summary),
+        *_about(summary),
+        *METHOD,
+        f"Made on {date.today()} with {versions}.",
+    ]
 
 
 def closing(out: Path, summary: dict[str, Any]) -> list[str]:

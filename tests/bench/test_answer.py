@@ -2,11 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+import undiffuse as ud
 from undiffuse.bench.measures.quality import MEASURES
 from undiffuse.bench.nfe import answer
+from undiffuse.bench.problems import problem as problems
+from undiffuse.bench.problems.plans import Ours
+from undiffuse.models.named_targets import get
 
 pytest.importorskip("scipy")
 
@@ -89,11 +94,33 @@ def test_the_screen_at_80_columns(said):
 def test_the_code_runs_the_row_it_stands_beside():
     usual = {"library": "undiffuse", "solver": "relay", "grid": "blend"}
     assert answer.code(usual, 8) == "ud.sample(model, shape, nfe=8)"
+    assert answer.code(usual, 15) == 'ud.sample(model, shape, nfe=15, final="t_min")'
     assert answer.code({**usual, "grid": "karras"}, 8) == (
         'ud.sample(model, shape, "relay", nfe=8, grid="karras", final="t_min")'
     )
     assert answer.code({**usual, "library": "diffusers"}, 8) is None
     assert answer.code({**usual, "solver": "mine.py:Mine"}, 8) is None
+
+
+@pytest.mark.parametrize("n", [5, 10, 15])
+@pytest.mark.parametrize(
+    ("solver", "grid"), [("relay", "blend"), ("relay", "karras"), ("vab-4", "quadratic")]
+)
+def test_the_code_calls_the_network_where_the_measured_row_does(solver, grid, n):
+    """The line that is copied and the row beside it are one run."""
+    problem = problems.exact(get("digits64"), 2)
+    seen = []
+
+    def net(x, t, **cond):
+        seen.append(float(t.flatten()[0]))
+        return problem.model.net(x, t, **cond)
+
+    line = answer.code({"library": "undiffuse", "solver": solver, "grid": grid}, n)
+    names = {"ud": ud, "model": replace(problem.model, net=net), "shape": problem.start.shape}
+    eval(line, names)
+    plan = Ours(solver, grid, "t_min").plan(problem, n)
+    told = problem.model.network_time(plan.tableau.times).tolist()
+    assert len(seen) == plan.calls and seen == pytest.approx(told, rel=1e-5)
 
 
 def test_it_is_plain_json(said):
