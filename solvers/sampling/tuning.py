@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from ...models.statistics import Statistics
 from ..arguments import dtype_of
 from ..distances import Classifier, Distance, Features, StateRMS
 from ..families.tuned import Learned, read
+from ..work.engines import Work, perform
+from ..work.ledger import Record
+from ..work.processes import rank, threads, world_size
 from . import pilot
 from .pilot import Tuned
 from .pilot_grid import GITS, digest, fingerprint, gits
@@ -78,6 +83,8 @@ def tune(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    workers: int = 1,
+    engine: str | None = None,
 ) -> dict[int, float]:
     """`ud.tune` for every number of calls; returns the errors on starts that chose nothing.
 
@@ -88,6 +95,7 @@ def tune(
     nfe: numbers of network calls, each >= 2.
     final, learn, starts, iterations, calls, seed, device, progress: as for `ud.tune`.
     data: what statistics are taken of; None: what the checkpoint was trained on, where it says so.
+    workers, engine: who looks, a process for each number of calls; as of `perform`.
     Raises ValueError for bad input.
     """
     out = Path(out)
@@ -106,34 +114,79 @@ def tune(
     shape = (BATCH, *event)
     network = digest(fingerprint(denoiser, shape))
     events = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()[:16]
-    errors = {}
-    for n in nfe:
-        path = out / f"tuned-{n}.json"
-        key = json.dumps([network, n, final, learn, starts, iterations, calls, seed, events])
-        notes = _notes(path)
-        if notes.get("key") == key:
-            print(f"{n} calls: kept, error {notes['error']:.3g}: {path}")
-        else:
-            found = pilot.tune(
-                denoiser,
-                shape,
-                n,
-                data=known,
-                final=final,
-                learn=learn,
-                starts=starts,
-                calls=calls,
-                iterations=iterations,
-                seed=seed,
-                device=device,
-                progress=progress,
-            )
-            found.save(path, key=key, problem=name)
-            notes = found.notes()
-            print(found)
-        errors[n] = float(notes["error"])
-    print(_lines(model, target, out / f"tuned-{nfe[-1]}.json", shape))
+    keys = {
+        n: json.dumps([network, n, final, learn, starts, iterations, calls, seed, events])
+        for n in nfe
+    }
+    how: dict[str, Any] = {"final": final, "learn": learn, "starts": starts, "calls": calls}
+    how |= {"iterations": iterations, "seed": seed, "device": device}
+    how["progress"] = progress and rank() == 0
+    work = Tunings(out, model, target, data, keys, how)
+    work.posed = name, denoiser, event, known
+    kept = [n for n in nfe if work.error(n) is not None]
+    for unit in work.units():  # a table that was taken away is made again
+        work.ledger.forget(unit)
+    perform(work, workers=workers, engine=engine)
+    errors = {n: float(work.error(n) or 0.0) for n in nfe}
+    if rank() == 0:
+        for n in kept:
+            print(f"{n} calls: kept, error {errors[n]:.3g}: {work.path(n)}")
+        print(_lines(model, target, work.path(nfe[-1]), shape))
+    if world_size() == 1:
+        work.ledger.clear()
     return errors
+
+
+@dataclass(eq=False)
+class Tunings(Work):
+    """The tables that are looked for, one a number of calls.
+
+    keys: for each number of calls, all that determines its table.
+    how: keyword arguments of `ud.tune`.
+    """
+
+    folder: Path
+    model: str | Path | None
+    target: str | None
+    data: str | Path | None
+    keys: dict[int, str]
+    how: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        every = json.dumps(sorted(self.keys.values())).encode()
+        self.job = f"tune-{hashlib.sha256(every).hexdigest()[:12]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what each process reads for itself."""
+        return {k: v for k, v in vars(self).items() if k != "posed"}
+
+    @cached_property
+    def posed(self) -> tuple[str, Denoiser, tuple[int, ...], Tensor | None]:
+        """The name, the model, an event's shape and the data, in this process."""
+        return _posed(self.model, self.target, self.data, self.how["device"])
+
+    def path(self, n: int) -> Path:
+        """Of the table of n calls."""
+        return self.folder / f"tuned-{n}.json"
+
+    def error(self, n: int) -> float | None:
+        """Of the table that is there, if it is the one that was asked for."""
+        notes = _notes(self.path(n))
+        return float(notes["error"]) if notes.get("key") == self.keys[n] else None
+
+    def units(self) -> list[range]:
+        """A unit for each number of calls whose table is not there."""
+        return [range(n, n + 1) for n in self.keys if self.error(n) is None]
+
+    def make(self, unit: range) -> Record:
+        """Look for a table and write it."""
+        (n,) = unit
+        name, denoiser, event, known = self.posed
+        with threads(1):
+            found = pilot.tune(denoiser, (BATCH, *event), n, data=known, **self.how)
+        found.save(self.path(n), key=self.keys[n], problem=name)
+        print(found)
+        return {"error": float(found.notes()["error"])}
 
 
 def _notes(path: Path) -> dict[str, Any]:

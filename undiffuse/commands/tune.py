@@ -44,6 +44,10 @@ def options(p: argparse.ArgumentParser) -> None:
         ("calls", "of a batch of eight that trying candidates may take"),
     ):
         p.add_argument(f"--{name}", type=int, default=default(tuning.tune, name), help=words)
+    p.add_argument(
+        "--workers", type=int, default=1, help="processes, each for another number of calls"
+    )
+    p.add_argument("--engine", default=None, help="local, torchrun or ray, which changes no number")
     common(p, "out/tune")
 
 
