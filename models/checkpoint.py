@@ -279,6 +279,9 @@ def from_code(spec: str) -> Any:
             raise FileNotFoundError(f"no Python file {where!r}")
         module = importlib.util.module_from_spec(found)
         sys.modules[found.name] = module  # where a dataclass looks its annotations up
+        folder = str(Path(where).resolve().parent)
+        if folder not in sys.path:  # as `python file.py` has it: it may import its neighbours
+            sys.path.insert(0, folder)
         found.loader.exec_module(module)
     elif all(part.isidentifier() for part in where.split(".")):
         module = importlib.import_module(where)

@@ -19,6 +19,7 @@ from . import conditions
 from .calling import Pair, Seen, called, repeated
 from .processes import Process
 from .readout import (
+    ELSEWHERE,
     READOUTS,
     TIME_CONVENTIONS,
     Affine,
@@ -37,7 +38,8 @@ class Denoiser:
 
     net: callable `net(x, t, **cond)`, x [B, ...] -> [B, ...]; t is [B], float32 or float64.
     process: the forward process the network was trained on.
-    predicts: 'noise', 'data', 'score', 'v', 'flow' (velocity) or 'edm' (Karras et al. 2022).
+    predicts: 'noise', 'data', 'score', 'v', 'flow' (velocity) or 'edm' (Karras et al. 2022), or
+        what other libraries call them, 'epsilon', 'sample', 'v_prediction'.
     time: what the network is told: 'continuous' (t), 'index' (0..steps-1 for a network of discrete
         time), 'edm' (log(sigma)/4, the default of predicts='edm'), 'sigma', or a callable of the
         float64 tensor t.
@@ -69,6 +71,8 @@ class Denoiser:
             raise InvalidType(f"net must be callable as net(x, t, **cond); got {_kind(self.net)}")
         if not isinstance(self.process, Process):
             raise InvalidType(f"process must be a Process, e.g. VP(); got {_kind(self.process)}")
+        if isinstance(self.predicts, str) and self.predicts in ELSEWHERE:
+            object.__setattr__(self, "predicts", ELSEWHERE[self.predicts])
         if self.predicts not in READOUTS:
             raise InvalidValue(
                 f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}"

@@ -1,5 +1,5 @@
-"""How far a long run is, on standard error: a bar where rich is installed, a line now and then
-where not."""
+"""How far a long run is, on standard error: a bar in a terminal (rich, or tqdm) and in a notebook
+(tqdm), and where neither is, or the output goes to a file, a line every few seconds."""
 
 from __future__ import annotations
 
@@ -37,15 +37,24 @@ class _Lines(Bar):
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps
-        if time.monotonic() - self._last >= EVERY:
-            self._last = time.monotonic()
-            rate = self._done / (self._last - self._began)
-            left = f"{rate:.3g} a second, {(self._total - self._done) / rate:.0f} s left"
-            said = f"{self._what}: {self._done} of {self._total}, {left}"
-            print(said, file=sys.stderr, flush=True)
+        self._print()
 
     def say(self, what: str) -> None:
         self._what = what
+        self._print()
+
+    def _print(self) -> None:
+        """A line, at most every few seconds: time since the start, what is done of how much."""
+        now = time.monotonic()
+        if now - self._last < EVERY:
+            return
+        self._last = now
+        minutes, seconds = divmod(int(now - self._began), 60)
+        line = f"[{minutes}:{seconds:02}] {self._what}: {self._done} of {self._total}"
+        if self._done and now > self._began:
+            rate = self._done / (now - self._began)
+            line += f", {rate:.3g} a second, {(self._total - self._done) / rate:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
 
 class _RichBar(Bar):
@@ -62,7 +71,22 @@ class _RichBar(Bar):
         self._drawn.advance(self._task, steps)
 
     def say(self, what: str) -> None:
-        self._drawn.update(self._task, description=f"{what:<44.44}")
+        self._drawn.update(self._task, description=f"{what:<40.40}")
+
+
+class _TqdmBar(Bar):
+    def __init__(self, drawn: Any) -> None:
+        self._drawn = drawn
+
+    def total(self, steps: int) -> None:
+        self._drawn.total = (self._drawn.total or 0) + steps
+        self._drawn.refresh()
+
+    def advance(self, steps: int = 1) -> None:
+        self._drawn.update(steps)
+
+    def say(self, what: str) -> None:
+        self._drawn.set_description(what)
 
 
 @contextmanager
@@ -71,7 +95,13 @@ def bar(show: bool) -> Iterator[Bar]:
     if not show:
         yield Bar()
         return
+    notebook = "ipykernel" in sys.modules
+    if not notebook and not sys.stderr.isatty():
+        yield _Lines()
+        return
     try:
+        if notebook:
+            raise ImportError("a terminal's bar is no notebook's")
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -81,10 +111,17 @@ def bar(show: bool) -> Iterator[Bar]:
             Task,
             TextColumn,
         )
+        from rich.progress import TimeElapsedColumn as Elapsed
         from rich.progress import TimeRemainingColumn as Left
         from rich.text import Text
     except ImportError:
-        yield _Lines()
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            yield _Lines()
+            return
+        with tqdm(total=0, leave=False) as shown:
+            yield _TqdmBar(shown)
         return
 
     class Rate(ProgressColumn):
@@ -93,7 +130,7 @@ def bar(show: bool) -> Iterator[Bar]:
             return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
     words = TextColumn("{task.description}", markup=False)  # brackets of a name are its own
-    columns = (words, BarColumn(), MofNCompleteColumn(), Rate(), Left())
+    columns = (words, BarColumn(), MofNCompleteColumn(), Rate(), Elapsed(), Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         yield _RichBar(drawn)
 

@@ -81,6 +81,13 @@ READOUTS: dict[str, Callable[[Process, Tensor, float], Row]] = {
     "edm": _edm,
 }
 """The six read-outs by name."""
+ELSEWHERE = {
+    **dict.fromkeys(("epsilon", "pred_noise"), "noise"),
+    **dict.fromkeys(("sample", "x0", "x_0", "x_start", "xstart", "pred_x0"), "data"),
+    **dict.fromkeys(("v_prediction", "v-prediction", "pred_v"), "v"),
+    **dict.fromkeys(("flow_prediction", "flow-prediction"), "flow"),
+}
+"""What diffusers, guided-diffusion and denoising-diffusion-pytorch call them."""
 
 
 class Affine(NamedTuple):

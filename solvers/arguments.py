@@ -22,6 +22,8 @@ from ..kernels.errors import InvalidType, InvalidValue
 from ..models import Denoiser
 
 T = TypeVar("T")
+MANY = 24
+"""Names beyond which a message does not list them all."""
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -113,16 +115,17 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def lookup(what: str, name: str, table: dict[str, T]) -> T:
-    """table[name], or a ValueError that suggests the nearest known name."""
+    """table[name], or a ValueError that suggests the nearest known names, three at most."""
     if not isinstance(name, str):
         raise InvalidType(f"{what} must be a name or an object of that kind; got {name!r}")
     key = name.lower().replace("_", "-")
     for known, value in table.items():
         if known.replace("_", "-") == key:
             return value
-    near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidValue(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")
+    near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 3, 0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    known = f"known: {', '.join(table)}" if len(table) <= MANY else f"`undiffuse {what}s` has all"
+    raise InvalidValue(f"unknown {what} {name!r}; {hint}{known}")
 
 
 def keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:

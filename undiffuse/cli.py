@@ -1,30 +1,64 @@
 """The command line: parses, runs one command of `commands/`, and says how it ended.
 
 What can be expected to go wrong ends in one line on standard error; what cannot, in a traceback:
-it is a mistake of this package, or of code that was handed to it.
+it is a mistake of this package, or of code that was handed to it. Nothing here, and no option of a
+command, imports torch: help, version and completion are at hand at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
 
+from . import __version__
 from .commands import COMMANDS
 from .commands.common import Help, check
-from .kernels.errors import UndiffuseError
 
 EXTRAS = ("diffusers", "matplotlib", "rich", "scipy", "sklearn")
 """Modules that the extra `bench` brings."""
+EXAMPLES = """\
+examples:
+  undiffuse sample --n 16 --nfe 10           samples of the network that ships
+  undiffuse which net.py:model --nfe 10      which solver suits a network of yours
+  undiffuse tune net.py:model --nfe 8        a table for this network alone
+  undiffuse bench                            solvers and other libraries, side by side
+
+`undiffuse COMMAND --help` has the options of each, and examples."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says the nearest word for one that is unknown, and never more than three."""
+
+    def error(self, message: str) -> NoReturn:
+        head, found, rest = message.partition("invalid choice: ")
+        if found:
+            given, _, known = rest.partition(" (choose from ")
+            words = [w.strip(" '") for w in known.rstrip(")").split(",")]
+            near = difflib.get_close_matches(given.strip("'"), words, 3, 0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else listed(words)
+            message = f"{head}no {given} here: {hint}"
+        super().error(message)
+
+
+def listed(words: Sequence[str]) -> str:
+    return f"one of {', '.join(words)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0; 1 where `bench compare` finds something worse; 2 for
-    what was to be expected, in one line; 130 where it was interrupted, 141 where nobody reads its
-    output any more."""
+    """Run a command; returns the exit code: 0; 1 where `bench compare` finds something worse, or
+    `check` something wrong; 2 for what was to be expected, in one line; 130 where it was
+    interrupted, 141 where nobody reads its output any more."""
     given = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(given[0] if given else None).parse_args(given)
+    parser = build()
+    if not given:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(_completed(given))
     try:
         check(args)
         code = args.run(args)
@@ -43,10 +77,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
+def _completed(given: list[str]) -> list[str]:
+    """`bench` alone is `bench nfe`, and the kind may stand behind its options."""
+    if given[0] != "bench" or given[1:2] in (["-h"], ["--help"]):
+        return given
+    from .commands.bench import KINDS
+
+    rest = given[1:]
+    kind = next((word for word in rest if word in KINDS), None)
+    if kind is not None:
+        rest.remove(kind)
+    elif rest and rest[0].isalpha() and rest[0] != "digits":
+        return given  # a kind, misspelt: the parser says which are near
+    return ["bench", kind or "nfe", *rest]
+
+
 def _expected(error: Exception) -> str | None:
     """One line about a failure that is no bug: this package's own refusals and unfinished runs,
     files, optional packages and memory. None of any other."""
     import torch
+
+    from .kernels.errors import UndiffuseError
 
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -62,21 +113,33 @@ def _expected(error: Exception) -> str | None:
     return None
 
 
-def _parser(wanted: str | None) -> argparse.ArgumentParser:
-    """The parser, with the options of the command that is wanted: theirs are read from the
-    library."""
-    parser = argparse.ArgumentParser(
+def build() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(
         prog="undiffuse",
         description="Diffusion sampling as the numerical integration of reverse-time SDEs and "
         "ODEs.",
+        epilog=EXAMPLES,
+        formatter_class=Help,
     )
-    places = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        name, text = command.__name__.rpartition(".")[2], (command.__doc__ or "").strip()
-        place = places.add_parser(name, help=text, description=text, formatter_class=Help)
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"undiffuse {__version__}", help="the version"
+    )
+    places = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    for name in COMMANDS:
+        command = import_module(f".commands.{name}", __package__)
+        text = (command.__doc__ or "").strip()
+        place = places.add_parser(
+            name,
+            help=text.split("\n")[0],
+            description=text,
+            epilog=f"examples:\n{command.EXAMPLES}",
+            formatter_class=Help,
+        )
         place.set_defaults(run=command.run, kept=command.KEPT)
-        if name == wanted:
-            command.options(place)
+        command.options(place)
     return parser
 
 

@@ -233,6 +233,11 @@ def reference_file(store: Store, problem: Problem) -> Path:
     return store.path.parent / f"reference-{problem.name.replace(' ', '-')}-{problem.seed}.pt"
 
 
+REFERENCE, SUMMARY, LIKELIHOOD = 60, 40, 40
+"""How many cells take as long as a problem's reference, as tables and pictures, and as bits/dim do,
+by a run of the networks that ship on two cores."""
+
+
 def measure(
     spec: Spec,
     todo: list[Cell],
@@ -249,22 +254,27 @@ def measure(
     spec: what the workers build the problem from.
     todo: all cells of the problem, those that are done included.
     store: where records are read and kept.
-    shown: the bar; the cells that are not in the store are counted in it already.
+    shown: the bar; the cells that are not in the store, and a reference, are in its total already.
     workers: processes.
     metrics: names of the cells' measures, for the workers.
     engine: who they are, as of `solvers.work.engines.perform`.
     """
     problem = todo[0].problem
     timings = Store(store.path.parent, "timings.jsonl", store.writes)
+    shown.say(f"{problem.name}: tables")
     ready = _prepared(todo, store, shown)
     spans = {c.key: _span(c, ready, store) for c in todo if _runs(c, ready, store)}
     ratios = {start for start, _ in spans.values()}
     if not problem.large or any(m.field == "error" for m in todo[0].measures):
         ratios |= {end for _, end in spans.values()} | {problem.r_min, 0.0}
+    further = False  # the first level is counted by the caller
     for level in LEVELS["large" if problem.large else "narrow" if problem.narrow else "small"]:
         shown.say(f"{problem.name}: reference solution")
         file = reference_file(store, problem)
         reference = first_of_all(partial(cached, file, problem, ratios, level))
+        shown.total(REFERENCE * further)
+        shown.advance(REFERENCE)
+        further = True
         due = [c for c in todo if c.key in spans and not _settled(store, c.key, reference)]
         ready |= {c.key: _checked(c) for c in due if c.key not in ready}
         shown.total(sum(c.key in store for c in due))  # those that a finer reference has again

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ from ..problems.plans import Config, Ours, default_solvers, ours
 from ..problems.problem import Problem, Reference
 from ..report import table
 from . import campaign, summary
+from .answer import WIDTH, screen
 from .campaign import Cell, Spec, first_of_all, together
 from .summary import pooled
 
@@ -54,6 +56,9 @@ BATCH, QUICK_BATCH = 256, 64
 LARGE_BATCH, QUICK_LARGE_BATCH = 16, 8
 """Samples of a network whose events have more than SMALL_EVENT components."""
 GRIDS = ("log_snr", "laplace-wide", "laplace", "quadratic", "equidistributed")
+WIDEST = 100
+"""Columns of the screen at most: longer lines are hard to read."""
+SHOW = ("answer", "all", "json")
 SMALL = 2**16
 """Components of a batch up to which one thread is faster than two."""
 
@@ -81,6 +86,8 @@ def run(
     engine: str | None = None,
     progress: bool = True,
     format: str = "jsonl",
+    show: str = "all",
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Measure, print and write; returns the summary that summary.json holds ({} in the processes of
     torchrun but the first).
@@ -108,10 +115,14 @@ def run(
     engine: who they are: 'local', 'torchrun' or 'ray'.
     progress: a bar on standard error.
     format: 'parquet' writes results.parquet, too.
+    show: what is printed: 'answer', one screen; 'all', every table; 'json', the summary.
+    fresh: measure again what `out` holds already.
 
     Raises ValueError for what does not fit, before any work.
     """
     out = Path(out)
+    if show not in SHOW:
+        raise InvalidValue(f"show must be one of {', '.join(SHOW)}; got {show!r}")
     costs = _costs(nfe, quick)
     rows_format(format)
     apart = engine_of(engine, workers) == "ray" or workers > 1
@@ -146,6 +157,8 @@ def run(
             raise InvalidValue("nothing to measure: name a solver or a peer")
         todo.append(_cells(p, [*own, *others], costs, measures))
 
+    wanted = not posed[-1].large if likelihood is None else likelihood
+    scored = wanted and specs[-1].target is None
     began = time.perf_counter()
     writes = rank() == 0
     references: dict[str, Reference] = {}
@@ -153,7 +166,12 @@ def run(
     names = None if metrics is None else list(metrics)
     with bar(progress and writes) as shown, _threads(posed), together():
         store = first_of_all(partial(Store, out, writes=writes))
-        shown.total(sum(c.key not in store for mine in todo for c in mine))
+        if fresh:
+            store.records.clear()  # the file keeps its lines, of which the last counts
+        cells = [c for mine in todo for c in mine]
+        new = _reused(cells, store, out, writes and show != "json")
+        phases = campaign.REFERENCE * len(specs) + campaign.SUMMARY
+        shown.total(new + phases + campaign.LIKELIHOOD * scored)
         for spec, problem, mine in zip(specs, posed, todo, strict=True):
             found = campaign.measure(spec, mine, store, shown, workers, names, engine)
             references.setdefault(problem.name, found)
@@ -167,9 +185,8 @@ def run(
         result = summary.summarise(posed, every, records, references, measures)
         for name, about in result["problems"].items():
             about |= {"seeds": every_seed, "reference_error": worst[name]}
-        if likelihood is None:
-            likelihood = not posed[-1].large
-        if likelihood and specs[-1].target is None:
+        shown.advance(campaign.SUMMARY)
+        if scored:
             shown.say("bits/dim of held-out data")
             trained, held = specs[-1].trained(), specs[-1].held()
             result["likelihood"] = summary.held_out_bits(trained, held, 8 if quick else 32)
@@ -177,8 +194,28 @@ def run(
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_rows(out / "results", records, format)
     write_text(out / "summary.json", json.dumps(result, indent=1) + "\n")
-    table.show(tables, summary.closing(out, result))
+    _print(show, result, out, tables)
     return result
+
+
+def _reused(cells: Sequence[Cell], store: Store, out: Path, say: bool) -> int:
+    """How many cells are to be run; says how many are there already."""
+    kept = sum(c.key in store for c in cells)
+    new = len(cells) - kept
+    if kept and say:
+        again = "" if new else "; --fresh measures again"
+        print(f"{len(cells)} runs: {kept} from the earlier run in {out}, {new} new{again}")
+    return new
+
+
+def _print(show: str, result: dict[str, Any], out: Path, tables: Sequence[table.Table]) -> None:
+    if show == "json":
+        print(json.dumps(result, indent=1))
+    elif show == "answer":
+        wide = shutil.get_terminal_size((WIDTH, 24)).columns
+        print("\n".join([*screen(result["answer"], out, min(wide, WIDEST)), *result["notes"]]))
+    else:
+        table.show(tables, summary.closing(out, result))
 
 
 @contextmanager

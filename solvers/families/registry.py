@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from ...kernels.errors import InvalidValue
+from .. import catalogue
 from ..arguments import lookup
 from ..tables.solver import Solver
 from . import (
@@ -60,9 +62,27 @@ def names(aliases: bool = True) -> list[str]:
 def get(name: str | S) -> Solver | S:
     """The solver of that name; one that is given is handed back.
 
-    name: a registered name, or a solver.
-    Raises ValueError with the nearest known name otherwise.
+    name: a registered name, another library's ('DPMSolverMultistepScheduler', 'euler_a', see
+        `solvers.catalogue`), or a solver.
+    Raises ValueError with the nearest known names otherwise, and for a name that says a grid, too.
     """
     if isinstance(name, Solver | GaussianPreconditioned):
         return name
-    return lookup("solver", name, SOLVERS)
+    found, grid = on_its_grid(name)
+    if grid is not None:
+        own = next(key for key, value in SOLVERS.items() if value is found)
+        raise InvalidValue(
+            f"solver {name!r} names a grid, too: say solver={own!r} and grid={grid!r}"
+        )
+    return found
+
+
+def on_its_grid(name: str) -> tuple[Solver, str | None]:
+    """The solver of a name, and the grid that another library's name says with it, else None.
+
+    Raises ValueError with the nearest known names.
+    """
+    if isinstance(name, str) and (known := catalogue.ours(name, SOLVERS)) is not None:
+        own, grid = known
+        return SOLVERS[own], grid
+    return lookup("solver", name, SOLVERS), None

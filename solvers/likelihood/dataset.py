@@ -92,10 +92,11 @@ def run(
     device = own_device(str(device)) if device is not None else None
     model = "digits" if model is None else model
     trained = load(model, device)
-    items = Items.of(trained, data, how.convention, how.dequantize is not None)
+    items = Items.of(trained, data, how.convention, how.dequantize is not None, how.levels)
     levels, dtype, fill = items.levels, TYPES[how.dtype], dequantisation(how, items.levels)
     denoiser = prepared(trained.denoiser, device, dtype)
-    head = json.dumps([_identity(model, trained), str(levels), vars(how)])
+    settings = {k: v for k, v in vars(how).items() if k != "levels"}  # `levels` says them
+    head = json.dumps([_identity(model, trained), str(levels), settings])
     count = len(items) if limit is None else min(limit, len(items))
     labels = items.labels()[:count] if how.conditional else None
     with bar(progress) as shown:
@@ -144,7 +145,7 @@ def run(
     summary["blur"] = math.exp(-float(denoiser.process.log_snr(denoiser.t_min)))
     summary["seconds"] = round(time.perf_counter() - began, 1)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print(_sentence(summary, out))
+    print(_lines(summary, items.source.name, out))
     try:
         _histogram(
             out / "bits.png", [r["bits_per_dim"] for r in records if r["status"] != "failed"]
@@ -250,22 +251,29 @@ def _histogram(path: Path, bits: list[float]) -> None:
     plt.close(fig)
 
 
-def _sentence(s: dict[str, Any], out: Path) -> str:
-    failed = "".join(f"; {n} items failed, left out: {why}" for why, n in s["failures"].items())
-    missed = f"; {s['target_not_met']} missed the target" if s["target_not_met"] else ""
-    single = s["repeats"] == 1 and s["convention"].endswith("dequantisation")
-    unseen = " without the spread of the dequantisation, drawn once" if single else ""
-    solver = f" and {s['item_solver_error']:.4f} of the path's solver" * (s["method"] == "ode")
-    blur = f"; log p of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
-    spread = f"{s['lo']:.4f} to {s['hi']:.4f}, 95 % over {s['items']} items"
-    spread = spread if s["items"] > 1 else "of one item: no interval"
-    return (
-        f"bits/dim {s['bits_per_dim']:.4f} ({spread}) by {s['method']}, {s['convention']}; std "
-        f"error of an item {s['item_std_error']:.4f}{solver}{unseen}, {s['nfe']:.0f} network "
-        "evaluations"
-        f"{blur * (s['method'] == 'ode')}{failed}{missed}\n"
-        f"{s['seconds']} s; written to {out}"
-    )
+def _lines(s: dict[str, Any], data: str, out: Path) -> str:
+    """What was found: the data, bits/dim, what one item may be off by, the cost; what failed."""
+    one = f"±{s['item_std_error']:.4f} by draws of probes or noise"
+    if s["method"] == "ode":
+        one += f", ±{s['item_solver_error']:.4f} by the solver"
+    if s["repeats"] == 1 and s["convention"].endswith("dequantisation"):
+        one += "; dequantisation drawn once: --repeats shows its spread"
+    spread = f"95 % over items {s['lo']:.4f} to {s['hi']:.4f}"
+    lines = [
+        ("data", f"{s['items']} items of {data}; {s['convention']}"),
+        ("bits/dim", f"{s['bits_per_dim']:.4f}, {spread if s['items'] > 1 else 'of one item'}"),
+        ("one item", one),
+        ("cost", f"{s['nfe']:.0f} network calls an item, {s['seconds']} s; {out}/summary.json"),
+    ]
+    if s["method"] == "ode":
+        at = f"of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
+        lines[1] = ("bits/dim", f"{lines[1][1]}, {at}")
+    if s["bits_per_dim"] < 0:
+        lines.append(("note", "below 0: a density of continuous data may exceed 1"))
+    lines += [("left out", f"{n} items: {why}") for why, n in s["failures"].items()]
+    if s["target_not_met"]:
+        lines.append(("missed", f"{s['target_not_met']} items missed the target"))
+    return "\n".join(f"{name:9} {text}" for name, text in lines)
 
 
 # --- both methods -----------------------------------------------------------------------------

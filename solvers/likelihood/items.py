@@ -78,6 +78,8 @@ class Items:
     source: the data, not yet read.
     range: (lo, hi) of what the network takes.
     levels: where the data's levels lie; None: the data are floats.
+    stored: levels of a file that holds fewer, spread over its integers: 256 where bytes hold 17
+        levels from 0 to 255; None: as many.
     own: half the distance of the levels that the network was trained on, by which floats may exceed
         the range; None: the network was trained on continuous data, and any float may come.
     """
@@ -86,10 +88,16 @@ class Items:
     range: tuple[float, float]
     levels: Levels | None
     own: float | None
+    stored: int | None = None
 
     @classmethod
     def of(
-        cls, trained: Checkpoint, data: str | Path | None, convention: str, on_levels: bool
+        cls,
+        trained: Checkpoint,
+        data: str | Path | None,
+        convention: str,
+        on_levels: bool,
+        levels: int | None = None,
     ) -> Items:
         """The items of a data set for a trained network.
 
@@ -98,6 +106,8 @@ class Items:
         convention: where levels lie, 'ends' or 'bins'.
         on_levels: whether floats lie on the levels that the network was trained on, if it was on
             any.
+        levels: how many levels the data have, spread over the integers of a file that could hold
+            more; None: as many as the file can hold.
         Raises ValueError for another event shape, and levels under a network of continuous data.
         """
         source = unseen(trained) if data is None else stream(data)
@@ -113,8 +123,14 @@ class Items:
                 f"of {source.name} have no place: hand in floats as it was trained on"
             )
         count = source.levels or (_count(trained) if on_levels else 0)
-        levels = Levels(count, trained.data_range, convention) if count else None
-        return cls(source, trained.data_range, levels, 0.5 * trained.spacing or None)
+        if levels is not None and not 2 <= levels <= (count or levels):
+            raise InvalidValue(
+                f"levels must be from 2 to the {count} that {source.name} can hold; got {levels}"
+            )
+        stored = source.levels if levels not in (None, source.levels) else None
+        count = count if levels is None else levels
+        laid = Levels(count, trained.data_range, convention) if count else None
+        return cls(source, trained.data_range, laid, 0.5 * trained.spacing or None, stored)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -127,7 +143,7 @@ class Items:
         x = self.source.read(index)
         where = f"{self.source.name}, items {index[0]} to {index[-1]}"
         if not x.is_floating_point():
-            return x
+            return x if self.stored is None else self._of_fewer(x, where)
         lo, hi = self.range
         if self.levels is not None:
             ends = Levels(self.levels.count, self.range)
@@ -144,6 +160,20 @@ class Items:
                     f"{least:g} to {most:g}: bring them there, or hand in bytes"
                 )
         return x.to(dtype)
+
+    def _of_fewer(self, x: Tensor, where: str) -> Tensor:
+        """The levels of integers that are spread over more. Raises ValueError between two."""
+        assert self.levels is not None and self.stored is not None
+        step = (self.stored - 1) / (self.levels.count - 1)
+        place = (x.double() / step).round()
+        off = (place * step - x).abs()
+        if float(off.max()) > 0.5 + 1e-9:  # a level is rounded to the nearest integer
+            value = int(x.flatten()[off.flatten().argmax()])
+            raise InvalidValue(
+                f"{where} hold {value}, between two of {self.levels.count} levels spread over 0 to "
+                f"{self.stored - 1}: leave levels out, or say how many there are"
+            )
+        return place.to(x.dtype)
 
     def placed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What `read` gave as floats in the network's range."""

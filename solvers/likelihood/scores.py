@@ -43,6 +43,8 @@ class Settings:
         `label`. False hands it no condition; a network of labels then says log p(x), as far as it
         was trained without them.
     dtype: of states and network, 'float32' or 'float64'.
+    levels: how many levels the data have, where their file could hold more; None: as many as it
+        can, 256 of bytes.
 
     Raises ValueError for what does not fit.
     """
@@ -62,6 +64,7 @@ class Settings:
     conditional: bool = False
     dtype: str = "float32"
     seed: int = 0
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -125,7 +128,7 @@ class Scores(Work):
     def parts(self) -> tuple[Items, Denoiser, str | Hook | None]:
         """The data, the network and the dequantisation, in this process."""
         how, trained = self.how, load(self.model, self.device)
-        items = Items.of(trained, self.data, how.convention, how.dequantize is not None)
+        items = Items.of(trained, self.data, how.convention, how.dequantize is not None, how.levels)
         denoiser = prepared(trained.denoiser, self.device, TYPES[how.dtype])
         return items, denoiser, dequantisation(how, items.levels)
 

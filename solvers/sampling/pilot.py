@@ -210,6 +210,27 @@ class Pilot:
         return torch.where(found.isfinite(), found, math.inf)
 
 
+def posed(
+    model: Denoiser,
+    shape: Sequence[int],
+    count: int,
+    distance: Distance | Function | None = None,
+    *,
+    cond: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> tuple[Pilot, list[int]]:
+    """A pilot of so many starts, with the conditions of the shape's samples in turn; the event."""
+    batch, *event = shape
+    place = device_of(model) if device is None else device
+    ids = torch.arange(OTHERS, OTHERS + count, device="cpu")
+    z = normal((count, *event), seed, ids, purpose="initial", device=place)
+    x = z * float(model.process.sigma(model.process.t_max))
+    turns = torch.arange(count, device="cpu") % batch
+    told = conditions.rows(model.told(cond, batch).cond, turns, batch)
+    return Pilot(model, x, told, distance), event
+
+
 def _knows(candidate: Candidate) -> bool:
     """Whether its table knows the data's mean and covariance."""
     return isinstance(candidate.solver, GaussianPreconditioned)
@@ -318,7 +339,7 @@ def tune(
     a fine run.
     """
     arguments.denoiser(model)
-    batch, *event = arguments.batch_shape("shape", shape)
+    _, *event = arguments.batch_shape("shape", shape)
     nfe = arguments.whole("nfe", nfe, 2)
     calls = CALLS if calls is None else arguments.whole("calls", calls)
     iterations = arguments.whole("iterations", iterations)
@@ -329,13 +350,7 @@ def tune(
     distance = distance_of(distance)
     chosen = FEW + MORE
     count = chosen + UNSEEN + (starts if learn else 0)
-    place = device_of(model) if device is None else device
-    ids = torch.arange(OTHERS, OTHERS + count, device="cpu")
-    z = normal((count, *event), seed, ids, purpose="initial", device=place)
-    x = z * float(model.process.sigma(model.process.t_max))
-    turns = torch.arange(count, device="cpu") % batch
-    told = conditions.rows(model.told(cond, batch).cond, turns, batch)
-    pilot = Pilot(model, x, told, distance)
+    pilot, event = posed(model, shape, count, distance, cond=cond, seed=seed, device=device)
 
     search = Search(pilot, nfe, calls, progress)
     search.try_all("other libraries' settings", of_others(final))

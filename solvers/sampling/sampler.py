@@ -26,7 +26,8 @@ from ...models import Denoiser, Process
 from .. import arguments
 from ..cache import PLANS
 from ..families.preconditioned import GaussianPreconditioned
-from ..families.registry import get
+from ..families.registry import get, on_its_grid
+from ..families.tuned import read
 from ..portable.exported import export
 from ..portable.unrolled import Unrolled
 from ..tables import grids
@@ -55,8 +56,9 @@ class Sampler(Densities, Sweeps):
         state.x
 
     model: a `Denoiser`, or a `Process` together with `predicts` where the network lives elsewhere.
-    solver: a name, a `Solver`, a `GaussianPreconditioned`, or a table of either, which brings
-        steps, grid and end of its own.
+    solver: a name, ours or that of another library ('DPM++ 2M Karras'), a `Solver`, a
+        `GaussianPreconditioned`, or a table of either, or its JSON file, which brings steps, grid
+        and end of its own.
     steps: intervals of the grid, by default 20.
     nfe: network calls to spend at most, in the place of steps; as many steps as they pay for.
     grid: a name, a `Grid` or times; by default the solver's own, 'blend' of most, 'log_snr' of
@@ -249,6 +251,9 @@ def _planned(
     t_dtype: torch.dtype,
 ) -> tuple[Tableau | SpectralTable, Plan]:
     """The table of a run and its plan, or those that equal arguments have had before."""
+    if isinstance(solver, str):
+        solver, own = _by_name(solver, model)
+        grid = own if grid is None else grid
     if not isinstance(solver, Tableau | SpectralTable):
         solver = get(solver)
     grid = _for_model(_own(solver) if grid is None else grid, model)
@@ -262,6 +267,14 @@ def _planned(
     counts = model.clip, model.calls if nfe is not None else 0
     asked = solver, steps, nfe, grid, final, dtype, t_dtype
     return PLANS.get((*asked, *read, *counts), device, make)
+
+
+def _by_name(name: str, model: Denoiser) -> tuple[SolverLike, str | None]:
+    """What a name stands for, and its grid where it has one: 'heun', 'DPM++ 2M Karras', the JSON
+    file of a tuned table."""
+    if name.endswith(".json"):
+        return read(name, model.process), None
+    return on_its_grid(name)
 
 
 def _table(

@@ -231,10 +231,14 @@ def _posed(
         return target, exact, tuple(law.law.event_shape), law.law.sample(DRAWS, seed=1)
     loaded = load_default(device) if model is None else load(model, device)
     name = network_name(None if model is None else str(model))
-    own = loaded.denoiser
-    if isinstance(own.net, torch.nn.Module) and dtype_of(own) != torch.float32:
-        own = own.map(InItsOwnType)  # states are float32
-    return name, own, loaded.event_shape, training_data(loaded, data)
+    return name, in_float32(loaded.denoiser), loaded.event_shape, training_data(loaded, data)
+
+
+def in_float32(model: Denoiser) -> Denoiser:
+    """The denoiser for states of float32, whatever type its parameters have."""
+    if isinstance(model.net, torch.nn.Module) and dtype_of(model) != torch.float32:
+        return model.map(InItsOwnType)
+    return model
 
 
 def network_name(checkpoint: str | None) -> str:

@@ -32,6 +32,7 @@ from ..arguments import finite, lookup, whole
 __all__ = [
     "GRIDS",
     "Beta",
+    "Blend",
     "Cosine",
     "Discrete",
     "Grid",

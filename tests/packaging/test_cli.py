@@ -1,5 +1,6 @@
 """The command line, as a newcomer meets it."""
 
+import json
 import subprocess
 import sys
 
@@ -9,13 +10,13 @@ import torch
 import undiffuse as ud
 from undiffuse.cli import main
 
-COMMANDS = ["sample", "likelihood", "bench", "train", "tune", "solvers"]
+COMMANDS = ["sample", "likelihood", "bench nfe", "train", "tune", "solvers", "which"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_option_with_a_sentence(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: undiffuse {command}")
@@ -31,17 +32,20 @@ def test_the_entry_point_and_the_module_are_one_program():
         timeout=120,
     )
     assert done.returncode == 0
-    assert all(command in done.stdout for command in COMMANDS)
+    assert all(command.split()[0] in done.stdout for command in COMMANDS)
 
 
 def test_solvers_are_listed_with_what_they_declare(capsys):
-    assert main(["solvers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    listed = {line.split()[0]: line.split() for line in lines[1:]}
+    assert main(["solvers", "--json"]) == 0
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(listed) == set(ud.solvers.names())
-    assert listed["heun"][1] == "2" and listed["heun"][3] == "19"  # order, calls for ten steps
-    assert listed["ddpm"][1:3] == ["1", "1"] and listed["ddim"][2] == "-"
-    assert listed["dpmpp-2m-sde"][1:3] == ["1", "2"]  # strong and weak, not the 2 of its name
+    assert next(iter(listed)) == "relay"  # the default
+    assert (listed["heun"]["order"], listed["heun"]["calls"]) == (2, 19)  # for ten steps
+    assert (listed["ddpm"]["order"], listed["ddpm"]["law"]) == (1, 1)
+    assert listed["ddim"]["law"] is None and "euler" in listed["ddim"]["also"]
+    sde = listed["dpmpp-2m-sde"]  # strong and weak, not the 2 of its name
+    assert (sde["order"], sde["law"], sde["kind"]) == (1, 2, "SDE")
+    assert all(row["good"] for row in listed.values())
 
 
 def test_samples_do_not_depend_on_the_batch(tmp_path, capsys):

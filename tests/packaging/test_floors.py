@@ -16,7 +16,7 @@ FLOORS = {
 }
 # the rooms of a floor, from the ground up: each imports only rooms before it
 SOLVERS = ["", "work", "tables", "families", "portable", "adaptive", "carried", "sampling"]
-SOLVERS = [*SOLVERS, "shards", "batching", "likelihood"]
+SOLVERS = [*SOLVERS, "advice", "shards", "batching", "likelihood"]
 ROOMS = {"solvers": SOLVERS}
 MOST_FILES = {"kernels": 24, "sampling": 20, "likelihood": 20}  # of any other room: 16
 # bench_*.py are for pytest-benchmark: they stand outside and import the package as a user does

@@ -93,6 +93,7 @@ def test_importing_the_package_adds_few_modules_to_torchs():
     """
     code = (
         "import sys, torch; before = set(sys.modules); import undiffuse; "
+        "[getattr(undiffuse, name) for name in undiffuse.__all__]; "
         "print(*sorted(set(sys.modules) - before))"
     )
     added = python(code).stdout.split()

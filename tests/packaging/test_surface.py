@@ -8,7 +8,7 @@ import pytest
 import undiffuse as ud
 
 NAMESPACES = {
-    "ud": (ud, 30),
+    "ud": (ud, 34),
     "ud.solvers": (ud.solvers, 72),
     "ud.solvers.adaptive": (ud.solvers.adaptive, 16),
     "ud.solvers.grids": (ud.solvers.grids, 16),

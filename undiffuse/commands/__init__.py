@@ -1,8 +1,18 @@
 """The commands, one a module: what it does (the docstring's first line), its options, its run.
 
-KEPT says what is left of a run that was interrupted, and how to go on.
+KEPT says what is left of a run that was interrupted, and how to go on. EXAMPLES are shown below the
+options. No module imports torch before its `run`.
 """
 
-from . import bench, fid, likelihood, sample, solvers, statistics, train, tune
-
-COMMANDS = (sample, likelihood, bench, fid, train, tune, statistics, solvers)
+COMMANDS = (
+    "sample",
+    "which",
+    "tune",
+    "likelihood",
+    "bench",
+    "fid",
+    "train",
+    "solvers",
+    "statistics",
+    "completion",
+)

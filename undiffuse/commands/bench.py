@@ -1,58 +1,101 @@
-"""NFE against quality, orders, likelihood and kernels, peers in the same run."""
+"""Compare solvers with each other and with other libraries: errors, orders, costs."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from ..kernels.errors import InvalidValue
-from .common import MODEL, commas, common, listed, names, needs_one, numbers, rows_format, without
+from . import words
+from .common import (
+    MODEL,
+    Help,
+    commas,
+    invalid,
+    listed,
+    names,
+    needs_one,
+    numbers,
+    rows_format,
+    seeded,
+    without,
+)
 
 KEPT = (
-    "what is done of NFE against quality is in --out, and the same command goes on "
-    "(orders, adaptive, kernels, host and likelihood begin anew)"
+    "what is done of nfe and away is in --out, and the same command goes on; the others begin anew"
 )
+EXAMPLES = """\
+  undiffuse bench                                     the networks that ship, two minutes
+  undiffuse bench nfe net.py:model --data images/     a network of yours
+  undiffuse bench nfe --all                           every row, as in table.md
+  undiffuse bench orders --solvers heun,dpmpp-2m
+  undiffuse bench compare out/before out/after        exit code 1: something is worse
+
+`undiffuse bench` alone is `undiffuse bench nfe`. `undiffuse bench KIND --help` has the options."""
 MANY = 10**6
 KINDS = {
-    "nfe": (0, 1),
-    "orders": (0, 0),
-    "adaptive": (0, 0),
-    "kernels": (0, 0),
-    "host": (0, 0),
-    "likelihood": (0, 0),
-    "away": (2, MANY),
-    "compare": (2, 2),
-    "merge": (2, MANY),
+    "nfe": (0, 1, "the error of every solver against its network calls, peers in the same run"),
+    "orders": (0, 0, "the order that every solver declares, and the one that is measured"),
+    "adaptive": (0, 0, "steps chosen by each sample, or by the batch"),
+    "kernels": (0, 0, "how fast the steps are on this machine"),
+    "host": (0, 0, "what the host spends beside the network"),
+    "likelihood": (0, 0, "log-likelihoods and their error bars against exact values"),
+    "away": (2, MANY, "the default and `tune` over the best peer, on networks of yours"),
+    "compare": (2, 2, "what became worse between two results (then the exit code is 1)"),
+    "merge": (2, MANY, "join run folders in --out"),
 }
-"""What is measured, and how many results or models it takes: at least and at most."""
+"""Of each kind: how many results or models it takes, at least and at most, and what it measures."""
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..bench.nfe import run as nfe
-    from ..solvers.tables.grids import GRIDS
+    kinds = p.add_subparsers(
+        dest="what", required=True, metavar="KIND", parser_class=type(p), title="kinds"
+    )
+    made = {}
+    for kind, (least, most, text) in KINDS.items():
+        made[kind] = kinds.add_parser(
+            kind, help=text, description=f"Measures {text}.", formatter_class=Help
+        )
+        if most:
+            made[kind].add_argument(
+                "runs", nargs="*", metavar="MODEL" if least == 0 or kind == "away" else "RESULT"
+            )
+        if kind != "compare":
+            made[kind].add_argument(
+                "--out",
+                type=Path,
+                default=Path("out/bench"),
+                metavar="DIR",
+                help="where to write",
+            )
+    _nfe_options(made["nfe"])
+    _against(made["nfe"])
+    made["orders"].add_argument("--solvers", type=names, default=None, metavar="A,B")
+    for kind in ("adaptive", "likelihood"):
+        made[kind].add_argument("--batch", type=int, default=None, help="samples")
+    for kind in ("adaptive", "likelihood", "nfe", "kernels"):
+        seeded(made[kind])
+    for kind in ("adaptive", "likelihood", "nfe", "host"):
+        made[kind].add_argument(
+            "--quick", action="store_true", help="fewer samples and costs: a smoke test"
+        )
+    away = made["away"]
+    away.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls")
+    away.add_argument("--batch", type=int, default=None, help="samples of a network")
+    away.add_argument("--learn", action="store_true", help="learn a table for each cell too")
+    away.add_argument(
+        "--choose",
+        action="store_true",
+        help="only choose the default's constants, on all networks and on all but each",
+    )
+    away.add_argument("--seed", type=int, default=0, help="64 bits; same seed, same numbers")
 
-    p.add_argument(
-        "what",
-        nargs="?",
-        default="nfe",
-        choices=list(KINDS),
-        help="nfe: network calls against quality; orders: declared and measured; "
-        "adaptive: steps chosen by each sample or by the batch; kernels; "
-        "host: what the host spends beside the network; likelihood: "
-        "against exact values; away: the default, what `ud.tune` finds and the fixed setting "
-        "chosen on the other networks, over the best peer; compare: what became worse "
-        "between two results (then the "
-        "exit code is 1); merge: join run folders in --out",
-    )
-    p.add_argument(
-        "runs",
-        nargs="*",
-        metavar="MODEL or RESULT",
-        help="of nfe: the network, as "
-        "--checkpoint; of away: two networks or more; of compare: two run folders or files of "
-        "pytest-benchmark; of "
-        "merge: two run folders or more",
-    )
+
+def _nfe_options(p: argparse.ArgumentParser) -> None:
+    """What is measured, and how it is shown."""
     p.add_argument("--checkpoint", default=None, help=MODEL + "; none: no network")
+    p.add_argument("--all", action="store_true", help="print every row, as table.md has them")
+    p.add_argument("--json", action="store_true", help="print summary.json instead")
+    p.add_argument("--fresh", action="store_true", help="measure what --out has already, too")
     p.add_argument(
         "--data",
         default=None,
@@ -72,34 +115,27 @@ def options(p: argparse.ArgumentParser) -> None:
         type=numbers,
         default=None,
         metavar="5,10,20",
-        help=f"network calls; default: {commas(nfe.NFE)}",
+        help=f"network calls; default: {commas(words.BENCH['nfe'])}",
     )
     p.add_argument(
         "--grid",
         type=names,
         default=None,
         metavar="A,B",
-        help=f"{listed(GRIDS)}; equidistributed: measured by a pilot run; "
-        f"default: {commas(nfe.GRIDS)}",
+        help=f"{listed(words.GRIDS)}; equidistributed: measured by a pilot run; "
+        f"default: {commas(words.BENCH['grids'])}",
     )
-    _against(p)
-    common(p, "out/bench")
 
 
 def _against(p: argparse.ArgumentParser) -> None:
     """What is run beside, measured of it, and how much of it."""
-    from ..bench.measures.quality import MEASURES
-    from ..bench.nfe import run as nfe
-    from ..bench.peers.samplers import PEERS
-    from ..models.named_targets import TARGETS
-
     p.add_argument(
         "--peers",
         type=names,
         default=None,
         metavar="A,B",
         help="libraries or "
-        f"rows of theirs ({listed(sorted({q.library for q in PEERS}))}); '' for none; "
+        f"rows of theirs ({listed(words.LIBRARIES)}); '' for none; "
         "default: all that are installed",
     )
     p.add_argument(
@@ -107,14 +143,14 @@ def _against(p: argparse.ArgumentParser) -> None:
         type=names,
         default=None,
         metavar="A,B",
-        help=f"laws with exact scores: {listed(TARGETS)}; '' for none; default: digits64",
+        help=f"laws with exact scores: {listed(words.TARGETS)}; '' for none; default: digits64",
     )
     p.add_argument(
         "--metrics",
         type=names,
         default=None,
         metavar="A,B",
-        help=f"{listed(MEASURES)}; default: error (to the exact trajectory) of "
+        help=f"{listed(words.MEASURES)}; default: error (to the exact trajectory) of "
         "deterministic solvers, log_density_gap and sw2 of stochastic ones",
     )
     p.add_argument(
@@ -130,7 +166,7 @@ def _against(p: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         help="samples a cell and seed; "
-        f"default: {nfe.BATCH}, {nfe.LARGE_BATCH} of a network of large "
+        f"default: {words.BENCH['batch']}, {words.BENCH['large_batch']} of a network of large "
         "events",
     )
     p.add_argument(
@@ -150,31 +186,24 @@ def _against(p: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, help="processes; changes no number, as torchrun does not"
     )
     p.add_argument(
-        "--engine", default=None, help="of nfe: local, torchrun or ray, which changes no number"
+        "--engine", default=None, help="local, torchrun or ray, which changes no number"
     )
-    p.add_argument("--learn", action="store_true", help="of away: learn a table for each cell too")
-    p.add_argument(
-        "--choose",
-        action="store_true",
-        help="of away: only choose the default's constants, on all networks and on all but each",
-    )
-    rows_format(p, "of nfe: results")
-    p.add_argument("--quick", action="store_true", help="fewer samples and costs: a smoke test")
+    rows_format(p, "results")
 
 
 def run(args: argparse.Namespace) -> int | None:
-    least, most = KINDS[args.what]
-    if not least <= len(args.runs) <= most:
-        raise InvalidValue(
+    least, most, _ = KINDS[args.what]
+    runs = getattr(args, "runs", [])
+    if not least <= len(runs) <= most:
+        raise invalid(
             "nfe takes at most one model, away two or more, compare two results, merge two or "
-            "more, the others "
-            f"nothing; got {len(args.runs)}: {' '.join(args.runs)}"
+            f"more; got {len(runs)}: {' '.join(runs)}"
         )
-    needs_one(args, "nfe", "grid", "metrics", "seeds")
-    if args.batch is not None and args.batch < 1:
-        raise InvalidValue(f"--batch must be >= 1; got {args.batch}")
-    if args.format != "jsonl" and args.what != "nfe":
-        raise InvalidValue(f"--format {args.format} is of nfe; {args.what} writes no such rows")
+    if args.what == "nfe":
+        needs_one(args, "nfe", "grid", "metrics", "seeds")
+    batch = getattr(args, "batch", None)
+    if batch is not None and batch < 1:
+        raise invalid(f"--batch must be >= 1; got {batch}")
     if args.what != "compare":
         from ..kernels.files import usable
 
@@ -187,12 +216,13 @@ def _nfe(args: argparse.Namespace) -> None:
     from ..solvers.tables.grids import named
 
     if args.runs and args.checkpoint is not None:
-        raise InvalidValue(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")
+        raise invalid(f"two models: {args.runs[0]} and --checkpoint {args.checkpoint}")
     for grid in args.grid or ():
         if grid != "equidistributed":
             named(grid)
     args.checkpoint = args.runs[0] if args.runs else args.checkpoint
-    measure(**without(args, "what", "runs", "learn", "choose"))
+    show = "json" if args.json else "all" if args.all else "answer"
+    measure(**without(args, "runs", "json", "all"), show=show, progress=not args.json)
 
 
 def _away(args: argparse.Namespace) -> None:
@@ -200,7 +230,7 @@ def _away(args: argparse.Namespace) -> None:
     from ..bench.away import run as measure
 
     if args.choose and args.learn:
-        raise InvalidValue("--choose tunes nothing, and --learn needs it: give one of them")
+        raise invalid("--choose tunes nothing, and --learn needs it: give one of them")
     tries = 0 if args.choose else TRIES
     measure(
         args.runs,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+import os
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import InvalidValue
+from . import words
 
 MODEL = (
     "checkpoint of `undiffuse train`, or package.module:function or file.py:function that returns "
@@ -16,16 +18,27 @@ MODEL = (
 )
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says defaults, but for those that an option's own words have."""
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, but for those that an option's own words have; examples stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=min(columns(), 100))
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        told = action.default is None or action.default is False
+        return action.help if told else super()._get_help_string(action)
 
 
-def default(function: Any, name: str) -> Any:
-    """The default that the function itself declares for an argument."""
-    return inspect.signature(function).parameters[name].default
+def columns() -> int:
+    """Of the terminal, or what COLUMNS says; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def invalid(words: str) -> Exception:
+    """The package's own ValueError, imported with torch when it is raised."""
+    from ..kernels.errors import InvalidValue
+
+    return InvalidValue(words)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -41,8 +54,17 @@ def commas(values: Iterable[Any]) -> str:
 def common(parser: argparse.ArgumentParser, out: str) -> None:
     """--out, --seed and --device."""
     parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help="where to write")
+    seeded(parser)
+
+
+def seeded(parser: argparse.ArgumentParser) -> None:
+    """--seed and --device."""
     parser.add_argument("--seed", type=int, default=0, help="64 bits; same seed, same numbers")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; default: the CPU")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, ...; auto: a GPU where there is one, and says which",
+    )
 
 
 def dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -58,12 +80,10 @@ def dtype(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 def rows_format(parser: argparse.ArgumentParser, name: str) -> None:
     """--format, of result rows."""
-    from ..solvers.store import FORMATS
-
     parser.add_argument(
         "--format",
-        default=FORMATS[0],
-        choices=FORMATS,
+        default=words.FORMATS[0],
+        choices=words.FORMATS,
         help=f"parquet: the rows as {name}.parquet, too, for pandas, polars and duckdb",
     )
 
@@ -81,24 +101,42 @@ def engines(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises ValueError for a device that is none or is not here, and for seeds that do not fit."""
-    if (device := getattr(args, "device", None)) is not None:
+    """Choose the device of 'auto'. Raises ValueError for a device that is none or is not here, and
+    for seeds that do not fit."""
+    given = getattr(args, "device", None)
+    if given == "auto":
+        args.device = _found_device()
+    elif given is not None:
+        from ..kernels.errors import InvalidValue
         from ..models.checkpoint import usable_device
 
         try:
-            usable_device(device)
+            usable_device(given)
         except InvalidValue as error:
             raise InvalidValue(f"--{error}") from None
     for seed in (getattr(args, "seed", None) or 0, *(getattr(args, "seeds", None) or ())):
         if not -(2**63) <= seed < 2**64:
-            raise InvalidValue(f"--seed must be a whole number of 64 bits; got {seed}")
+            raise invalid(f"--seed must be a whole number of 64 bits; got {seed}")
+
+
+def _found_device() -> str | None:
+    """A CUDA or HIP device where there is one, and says so; else None, the CPU.
+
+    Not Apple's: it has no float64, which densities are summed in.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return None  # torchrun gives each of its processes a device of its own
+    print(f"on cuda ({torch.cuda.get_device_name()})", file=sys.stderr)
+    return "cuda"
 
 
 def needs_one(args: argparse.Namespace, *options: str) -> None:
     """Raises ValueError for a list option that was given and is empty."""
     for name in options:
         if getattr(args, name) == []:
-            raise InvalidValue(f"--{name} must name at least one, a,b; got ''")
+            raise invalid(f"--{name} must name at least one, a,b; got ''")
 
 
 def names(text: str) -> list[str]:
@@ -129,7 +167,8 @@ def checkpoint(path: str | None, device: str | None, dtype: str | None = None) -
 
 def without(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options of a command as keyword arguments, but for those."""
-    return {k: v for k, v in vars(args).items() if k not in ("run", "command", "kept", *names)}
+    own = ("run", "command", "what", "kept", *names)
+    return {k: v for k, v in vars(args).items() if k not in own}
 
 
 def draw_picture(path: Path, x: Any, loaded: Any, title: str) -> None:

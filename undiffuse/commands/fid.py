@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from . import words
 from .common import (
     MODEL,
     commas,
     common,
-    default,
     engines,
     listed,
     names,
@@ -21,14 +21,13 @@ from .common import (
 from .sample import _conditions, _told
 
 KEPT = "the runs that are done are in --out, and the same command goes on"
+EXAMPLES = """\
+  undiffuse fid --solvers relay,dpmpp-2m --nfe 5,10
+  undiffuse fid net.py:model --reference images/ --features clean-fid
+  undiffuse fid --samples out/sample --reference images/"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..bench import fid
-    from ..bench.measures.extractors import EXTRACTORS
-    from ..solvers.sampling.sampler import SOLVER
-    from ..solvers.tables.grids import GRIDS
-
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument(
         "--samples",
@@ -47,7 +46,7 @@ def options(p: argparse.ArgumentParser) -> None:
         "--features",
         default=None,
         metavar="NAME",
-        help=f"{listed(EXTRACTORS)}, hf:NAME of transformers, package.module:function or "
+        help=f"{listed(words.EXTRACTORS)}, hf:NAME of transformers, package.module:function or "
         "file.py:function that returns a network's features; default: the components",
     )
     p.add_argument(
@@ -55,43 +54,43 @@ def options(p: argparse.ArgumentParser) -> None:
         type=names,
         default=None,
         metavar="A,B",
-        help=f"names (see `undiffuse solvers`), or JSON that `tune` wrote; default: {SOLVER}",
+        help=f"names (see `undiffuse solvers`), or JSON that `tune` wrote; default: {words.SOLVER}",
     )
     p.add_argument(
         "--nfe",
         type=numbers,
         default=None,
         metavar="5,10,20",
-        help=f"network calls; default: {commas(fid.NFE)}",
+        help=f"network calls; default: {commas(words.FID['nfe'])}",
     )
-    p.add_argument("--grid", default=None, help=f"{listed(GRIDS)}; default: the solver's own")
+    p.add_argument("--grid", default=None, help=f"{listed(words.GRIDS)}; default: the solver's own")
     p.add_argument(
-        "--n", type=int, default=None, help=f"samples; default: {fid.N}, of --samples all"
+        "--n", type=int, default=None, help=f"samples; default: {words.FID['n']}, of --samples all"
     )
     p.add_argument("--repeats", type=int, default=None, help="runs, each of new ids; default: 1")
     p.add_argument(
         "--protocol",
         default=None,
-        help=f"{listed(fid.PROTOCOLS)}: 50,000 samples, three times, and the least distance",
+        help=f"{listed(words.FID['protocols'])}: 50,000 samples, three times, and the least distance",
     )
     p.add_argument(
         "--metrics",
         type=names,
         default=None,
         metavar="A,B",
-        help=f"{listed(fid.METRICS)}; default: {commas(fid.DEFAULT)}, or fid alone where the "
+        help=f"{listed(words.FID['metrics'])}; default: {commas(words.FID['default'])}, or fid alone where the "
         "reference has no features",
     )
     p.add_argument(
         "--keep",
         type=int,
-        default=default(fid.run, "keep"),
+        default=words.FID["keep"],
         help="features of either side that neighbours and kernels are asked about",
     )
     p.add_argument(
         "--batch",
         type=int,
-        default=default(fid.run, "batch"),
+        default=words.FID["batch"],
         help="samples in memory at a time; changes no number",
     )
     _conditions(p)

@@ -7,6 +7,10 @@ import argparse
 from .common import MODEL, common, dtype, engines, rows_format, without
 
 KEPT = "the items that are done are in --out, and the same command goes on"
+EXAMPLES = """\
+  undiffuse likelihood --limit 32
+  undiffuse likelihood model.safetensors images/ --levels 17
+  undiffuse likelihood net.py:model images/ --target-error 0.01 --out out/mine"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -40,6 +44,13 @@ def options(p: argparse.ArgumentParser) -> None:
         "lie: the first and last on the range's ends, as DDPM's, or, as score_sde's and "
         "VDM's, in the middle of bins that fill it (offset 7 for bytes in [-1, "
         "1])",
+    )
+    p.add_argument(
+        "--levels",
+        type=int,
+        default=None,
+        help="how many levels the data have, where their file could hold more: 17 of the digits as "
+        "PNG; default: as many as it can, 256 of bytes",
     )
     p.add_argument("--repeats", type=int, default=1, help="draws of noise and probes an item")
     p.add_argument(

@@ -6,21 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import InvalidValue
-from .common import MODEL, checkpoint, common, default, draw_picture, dtype, engines, listed
+from . import words
+from .common import MODEL, checkpoint, common, draw_picture, dtype, engines, invalid, listed
 
 KEPT = "the shards that are done are in --out, and the same command goes on"
+EXAMPLES = """\
+  undiffuse sample --n 16 --nfe 10
+  undiffuse sample model.safetensors --solver dpmpp-2m --steps 20 --grid karras
+  undiffuse sample net.py:model --solver out/tune/tuned-8.json --out out/mine"""
 SHOWN = 64
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..solvers.sampling.parallel import TOLERANCE
-    from ..solvers.sampling.pilot_grid import MEASURED
-    from ..solvers.sampling.sampler import STEPS
-    from ..solvers.shards.drawing import LEARNED
-    from ..solvers.shards.sample_to import sample_to
-    from ..solvers.tables.grids import GRIDS
-
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument("--n", type=int, default=None, help="how many; default: 64, or the end of --ids")
     p.add_argument(
@@ -28,25 +25,25 @@ def options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--solver",
-        default=default(sample_to, "solver"),
-        help=f"see `undiffuse solvers`; {LEARNED}: with the variances that --loss "
+        default=words.SOLVER,
+        help=f"see `undiffuse solvers`; {words.LEARNED}: with the variances that --loss "
         "hybrid taught; or JSON that `statistics` or `tune` wrote: a tuned table has "
         "steps, grid and end of its own",
     )
     p.add_argument(
-        "--steps", type=int, default=None, help=f"intervals of the grid; default: {STEPS}"
+        "--steps", type=int, default=None, help=f"intervals of the grid; default: {words.STEPS}"
     )
     p.add_argument("--nfe", type=int, default=None, help="network calls, in the place of --steps")
     p.add_argument(
         "--grid",
         default=None,
-        help=f"{listed(GRIDS)}; or measured on the network: {listed(MEASURED)}; default: the "
-        "solver's own",
+        help=f"{listed(words.GRIDS)}; or measured on the network: {listed(words.MEASURED)}; "
+        "default: the solver's own",
     )
     p.add_argument(
         "--final",
         default="denoise",
-        choices=["denoise", "zero", "t_min"],
+        choices=words.FINALS,
         help="how the last step ends",
     )
     p.add_argument(
@@ -56,7 +53,7 @@ def options(p: argparse.ArgumentParser) -> None:
         help="rows of the run to guess and correct at once: fewer rounds of larger calls",
     )
     p.add_argument(
-        "--tolerance", type=float, default=None, help=f"of --parallel; default: {TOLERANCE}"
+        "--tolerance", type=float, default=None, help=f"of --parallel; default: {words.TOLERANCE}"
     )
     _conditions(p)
     _shards(p)
@@ -87,13 +84,10 @@ def _conditions(p: argparse.ArgumentParser) -> None:
 
 def _shards(p: argparse.ArgumentParser) -> None:
     """How samples are written."""
-    from ..solvers.shards.formats import FORMATS
-    from ..solvers.shards.sample_to import sample_to
-
     p.add_argument(
         "--format",
-        default=default(sample_to, "format"),
-        help=f"of the shards: {listed(FORMATS)}",
+        default=words.SAMPLE["format"],
+        help=f"of the shards: {listed(words.SHARDS)}",
     )
     p.add_argument(
         "--shard", type=int, default=None, help="ids to a shard; default: 1024, fewer of large ones"
@@ -101,13 +95,13 @@ def _shards(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--batch",
         type=int,
-        default=default(sample_to, "batch"),
+        default=words.SAMPLE["batch"],
         help="samples in memory at a time; changes no byte",
     )
     p.add_argument(
         "--rows",
         type=int,
-        default=default(sample_to, "rows"),
+        default=words.SAMPLE["rows"],
         help="samples that the network is asked about at a time",
     )
 
@@ -122,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
 
     n = args.n if args.n is not None else args.ids[1] if args.ids else SHOWN
     if n < 1 or args.batch < 1:
-        raise InvalidValue(f"--n and --batch must be >= 1; got {n} and {args.batch}")
+        raise invalid(f"--n and --batch must be >= 1; got {n} and {args.batch}")
     loaded = checkpoint(args.model, args.device, args.dtype)
     solver: Any = args.solver
     if solver.endswith(".json"):
@@ -181,7 +175,7 @@ def _told(args: argparse.Namespace, loaded: Any, n: int) -> dict[str, Any] | Non
     told = {} if args.cond is None else conditions(args.cond)
     if args.classes is not None:
         if "label" in told:
-            raise InvalidValue(f"--class says what {args.cond} says as 'label': leave one out")
+            raise invalid(f"--class says what {args.cond} says as 'label': leave one out")
         told["label"] = _labels(args.classes, loaded.network[1].get("classes"), n)
     return told or None
 
@@ -192,17 +186,17 @@ def _labels(text: str, known: int | None, n: int) -> Any:
 
     if text == "all":
         if not known:
-            raise InvalidValue("--class all: the network does not say how many classes it has")
+            raise invalid("--class all: the network does not say how many classes it has")
         each = list(range(known))
     else:
         try:
             each = [int(k) for k in text.split(",")]
         except ValueError:
-            raise InvalidValue(
+            raise invalid(
                 f"--class must be numbers like 3 or 0,3,5, or all; got {text!r}"
             ) from None
     for k in each:
         if k < 0 or (known is not None and k >= known):
             most = "" if known is None else f" and < {known}, the network's classes"
-            raise InvalidValue(f"--class must be >= 0{most}; got {k}")
+            raise invalid(f"--class must be >= 0{most}; got {k}")
     return torch.tensor(each, dtype=torch.int64, device="cpu").repeat(-(-n // len(each)))[:n]

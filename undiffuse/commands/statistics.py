@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import MODEL, default, listed, without
+from . import words
+from .common import MODEL, listed, without
 
 KEPT = "nothing was written"
+EXAMPLES = """\
+  undiffuse statistics model.safetensors
+  undiffuse statistics net.py:model images/ --kind cosine --out out"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..models.statistics import KINDS
-    from ..solvers.sampling.tuning import statistics
-
     p.add_argument("model", nargs="?", help=MODEL)
-    p.add_argument("data", nargs="?", help="default: what the network was trained on")
-    p.add_argument("--kind", default=default(statistics, "kind"), help=listed(KINDS))
+    p.add_argument(
+        "data", nargs="?", help="a folder, .npz, ...; default: what the network was trained on"
+    )
+    p.add_argument(
+        "--kind", default=words.STATISTIC, help=f"of the covariance: {listed(words.STATISTICS)}"
+    )
     p.add_argument(
         "--out", type=Path, default=None, help="file or folder; default: beside the model"
     )

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import argparse
 
-from .common import common, default, draw_picture, listed
+from . import words
+from .common import common, draw_picture, listed
 
 KEPT = "the same command goes on from the last checkpoint in --out"
+EXAMPLES = """\
+  undiffuse train digits --steps 3000
+  undiffuse train images/ --network unet --process vp-cosine --predicts v --out out/mine"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..models import NETWORKS, PROCESSES
-    from ..models.readout import READOUTS
-    from ..models.training.train import OBJECTIVES, train
-    from ..models.training.trainer import Settings
-
-    own = Settings()
     p.add_argument("data", help="digits, .npz, .npy, idx, tensor file or image folder")
     p.add_argument(
         "--process",
         default="vp",
-        help=f"of the noise: {listed(PROCESSES)}; learned: a schedule that is trained "
+        help=f"of the noise: {listed(words.PROCESSES)}; learned: a schedule that is trained "
         "with the network",
     )
-    p.add_argument("--predicts", default=default(train, "predicts"), help=listed(READOUTS))
     p.add_argument(
-        "--loss", default=None, help=f"{listed(OBJECTIVES)}; default: uniform-snr, or learned"
+        "--predicts",
+        default=words.TRAIN["predicts"],
+        help=f"what the network predicts: {listed(words.READOUTS)}",
     )
-    p.add_argument("--network", default=default(train, "network"), help=listed(NETWORKS))
+    p.add_argument(
+        "--loss", default=None, help=f"{listed(words.OBJECTIVES)}; default: uniform-snr, or learned"
+    )
+    p.add_argument("--network", default=words.TRAIN["network"], help=listed(words.NETWORKS))
     p.add_argument("--width", type=int, default=None, help="of the network; default: its own")
-    p.add_argument("--steps", type=int, default=own.steps, help="optimiser steps")
-    p.add_argument("--batch", type=int, default=own.batch, help="events a step")
-    p.add_argument("--lr", type=float, default=own.lr, help="peak learning rate")
-    p.add_argument("--every", type=int, default=own.every, help="steps between checkpoints")
+    p.add_argument(
+        "--steps", type=int, default=words.TRAINING["steps"], help="steps of the optimiser"
+    )
+    p.add_argument(
+        "--batch", type=int, default=words.TRAINING["batch"], help="samples of the data a step"
+    )
+    p.add_argument("--lr", type=float, default=words.TRAINING["lr"], help="peak learning rate")
+    p.add_argument(
+        "--every", type=int, default=words.TRAINING["every"], help="steps between checkpoints"
+    )
     p.add_argument("--conditional", action="store_true", help="give the network the labels")
     p.add_argument("--restart", action="store_true", help="do not go on from --out")
     common(p, "out/train")

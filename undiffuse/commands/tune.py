@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import argparse
 
-from .common import MODEL, common, default, listed, needs_one, numbers, without
+from . import words
+from .common import MODEL, common, listed, needs_one, numbers, without
 
 KEPT = "the tables that are done are in --out, and the same command goes on from there"
+EXAMPLES = """\
+  undiffuse tune --nfe 8
+  undiffuse tune net.py:model --nfe 5,8,10 --learn --out out/tune
+  undiffuse sample net.py:model --solver out/tune/tuned-8.json"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
-    from ..models.named_targets import TARGETS
-    from ..solvers.sampling import tuning
-
     p.add_argument("model", nargs="?", help=MODEL)
     p.add_argument(
-        "--target", default=None, help=f"an exact target instead of a network: {listed(TARGETS)}"
+        "--target",
+        default=None,
+        help=f"an exact target instead of a network: {listed(words.TARGETS)}",
     )
     p.add_argument(
         "--nfe",
         type=numbers,
-        default=list(default(tuning.tune, "nfe")),
+        default=list(words.TUNE["nfe"]),
         metavar="5,8",
         help="network calls",
     )
@@ -38,12 +42,12 @@ def options(p: argparse.ArgumentParser) -> None:
         default=None,
         help="data whose mean and covariance solvers may use; default: the network's own",
     )
-    for name, words in (
+    for name, text in (
         ("starts", "trajectories that --learn learns from"),
         ("iterations", "of --learn"),
         ("calls", "of a batch of eight that trying candidates may take"),
     ):
-        p.add_argument(f"--{name}", type=int, default=default(tuning.tune, name), help=words)
+        p.add_argument(f"--{name}", type=int, default=words.TUNE[name], help=text)
     p.add_argument(
         "--workers", type=int, default=1, help="processes, each for another number of calls"
     )
