@@ -185,9 +185,7 @@ def _against(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--workers", type=int, default=1, help="processes; changes no number, as torchrun does not"
     )
-    p.add_argument(
-        "--engine", default=None, help="local, torchrun or ray, which changes no number"
-    )
+    p.add_argument("--engine", default=None, help="local, torchrun or ray, which changes no number")
     rows_format(p, "results")
 
 

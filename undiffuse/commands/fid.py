@@ -78,8 +78,8 @@ def options(p: argparse.ArgumentParser) -> None:
         type=names,
         default=None,
         metavar="A,B",
-        help=f"{listed(words.FID['metrics'])}; default: {commas(words.FID['default'])}, or fid alone where the "
-        "reference has no features",
+        help=f"{listed(words.FID['metrics'])}; default: {commas(words.FID['default'])}, "
+        "or fid alone where the reference has no features",
     )
     p.add_argument(
         "--keep",
