@@ -71,7 +71,8 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--protocol",
         default=None,
-        help=f"{listed(words.FID['protocols'])}: 50,000 samples, three times, and the least distance",
+        help=f"{listed(words.FID['protocols'])}: 50,000 samples, three times, "
+        "and the least distance",
     )
     p.add_argument(
         "--metrics",
