@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from undiffuse.bench.measures import extractors
 
+as_bytes = extractors.as_bytes
+"""What the networks are handed: images in [-1, 1] as bytes of three channels."""
+
 
 def torch_fidelity() -> extractors.Features:
     """Features [n, 2048] of images in [-1, 1]. Raises ImportError without torch-fidelity."""
