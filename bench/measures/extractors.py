@@ -2,7 +2,7 @@
 
     torch-fidelity   Inception-v3's 2048 pool features, as FID was first computed (its resizing is
                      TensorFlow 1's)
-    torchmetrics     the same weights through torchmetrics' class
+    torchmetrics     the same weights, resized with antialiasing, as torchmetrics does by default
     clean-fid        the same weights after PIL's bicubic resizing (Parmar et al. 2022)
     hf:NAME          a vision network of `transformers`, by its name or folder: DINOv2's pooled
                      token, CLIP's image embedding at length 1 (which CMMD takes), ...
@@ -79,7 +79,10 @@ def torch_fidelity(device: str | None = None) -> Features:
 
 
 def torchmetrics(device: str | None = None) -> Features:
-    """The same of torchmetrics. Raises ImportError without it and torch-fidelity."""
+    """The same weights as torchmetrics asks them by default, images resized with antialiasing.
+
+    Raises ImportError without it and torch-fidelity.
+    """
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
     except ImportError as error:

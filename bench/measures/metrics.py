@@ -7,9 +7,8 @@ upwards). Sets are [n, ...] tensors; components are flattened. All arithmetic is
 
 Features: `--features package.module:function` or `file.py:function` names a function without
 arguments that returns a callable of samples [n, *event], in the range the model has them, with
-values [n, k]. examples/mnist_lenet.py is a complete example, and examples/inception.py has
-Inception-v3's pool through the libraries that have it. Without it the features are the components
-themselves.
+values [n, k]. examples/mnist_lenet.py is a complete example; extractors.py has Inception-v3 and
+vision networks of transformers by name. Without it the features are the components themselves.
 """
 
 from __future__ import annotations

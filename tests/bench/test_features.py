@@ -1,6 +1,7 @@
 """Distances of features: closed forms, the features a user names, and the LeNet on real digits."""
 
 import gzip
+import importlib.util
 import math
 import os
 import runpy
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from undiffuse.bench.measures import extractors
 from undiffuse.bench.measures import metrics as features
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.models.data import sets as data
@@ -206,6 +208,12 @@ def test_torch_fidelity_with_weights_of_chance(tmp_path, monkeypatch):
     with torch.no_grad():
         expected = blank(images[0])[0].double()
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)
+    if importlib.util.find_spec("torchmetrics"):
+        # of images of the network's own size, where its other resizing changes nothing
+        large = torch.randint(0, 256, (2, 3, 299, 299), generator=g, dtype=torch.uint8)
+        found = extractors.extractor("torchmetrics")(large.float() / 127.5 - 1)
+        with torch.no_grad():
+            torch.testing.assert_close(found, blank(large)[0], rtol=1e-4, atol=1e-5)
     stats = [metric_fid.fid_features_to_statistics(v) for v in (x, y)]
     fid = metric_fid.fid_statistics_to_metric(*stats, verbose=False)[metric_fid.KEY_METRIC_FID]
     assert features.frechet(x, y) == pytest.approx(fid, rel=1e-3) and fid > 0

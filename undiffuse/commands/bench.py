@@ -157,9 +157,9 @@ def _against(p: argparse.ArgumentParser) -> None:
         "--features",
         default=None,
         metavar="NAME",
-        help="of frechet, kid, "
-        "precision, recall: package.module:function or file.py:function that returns a "
-        "network's features; default: the components",
+        help="of frechet, kid, precision, recall, density, coverage: "
+        f"{listed(words.EXTRACTORS)}, hf:NAME of transformers, package.module:function or "
+        "file.py:function that returns a network's features; default: the components",
     )
     p.add_argument(
         "--batch",
