@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         probability_flow,
         reverse_sde,
     )
+    from .solvers.advice.check import check
     from .solvers.advice.compare import compare
     from .solvers.carried.weights import importance_weights
     from .solvers.likelihood.elbo import elbo
@@ -63,6 +64,7 @@ __all__ = [
     "SolverError",
     "SubVP",
     "UndiffuseError",
+    "check",
     "compare",
     "decode",
     "elbo",
@@ -99,6 +101,7 @@ _HOMES = {
     **dict.fromkeys(("load", "load_default"), ".models.checkpoint"),
     "shared": ".models.conditions",
     "train": ".models.training.train",
+    "check": ".solvers.advice.check",
     "compare": ".solvers.advice.compare",
     "elbo": ".solvers.likelihood.elbo",
     "log_prob": ".solvers.likelihood.log_prob",
