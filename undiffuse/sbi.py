@@ -25,6 +25,9 @@ TRIES = 100
 """Rounds of drawing until a sample lies in the prior's support; sbi warns where one in a hundred
 does."""
 
+SMALL = 32
+"""Parameters up to which a trace is exact by default: an estimator's products are cheap."""
+
 
 class Posterior:
     """p(theta | x) of a vector field estimator.
@@ -36,13 +39,16 @@ class Posterior:
         densities; see `DiffusionDistribution`.
 
     Sampling starts from the estimator's base, N(mean_base, std_base^2), and log_prob ends in it, as
-    sbi has it. Raises TypeError for another source.
+    sbi has it. The trace is exact up to 32 parameters. Raises TypeError for another source.
     """
 
     def __init__(self, source: Any, prior: Any = None, **options: Any) -> None:
         estimator = getattr(source, "vector_field_estimator", source)
         self.model = from_sbi(estimator)
-        self.estimator, self.options = estimator, options
+        self.estimator = estimator
+        if math.prod(self._event) <= SMALL and options.get("probes") is None:
+            options.setdefault("trace", "exact")
+        self.options = options
         self.prior = getattr(source, "prior", None) if prior is None else prior
         self.default_x: Tensor | None = getattr(source, "default_x", None)
         DiffusionDistribution(self.model, self._event, **options)  # refuses what does not fit
@@ -95,15 +101,78 @@ class Posterior:
         seed: of the probes, where the trace is estimated.
         Raises ValueError for several observations.
         """
-        theta = theta.reshape(-1, *self._event)
+        return self._scored(theta.reshape(-1, *self._event), self._law(x), seed)
+
+    def _scored(self, theta: Tensor, law: DiffusionDistribution, seed: int) -> Tensor:
+        """log p of theta [n, d] under a law of one observation, or of n."""
         z, logs = theta, 0.0
         if self._composed:
             z = self.estimator.to_z(theta)
             logs = -float(self.estimator.log_abs_det())
-        found = self._law(x).log_prob(z, seed=seed) + logs
+        found = law.log_prob(z, seed=seed) + logs
         if self.prior is None:
             return found
         return torch.where(self._inside(theta), found, -torch.inf)
+
+    def sample_batched(
+        self,
+        sample_shape: Sequence[int],
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        reject_outside_prior: bool = True,
+        show_progress_bars: bool = False,
+    ) -> Tensor:
+        """theta [*sample_shape, B, d] of B observations at once, one run for all of them.
+
+        x: observations [B, d_x].
+        seed, reject_outside_prior, show_progress_bars: as of `sample`.
+        Raises ValueError for other shapes, RuntimeError where the support is not met.
+        """
+        x = self._several(x)
+        shape, size = torch.Size(sample_shape), len(x)
+        count = math.prod(shape)
+        seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
+        missing = torch.arange(count * size, device="cpu")  # draw n is of observation n modulo B
+        kept: Tensor | None = None
+        for k in range(TRIES):
+            rows = x[missing % size]
+            law = self._law_of(rows)
+            theta = self._out(law.sample((1,) if len(rows) == 1 else (), seed=seed + k))
+            theta = theta.reshape(len(missing), *self._event)
+            kept = theta.new_empty(count * size, *self._event) if kept is None else kept
+            kept[missing] = theta
+            if not (reject_outside_prior and self.prior is not None):
+                break
+            missing = missing[~self._inside(theta).cpu()]
+            if not len(missing):
+                break
+        else:
+            raise InvalidValue(
+                f"{len(missing)} of {count * size} samples lie outside the prior's support after "
+                f"{TRIES} rounds: the estimator leaks; use reject_outside_prior=False to see them"
+            )
+        assert kept is not None
+        return kept.reshape(*shape, size, *self._event)
+
+    def log_prob_batched(self, theta: Tensor, x: Tensor, *, seed: int = 0) -> Tensor:
+        """log p(theta | x) of B observations, nats [..., B]; -inf outside the prior's support.
+
+        theta: [..., B, d], a column of parameters for each observation.
+        x: observations [B, d_x].
+        seed: of the probes, where the trace is estimated.
+        Raises ValueError for other shapes.
+        """
+        x = self._several(x)
+        lead = theta.shape[: theta.ndim - len(self._event)]
+        if not lead or lead[-1] != len(x) or tuple(theta.shape[len(lead) :]) != self._event:
+            raise InvalidValue(
+                f"theta must be [..., {len(x)}, {', '.join(map(str, self._event))}], a column for "
+                f"each observation; got {tuple(theta.shape)}"
+            )
+        flat = theta.reshape(-1, *self._event)
+        rows = x.repeat(len(flat) // len(x), *(1,) * (x.ndim - 1))
+        return self._scored(flat, self._law_of(rows), seed).reshape(lead)
 
     @property
     def _event(self) -> tuple[int, ...]:
@@ -121,10 +190,25 @@ class Posterior:
         if x.numel() != math.prod(shape):
             raise InvalidValue(
                 f"x must be one observation of shape {shape}; got {tuple(x.shape)}: several "
-                "independent ones need sbi's own posterior"
+                "independent ones need sbi's own posterior, one a row sample_batched"
             )
+        return self._law_of(x.reshape(1, *shape))
+
+    def _several(self, x: Tensor) -> Tensor:
+        """Observations, one a row."""
+        shape = tuple(self.estimator.condition_shape)
+        if not isinstance(x, Tensor):
+            raise InvalidType(f"x, the observations, must be a tensor; got {type(x).__name__}")
+        if x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape or not len(x):
+            raise InvalidValue(
+                f"x must be observations [B, {', '.join(map(str, shape))}]; got {tuple(x.shape)}"
+            )
+        return x
+
+    def _law_of(self, x: Tensor) -> DiffusionDistribution:
+        """The law given observations [B, d_x], one each, or [1, d_x]."""
         base = self.estimator.mean_base.detach(), self.estimator.std_base.detach()
-        cond = {"condition": x.reshape(1, *shape).to(arguments.device_of(self.model))}
+        cond = {"condition": x.to(arguments.device_of(self.model))}
         return DiffusionDistribution(self.model, self._event, cond, base, **self.options)
 
     def _out(self, z: Tensor) -> Tensor:

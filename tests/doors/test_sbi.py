@@ -56,6 +56,26 @@ def test_samples_have_their_density(theirs):
     assert bool(theirs.prior.support.check(mine).all())
 
 
+def test_rows_of_observations_are_those_of_one_at_a_time(theirs):
+    """10^4 densities in one call, and samples of each observation."""
+    ours, x = Posterior(theirs), torch.tensor([[0.6, -0.4], [1.4, 0.3], [0.0, 1.0]])
+    theta = ours.sample_batched((40,), x, seed=3)
+    assert theta.shape == (40, 3, 2)
+    assert bool(theirs.prior.support.check(theta).all())
+    got = ours.log_prob_batched(theta, x)
+    for k in range(3):
+        alone = ours.log_prob(theta[:, k], x=x[k : k + 1])
+        assert torch.allclose(got[:, k], alone, atol=1e-3)
+    # the mean of each column is that of its own observation
+    each = torch.stack([ours.sample((300,), x=v[None], seed=5).mean(0) for v in x])
+    spread = theta.std(0) / 40**0.5
+    assert bool(((theta.mean(0) - each).abs() < 5 * spread).all())
+    with pytest.raises(ValueError, match="a column for each"):
+        ours.log_prob_batched(theta[:, :2], x)
+    with pytest.raises(ValueError, match="x must be observations"):
+        ours.sample_batched((2,), x[0])
+
+
 def test_an_estimator_is_a_denoiser(theirs):
     estimator = theirs.vector_field_estimator
     model = ud.models.adapters.from_sbi(estimator)
