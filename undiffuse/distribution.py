@@ -39,8 +39,8 @@ class DiffusionDistribution(Distribution):
     event_shape: of one sample.
     cond: conditions of the network, tensors [B, ...] of one law each, or [1, ...] of one in all.
     base: (mean, std) of the normals that sampling starts from and log_prob ends in, broadcast to
-        the event; by default (0, sigma) at t_max. log_prob is then of the samples as they are drawn,
-        without corrections of its own for the prior and the noise at t_min.
+        the event; by default (0, sigma) at t_max. log_prob is then of the samples as they are
+        drawn, without corrections of its own for the prior and the noise at t_min.
     options: solver, steps, nfe, grid and final of `ud.sample`; the rest as of `ud.log_prob`.
 
     Where the solver is stochastic its samples follow the reverse SDE, of the same law.
