@@ -213,7 +213,9 @@ def _print(show: str, result: dict[str, Any], out: Path, tables: Sequence[table.
         print(json.dumps(result, indent=1))
     elif show == "answer":
         wide = shutil.get_terminal_size((WIDTH, 24)).columns
-        print("\n".join([*screen(result["answer"], out, min(wide, WIDEST)), *result["notes"]]))
+        broken = [f"broken: {sentence}" for sentence in result["broken_claims"]]
+        lines = screen(result["answer"], out, min(wide, WIDEST))
+        print("\n".join([*lines, *result["notes"], *broken]))
     else:
         table.show(tables, summary.closing(out, result))
 
