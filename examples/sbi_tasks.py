@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="samples")
     parser.add_argument("--simulations", type=int, default=5000, help="to train on")
     parser.add_argument("--epochs", type=int, default=60, help="at most")
+    known = {"two-moons": two_moons, "gaussian-linear": gaussian_linear}
+    parser.add_argument("--tasks", nargs="+", choices=known, default=list(known))
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -125,9 +127,9 @@ def main() -> None:
         "seconds of so many of ours",
     )
     table = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name, task in (("two moons", two_moons()), ("Gaussian linear", gaussian_linear())):
+    for name in args.tasks:
         for kind in ("NPSE", "FMPE"):
-            table.append(row(name, task, kind, args))
+            table.append(row(name.replace("-", " "), known[name](), kind, args))
             print(table[-1], flush=True)
     import sbi
 
