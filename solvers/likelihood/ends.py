@@ -82,7 +82,7 @@ def truncation(
         square = (q.mT @ r[..., None])[..., 0].square()
         left = 1 - e
         tight = ~(left > torch.finfo(x.dtype).eps ** 0.5).all(1)
-        length = e.abs().sum(1)
+        length = (x[0].numel() * e.square().sum(1)).sqrt()  # as probes tell it
         worth = -0.5 * (left.log() + square / (blur**2 * left)).sum(1)
         noise = torch.zeros_like(worth)
         turned = r - (q @ (e * (q.mT @ r[..., None])[..., 0])[..., None])[..., 0]

@@ -7,6 +7,8 @@ import undiffuse as ud
 from undiffuse.models import Levels
 from undiffuse.solvers import Status, bits_per_dim
 
+FLOW = {"prior": "normal", "truncation": False}  # as bits_per_dim has it: the path alone is judged
+
 
 def digits():
     pytest.importorskip("sklearn")
@@ -24,12 +26,13 @@ def test_solver_error_covers_what_a_trained_network_s_path_adds(options, alone):
     exact trace; without the defect fewer do."""
     x, model = digits(), ud.load_default().denoiser
     exact = {"method": "augmented", "trace": "exact", "rtol": 1e-6, "atol": 1e-6, "t_min": 1e-3}
+    exact |= FLOW
     wanted = ud.log_prob(model, x, **exact).bits_per_dim
     found = bits_per_dim(model, x, t_min=1e-3, **options)
     error = (found.bits_per_dim - wanted).abs()
     total = torch.hypot(found.std_error, found.solver_error)
     assert (error < 2 * total).double().mean() > 0.85
-    path = ud.log_prob(model, x, t_min=1e-3, **options).path_error / (64 * 0.6931)
+    path = ud.log_prob(model, x, t_min=1e-3, **options, **FLOW).path_error / (64 * 0.6931)
     assert (error < 2 * torch.hypot(found.std_error, path)).double().mean() < alone
     assert found.solver_error.max() < 0.1  # bits/dim: no bar for its own sake
 
@@ -39,8 +42,15 @@ def test_a_target_is_met_by_the_path_too_or_said_to_be_missed():
     the target, which more probes do not mend; tighter steps do, and only where they are needed."""
     x, model = digits()[25:40], ud.load_default().denoiser
     exact = {"method": "augmented", "trace": "exact", "rtol": 1e-6, "atol": 1e-6, "t_min": 1e-3}
+    exact |= FLOW
     wanted = ud.log_prob(model, x, **exact).bits_per_dim
-    options = {"target_std_error": 0.004, "max_probes": 64, "t_min": 1e-3, "on_failure": "return"}
+    options = {
+        "target_std_error": 0.004,
+        "max_probes": 64,
+        "t_min": 1e-3,
+        "on_failure": "return",
+        **FLOW,
+    }
     bits = 64 * 0.693147
     found = ud.log_prob(model, x, **options)
     assert (found.status == 0).all() and (found.solver_error < 0.004 * bits).all()
