@@ -56,7 +56,10 @@ def ours(**how: object) -> Way:
 
 def by_torchdiffeq(model: Denoiser, x: Tensor, seed: int) -> Found:
     """dopri5 at 1e-5, one Rademacher probe. Raises ModuleNotFoundError without torchdiffeq."""
-    found = ours(backend="torchdiffeq", rtol=TOLERANCE, atol=TOLERANCE, probes=1)(model, x, seed)
+    plain = {"prior": "normal", "truncation": False}  # as in the code that does so
+    found = ours(backend="torchdiffeq", rtol=TOLERANCE, atol=TOLERANCE, probes=1, **plain)(
+        model, x, seed
+    )
     return found._replace(std_error=torch.full_like(found.std_error, torch.nan))
 
 

@@ -117,7 +117,7 @@ class Drawing:
         if self.tolerance is not None and not arguments.finite("tolerance", self.tolerance) >= 0:
             raise InvalidValue(f"tolerance must be >= 0; got {self.tolerance}")
         with threads(self.threads):
-            few = conditions.rows(self._cond, torch.arange(min(self.n, 32)), self.n)
+            few = conditions.rows(self._cond, torch.arange(min(self.n, 32), device="cpu"), self.n)
             shape = (min(self.n, 32), *self.shape)
             if isinstance(self.solver, str) and self.solver == "auto":
                 calls = self.nfe or self.steps or STEPS
@@ -154,10 +154,10 @@ class Drawing:
         with threads(self.threads):
             for start in range(first // rows * rows, end, many):
                 stop = min(start + many, end)
-                ids = torch.arange(start, stop).clamp(first, last - 1)
+                ids = torch.arange(start, stop, device="cpu").clamp(first, last - 1)
                 x, calls = self._drawn(ids)
                 parts.append(x[max(first - start, 0) : min(last, stop) - start].cpu())
-        told = conditions.rows(self._cond, torch.arange(first, last), self.n)
+        told = conditions.rows(self._cond, torch.arange(first, last, device="cpu"), self.n)
         return torch.cat(parts), dict(_rows(told, last - first, self._cond, self.n)), calls
 
     def _drawn(self, ids: Tensor) -> tuple[Tensor, int]:
@@ -218,7 +218,7 @@ def identity(model: Denoiser, shape: tuple[int, ...], cond: dict[str, Any], n: i
     if len(modules) < len(model.networks) or type(model.net).__name__ not in (
         type(net).__name__ for net in modules
     ):
-        told = conditions.rows(cond, torch.arange(2) % n, n)
+        told = conditions.rows(cond, torch.arange(2, device="cpu") % n, n)
         found.update(digest(fingerprint(model, shape, told or None)).encode())
     return found.hexdigest()[:16]
 

@@ -149,7 +149,7 @@ def _read_webdataset(path: Path) -> Entries:
                 known.append(json.loads(content))
             else:
                 rows.append(torch.from_numpy(np.load(io.BytesIO(content))))
-    every = {name: torch.tensor([k[name] for k in known]) for name in known[0]}
+    every = {name: torch.tensor([k[name] for k in known], device="cpu") for name in known[0]}
     return {"ids": every.pop("id"), "x": torch.stack(rows), **every}
 
 

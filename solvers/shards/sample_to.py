@@ -41,6 +41,10 @@ BATCH = 256
 INDEX, SETTINGS = "index.jsonl", "run.json"
 
 
+MANY = 1 << 40
+"""Ids of a run too large to be listed, a terabyte of numbers at the least."""
+
+
 def sample_to(
     out: str | Path,
     model: Denoiser | str | Path,
@@ -118,8 +122,8 @@ def sample_to(
         )
     drawing.resolve()
     work = Draws(Path(out), drawing, first, last, format, shard, batch, limits)
-    _refuse_overlaps(work)
     usable(work.folder, work.bytes_to_come(), [INDEX, SETTINGS])
+    _refuse_overlaps(work)
     settings = {"format": format, "shard": work.shard, **drawing.settings()}
     if format == "png":
         settings["data_range"] = list(limits)
@@ -161,7 +165,7 @@ class Draws(Work):
         x, told, calls = self.drawing.of(unit.start, unit.stop, self.batch)
         kind = formats.get(self.format)
         path = self.folder / f"samples-{unit.start:09d}-{unit.stop:09d}{kind.ending}"
-        ids = torch.arange(unit.start, unit.stop, dtype=torch.int64)
+        ids = torch.arange(unit.start, unit.stop, dtype=torch.int64, device="cpu")
         kind.write(path, {"ids": ids, "x": x.contiguous(), **told}, self.data_range)
         return {
             "file": path.name,
@@ -174,8 +178,10 @@ class Draws(Work):
 
     def bytes_to_come(self) -> int:
         """Of the shards that are not there yet, at least."""
-        ledger = self.ledger
-        ids = sum(len(unit) for unit in self.units() if unit not in ledger)
+        ids = self.last - self.first
+        if ids < MANY:  # beyond, no list of shards: nobody has drawn a part of it worth the count
+            ledger = self.ledger
+            ids = sum(len(unit) for unit in self.units() if unit not in ledger)
         size = 8 if self.drawing.dtype == torch.float64 else 4
         return 0 if self.format == "png" else ids * (8 + size * math.prod(self.drawing.shape))
 

@@ -67,7 +67,10 @@ def test_a_base_of_ones_own_moves_samples_and_densities_alike():
     x = law.mean + 0.1 * torch.arange(6, dtype=torch.float64).reshape(3, 2)
     want = law.log_prob(x)
     assert torch.allclose(right.log_prob(x), want, atol=5e-3)
-    wrong = DiffusionDistribution(law.denoiser(process), (2,), rtol=1e-6, atol=1e-6)
+    standard = torch.zeros(2, dtype=torch.float64), 1.0
+    wrong = DiffusionDistribution(
+        law.denoiser(process), (2,), base=standard, rtol=1e-6, atol=1e-6
+    )
     assert float((wrong.log_prob(x) - want).abs().max()) > 0.1
     drawn = right.sample((4000,), seed=1)
     assert torch.allclose(drawn.mean(0), law.mean.float(), atol=0.03)

@@ -63,7 +63,10 @@ def test_samplers_take_it():
     assert abs(float(x.mean()) - MEAN) < 4 * math.sqrt(C / 4000)
     assert abs(float(x.var()) - C) < 4 * C * math.sqrt(2 / 4000)
     # and likelihoods, from t = 0, where sigma is not 0; what is lost is the prior's mismatch alone
-    lp = ud.log_prob(TARGET.denoiser(process), x[:50], trace="exact", t_min=process.t_min)
+    plain = {"prior": "normal", "truncation": False}
+    lp = ud.log_prob(
+        TARGET.denoiser(process), x[:50], trace="exact", t_min=process.t_min, **plain
+    )
     z = lp.latent
     lost = TARGET.log_prob(z, process.t_max, process) - process.prior.log_prob(z)
     torch.testing.assert_close(lp.log_prob, TARGET.log_prob(x[:50]) - lost, rtol=0, atol=1e-3)

@@ -42,9 +42,9 @@ def options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--final",
-        default="denoise",
+        default=None,
         choices=words.FINALS,
-        help="how the last step ends",
+        help="how the last step ends; default: as is best for the solver and so many steps",
     )
     p.add_argument(
         "--parallel",

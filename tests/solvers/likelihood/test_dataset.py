@@ -15,6 +15,7 @@ from undiffuse.models.checkpoint import load_default
 from undiffuse.models.data.formats import stream
 from undiffuse.models.data.sets import split_indices
 from undiffuse.solvers.likelihood import dataset as dataset_likelihood
+from undiffuse.solvers.likelihood import scores
 from undiffuse.solvers.likelihood.items import unseen
 from undiffuse.solvers.store import Store
 
@@ -36,7 +37,7 @@ def test_batch_and_limit_change_no_item_and_nothing_is_repeated(tmp_path, capsys
     assert few["offset"] == 3.0 and few["lo"] < few["bits_per_dim"] < few["hi"]
     assert few["bits_per_dim"] == pytest.approx(sum(a.values()) / 2)
     said = capsys.readouterr().out
-    assert "without the spread of the dequantisation, drawn once" in said
+    assert "dequantisation drawn once: --repeats shows its spread" in said
     # VP at 0.001: sqrt(e^b - 1), b = 0.1 t + 19.9/2 t^2
     assert few["blur"] == pytest.approx(math.sqrt(math.expm1(1e-4 + 9.95e-6)), rel=1e-6)
     assert "noise of 0.0105, that of t_min=0.001" in said
@@ -44,13 +45,13 @@ def test_batch_and_limit_change_no_item_and_nothing_is_repeated(tmp_path, capsys
     assert json.loads((tmp_path / "a" / "summary.json").read_text()) == few
 
     asked = []
-    real = dataset_likelihood.bits_per_dim
+    real = scores.bits_per_dim
 
     def spy(model, x, levels, **rest):
         asked.append(rest["sample_ids"].tolist())
         return real(model, x, levels, **rest)
 
-    monkeypatch.setattr(dataset_likelihood, "bits_per_dim", spy)
+    monkeypatch.setattr(scores, "bits_per_dim", spy)
     dataset_likelihood.run(tmp_path / "a", limit=4, batch=4, **FAST)
     assert asked == [[2, 3]]
 
@@ -305,7 +306,7 @@ def test_a_target_is_missed_where_the_dequantisation_alone_spreads_by_more(tmp_p
         progress=False,
     )
     assert found["target_not_met"] == found["items"] == 6 and found["failed"] == 0
-    assert "6 missed the target" in capsys.readouterr().out
+    assert "6 items missed the target" in capsys.readouterr().out
     for row in Store(tmp_path / "out", "items.jsonl").records.values():
         spread = abs(row["repeats"][0] - row["repeats"][1]) / 2  # of their mean
         assert row["std_error"] == pytest.approx(spread) and "repeats spread" in row["why"]
@@ -332,7 +333,7 @@ def test_items_that_fail_are_counted_with_their_reason_and_left_out_of_the_mean(
     ]
     assert sorted(r["item"] for r in kept) == [0, 2, 3, 5]
     assert found["bits_per_dim"] == pytest.approx(sum(r["bits_per_dim"] for r in kept) / 4)
-    assert "2 items failed, left out: the network returned NaN" in capsys.readouterr().out
+    assert "left out  2 items: the network returned NaN" in capsys.readouterr().out
 
 
 LABELLED = '''
@@ -415,4 +416,4 @@ def test_labels_of_held_out_items_are_their_own():
 def test_one_item_has_no_interval(tmp_path, capsys):
     pytest.importorskip("sklearn")
     dataset_likelihood.run(tmp_path, limit=1, **FAST)
-    assert "(of one item: no interval)" in capsys.readouterr().out
+    assert ", of one item" in capsys.readouterr().out

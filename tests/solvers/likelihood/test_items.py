@@ -67,7 +67,7 @@ def test_no_more_than_a_batch_is_read_at_once_and_nothing_a_third_time(tmp_path,
     # on again: all are looked at, since one may have changed, and only the new ones scored
     del reads[:]
     dataset_likelihood.run(tmp_path / "out", batch=16, **run)
-    assert reads[4:] == [(70, 86), (86, 100)]
+    assert reads[4:] == [(70, 80), (80, 96), (96, 100)]  # by the batches of a whole run
     # one item is another now: it alone is scored again
     x[7] = 200
     if kind == "npy":
@@ -170,7 +170,8 @@ def test_float64_is_asked_of_data_network_and_states_and_rows_have_all_digits(tm
         rows[dtype] = [json.loads(line)["bits_per_dim"] for line in lines]
     own = load(model).denoiser
     own.net.double()
-    wanted = log_prob(own, torch.from_numpy(x), t_min=own.t_min).bits_per_dim.tolist()
+    plain = {"t_min": own.t_min, "prior": "normal", "truncation": False}
+    wanted = log_prob(own, torch.from_numpy(x), **plain).bits_per_dim.tolist()
     assert rows["float64"] == wanted
     off = max(abs(a - b) for a, b in zip(rows["float32"], wanted, strict=True))
     assert 1e-9 < off < 1e-4

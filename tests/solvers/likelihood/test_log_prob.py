@@ -399,7 +399,7 @@ def test_max_rows_bounds_what_the_network_is_given_and_changes_no_bit():
         "log_prob",
         "std_error",
         "solver_error",
-        "left",
+        "ends_error",
     ]
 
 
