@@ -202,8 +202,9 @@ def test_onnxruntime_gives_our_samples(case, tmp_path):
     module = sampler.module()
     inputs, batch = module.inputs((2, 3), 1), torch.export.Dim("batch")
     labels = torch.tensor([1, 2])
-    shapes = {"x_init": {0: batch}, "cond": {"label": {0: batch}}}
+    shapes = {"x_init": {0: batch}}  # in the order of the inputs: the exporter pairs them so
     shapes |= {"noise": {1: batch}} if module.draws else {}
+    shapes |= {"cond": {"label": {0: batch}}}
     program = torch.onnx.export(
         module, inputs, kwargs={"cond": {"label": labels}}, dynamic_shapes=shapes, dynamo=True
     )
