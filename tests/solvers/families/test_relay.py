@@ -30,7 +30,7 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
         parameters = inspect.signature(function).parameters
         assert (parameters["solver"].default, parameters["grid"].default) == ("relay", None)
     parsed = cli.build().parse_args(["sample"])
-    assert (parsed.solver, parsed.final) == ("relay", None) and parsed.grid in (None, "blend")
+    assert (parsed.solver, parsed.grid, parsed.final) == ("relay", None, None)
     assert grids.named("blend") == Blend(0.6)
 
 
