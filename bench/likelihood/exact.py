@@ -152,7 +152,7 @@ def _row(
         start = target.log_prob(alpha * x, found.t_min, process) + d * alpha.log()
         end = target.log_prob(found.latent, process.t_max, process)
         gap = end - process.prior.log_prob(found.latent)
-        row["solver"] = _rms((found.log_prob + gap - start) / bits)
+        row["solver"] = _rms((found.uncorrected + gap - start) / bits)
     elif not bool(reported.isnan().any()):
         for k in (1, 2):
             row[f"within_{k}"] = float((error.abs() <= k * reported).double().mean())

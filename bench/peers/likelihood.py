@@ -29,10 +29,11 @@ TOLERANCE = 1e-5
 
 
 class Found(NamedTuple):
-    """log_prob [B] nats, latent [B, *event], t_min; std_error, path_error [B] nats (nan where there
-    is none); forwards, products [B]."""
+    """log_prob [B] nats, and uncorrected, that of the flow alone; latent [B, *event], t_min;
+    std_error, path_error [B] nats (nan where there is none); forwards, products [B]."""
 
     log_prob: Tensor
+    uncorrected: Tensor
     latent: Tensor
     t_min: float
     std_error: Tensor
@@ -49,7 +50,8 @@ def ours(**how: object) -> Way:
 
     def way(model: Denoiser, x: Tensor, seed: int) -> Found:
         r = log_prob(model, x, seed=seed, on_failure="return", **how)  # type: ignore[arg-type]
-        return Found(r.log_prob, r.latent, r.t_min, r.std_error, r.path_error, r.nfe, r.products)
+        ends = r.log_prob, r.uncorrected, r.latent, r.t_min
+        return Found(*ends, r.std_error, r.path_error, r.nfe, r.products)
 
     return way
 
@@ -92,4 +94,4 @@ def by_scipy(model: Denoiser, x: Tensor, seed: int) -> Found:
     value = process.prior.log_prob(z) + end[batch * d :] + d * math.log(alpha)
     calls = torch.full((batch,), int(run.nfev))
     none = torch.full_like(value, torch.nan)
-    return Found(value, z, start, none, none, 2 * calls, calls)
+    return Found(value, value, z, start, none, none, 2 * calls, calls)

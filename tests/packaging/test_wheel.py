@@ -39,7 +39,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-KINDS = (".py", ".c", ".safetensors", ".npz", ".typed")  # of files that are part of the package
+KINDS = (".py", ".c", ".css", ".js", ".safetensors", ".npz", ".typed")  # of files that are part of the package
 
 
 def files_of_the_tree() -> set[str]:

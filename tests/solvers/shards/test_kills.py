@@ -49,7 +49,7 @@ def shards(folder):
 def whole(tmp_path_factory):
     """What one process, that nobody kills, writes."""
     out = tmp_path_factory.mktemp("whole")
-    ud.sample_to(out, "digits", (1, 8, 8), N, steps=4, final="denoise", shard=32)
+    ud.sample_to(out, "digits", (1, 8, 8), N, steps=4, shard=32)
     return shards(out)
 
 
