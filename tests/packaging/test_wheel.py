@@ -39,7 +39,8 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-KINDS = (".py", ".c", ".css", ".js", ".safetensors", ".npz", ".typed")  # of files that are part of the package
+# of files that are part of the package
+KINDS = (".py", ".c", ".css", ".js", ".safetensors", ".npz", ".typed")
 
 
 def files_of_the_tree() -> set[str]:

@@ -36,7 +36,8 @@ def test_the_standard_error_covers(digits, name, probes):
     assert abs((z.abs() < 1).double().mean() - 0.68) <= 0.05
     assert abs((z.abs() < 2).double().mean() - 0.95) <= 0.05
     assert error.mean().abs() < 3 * error.std() / math.sqrt(len(x))
-    assert r.products.double().mean() <= probes * 45 + 6  # nodes: 3 to each of about 14 steps; 6 for the truncation at t_min
+    # nodes: 3 to each of about 14 steps; 6 products for the truncation at t_min
+    assert r.products.double().mean() <= probes * 45 + 6
 
 
 def ring(d):
