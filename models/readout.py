@@ -147,10 +147,10 @@ def warn_of_pure_noise(process: Process, predicts: str, clip: object, stacklevel
     """
     if predicts not in ("noise", "score") or clip is not None:
         return
-    lam = float(process.log_snr(process.t_max))
+    lam = float(process.log_snr(process.t_max).detach())
     if lam < -math.log(process.pure_noise):
         ratio = "infinity" if lam == -math.inf else f"{math.exp(min(-lam, 700.0)):.2g}"
-        alpha = float(process.alpha(process.t_max))
+        alpha = float(process.alpha(process.t_max).detach())
         warnings.warn(
             f"predicts={predicts!r} at t_max={process.t_max:g} of {process}, where "
             f"alpha={alpha:.2g}: x is noise alone there, and what the network is wrong by enters "

@@ -95,6 +95,7 @@ def test_k_diffusion_wrappers_are_taken_as_they_are():
     torch.testing.assert_close(model(x, sigma.double()), wrapper(x, sigma), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:predicts='noise' at t_max")
 def test_a_discrete_network_exported_is_k_diffusions_own_wrapper():
     external = k_diffusion("external")
     net = randomised(MLP(4, width=8, depth=1, time_scale=1e-3))

@@ -56,6 +56,7 @@ def mode_log_prob(k, process=PROCESS):
     return log_prob
 
 
+@pytest.mark.filterwarnings("ignore:predicts='noise' at t_max")
 @pytest.mark.parametrize("time", TIME_CONVENTIONS)
 @pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()], ids=lambda p: type(p).__name__)
 def test_the_true_time_is_found_again(process, time):

@@ -67,6 +67,7 @@ def test_the_formula_of_each_method(method):
     torch.testing.assert_close(out, wanted, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges on")
 def test_sampled_moments_against_the_exact_posterior():
     n = 4000
     errors = {}

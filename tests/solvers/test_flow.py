@@ -86,6 +86,7 @@ def test_reverse_sde_through_torchsde_samples_the_target(process):
     assert (y.var(0) - var).abs().max() < 5 * var * math.sqrt(2 / 4000) + 0.02
 
 
+@pytest.mark.filterwarnings("ignore:predicts='noise' at t_max")
 def test_what_cannot_be_is_refused_by_name():
     flow = ud.targets.Gaussian([0.0], 1.0).denoiser(ud.Flow())
     with pytest.raises(ValueError, match="singular at s=0 .*start it later"):

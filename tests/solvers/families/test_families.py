@@ -79,6 +79,7 @@ def test_its_table_reads_back_and_counts_its_calls(name, process):
     assert bool(torch.isfinite(r.x).all())
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges on")
 @pytest.mark.parametrize("process", [ud.VP(), ud.Flow()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fused_run_is_the_table_in_float64(name, process):

@@ -23,6 +23,7 @@ def start(count=6):
     return 80.0 * ud.kernels.normal((count, 2), 3, dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges on")
 @pytest.mark.parametrize(("skip", "ahead"), [(1, 1), (2, 1), (2, 2), (3, 2)])
 @pytest.mark.parametrize("steps", [6, 7, 8])
 def test_pfdiff_is_its_algorithm(skip, ahead, steps):

@@ -33,6 +33,7 @@ def test_a_run_that_diverges_has_a_status_and_a_warning_that_names_a_solver(solv
     assert torch.equal(again.status, found.status)
 
 
+@pytest.mark.filterwarnings("ignore:predicts='noise' at t_max")
 def test_a_table_that_is_sound_on_gaussians_diverges_where_the_network_errs():
     """Noise predictions that are 1 % off, at sigma/alpha up to 20,000: the error enters D times
     that, and a corrector multiplies it. The default from the same start is what the warning names,

@@ -26,6 +26,7 @@ def elementwise(process=None):
     return ud.Denoiser(net, process, predicts="noise")
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges on")
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_sample_depends_on_its_seed_and_id_alone_bitwise(solver):
     def run(ids, seed=7):
@@ -68,6 +69,7 @@ def test_the_memory_format_does_not_matter():
     assert torch.equal(ud.sample(model, x.shape, "heun", 4), ud.sample(plain, x.shape, "heun", 4))
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges on")
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_caller_who_owns_the_loop_gets_the_same_sample(solver):
     model = elementwise(ud.EDM())
@@ -342,6 +344,7 @@ def test_bad_input_is_named_before_any_network_call(arguments, words):
         ud.sample(model, **{"shape": (2, 3), **arguments})
 
 
+@pytest.mark.filterwarnings("ignore:predicts='noise' at t_max")
 def test_a_noise_network_cannot_start_where_there_is_no_signal():
     with pytest.raises(ValueError, match=r"'data' read-out .* 'noise' does not exist at t=1"):
         ud.sample(ud.Denoiser(refuse, ud.Flow(), predicts="noise"), (1, 2))
@@ -366,6 +369,7 @@ def test_the_triton_kernel_runs_every_table_to_the_same_bits(solver):
         assert torch.equal(ud.sample(model, (2, 17), solver, 7, "log_snr", seed=3), reference)
 
 
+@pytest.mark.filterwarnings("ignore:.* diverges on")
 @pytest.mark.parametrize(
     "solver", ["ddim", "heun", "restart", "rk4", "dpmpp-2s", "seeds-3", "dpm-fast"]
 )
