@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels.errors import MissingPackage
 from ...kernels.files import atomically
+from ..notebook import NEEDED
 
 
 def is_picture(shape: Sequence[int]) -> bool:
@@ -24,7 +25,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingPackage("plots need matplotlib: pip install 'undiffuse[bench]'") from error
+        raise MissingPackage(NEEDED) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

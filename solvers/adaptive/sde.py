@@ -25,8 +25,8 @@ from ...kernels.brownian import BrownianPath
 from ...kernels.errors import InvalidType
 from ...kernels.shapes import column, wide
 from ...kernels.streams import INITIAL
-from ...models import Denoiser
-from .. import arguments
+from ...models import Denoiser, notebook
+from .. import arguments, showing
 from ..outcome import Status, raise_if_failed
 
 CELLS = 4  # knots of the Brownian path in a unit of lambda
@@ -40,6 +40,18 @@ class AdaptiveResult(NamedTuple):
     accepted: Tensor
     rejected: Tensor
     status: Tensor
+
+    def _facts(self) -> notebook.Facts:
+        steps = (
+            f"{showing.counts(self.accepted)} accepted, {showing.counts(self.rejected)} rejected"
+        )
+        return [*showing.run(self.x, self.nfe, self.status), ("steps", steps)]
+
+    def __repr__(self) -> str:
+        return notebook.lines("AdaptiveResult", self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table("AdaptiveResult", (), self._facts())
 
 
 def start(

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser, notebook
-from ...models.data.drawing import pyplot
 from .. import arguments
 from ..families.registry import get
 from ..sampling.candidates import NOISY, PEERS, SOLVERS, SPARE, Candidate
@@ -150,10 +150,10 @@ class Comparison:
         head = ("calls", DEFAULT, HERE, "others at best")
         return notebook.table("Error by solver", head, body, " ".join(self._notes()))
 
-    def plot(self, path: str | None = None) -> Any:
+    def plot(self, path: str | Path | None = None) -> Any:
         """Draw errors against network calls; returns matplotlib's figure, written if a path is
         given. Raises MissingPackage without matplotlib."""
-        fig, ax = pyplot().subplots(figsize=(5.2, 3.4), layout="constrained")
+        fig, ax = notebook.figure()
         for kind, style in zip(KINDS, ("o-", "s-", "^--"), strict=True):
             mine = [self.row(n, kind) for n in self.nfe]
             ax.errorbar(
@@ -168,9 +168,7 @@ class Comparison:
         ax.set_xlabel("network calls")
         ax.set_ylabel("error / data std")
         ax.legend(frameon=False)
-        if path is not None:
-            fig.savefig(path, dpi=150)
-        return fig
+        return notebook.finished(fig, path)
 
 
 def asdict_of(row: Row) -> dict[str, Any]:

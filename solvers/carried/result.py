@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .. import arguments
+from ...models import notebook
+from .. import arguments, showing
 
 ALONG = ("map", "flow", "sde")
 
@@ -61,6 +62,17 @@ class Sampled(NamedTuple):
     times: Tensor
     status: Tensor
     rounds: int | Tensor
+
+    def _facts(self) -> notebook.Facts:
+        nats, error = float(self.log_prob.mean()), float(self.total_error.mean())
+        told = f"mean {nats:.4g} nats along the {self.along}, total_error of a sample {error:.2g}"
+        return [*showing.run(self.x, self.nfe, self.status, self.times), ("log_prob", told)]
+
+    def __repr__(self) -> str:
+        return notebook.lines("Sampled", self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table("Sampled", (), self._facts())
 
     @property
     def total_error(self) -> Tensor:

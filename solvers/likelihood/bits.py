@@ -24,6 +24,7 @@ from ...models import Denoiser
 from ...models.dequantize import CHOICES, Hook, Levels, ask, dequantised, fill
 from .. import arguments
 from ..outcome import Status, raise_if_failed, worse
+from ..showing import ended
 from .elbo import DECODERS, Bound, ElboOptions, elbo, natural_time
 from .log_prob import log_prob
 from .options import Likelihood, SharedOptions
@@ -76,11 +77,7 @@ class Bits:
 
     def __repr__(self) -> str:
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
-        codes = self.status[self.status != Status.OK].tolist()
-        why = "".join(
-            f"; {codes.count(c)} of {len(self.status)}: {WORDS.get(c, Status(c).meaning)}"
-            for c in sorted(set(codes))
-        )
+        why = "".join(f"; {how}" for how in ended(self.status, WORDS))
         mean = float(self.bits_per_dim.mean())
         return f"{mean:.4f} +- {error:.4f} bits/dim, {self.convention}{why}"
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..outcome import Status, status_failed
+from ...models import notebook
+from ..outcome import status_failed
+from ..showing import ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,25 +98,28 @@ class LogProb:
     def _bits(self) -> float:
         return self.latent[0].numel() * math.log(2)
 
-    def __repr__(self) -> str:
+    def _facts(self) -> notebook.Facts:
+        """The budget, one part a line."""
         fine = ~status_failed(self.status)
-        failed = self.status[self.status != Status.OK].tolist()
-        why = "".join(
-            f"; {failed.count(c)} of {len(self.status)}: {Status(c).meaning}"
-            for c in sorted(set(failed))
-        )
         error, path, defect = (_of(v, fine) for v in (self.std_error, self.path_error, self.defect))
-        samples = f"{len(self.status)} sample{'s' * (len(self.status) > 1)}{why}"
-        bits = _of(self.bits_per_dim, fine)
-        return (
-            f"log_prob      {_of(self.log_prob, fine)} nats, {bits} bits/dim, {samples}\n"
-            f"std_error     {error} nats of the probes\n"
-            f"solver_error  {_of(self.solver_error, fine)} nats: path_error {path}, "
-            f"defect {defect}\n"
-            f"ends_error    {_of(self.ends_error, fine)} nats: "
-            f"truncation {_of(self.truncation, fine)} of blur={self.blur:.3g} at "
-            f"t_min={self.t_min:.3g}, prior_gap {_of(self.prior_gap, fine)}"
-        )
+        samples = f"{len(self.status)} sample{'s' * (len(self.status) > 1)}"
+        how = "; ".join([samples, *ended(self.status)])
+        truncation, prior = _of(self.truncation, fine), _of(self.prior_gap, fine)
+        start = f"blur={self.blur:.3g} at t_min={self.t_min:.3g}"
+        nats, bits = _of(self.log_prob, fine), _of(self.bits_per_dim, fine)
+        solver, ends = _of(self.solver_error, fine), _of(self.ends_error, fine)
+        return [
+            ("log_prob", f"{nats} nats, {bits} bits/dim, {how}"),
+            ("std_error", f"{error} nats of the probes"),
+            ("solver_error", f"{solver} nats: path_error {path}, defect {defect}"),
+            ("ends_error", f"{ends} nats: truncation {truncation} of {start}, prior_gap {prior}"),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:14}{words}" for name, words in self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table("LogProb, means over the samples", (), self._facts())
 
 
 def _of(v: Tensor, fine: Tensor) -> str:

@@ -22,7 +22,7 @@ from ...kernels import normal
 from ...kernels.checks import as_seed, check_batch
 from ...kernels.errors import InvalidType, InvalidValue, RunFailure
 from ...kernels.streams import ENTRY, INITIAL
-from ...models import Denoiser, Process
+from ...models import Denoiser, Process, notebook
 from .. import arguments
 from ..cache import PLANS
 from ..families.preconditioned import GaussianPreconditioned
@@ -100,6 +100,27 @@ class Sampler(Densities, Sweeps):
         self.course = Course(self.plan.key, self.plan.t_in, self.plan.c_in, self.net_dtype)
 
     join = staticmethod(join)
+
+    def _facts(self) -> notebook.Facts:
+        net = self.model.net
+        name = getattr(net, "__name__", type(net).__name__)
+        name = name if net is not _no_network else "the caller's"
+        told = f"predicts={self.model.predicts!r}, time={self.model.time!r}"
+        draws = "draws noise" if self.tableau.stochastic else "draws no noise after the start"
+        return [
+            ("network", f"{name}, {told}"),
+            ("process", str(self.model.process)),
+            ("table", f"{self.tableau.name}, {self.nfe} calls, {draws}"),
+            ("states", f"{self.dtype} on {self.device}".removeprefix("torch.")),
+        ]
+
+    def __repr__(self) -> str:
+        return notebook.lines("Sampler", self._facts())
+
+    def _repr_html_(self) -> str:
+        table = self.tableau
+        shown = table._repr_html_() if isinstance(table, Tableau) else ""
+        return notebook.table("Sampler", (), self._facts()) + shown
 
     def init(
         self,

@@ -14,7 +14,9 @@ from torch import Tensor
 from ...kernels.checks import sent
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
+from ...models import notebook
 from ...models.calling import Pair
+from .. import showing
 
 Noise = Tensor | Sequence[Tensor | None]
 """The caller's own normals, see `Sampler.tell`."""
@@ -93,6 +95,10 @@ class State:
         if self.made is not None:
             made = self.made._replace(writes=writes(self.x))
             self.__dict__["made"] = made
+
+    def __repr__(self) -> str:
+        rows = f"{showing.counts(self.row)} of {len(self.course.t_in)} rows done"
+        return notebook.lines("State", [("x", showing.values(self.x)), ("at", rows)])
 
     # --- where it is --------------------------------------------------------------------------
 
@@ -432,3 +438,12 @@ class Result(NamedTuple):
     times: Tensor
     status: Tensor
     rounds: int | Tensor
+
+    def _facts(self) -> notebook.Facts:
+        return showing.run(self.x, self.nfe, self.status, self.times)
+
+    def __repr__(self) -> str:
+        return notebook.lines("Result", self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table("Result", (), self._facts())

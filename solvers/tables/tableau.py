@@ -22,8 +22,11 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import as_float64
-from ...models import Denoiser, Process
+from ...models import Denoiser, Process, notebook
+from ..showing import plot_table
 from .files import FORMAT, VERSION, need, numbers, parse, read_record, to_text, write_record
+
+LEGEND = "x: states, D: data predictions, z: normals; the next state is the sum of a row"
 
 
 @dataclass(frozen=True)
@@ -198,25 +201,51 @@ class Tableau:
         return hash(self.to_json())
 
     def __repr__(self) -> str:
+        head, *rows = self._cells()
+        width = [max(len(r[j]) for r in (head, *rows)) for j in range(len(head))]
+        lines = [
+            "  ".join(c.rjust(w) for c, w in zip(r, width, strict=True)) for r in (head, *rows)
+        ]
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells()
+        return notebook.table(self._title(), head, rows, LEGEND)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the grid (sigma/alpha of each call, or t where the levels are not known) and the
+        coefficients; returns matplotlib's figure, written if a path is given. Raises MissingPackage
+        without matplotlib."""
+        rows, what = self.times, "t"
+        if self.levels is not None:
+            alpha, sigma = self.levels.unbind(1)
+            rows, what = sigma / alpha, "sigma/alpha"
+            rows = rows.masked_fill(~rows.isfinite(), torch.nan)  # pure noise has no place on it
+        cells = torch.cat([self.state, self.data, self.noise], 1)
+        return plot_table(self.name, rows.tolist(), what, self._columns(), cells, path)
+
+    def _title(self) -> str:
         head = f"{self.name}: {self.nfe} network evaluations, order {self.order}"
-        head += f", weak order {self.weak_order}" if self.weak_order is not None else ""
-        columns = (
-            ["row", "t"]
-            + [_subscript("x", k) for k in range(self.state.shape[1])]
-            + [_subscript("D", h) for h in range(self.data.shape[1])]
-            + ["z" if self.noise.shape[1] == 1 else f"z{m}" for m in range(self.noise.shape[1])]
-        )
+        return head + (f", weak order {self.weak_order}" if self.weak_order is not None else "")
+
+    def _columns(self) -> list[str]:
+        """Names of the columns of coefficients."""
+        normals = self.noise.shape[1]
+        return [
+            *(_subscript("x", k) for k in range(self.state.shape[1])),
+            *(_subscript("D", h) for h in range(self.data.shape[1])),
+            *(["z"] if normals == 1 else [f"z{m}" for m in range(normals)]),
+        ]
+
+    def _cells(self) -> list[list[str]]:
+        """Head and rows as text, the middle of a long table left out."""
+        columns = ["row", "t", *self._columns()]
         shown = list(range(self.nfe))
         if self.nfe > 24:
             shown = [*range(12), -1, *range(self.nfe - 12, self.nfe)]
-        rows = [["..."] * len(columns) if i < 0 else self._cells(i) for i in shown]
-        width = [max(len(r[j]) for r in [columns, *rows]) for j in range(len(columns))]
-        lines = [
-            "  ".join(c.rjust(w) for c, w in zip(r, width, strict=True)) for r in [columns, *rows]
-        ]
-        return "\n".join([head, *lines])
+        return [columns, *(["..."] * len(columns) if i < 0 else self._row(i) for i in shown)]
 
-    def _cells(self, i: int) -> list[str]:
+    def _row(self, i: int) -> list[str]:
         numbers = torch.cat([self.state[i], self.data[i], self.noise[i]]).tolist()
         return [str(i), f"{float(self.times[i]):.5g}"] + [f"{c:.6g}" if c else "." for c in numbers]
 
