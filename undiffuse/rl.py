@@ -170,24 +170,23 @@ def step_schedulers(states: Sequence[Any], noise_preds: Sequence[Tensor]) -> Non
     groups: dict[Any, list[tuple[Any, Any, Any, Tensor]]] = {}
     for request, out in zip(states, noise_preds, strict=True):
         scheduler, x = request.scheduler, request.latents
-        if not hasattr(scheduler, "_arrive"):
+        if not hasattr(scheduler, "_needed"):
             raise InvalidType(
                 "step_schedulers steps UndiffuseSchedulers together; got a "
                 f"{type(scheduler).__name__}: call step_scheduler for it"
             )
-        run = scheduler._needed()
-        before = scheduler._arrive(run, request.timesteps[request.step_index], x, None)
-        heard = scheduler._heard(run, out, x)
+        at, t = scheduler._needed(), request.timesteps[request.step_index]
+        before = at.arrive(t, x, scheduler.begin_index, drawn=False)
+        heard = scheduler._heard(at, out, x)
         alike = before.course.key, tuple(x.shape[1:]), before.x.dtype, x.device, heard.dtype
-        groups.setdefault(alike, []).append((request, run, before, heard))
+        groups.setdefault(alike, []).append((request, at, before, heard))
     for members in groups.values():
-        sampler = members[0][0].scheduler._walk.sampler
+        sampler = members[0][1].walk.sampler
         joined = Sampler.join([before for _, _, before, _ in members])
         after = sampler.tell(joined, torch.cat([heard for *_, heard in members]))
         sizes = [len(before) for _, _, before, _ in members]
-        for (request, run, _, _), part in zip(members, after.split(sizes), strict=True):
-            dtype = request.latents.dtype
-            request.latents = request.scheduler._leave(run, part, dtype)
+        for (request, at, _, _), part in zip(members, after.split(sizes), strict=True):
+            request.latents = at.leave(part, request.latents.dtype)
             request.step_index += 1
 
 

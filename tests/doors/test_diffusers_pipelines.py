@@ -513,7 +513,7 @@ def test_stable_audio_with_the_same_normals(monkeypatch):
     want = run(BROWNIAN, own)
     ours = UndiffuseScheduler.from_scheduler(own, solver="dpmpp-2m-sde")
     left = list(trees[-1].drawn)
-    monkeypatch.setattr("undiffuse.diffusers.scheduler.randn_tensor", lambda *a, **k: left.pop(0))
+    monkeypatch.setattr("undiffuse.diffusers.underway.randn_tensor", lambda *a, **k: left.pop(0))
     got = run(BROWNIAN, ours)
     assert len(left) <= 1  # theirs draws for its last step too, with a coefficient of 0
     assert difference(want, got) < TOLERANCE

@@ -204,15 +204,15 @@ def against_sample(scheduler, steps):
     scheduler.set_timesteps(steps)
     got = X[:1] * scheduler.init_noise_sigma
     x = got.clone()
-    if scheduler._run.alpha is not None:
-        x = x * scheduler._run.alpha[0]
+    if scheduler._at.run.alpha is not None:
+        x = x * scheduler._at.run.alpha[0]
     for t in scheduler.timesteps:
         got = scheduler.step(net(scheduler.scale_model_input(got, t), t), t, got).prev_sample
     reading = scheduler._reading
     model = ud.Denoiser(
         lambda x, t: reading.sign * net(x, t), reading.process, reading.predicts, reading.time
     )
-    table = scheduler._run.table
+    table = scheduler._at.run.table
     assert scheduler.nfe == table.nfe == len(scheduler.timesteps)
     return got, ud.sample(model, x.shape, table, x_init=x, seed=5)
 
@@ -416,12 +416,12 @@ def test_schedulers_of_one_kind_share_their_plans():
     other = UndiffuseScheduler(solver="unipc-3", **{**LATENT, "beta_end": 0.02})
     for scheduler in (*made, other):
         scheduler.set_timesteps(7)
-    assert made[0]._run is made[1]._run is not other._run
+    assert made[0]._at.run is made[1]._at.run is not other._at.run
     apart = loop(made[0], 7), loop(made[1], 7)
     assert torch.equal(*apart) and not torch.equal(apart[0], loop(other, 7))
     made[0].set_timesteps(7, "cpu")
     made[1].set_timesteps(8)
-    assert made[0]._run is not made[1]._run
+    assert made[0]._at.run is not made[1]._at.run
 
 
 # --- tables and files -------------------------------------------------------------------------
@@ -445,10 +445,10 @@ def test_statistics_by_their_file(tmp_path):
     path = Statistics.of(data).save(tmp_path / "statistics.json")
     scheduler = UndiffuseScheduler(solver=str(path), clip_sample=False, **LATENT)
     got = loop(scheduler, 6)
-    assert isinstance(scheduler._run.table, SpectralTable)
+    assert isinstance(scheduler._at.run.table, SpectralTable)
     model = ud.Denoiser(lambda x, t: net(x, t), scheduler.model.process, time="index")
     solver = tuning.read(path, scheduler.model.process)
-    want = ud.sample(model, X.shape, solver, None, scheduler._run.grid, x_init=X)
+    want = ud.sample(model, X.shape, solver, None, scheduler._at.run.grid, x_init=X)
     assert difference(want, got) < TOLERANCE
     with pytest.raises(ValueError, match="statistics are of 192 components"):
         scheduler.scale_model_input(X[:, :, :4])
@@ -642,7 +642,7 @@ def test_a_second_run_without_set_timesteps():
     """A run that is over lets its tensors go; the next one begins at the first timestep."""
     scheduler = UndiffuseScheduler(solver="unipc-3", **LATENT)
     first = loop(scheduler, 5)
-    assert scheduler.step_index == 5 and scheduler._state is None
+    assert scheduler.step_index == 5 and scheduler._at._state is None
     x = X * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         x = scheduler.step(net(x, t), t, x).prev_sample

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..kernels.checks import FLOATS
@@ -20,7 +19,7 @@ from ..models.adapters.schedulers import KNOWN
 from ..models.processes import Flow, TabledVP
 from ..models.processes.process import count
 from ..models.readout import convert
-from ..solvers import SpectralTable, State, Tableau, grids
+from ..solvers import SpectralTable, Tableau, grids
 from ..solvers.cache import Cache
 from .run import GridLike, Run, SolverLike, solver_of
 from .spacing import (
@@ -37,9 +36,9 @@ from .spacing import (
     time_of_told,
     uniform,
 )
+from .underway import Generators, Underway
 
 RUNS = Cache(64)  # of `set_timesteps`: schedulers of one kind share them
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class StepOutput:
@@ -136,9 +135,9 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._ratio = source in RATIO and isinstance(reading.process, TabledVP)
         kept = {k: v for k, v in self.config.items() if k not in ("solver", "seed")}
         self._plain = tuple(sorted(kept.items()))
-        self._run: Run | None = None
+        self._at: Underway | None = None
+        self._begin_index: int | None = None
         self.num_inference_steps: int | None = None
-        self._forget()
 
     # --- making, saving and loading -----------------------------------------------------------
 
@@ -232,9 +231,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         asked = tuple(sorted(laid.items()))
         parts = (self._solver, self._plain, num_inference_steps, asked)
         run = RUNS.get(parts, place, make)
-        self._run = run
+        self._at, self._begin_index = Underway(run, self.config["seed"]), None
         self.num_inference_steps = run.steps if num_inference_steps is None else num_inference_steps
-        self._forget()
 
     def _nodes(self, steps: int | None, laid: dict[str, Any]) -> Nodes:
         """Where a run calls the network; laid: what `set_timesteps` was given."""
@@ -260,26 +258,17 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         solver = self.config["solver"]
         return f"solver {solver!r:.60}"
 
-    def _forget(self) -> None:
-        """Begin anew: no state, no begin index."""
-        self._state: State | None = None
-        self._row = -1
-        self._begin_index: int | None = None
-        self._last: Tensor | None = None
-        self._writes = 0
-        self._drawn: dict[int, Tensor] = {}
-
     @property
     def timesteps(self) -> Tensor:
         """What the network is told at each call, noise to data; before a run those of training."""
-        if self._run is None:
+        if self._at is None:
             return torch.arange(self._reading.steps - 1, -1, -1, device="cpu")
-        return self._run.timesteps
+        return self._at.run.timesteps
 
     @property
     def sigmas(self) -> Tensor:
         """Noise levels of the calls and of the end: sigma/alpha, of a flow sigma; float32."""
-        run, process = self._needed(), self.model.process
+        run, process = self._needed().run, self.model.process
         t = as_float64([*run.times, run.grid[-1]])
         level = process.sigma(t) if isinstance(process, Flow) else torch.exp(-process.log_snr(t))
         return level.float()
@@ -287,13 +276,13 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def nfe(self) -> int:
         """Network calls of the run."""
-        return len(self._needed().times)
+        return len(self._needed().run.times)
 
     @property
     def order(self) -> int:
         """Calls a step, where all steps but the last make as many; else 1."""
-        if self._run is not None:
-            return self._run.order
+        if self._at is not None:
+            return self._at.run.order
         probe = self._solver
         if isinstance(probe, Tableau | SpectralTable):
             return 1
@@ -305,7 +294,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def init_noise_sigma(self) -> float:
         """What the first noise is multiplied by, as in the pipeline's own scheduler."""
-        return 1.0 if self._run is None else self._run.start
+        return 1.0 if self._at is None else self._at.run.start
 
     @property
     def begin_index(self) -> int | None:
@@ -315,7 +304,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def step_index(self) -> int | None:
         """The index of the next call; None before the first step."""
-        return None if self._row < 0 else self._row
+        return None if self._at is None or self._at.row < 0 else self._at.row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at this index of `timesteps`."""
@@ -337,14 +326,14 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Raises ValueError for a sample that the solver's statistics are not of.
         """
-        if self._run is not None and self._run.spectral is not None:
-            self._run.spectral.fits(sample.shape)
+        if self._at is not None and self._at.run.spectral is not None:
+            self._at.run.spectral.fits(sample.shape)
         if self.model.predicts != "edm" and not self._ratio:
             return sample
-        run = self._needed()
-        row = None if timestep is None else self._row_of(run, timestep)
-        row = self._row if row is None else row
-        scaled: Tensor = sample * run.scales[max(row, 0)]
+        at = self._needed()
+        row = None if timestep is None else at.row_of(timestep, self._begin_index)
+        row = at.row if row is None else row
+        scaled: Tensor = sample * at.run.scales[max(row, 0)]
         return scaled
 
     def step(
@@ -366,22 +355,17 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return_dict: a `StepOutput`, or a tuple that begins with the new state.
         Raises ValueError for a timestep out of turn.
         """
-        run = self._needed()
-        state = self._arrive(run, timestep, sample, generator)
-        out = self._heard(run, model_output, sample)
-        sampler, offset, draws = self._walk
-        i, noise = self._row - offset, None
-        if generator is not None and draws[i]:
-            noise = [
-                None if draw is None else self._drawn_by(generator, draw, model_output)
-                for draw in draws[i]
-            ]
+        at = self._needed()
+        state = at.arrive(timestep, sample, self._begin_index, generator is not None)
+        out = self._heard(at, model_output, sample)
+        sampler, i = at.walk.sampler, at.row - at.walk.offset
+        noise = None if generator is None else at.normals(i, generator, model_output)
         alike = out.shape == state.x.shape and out.device == state.x.device
         if noise is None and alike and out.dtype in FLOATS and out.is_contiguous():
             after = sampler._step(state, i, out, trusted=True)
         else:
             after = sampler.tell(state, out, noise=noise)
-        x = self._leave(run, after, sample.dtype)
+        x = at.leave(after, sample.dtype)
         readout = sampler.plan.skip[i], sampler.plan.scale[i]
 
         def denoised() -> Tensor:
@@ -395,103 +379,12 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         # pipelines of LCM take both
         return (x, denoised()) if self.config["source"] == "LCMScheduler" else (x,)
 
-    def _arrive(self, run: Run, timestep: Any, sample: Tensor, generator: Generators) -> State:
-        """The state that a step is taken from: of a new run, as it was left, or changed since."""
-        row = self._row_of(run, timestep)
-        if self._state is None:
-            self._start(run, row, sample, generator)
-        elif row is not None and row != self._row:
-            raise InvalidValue(
-                f"the pipeline skips steps: timestep {run.told[row]:g} came where "
-                f"{run.told[self._row]:g} is next; step through scheduler.timesteps in order, or "
-                "set_timesteps anew to begin another run"
-            )
-        elif self._changed(sample):
-            x = self._inside(run, self._row, sample).contiguous()
-            self._state = self._state.replace(x=x)
-        state: State = self._state  # type: ignore[assignment]
-        return state
-
-    def _changed(self, sample: Tensor) -> bool:
-        """Whether the pipeline's state is another than the one that the last step handed out."""
-        if sample.is_inference() and self._state is not None and sample is not self._state.x:
-            return True  # torch does not count the writes into it
-        return sample is not self._last or _writes(sample) != self._writes
-
-    def _leave(self, run: Run, after: State, dtype: torch.dtype) -> Tensor:
-        """Keep the state after a step, and hand out the pipeline's."""
-        self._row += 1
-        self._state = None if self._row == len(run.told) else after  # a run that is over lets go
-        x = after.x if run.alpha is None else after.x * (1 / run.alpha[self._row])
-        x = x if x.dtype == dtype else x.to(dtype)
-        self._last, self._writes = x, _writes(x)
-        return x
-
-    def _needed(self) -> Run:
-        if self._run is None:
+    def _needed(self) -> Underway:
+        if self._at is None:
             raise RunFailure("set_timesteps must be called before the first step")
-        return self._run
+        return self._at
 
-    def _row_of(self, run: Run, timestep: Any) -> int | None:
-        """The row that a timestep is of; None where telling would wait for a device."""
-        if isinstance(timestep, Tensor):
-            own = run.timesteps
-            if timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
-                return int(timestep.storage_offset() - own.storage_offset())
-            if timestep.device.type != "cpu" and self._state is not None:
-                return None
-            timestep = timestep.flatten()[0].item()
-        fresh = self._state is None
-        if not fresh and run.told[self._row] == timestep:
-            return self._row
-        begin = self._begin_index
-        if fresh and begin is not None and run.told[begin] == timestep:
-            return begin
-        found = [i for i, told in enumerate(run.told) if told == timestep]
-        if not found:
-            near = [
-                i for i, told in enumerate(run.told) if abs(told - timestep) <= 1e-5 * abs(told)
-            ]
-            if not near:
-                raise InvalidValue(
-                    f"timestep {timestep!r} is not one of scheduler.timesteps {run.told[:4]}...: "
-                    "step through them in order"
-                )
-            found = near
-        return found[0] if fresh else found[-1]
-
-    def _start(self, run: Run, row: int | None, sample: Tensor, generator: Generators) -> None:
-        """Begin a run at a row, from the state there."""
-        if self._begin_index is not None:
-            first = self._begin_index
-            if row is not None and row != first and run.told[row] != run.told[first]:
-                raise InvalidValue(
-                    f"the run begins at index {first} of timesteps, {run.told[first]:g}, but the "
-                    f"first step is at {run.told[row]:g}"
-                )
-        else:
-            first = row or 0
-        if first and self._begin_index is None:
-            twins = [i for i, told in enumerate(run.told) if told == run.told[first]]
-            first = next((i for i in twins if i % run.order == 0), first)
-        wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        self._walk = run.walk(first, sample.device, wide)
-        seed = self.config["seed"]
-        if seed is None:
-            drawn = run.stochastic and generator is None
-            seed = int(torch.randint(1 << 62, (), device="cpu").item()) if drawn else 0
-        self._drawn = {}
-        row = first - self._walk.offset
-        x = self._inside(run, first, sample.to(wide))
-        self._state = self._walk.sampler.init(tuple(x.shape), seed, x_init=x, row=row)
-        self._row = first
-
-    @staticmethod
-    def _inside(run: Run, row: int, sample: Tensor) -> Tensor:
-        """The process's state at a row, of the pipeline's."""
-        return sample if run.alpha is None else sample * run.alpha[row]
-
-    def _heard(self, run: Run, out: Tensor, sample: Tensor) -> Tensor:
+    def _heard(self, at: Underway, out: Tensor, sample: Tensor) -> Tensor:
         """The network's output as the table takes it."""
         if out.ndim == sample.ndim > 1 and out.shape[1] == 2 * sample.shape[1]:
             out = out[:, : sample.shape[1]]
@@ -499,26 +392,10 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             out = self._sign * out
         if self._threshold is None:
             return out
-        t = as_float64(run.times[self._row])
+        t = as_float64(at.run.times[at.row])
         process, kind = self.model.process, self._reading.predicts
         skip, scale = map(float, convert(process, t, kind, "data", self.model.sigma_data))
-        assert self._state is not None
-        return _dynamic(skip * self._state.x + scale * out, *self._threshold)
-
-    def _drawn_by(self, generator: Generators, draw: int, like: Tensor) -> Tensor:
-        """The normal of that index; two rows that share an index share it."""
-        if draw not in self._drawn:
-            listed = list(generator) if isinstance(generator, list | tuple) else generator
-            self._drawn = {
-                draw: randn_tensor(
-                    self._state.x.shape,  # type: ignore[union-attr]
-                    generator=listed,
-                    device=like.device,
-                    dtype=like.dtype,
-                ),
-                **{k: v for k, v in self._drawn.items() if k > draw - 4},
-            }
-        return self._drawn[draw]
+        return _dynamic(skip * at.x + scale * out, *self._threshold)
 
     # --- noise --------------------------------------------------------------------------------
 
@@ -558,11 +435,11 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _time_of(self, told: float) -> float:
         """The process's time of a timestep: of the next row, of another, or of training."""
-        run = self._run
-        if run is not None and told in run.told:
-            at = self._row if self._row >= 0 else self._begin_index
-            next_is_it = at is not None and at < len(run.told) and run.told[at] == told
-            row = at if next_is_it and at is not None else run.told.index(told)
+        if self._at is not None and told in self._at.run.told:
+            run = self._at.run
+            row = self._at.row if self._at.row >= 0 else self._begin_index
+            if row is None or row >= len(run.told) or run.told[row] != told:
+                row = run.told.index(told)
             t: float = run.times[row]
             return t
         return float(time_of_told(self._reading, as_float64([told]))[0])
@@ -573,10 +450,6 @@ def _dynamic(d: Tensor, ratio: float, most: float) -> Tensor:
     s = torch.quantile(d.float().flatten(1).abs(), ratio, 1).clamp(1.0, most)
     s = column(s, d)
     return torch.minimum(torch.maximum(d, -s), s) / s
-
-
-def _writes(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _no_network(x: Tensor, t: Tensor) -> Tensor:
