@@ -15,7 +15,6 @@ from typing import Any
 
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.store import Record
-from ...solvers.tables.grids import FEW
 from ..measures.quality import MEASURES, Measure
 from ..problems.plans import TUNED
 from ..report import table
@@ -32,7 +31,7 @@ def front(
     """problem -> NFE -> the least value of ours, of tables tuned to the problem, and of the peers,
     and that of the default; None for none."""
     out: dict[str, dict[str, Any]] = {}
-    kept = ("library", "solver", "grid", "nfe", m.field, f"{m.field}_lo", f"{m.field}_hi")
+    kept = ("library", "solver", "grid", "final", "nfe", *_value(m))
     for name in {r["problem"]: None for r in records}:
         for n in costs:
             here = [r for r in records if (r["problem"], r["nfe_asked"]) == (name, n)]
@@ -47,6 +46,10 @@ def front(
             if done:
                 out.setdefault(name, {})[str(n)] = least
     return out
+
+
+def _value(m: Measure) -> tuple[str, str, str]:
+    return m.field, f"{m.field}_lo", f"{m.field}_hi"
 
 
 def regret(found: Mapping[str, Any], field: str = "error") -> dict[str, dict[str, Any]]:
@@ -78,10 +81,10 @@ def answer(
 
     Returns the measure's field and title; 'problems': name -> 'samples', 'rows'; 'use', sentences;
     'absent': library -> why. A row has the calls and four sides, each None or library, solver,
-    grid, value, lo, hi: 'default', 'best' of ours, 'tuned', 'peer'. The 'elsewhere' of a best that
-    is not the default is its value over the default's on the problem where that is worst, and that
-    problem: {'problem', 'ratio'}; the ratio is None where it failed; the whole is None where there
-    is no other problem.
+    grid, final, value, lo, hi: 'default', 'best' of ours, 'tuned', 'peer'. The 'elsewhere' of a
+    best that is not the default is its value over the default's on the problem where that is worst,
+    and that problem: {'problem', 'ratio'}; the ratio is None where it failed; the whole is None
+    where there is no other problem.
     """
     found = front(records, costs, m)
     problems: dict[str, Any] = {}
@@ -107,8 +110,8 @@ def _side(r: Record | None, m: Measure) -> dict[str, Any] | None:
     if r is None:
         return None
     ends = {end: float(r[f"{m.field}_{end}"]) for end in ("lo", "hi")}
-    who = {k: r[k] for k in ("library", "solver", "grid")}
-    return {**who, "value": float(r[m.field]), **ends}
+    row = {k: r[k] for k in ("library", "solver", "grid", "final")}
+    return {**row, "value": float(r[m.field]), **ends}
 
 
 def _elsewhere(
@@ -163,17 +166,14 @@ def absent(records: Sequence[Record]) -> dict[str, str]:
 
 
 def code(side: Mapping[str, Any], calls: int) -> str | None:
-    """The Python line that runs this row; None for a peer's and for what a file holds.
-
-    Rows end at t_min, as the default does by itself in runs of at most `FEW` steps.
-    """
+    """The Python line that runs this row; None for a peer's and for what a file holds."""
+    final = "" if side["final"] is None else f', final="{side["final"]}"'
     if who(side) == DEFAULT:
-        final = "" if calls <= FEW else ', final="t_min"'
         return f"ud.sample(model, shape, nfe={calls}{final})"
     if side["library"] != "undiffuse" or not side["solver"].replace("-", "").isalnum():
         return None
     grid = side["grid"].partition(",")[0]
-    return f'ud.sample(model, shape, "{side["solver"]}", nfe={calls}, grid="{grid}", final="t_min")'
+    return f'ud.sample(model, shape, "{side["solver"]}", nfe={calls}, grid="{grid}"{final})'
 
 
 def config(side: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from ...kernels.files import write_text
 from ...models.checkpoint import Checkpoint
 from ...models.progress import bar
 from ...solvers import Solver
-from ...solvers.sampling.sampler import GRID, SOLVER
+from ...solvers.sampling.sampler import GRID
 from ...solvers.sampling.tuning import SMALL_EVENT
 from ...solvers.store import Store, rows_format, write_rows
 from ...solvers.work.engines import engine_of
@@ -43,7 +43,7 @@ from ..measures.metrics import Features
 from ..measures.quality import Measure
 from ..measures.quality import chosen as chosen_measures
 from ..peers.samplers import chosen as chosen_peers
-from ..problems.plans import Config, Ours, default_solvers, ours
+from ..problems.plans import DEFAULT, Config, default_solvers, ours
 from ..problems.problem import Problem, Reference
 from ..report import table
 from . import campaign, summary
@@ -79,7 +79,7 @@ def run(
     seeds: Sequence[int] | None = None,
     batch: int | None = None,
     device: torch.device | str | None = None,
-    final: str = "t_min",
+    final: str | None = None,
     quick: bool = False,
     likelihood: bool | None = None,
     workers: int = 1,
@@ -108,7 +108,7 @@ def run(
     seed, seeds: several seeds have samples of their own and are shown as one (`summary.pooled`).
     batch: samples of a seed; None: 256, or 16 for a network of large events.
     device: of the trained network.
-    final: how our grids end.
+    final: how our grids end; None: at t_min, and the default as `sample` ends it.
     quick: fewer samples and costs.
     likelihood: bits/dim of held-out data; None: of networks of small events, others take minutes.
     workers: processes; the numbers do not depend on them.
@@ -152,7 +152,7 @@ def run(
     for p in posed:
         own = ours(default_solvers(p.process), grids, final) if named is None else named
         if named is None and GRID not in grids:
-            own = [Ours(SOLVER, GRID, final), *own]  # the default is always there
+            own = [DEFAULT, *own]  # the default is always there
         if not own and not others:
             raise InvalidValue("nothing to measure: name a solver or a peer")
         todo.append(_cells(p, [*own, *others], costs, measures))

@@ -230,8 +230,8 @@ METHOD = (
         "the rows. Rows of 'undiffuse tune' were fitted to the problem."
     ),
     (
-        "Our rows end at t_min. The default ends its short runs there too, and longer ones with a "
-        "denoising jump, unless it is told final='t_min' as here."
+        "Our rows end at t_min, but for the default's: it is what ud.sample runs where no solver "
+        "is named, and ends longer runs with a denoising jump."
     ),
     (
         "Intervals are 95 %: bootstrap over samples for means, delete-a-group jackknife for "
@@ -352,7 +352,9 @@ def _told_apart(records: list[Record]) -> list[Record]:
     for r in records:
         ends.setdefault(_question(r)[:4], set()).add(r["final"])
     return [
-        {**r, "grid": f"{r['grid']}, {r['final']}"} if len(ends[_question(r)[:4]]) > 1 else r
+        {**r, "grid": f"{r['grid']}, {r['final']}"}
+        if r["final"] is not None and len(ends[_question(r)[:4]]) > 1
+        else r
         for r in records
     ]
 

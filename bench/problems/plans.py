@@ -34,7 +34,8 @@ from ...solvers import (
     names,
 )
 from ...solvers.families.tuned import read
-from ...solvers.sampling.budget import largest
+from ...solvers.sampling.budget import in_steps, largest
+from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.tables import grids as grid_rules
 from ...solvers.tables.grids import Grid
 from .problem import Problem, from_unit, ratio_at, to_unit
@@ -91,11 +92,11 @@ def plan_of(config: Config, problem: Problem, nfe: int) -> Plan:
 @dataclass(frozen=True)
 class Ours:
     """A registered solver, or one of the user's (`solver_of`), on a named grid, or on `MEASURED`.
-    final: see `solvers.grids.times`."""
+    final: see `solvers.grids.times`; None is the solver's own end."""
 
     name: str
     grid: str = "log_snr"
-    final: str = "t_min"
+    final: str | None = "t_min"
     library: str = "undiffuse"
     given: Solver | None = None
 
@@ -116,11 +117,16 @@ class Ours:
         grid = "log_snr" if self.grid == MEASURED else self.grid
         model = problem.model
         try:
-            t = grid_rules.times(grid, model.process, 8, self.final, model.t_min)
-            made = content(self.solver.tableau(model.process, t))
+            table = in_steps(self.solver, model, grid_rules.named(grid), self.final, 8)
+            assert isinstance(table, Tableau), "a registered solver fills a plain table"
+            made = content(table)
         except (ValueError, NotImplementedError) as error:
             made = str(error)
         return hashlib.sha256(made.encode()).hexdigest()[:8]
+
+
+DEFAULT = Ours(SOLVER, GRID, None)
+"""What a call without a solver runs, to the bit."""
 
 
 @lru_cache(maxsize=256)
@@ -293,12 +299,13 @@ def default_solvers(process: Process, limit: int = 12) -> list[str]:
 
 
 def ours(
-    solvers: Sequence[str | Solver], grids: Sequence[str], final: str = "t_min"
+    solvers: Sequence[str | Solver], grids: Sequence[str], final: str | None = None
 ) -> list[Config]:
     """Every solver on every grid, and every file or folder of tables among them on its own.
 
-    solvers: by name, file.py:name (see `solver_of`), or themselves. Raises ValueError, naming the
-    nearest, for unknown names, TypeError for what is no solver.
+    solvers: by name, file.py:name (see `solver_of`), or themselves.
+    final: how they end; None: at t_min, and the default as `sample` ends it.
+    Raises ValueError, naming the nearest, for unknown names, TypeError for what is no solver.
     """
     files = [s for s in solvers if isinstance(s, str) and _is_table(s)]
     made: list[tuple[str, Solver | None]] = []
@@ -311,10 +318,16 @@ def ours(
     for name in grids:
         if name != MEASURED:
             grid_rules.named(name)
-    if final not in grid_rules.FINALS:
+    if final is not None and final not in grid_rules.FINALS:
         known = ", ".join(map(repr, grid_rules.FINALS))
         raise InvalidValue(f"final must be one of {known}; got {final!r}")
-    tables = [Ours(name, g, final, given=solver) for name, solver in made for g in grids]
+    tables = [
+        DEFAULT
+        if final is None and solver is None and (name, g) == (DEFAULT.name, DEFAULT.grid)
+        else Ours(name, g, final or "t_min", given=solver)
+        for name, solver in made
+        for g in grids
+    ]
     return [*tables, *map(Tuned.of, files)]
 
 

@@ -5,13 +5,15 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import undiffuse as ud
 from undiffuse.bench.measures.quality import MEASURES
 from undiffuse.bench.nfe import answer
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems.plans import Ours
+from undiffuse.bench.problems.plans import DEFAULT, ours
 from undiffuse.models.named_targets import get
+from undiffuse.solvers.sampling.sampler import GRID, SOLVER
 
 pytest.importorskip("scipy")
 
@@ -21,6 +23,7 @@ ABOUT = {"first": {"batch": 64}, "second": {"batch": 64}}
 
 def row(problem, solver, grid, n, error, library="undiffuse", **more):
     held = {"problem": problem, "library": library, "solver": solver, "grid": grid}
+    held["final"] = None if (solver, grid) == ("relay", "blend") else "t_min"
     ends = {"error": error, "error_lo": 0.9 * error, "error_hi": 1.1 * error}
     at = {"nfe_asked": n, "nfe": n, "status": "ok", "stochastic": False}
     return {**held, **at, **ends, **more}
@@ -92,10 +95,11 @@ def test_the_screen_at_80_columns(said):
 
 
 def test_the_code_runs_the_row_it_stands_beside():
-    usual = {"library": "undiffuse", "solver": "relay", "grid": "blend"}
-    assert answer.code(usual, 8) == "ud.sample(model, shape, nfe=8)"
-    assert answer.code(usual, 15) == 'ud.sample(model, shape, nfe=15, final="t_min")'
-    assert answer.code({**usual, "grid": "karras"}, 8) == (
+    usual = {"library": "undiffuse", "solver": "relay", "grid": "blend", "final": None}
+    assert answer.code(usual, 15) == "ud.sample(model, shape, nfe=15)"
+    as_asked = {**usual, "final": "t_min"}
+    assert answer.code(as_asked, 15) == 'ud.sample(model, shape, nfe=15, final="t_min")'
+    assert answer.code({**as_asked, "grid": "karras"}, 8) == (
         'ud.sample(model, shape, "relay", nfe=8, grid="karras", final="t_min")'
     )
     assert answer.code({**usual, "library": "diffusers"}, 8) is None
@@ -115,12 +119,40 @@ def test_the_code_calls_the_network_where_the_measured_row_does(solver, grid, n)
         seen.append(float(t.flatten()[0]))
         return problem.model.net(x, t, **cond)
 
-    line = answer.code({"library": "undiffuse", "solver": solver, "grid": grid}, n)
+    (row,) = ours([solver], [grid])
+    said = {"library": "undiffuse", "solver": solver, "grid": grid, "final": row.final}
+    line = answer.code(said, n)
     names = {"ud": ud, "model": replace(problem.model, net=net), "shape": problem.start.shape}
     eval(line, names)
-    plan = Ours(solver, grid, "t_min").plan(problem, n)
+    plan = row.plan(problem, n)
     told = problem.model.network_time(plan.tableau.times).tolist()
     assert len(seen) == plan.calls and seen == pytest.approx(told, rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 5, 11, 12, 20, 40])
+@pytest.mark.parametrize(
+    "process",
+    [ud.VP(), ud.VP.cosine(), ud.VE(), ud.EDM(), ud.Flow()],
+    ids=lambda p: type(p).__name__,
+)
+def test_the_row_of_the_default_is_what_sample_runs_to_the_bit(process, n):
+    """Its table, and where it ends from the same start: end, grid and spared call included."""
+    law = ud.targets.GaussianMixture([1, 2], [[0.0, 1.0], [2.0, -1.0]], 0.1)
+    model = law.denoiser(process)
+    shape, options = (3, 2), {"dtype": torch.float64}
+    problem = problems.network("n", "", model, law.sample(8), 3)
+    (row,) = ours([SOLVER], [GRID])
+    assert row is DEFAULT
+    plan, mine = row.plan(problem, n), ud.Sampler(model, nfe=n).tableau
+    for what in ("grid", "times", "state", "data", "noise"):
+        assert torch.equal(getattr(plan.tableau, what), getattr(mine, what)), what
+    assert plan.tableau.entry == mine.entry
+    x = problems.from_unit(model.process, problem.start, model.process.t_max)
+    sampled = ud.sample(model, shape, nfe=n, x_init=x, **options)
+    found = plan.run(model, problem.start, 0)
+    last = float(mine.grid[-1])
+    clean = last == model.process.t_clean
+    assert torch.equal(found, sampled if clean else problems.to_unit(model.process, sampled, last))
 
 
 def test_it_is_plain_json(said):

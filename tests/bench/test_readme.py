@@ -71,7 +71,7 @@ def test_the_picture_is_of_the_committed_results():
 def test_the_front_holds_the_default_beside_the_least():
     def row(solver, grid, error, library="undiffuse"):
         at = {"problem": "p", "nfe_asked": 8, "nfe": 8, "status": "ok", "library": library}
-        at |= {"stochastic": False}
+        at |= {"stochastic": False, "final": None}
         return at | {"solver": solver, "grid": grid, "error": error, "error_lo": 0, "error_hi": 9}
 
     rows = [
