@@ -12,10 +12,7 @@ import undiffuse as ud
 
 diffusers = pytest.importorskip("diffusers")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 
 adapt = ud.models.adapters.from_diffusers
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}

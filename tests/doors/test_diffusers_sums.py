@@ -15,8 +15,6 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 from undiffuse.diffusers import UndiffuseScheduler
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 RAMP = torch.arange(4 * 3 * 8 * 8, dtype=torch.float32)
 
 

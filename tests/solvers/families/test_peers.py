@@ -24,7 +24,6 @@ from undiffuse.solvers.tables.grids import Discrete
 from ..exact import evaluate
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 TARGET = GaussianMixture([0.6, 0.4], [[-1.0, 0.5], [0.8, -0.3]], 0.05)
 COMMON = {"timestep_spacing": "trailing"}
