@@ -218,6 +218,10 @@ class Denoiser:
         """Network calls of one evaluation, at most."""
         return self.net.calls if isinstance(self.net, Combination) else 1
 
+    def calls_given(self, cond: dict[str, Any]) -> int:
+        """Network calls of one evaluation under these conditions, at most; cond: of `given`."""
+        return self.net.calls_given(cond) if isinstance(self.net, Combination) else 1
+
     def calls_of(self, times: list[float], cond: dict[str, Any]) -> int:
         """Network calls of evaluations at these times, the same for all samples."""
         if not isinstance(self.net, Combination):
@@ -419,6 +423,10 @@ class Combination(nn.Module):
     def calls_at(self, t: float, cond: dict[str, Any]) -> int:
         """See `Denoiser.calls_at`."""
         return sum(model.calls_at(t, cond) for model in self.models)
+
+    def calls_given(self, cond: dict[str, Any]) -> int:
+        """See `Denoiser.calls_given`."""
+        return sum(model.calls_given(cond) for model in self.models)
 
     @property
     def calls(self) -> int:

@@ -173,6 +173,16 @@ class ClassifierFree(Scaled):
             return model.calls_at(t, both)
         return model.calls_at(t, cond) + model.calls_at(t, other)
 
+    def calls_given(self, cond: dict[str, Any]) -> int:
+        model, other = self.models[0], self.without(cond)
+        alone = self.alone(self.scale) if isinstance(self.scale, float) else None
+        if alone is not None:
+            return model.calls_given(cond if alone else other)
+        both = self.pair(cond, _batch_of(cond, other))
+        if both is not None:
+            return model.calls_given(both)
+        return model.calls_given(cond) + model.calls_given(other)
+
     @property
     def calls(self) -> int:
         fixed = isinstance(self.scale, float) and self.alone(self.scale) is not None

@@ -25,9 +25,10 @@ from ...kernels.shapes import wide
 from ...models import Denoiser, conditions
 from ...models.calling import Pair
 from ...models.denoiser import Combination
-from ...models.guidance.combine import unconditional
+from ...models.guidance.combine import cfg, unconditional
 from .. import arguments
 from ..outcome import SolverError, Status
+from ..sampling.budget import as_told
 from ..sampling.loop import Loop
 from ..sampling.sampler import SOLVER, GridLike, Sampler, SolverLike
 from ..sampling.state import State, join
@@ -229,8 +230,14 @@ class ContinuousBatch:
         Raises ValueError and TypeError as `ud.sample`, for more samples than `max_batch` holds, and
         for samples of another shape than those at work.
         """
+        asked = self.model
+        if guidance is not None and nfe is not None:
+            arguments.finite("guidance", guidance)
+            asked = cfg(asked, guidance, uncond=self.uncond if uncond is None else uncond)
+        told = as_told(asked, nfe, cond, arguments.batch_shape("shape", shape)[0])
+        told = told if told is None else told // asked.calls * self.model.calls
         sampler = Sampler(
-            self.model, solver, steps, grid, nfe=nfe, final=final,
+            self.model, solver, steps, grid, nfe=told, final=final,
             dtype=self.dtype, device=self.device,
         )  # fmt: skip
         with torch.no_grad():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ...kernels.errors import InvalidValue
 from ...models import Denoiser
+from ..arguments import whole
 from ..families.preconditioned import GaussianPreconditioned
 from ..tables import grids
 from ..tables.solver import Solver
@@ -29,6 +31,24 @@ def in_steps(
         solver, intervals, end = solver.on(model.process, steps)
     t = grids.times(grid, model.process, intervals, final or end, model.t_min)
     return solver.tableau(model.process, t)
+
+
+def as_told(
+    model: Denoiser, nfe: int | None, cond: dict[str, Any] | None, batch: int
+) -> int | None:
+    """nfe as `Sampler` is told it, which sees no conditions and takes guidance for two calls.
+
+    Where the conditions of a run let guidance make one call for both, nfe pays for twice the steps.
+    Raises ValueError for an nfe that is no whole number >= 1, or does not pay for one evaluation.
+    """
+    if nfe is None or model.calls == 1:
+        return nfe
+    each = model.calls_given(model.given(cond, batch))
+    if whole("nfe", nfe) < each:
+        raise InvalidValue(
+            f"nfe={nfe} does not pay for one step: guidance makes {each} calls in it"
+        )
+    return nfe // each * model.calls
 
 
 def largest(

@@ -20,6 +20,7 @@ from ..outcome import worse
 from ..tables.innovations import innovations
 from ..tables.tableau import Tableau
 from . import entry
+from .budget import as_told
 from .graph import Repeated
 from .judge import FAR, Watch, judged
 from .parallel import TOLERANCE
@@ -181,6 +182,8 @@ def sample(
         steps = nfe = None
     if isinstance(grid, str) and grid in MEASURED:
         grid = measured(grid, model, shape, cond)
+    if nfe is not None:
+        nfe = as_told(model, nfe, cond, arguments.batch_shape("shape", shape)[0])
     sampler = sampler_for(
         model, solver, steps, grid, x_init, nfe=nfe, final=final, dtype=dtype, device=device
     )
@@ -253,7 +256,9 @@ def _steady(
         seed = first.seed if first.seed.numel() == 1 else first.seed[i : i + 1]
         ids, shape, ends = first.sample_ids[i : i + 1], (1, *first.x.shape[1:]), []
         for name in (SOLVER, "ddim"):
-            one = Sampler(model, name, nfe=nfe, dtype=sampler.dtype, device=sampler.device)
+            one = Sampler(
+                model, name, nfe=nfe * model.calls, dtype=sampler.dtype, device=sampler.device
+            )
             far = float(one.finish(one.init(shape, seed, ids), told).abs().max())
             ends.append((f"solver={name!r}, grid={GRID!r}", far))
         least = min(far for _, far in ends)

@@ -18,6 +18,7 @@ from ...models.checkpoint import Checkpoint, load
 from ...models.variational import VarianceHead
 from .. import arguments
 from ..outcome import SolverError
+from ..sampling.budget import as_told
 from ..sampling.learned_variance import sample_learned_variance
 from ..sampling.pilot import auto
 from ..sampling.pilot_grid import MEASURED, digest, fingerprint, measured
@@ -132,7 +133,7 @@ class Drawing:
             self.solver,
             self.steps,
             grid,
-            nfe=self.nfe,
+            nfe=as_told(self.denoiser, self.nfe, self.cond, self.n),
             final=self.final,
             dtype=self.dtype,
             device=self.device,

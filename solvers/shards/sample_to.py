@@ -127,7 +127,7 @@ def sample_to(
     settings = {"format": format, "shard": work.shard, **drawing.settings()}
     if format == "png":
         settings["data_range"] = list(limits)
-    agreed(work.folder, settings, SETTINGS)
+    agreed(work.folder, settings, SETTINGS, [INDEX])
     if rank() == 0:
         _verify(work)
     perform(work, workers=workers, engine=engine, progress=progress, label="sampling")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,26 @@ class Ledger:
             (self.home / f"{named(unit)}.lock").unlink(missing_ok=True)
 
 
-def agreed(folder: Path, settings: Record, file: str = "run.json") -> Record:
+def agreed(
+    folder: Path, settings: Record, file: str = "run.json", results: Sequence[str] = ()
+) -> Record:
     """The settings of the folder's run: these, if it had none.
 
-    Raises ValueError, with every difference, for a folder that has the run of other settings.
+    results: files that a run leaves, beside the records of its units.
+
+    Raises ValueError, with every difference, for a folder that has the run of other settings, and
+    for one with results whose settings are gone.
     """
     path = folder / file
     with Ledger(folder, "settings").claim("run"):
         if not path.is_file():
+            records = folder.glob(f"{HIDDEN}/*/[0-9]*-[0-9]*.json")
+            left = (folder / name for name in results)
+            for done in (p for p in (*records, *left) if p.is_file()):
+                raise InvalidValue(
+                    f"{folder} has results ({done.relative_to(folder)}) but no {file}, which says "
+                    "what they are of: put it back, or name another out"
+                )
             write_text(path, json.dumps(settings, indent=1) + "\n")
             return settings
     try:

@@ -171,6 +171,11 @@ REFUSED = [
     (lambda: UndiffuseScheduler(source="NoScheduler"), "class NoScheduler is not known"),
     (lambda: UndiffuseScheduler.from_config("folder"), "must be a scheduler's configuration"),
     (lambda: UndiffuseScheduler.from_config({"colour": 1}), "does not say which scheduler"),
+    (lambda: UndiffuseScheduler().set_timesteps(sigmas=[1e9, 1.0]), "sigmas must be of noise that"),
+    (lambda: UndiffuseScheduler().set_timesteps(timesteps=[-5]), "timesteps must be of noise that"),
+    (lambda: UndiffuseScheduler().set_timesteps(timesteps=[1500, 5]), "timesteps must be of noise"),
+    (lambda: UndiffuseScheduler().set_timesteps(5, timesteps=[900, 500]), "timesteps say 2 steps"),
+    (lambda: UndiffuseScheduler().set_begin_index("a"), "begin_index must be a whole number"),
 ]  # fmt: skip
 
 

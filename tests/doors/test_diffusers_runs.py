@@ -114,6 +114,30 @@ def test_any_layout_in_memory(solver):
     assert torch.equal(want, run(lambda out: out.to(**last), lambda x: x.to(**last)))
 
 
+STEPS_REFUSED = {
+    "timestep must be one of": {"timestep": None},
+    "timestep must be one of scheduler.timesteps; got 'a'": {"timestep": "a"},
+    "model_output must be a tensor; got tuple": {"model_output": (X,)},
+    "sample must be a tensor; got NoneType": {"sample": None},
+    "generator must be one or 2": {"generator": [torch.Generator()] * 3},
+    "generator must be a torch.Generator": {"generator": 7},
+}
+
+
+@pytest.mark.parametrize("message", STEPS_REFUSED)
+def test_a_bad_step_is_one_clear_sentence(message):
+    """Three generators for two samples would leave one unused, and which one is a guess."""
+    scheduler = UndiffuseScheduler(solver="ddpm")
+    scheduler.set_timesteps(4)
+    given = {"model_output": X, "timestep": scheduler.timesteps[0], "sample": X}
+    with pytest.raises((ValueError, TypeError), match=message):
+        scheduler.step(**given | STEPS_REFUSED[message])
+    scheduler.set_begin_index(4)
+    for t in (scheduler.timesteps[0], int(scheduler.timesteps[0])):
+        with pytest.raises(ValueError, match="begin_index must be an index of the 4 timesteps"):
+            scheduler.step(X, t, X)
+
+
 def test_a_pipeline_that_skips_steps():
     scheduler = UndiffuseScheduler(solver="dpmpp-2m", **LATENT)
     scheduler.set_timesteps(10)

@@ -253,6 +253,26 @@ def test_a_sample_counts_the_calls_that_guidance_makes():
         assert found.nfe == len(made) == calls and len(found.times) == 7
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_number_of_calls_pays_for_what_guidance_costs(batched):
+    """Eight calls are eight steps where one call serves both conditions, and four where two do."""
+    called = []
+
+    def net(x, t, label):
+        called.append(len(x))
+        return x * label[:, None]
+
+    model = Denoiser(net, VP(), predicts="noise")
+    guided = guidance.cfg(model, 3.0, uncond={"label": torch.zeros(1)}, batched=batched)
+    run = {"nfe": 8, "cond": {"label": torch.ones(2)}, "return_result": True}
+    found = ud.sample(guided, (2, 3), "ddim", **run)
+    assert found.nfe == len(called) == 8
+    assert called == ([4] * 8 if batched else [2] * 8) and len(found.times) == (8 if batched else 4)
+    if not batched:
+        with pytest.raises(ValueError, match="nfe=1 does not pay for one step: guidance makes 2"):
+            ud.sample(guided, (2, 3), "ddim", **run | {"nfe": 1})
+
+
 def test_a_copy_of_a_guided_model_calls_its_own_networks():
     net = torch.nn.Linear(2, 2)
     inner = Denoiser(lambda x, t, label=None: net(x), PROCESS, predicts="data")

@@ -20,6 +20,7 @@ from ..models.processes import Flow, TabledVP
 from ..models.processes.process import count
 from ..models.readout import convert
 from ..solvers import SpectralTable, Tableau, grids
+from ..solvers.arguments import whole
 from ..solvers.cache import Cache
 from .run import GridLike, Run, SolverLike, solver_of
 from .spacing import (
@@ -307,8 +308,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return None if self._at is None or self._at.row < 0 else self._at.row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin the run at this index of `timesteps`."""
-        self._begin_index = begin_index
+        """Begin the run at this index of `timesteps`; the first step refuses one that is none."""
+        self._begin_index = whole("begin_index", begin_index, 0)
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -356,6 +357,11 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises ValueError for a timestep out of turn.
         """
         at = self._needed()
+        for name, value in (("model_output", model_output), ("sample", sample)):
+            if not isinstance(value, Tensor):
+                raise InvalidType(f"{name} must be a tensor; got {type(value).__name__}")
+        if generator is not None:
+            check_generators(generator, len(sample))
         state = at.arrive(timestep, sample, self._begin_index, generator is not None)
         out = self._heard(at, model_output, sample)
         sampler, i = at.walk.sampler, at.row - at.walk.offset

@@ -179,6 +179,11 @@ def theirs(
         if unknown == ["timesteps"]:
             return by_timesteps(reading, given["timesteps"])
         raise InvalidValue(f"{name}.set_timesteps takes no {', '.join(unknown)}: leave it out")
+    for key in ("sigmas", "timesteps"):
+        if key in given and steps not in (None, *_lengths(given[key])):
+            raise InvalidValue(
+                f"{key} say {len(given[key])} steps, but num_inference_steps={steps}: leave it out"
+            )
     if {"sigmas", "timesteps"} & given.keys() and "num_inference_steps" in takes:
         steps = None
     with torch.device("cpu"):
@@ -205,6 +210,11 @@ def theirs(
     if isinstance(reading.process, TabledVP) and start != 1.0:  # its states are x/alpha
         start *= float(reading.process.alpha(times[0].clamp(max=reading.process.t_max)))
     return Nodes(times, last, whole, start)
+
+
+def _lengths(values: Sequence[float] | Tensor) -> tuple[int, ...]:
+    """The numbers of steps that nodes may stand for: a last 0 may be their end, or not there."""
+    return (len(values) - 1, len(values)) if float(values[-1]) == 0 else (len(values),)
 
 
 def _end(scheduler: Any, reading: Reading) -> Tensor:
@@ -303,12 +313,23 @@ def _falls(time: Any) -> bool:
 
 
 def check_falling(reading: Reading, what: str, values: Sequence[float] | Tensor) -> None:
-    """Raise ValueError unless sigmas or timesteps that were given go from noise to data."""
-    found = _numbers(what, values)
-    time = time_of_sigma if what == "sigmas" else time_of_told
-    bad = (~(time(reading, found).diff() < 0)).nonzero()
+    """Raise ValueError unless sigmas or timesteps that were given go from noise to data, and are
+    of noise that the network was trained on."""
+    found, process = _numbers(what, values), reading.process
+    t = (time_of_sigma if what == "sigmas" else time_of_told)(reading, found)
+    bad = (~(t.diff() < 0)).nonzero()
     if len(bad):
         _refuse(what, found, int(bad[0]))
+    most = process.t_max * (1 + 1e-3)
+    outside = (t > most) | (t < process.t_clean)
+    if what == "sigmas" and isinstance(process, TabledVP):  # whose times end with its table
+        outside |= found > torch.exp(-process.log_snr(process.t_max)) * (1 + 1e-3)
+        outside |= found < 0
+    if bool(outside.any()):
+        raise InvalidValue(
+            f"{what} must be of noise that the network was trained on, at most that of "
+            f"{process}; got {found[outside].tolist()[:4]}"
+        )
 
 
 def refuse_rising(what: str, values: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue
 from ..solvers import State
 from .run import Run, Walk
 
@@ -75,14 +76,17 @@ class Underway:
         """The row that a timestep is of; None where telling would wait for a device."""
         told, own = self.run.told, self.run.timesteps
         fresh = self._state is None
-        if isinstance(timestep, Tensor):
+        if isinstance(timestep, Tensor) and timestep.numel():
             if timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
                 return int(timestep.storage_offset() - own.storage_offset())
             if timestep.device.type != "cpu" and not fresh:
                 return None
             timestep = timestep.flatten()[0].item()
+        if isinstance(timestep, bool) or not isinstance(timestep, numbers.Real):
+            raise InvalidType(f"timestep must be one of scheduler.timesteps; got {timestep!r:.80}")
+        timestep = float(timestep) if not isinstance(timestep, int) else timestep
         expected = begin if fresh else self.row
-        if expected is not None and told[expected] == timestep:
+        if expected is not None and told[expected : expected + 1] == [timestep]:
             return expected
         found = [i for i, t in enumerate(told) if t == timestep]
         found = found or [i for i, t in enumerate(told) if abs(t - timestep) <= 1e-5 * abs(t)]
@@ -111,6 +115,10 @@ class Underway:
         """Begin the run at a row, from the state there."""
         run = self.run
         first = begin if begin is not None else row or 0
+        if first >= len(run.told):
+            raise InvalidValue(
+                f"begin_index must be an index of the {len(run.told)} timesteps; got {first}"
+            )
         if begin is not None and row is not None and run.told[row] != run.told[begin]:
             raise InvalidValue(
                 f"the run begins at index {begin} of timesteps, {run.told[begin]:g}, but the "
@@ -144,6 +152,17 @@ class Underway:
             z = randn_tensor(self.x.shape, generator=listed, device=like.device, dtype=like.dtype)
             self._drawn = {draw: z, **{k: v for k, v in self._drawn.items() if k > draw - 4}}
         return self._drawn[draw]
+
+
+def check_generators(given: Any, batch: int) -> None:
+    """Raise TypeError or ValueError unless it is one generator, or a list of one or `batch`."""
+    listed = list(given) if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(one, torch.Generator) for one in listed):
+        raise InvalidType(
+            f"generator must be a torch.Generator or a list of them; got {given!r:.80}"
+        )
+    if len(listed) not in (1, batch):
+        raise InvalidValue(f"generator must be one or {batch}, one a sample; got {len(listed)}")
 
 
 def _writes(x: Tensor) -> int:

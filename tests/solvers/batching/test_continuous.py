@@ -309,6 +309,22 @@ def test_conditions_that_cannot_be_joined_are_called_apart():
         assert torch.equal(got.result(), alone(request, model))
 
 
+@pytest.mark.parametrize("uncond", [{"label": torch.zeros(1)}, {"label": None}])
+def test_guided_requests_spend_the_calls_that_samples_spend(uncond):
+    """None cannot be joined with a tensor: such guidance makes two calls a step."""
+
+    def net(x, t, label):
+        return torch.tanh(x) * (0.5 if label is None else label[:, None])
+
+    model = ud.Denoiser(net, ud.VP(), predicts="noise")
+    cond = {"label": torch.ones(2)}
+    batch = ud.ContinuousBatch(model, 8, uncond=uncond)
+    request = batch.add((2, 3), "ddpm", nfe=6, seed=4, cond=cond, guidance=3.0)
+    guided = ud.guidance.cfg(model, 3.0, uncond=uncond)
+    want = ud.sample(guided, (2, 3), "ddpm", nfe=6, seed=4, cond=cond, return_result=True)
+    assert torch.equal(request.result(), want.x) and batch.calls == want.nfe == 6
+
+
 def test_models_made_of_models_know_the_time_of_every_row():
     """A guided model for all requests, whose guidance stands aside at some times."""
     model = ud.guidance.cfg(MODEL, 2.0, uncond=NULL, interval=(0.1, 2.0))

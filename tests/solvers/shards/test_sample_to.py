@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from functools import partial
 
@@ -171,6 +172,21 @@ def test_what_is_lost_is_drawn_again(tmp_path, lost):
     count(tmp_path, n=96)
     assert contents(tmp_path) == whole
     assert Counted.calls == (0 if lost == "hidden" else 2)  # its index tells what is done
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_shards_whose_settings_are_gone_are_nobodys(tmp_path, hidden):
+    """Without run.json no call can tell whether the shards are its own."""
+    draw(tmp_path, n=20, shard=8)
+    (tmp_path / "run.json").unlink()
+    if hidden:
+        (tmp_path / "index.jsonl").unlink()
+    else:
+        shutil.rmtree(tmp_path / ".work")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="but no run.json, which says what they are of"):
+        draw(tmp_path, n=20, shard=8, steps=4)
+    assert contents(tmp_path) == before
 
 
 def test_a_shard_that_does_not_verify_is_refused(tmp_path):
