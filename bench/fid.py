@@ -31,6 +31,7 @@ from ..models.data.formats import stream
 from ..models.data.sets import split_indices
 from ..models.data.sources import Source
 from ..solvers.arguments import lookup, whole
+from ..solvers.families.tuned import FILES
 from ..solvers.families.tuned import read as read_table
 from ..solvers.intervals import Estimate
 from ..solvers.sampling.sampler import SOLVER, GridLike, SolverLike
@@ -223,7 +224,7 @@ def _named(
 ) -> Iterator[tuple[str, SolverLike]]:
     """Each solver with what its rows are called."""
     for solver in solvers or [SOLVER]:
-        if isinstance(solver, str) and solver.endswith(".json"):
+        if isinstance(solver, str) and solver.endswith(FILES):
             yield Path(solver).stem, read_table(solver, trained.denoiser.process)
         elif isinstance(solver, str) and (made := from_code(solver)) is not None:
             yield solver.rpartition(":")[2], made

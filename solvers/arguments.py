@@ -237,15 +237,15 @@ def seeds_of(seed: int | Tensor, rows: Tensor) -> int | Tensor:
     return seed[rows] if isinstance(seed, Tensor) and seed.numel() > 1 else seed
 
 
-def device(name: str, value: Any) -> torch.device:
-    """A device that can hold numbers."""
+def device(name: str, value: Any, meta: bool = False) -> torch.device:
+    """A device; meta: also the one that holds no numbers."""
     try:
         found = torch.device(value)
     except (RuntimeError, TypeError) as error:
         raise InvalidValue(
             f"{name} must be a device, e.g. 'cpu' or 'cuda'; got {value!r}"
         ) from error
-    if found.type == "meta":
+    if found.type == "meta" and not meta:
         raise InvalidValue(f"{name} is 'meta', which holds no numbers: choose another device")
     return found
 

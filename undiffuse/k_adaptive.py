@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .k_run import CallersNoise, Model, NoiseSampler, flow_scale, level_range, process_of
+from .k_run import (
+    CallersNoise,
+    Model,
+    NoiseSampler,
+    check_call,
+    flow_scale,
+    level_range,
+    process_of,
+)
 from .kernels import normal
 from .kernels.errors import InvalidType, InvalidValue, RunFailure
 from .kernels.streams import ROWS
@@ -125,6 +133,7 @@ def sample_dpm_adaptive(
     Raises ValueError and TypeError for what does not fit, before any call of the model;
     RuntimeError where it does not come to an end.
     """
+    check_call(model, x, extra_args, callback)
     if order not in (2, 3):
         raise InvalidValue(f"order must be 2 or 3; got {order!r}")
     low, high = level_range(sigma_min, sigma_max)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .k_adaptive import sample_dpm_adaptive
 from .k_run import Levels, Model, NoiseSampler, level_range, replaced, run
-from .kernels.errors import InvalidType
+from .kernels.errors import InvalidType, InvalidValue
 from .models import EDM, Flow, Process
 from .solvers import arguments
 from .solvers.families.adams import IPNDM, LMS, PNDM, Adams
@@ -116,8 +116,13 @@ def _configured(solver: Solver, given: dict[str, Any], share: float) -> Solver:
         chosen["s_max"] = chosen.get("s_max", math.inf) * (1 + 1e-9)
     own = {f.name for f in fields(solver)}  # type: ignore[arg-type]
     outer = {name: chosen.pop(name) for name in list(chosen) if name not in own}
-    made = replaced(solver, chosen) if chosen else solver
-    return Churn(made, **outer) if outer.get("churn") else made
+    try:
+        made = replaced(solver, chosen) if chosen else solver
+        return Churn(made, **outer) if outer.get("churn") else made
+    except (InvalidValue, InvalidType) as error:  # of a field, by the caller's word for it
+        words = {field: name for name, (field, _) in options.items()}
+        field, _, rest = str(error).partition(" ")
+        raise type(error)(f"{words.get(field, field)} {rest}") from None
 
 
 def _noisy(solver: Solver) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
@@ -178,11 +178,18 @@ class CallersNoise:
     WANTED: ClassVar[str] = "noise_sampler must be called as noise_sampler(sigma, sigma')"
 
     def __init__(
-        self, table: Tableau, solver: Solver, levels: Levels, first: dict[int, int], asked: Any
+        self,
+        table: Tableau,
+        solver: Solver,
+        levels: Levels,
+        first: dict[int, int],
+        asked: Any,
+        shape: torch.Size,
     ) -> None:
         if not callable(asked):
             raise InvalidType(f"{self.WANTED}; got {asked!r}")
-        self.table, self.solver, self.levels, self.asked = table, solver, levels, asked
+        self.table, self.solver, self.levels = table, solver, levels
+        self.asked, self.shape = asked, shape
         self.step, k = [], 0
         for i in range(table.nfe):
             k = first.get(i, k)
@@ -248,7 +255,27 @@ class CallersNoise:
         z = self.asked(sigma, following)
         if not isinstance(z, Tensor):
             raise InvalidType(f"noise_sampler must return a tensor; got {type(z).__name__}")
+        if z.shape != self.shape:
+            raise InvalidValue(
+                f"noise_sampler must return normals of x's shape {tuple(self.shape)}; got "
+                f"{tuple(z.shape)}"
+            )
         return z
+
+
+def check_call(model: Any, x: Any, extra_args: Any, callback: Any) -> None:
+    """Raise TypeError for what all functions take, where it is none of it."""
+    if not callable(model):
+        raise InvalidType(f"model must be called as model(x, sigma); got {model!r:.80}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidType(f"x must be a floating tensor [B, ...]; got {got}")
+    if not isinstance(extra_args, Mapping | None):
+        raise InvalidType(
+            f"extra_args must be a dict of the model's keyword arguments; got {extra_args!r:.80}"
+        )
+    if callback is not None and not callable(callback):
+        raise InvalidType(f"callback must take one dict; got {callback!r:.80}")
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -268,17 +295,22 @@ def run(
     s_noise: float,
 ) -> Tensor:
     """Step x through the levels by the solver's table; see the module's first lines."""
+    check_call(model, x, extra_args, callback)
+    if noise_sampler is not None and not callable(noise_sampler):
+        raise InvalidType(f"{CallersNoise.WANTED}; got {noise_sampler!r}")
     scale = flow_scale(model)
     flow, extra = scale is not None, dict(extra_args or {})
     table = _table(solver, flow, levels.nodes)
     first = _first_rows(solver, flow, levels.nodes)
-    shares = arguments.finite("s_noise", s_noise) * (1.0 if scale is None else scale)
+    if arguments.finite("s_noise", s_noise) < 0:
+        raise InvalidValue(f"s_noise must be >= 0; got {s_noise}")
+    shares = float(s_noise) * (1.0 if scale is None else scale)
     if shares != 1 and table.noise.shape[1]:
         table = replace(table, noise=shares * table.noise)
     wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     start, noise = x.to(wide), None
     if noise_sampler is not None and table.stochastic:
-        noise = CallersNoise(table, solver, levels, first, noise_sampler)
+        noise = CallersNoise(table, solver, levels, first, noise_sampler, x.shape)
         kept, added = table.entry
         if added:
             start = kept * start + added * noise.entry().to(start)

@@ -33,7 +33,7 @@ from ...solvers import (
     get,
     names,
 )
-from ...solvers.families.tuned import read
+from ...solvers.families.tuned import FILES, read
 from ...solvers.sampling.budget import in_steps, largest
 from ...solvers.sampling.sampler import GRID, SOLVER
 from ...solvers.tables import grids as grid_rules
@@ -332,7 +332,7 @@ def ours(
 
 
 def _is_table(name: str) -> bool:
-    return name.endswith(".json") or (Path(name).is_dir() and name not in names())
+    return name.endswith(FILES) or (Path(name).is_dir() and name not in names())
 
 
 def high_water(problem: Problem, plan: Plan, w: Tensor) -> float:

@@ -164,6 +164,9 @@ def read_scheduler(scheduler: Any) -> Reading:
     Raises ValueError for a class or key that is not known or has no counterpart here, and for
     values that are none, naming them; TypeError for what is no scheduler.
     """
+    held = getattr(scheduler, "_reading", None)
+    if isinstance(held, Reading):  # of `UndiffuseScheduler`, which has read its own
+        return held
     name, config = _name_and_config(scheduler)
     if name in REFUSED:
         raise InvalidValue(f"{name} cannot be read: {REFUSED[name]}; {REMEDY}")

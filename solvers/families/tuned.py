@@ -157,10 +157,14 @@ class Learned:
         return cls.from_json(read_text(path))
 
 
+FILES = (".json", ".npz")
+"""How the files of tables end."""
+
+
 def read(
     path: str | FilePath, process: Process
 ) -> Tableau | SpectralTable | GaussianPreconditioned:
-    """What a JSON file holds, as a solver for a model's process.
+    """What a JSON or npz file holds, as a solver for a model's process.
 
     path: of what `Sampler.export`, `Statistics.save`, or `save` of a `Tuned`, `Learned`, `Tableau`
         or `SpectralTable` wrote; statistics make the Gaussian-preconditioned integrator of order 2.

@@ -175,6 +175,7 @@ def sample(
     if parallel is None and tolerance is not None:
         raise InvalidValue("tolerance is of parallel sweeps: give parallel=, how many rows at once")
     if parallel is not None:
+        arguments.whole("parallel", parallel, 1)
         _fit_for_sweeps(graph, callback, x_init)
     density = _density(log_prob, graph, parallel, x_init)
     if isinstance(solver, str) and solver == "auto":

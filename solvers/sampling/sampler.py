@@ -27,7 +27,7 @@ from .. import arguments
 from ..cache import PLANS
 from ..families.preconditioned import GaussianPreconditioned
 from ..families.registry import get, on_its_grid
-from ..families.tuned import read
+from ..families.tuned import FILES, read
 from ..portable.exported import export
 from ..portable.unrolled import Unrolled
 from ..tables import grids
@@ -291,9 +291,9 @@ def _planned(
 
 
 def _by_name(name: str, model: Denoiser) -> tuple[SolverLike, str | None]:
-    """What a name stands for, and its grid where it has one: 'heun', 'DPM++ 2M Karras', the JSON
-    file of a tuned table."""
-    if name.endswith(".json"):
+    """What a name stands for, and its grid where it has one: 'heun', 'DPM++ 2M Karras', the file of
+    a table."""
+    if name.endswith(FILES):
         return read(name, model.process), None
     return on_its_grid(name)
 

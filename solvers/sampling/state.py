@@ -16,7 +16,7 @@ from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.shapes import column
 from ...models import notebook
 from ...models.calling import Pair
-from .. import showing
+from .. import arguments, showing
 
 Noise = Tensor | Sequence[Tensor | None]
 """The caller's own normals, see `Sampler.tell`."""
@@ -199,6 +199,8 @@ class State:
                 f"x must be {tuple(self.x.shape)} on {self.x.device}; got {tuple(x.shape)} on "
                 f"{x.device}"
             )
+        if x is not None and not x.is_floating_point():
+            raise InvalidType(f"x must be floating; got {x.dtype}")
         return with_changes(
             self,
             x=self.x if x is None else x.to(self.x.dtype),
@@ -245,8 +247,8 @@ class State:
         return [self[start : start + n] for start, n in zip(starts, sizes, strict=True)]
 
     def to(self, device: torch.device | str) -> State:
-        """The state on another device, for a sampler there."""
-        course = self.course
+        """The state on another device, for a sampler there. Raises ValueError for what is none."""
+        device, course = arguments.device("device", device, meta=True), self.course
         return self._of_samples(
             lambda v: v.to(device),
             seed=self.seed.to(device),
@@ -344,7 +346,12 @@ def _places(ids: Any, batch: int) -> Tensor:
             raise InvalidType(
                 f"samples are named by a place, a slice, places or a mask; got {ids!r}"
             ) from None
-    places = torch.as_tensor(ids, device="cpu")
+    try:
+        places = torch.as_tensor(ids, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidType(
+            f"samples are named by a place, a slice, places or a mask; got {ids!r:.80}"
+        ) from None
     if places.ndim == 0:
         places = places[None]
     if places.dtype == torch.bool:

@@ -112,7 +112,7 @@ class Drawing:
             sampler = self._sampler(grid)
             sampler.init((1, *self.shape))
             if self.parallel is not None:
-                arguments.whole("window", self.parallel, 1)
+                arguments.whole("parallel", self.parallel, 1)
         if self.parallel is None and self.tolerance is not None:
             raise InvalidValue("tolerance is of parallel sweeps: give parallel=")
         if self.tolerance is not None and not arguments.finite("tolerance", self.tolerance) >= 0:

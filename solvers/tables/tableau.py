@@ -297,6 +297,11 @@ class Tableau:
                 f"{record['name']} is a table over components: read it with SpectralTable.load"
             )
         n = len(numbers(record, "times", 1))
+
+        def rows(found: Tensor) -> Tensor:
+            """[n, 0] where there are no columns, whose lists may be left out."""
+            return found if found.numel() else found.reshape(n, 0)
+
         draws = numbers(record, "draws", 2, integers=True)
         entry = numbers(record, "entry", 1).tolist()
         for key in ("order", "weak_order"):
@@ -306,8 +311,8 @@ class Tableau:
             raise InvalidValue(f"name must be text; got {record['name']!r}")
         return cls(
             times=numbers(record, "times", 1),
-            **{k: numbers(record, k, 2).reshape(n, -1) for k in ("state", "data", "noise")},
-            draws=draws.reshape(n, -1),
+            **{k: rows(numbers(record, k, 2)) for k in ("state", "data", "noise")},
+            draws=rows(draws),
             grid=numbers(record, "grid", 1),
             entry=(entry[0], entry[1]) if len(entry) == 2 else tuple(entry),
             name=record["name"],

@@ -72,6 +72,17 @@ def test_from_config_tells_the_class(name):
     assert swapped.config["source"] == ours.config["source"]
 
 
+def test_a_network_is_read_from_our_own_scheduler_too():
+    """After `pipe.scheduler = ...` it is the only scheduler that a program has."""
+    own = diffusers.DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    mine = UndiffuseScheduler.from_scheduler(own, solver="unipc-3")
+    module = torch.nn.Identity()
+    module.forward = lambda sample, timestep: 0.1 * sample
+    a, b = (ud.models.adapters.from_diffusers(module, s) for s in (own, mine))
+    assert (a.process, a.predicts, a.time) == (b.process, b.predicts, b.time)
+    assert torch.equal(a(X, 0.4), b(X, 0.4))
+
+
 def test_a_class_swapped_in_from_another():
     """Euler made from PNDM's configuration holds PNDM's keys as well, and is still Euler."""
     euler = diffusers.EulerDiscreteScheduler.from_config(diffusers.PNDMScheduler(**LATENT).config)

@@ -387,6 +387,15 @@ def test_half_precision_comes_back_as_it_went():
         (lambda: K.sample_dpm_fast(denoise, START, 10.0, 0.03, 6), ValueError, "below"),
         (lambda: K.sample_dpm_adaptive(denoise, START, 0.1, 10.0, order=4), ValueError, "order"),
         (lambda: K.sample_dpm_adaptive(flow_model(), START, 0.1, 1.0), ValueError, "below 1"),
+        (lambda: K.sample_euler(None, START, DOWN), TypeError, "model must be called"),
+        (lambda: K.sample_euler(denoise, None, DOWN), TypeError, "x must be a floating tensor"),
+        (lambda: K.sample_euler(denoise, START.long(), DOWN), TypeError, "x must be a floating"),
+        (lambda: K.sample_euler(denoise, START, DOWN, 3), TypeError, "extra_args must be a dict"),
+        (lambda: K.sample_euler(denoise, START, DOWN, callback=3), TypeError, "callback must"),
+        (lambda: K.sample_dpm_adaptive(denoise, None, 0.1, 10.0), TypeError, "x must be"),
+        (lambda: K.sample_ddpm(denoise, START, DOWN, s_noise=-1), ValueError, "s_noise must be >="),
+        (lambda: K.sample_euler(denoise, START, DOWN, s_churn=-1.0), ValueError, "^s_churn must"),
+        (lambda: K.sample_lms(denoise, START, DOWN, order=7), ValueError, "^order must be"),
         (lambda: K.get_sigmas_karras(0, 0.1, 10.0), ValueError, "n must"),
         (lambda: K.get_sigmas_karras(5, 10.0, 0.1), ValueError, "sigma_min"),
         (lambda: K.get_sigmas_laplace(5, 0.1, 10.0, rho=3), TypeError, "rho"),
@@ -421,3 +430,9 @@ def test_every_grid_falls_from_sigma_max_to_sigma_min_and_0(name):
     assert len(sigmas) == 8 and bool((sigmas[1:] < sigmas[:-1]).all()) and sigmas[-1] == 0
     if not name.endswith("_vp"):
         assert torch.allclose(sigmas[[0, 6]], torch.tensor([14.6, 0.03]), rtol=1e-6)
+
+
+def test_normals_of_another_shape_are_refused_not_spread():
+    """One normal for all samples and components would be a sample of no law."""
+    with pytest.raises(ValueError, match=r"normals of x's shape .* got \(1,\)"):
+        K.sample_ddpm(denoise, START, DOWN, noise_sampler=lambda *_: torch.zeros(1))

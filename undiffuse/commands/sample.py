@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ..kernels.files import write_tensors
-    from ..solvers.families.tuned import read
+    from ..solvers.families.tuned import FILES, read
     from ..solvers.shards.sample_to import sample_to
     from ..solvers.work.processes import rank
 
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         raise invalid(f"--n and --batch must be >= 1; got {n} and {args.batch}")
     loaded = checkpoint(args.model, args.device, args.dtype)
     solver: Any = args.solver
-    if solver.endswith(".json"):
+    if solver.endswith(FILES):
         solver = read(solver, loaded.denoiser.process)
     found = sample_to(
         args.out,

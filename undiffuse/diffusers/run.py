@@ -39,7 +39,7 @@ def solver_of(
     if not isinstance(given, str | os.PathLike):
         raise InvalidType(f"solver must be a name, a file or an object; got {given!r:.80}")
     name = os.fspath(given)
-    if name.endswith(".json") or os.sep in name:
+    if name.endswith(tuned.FILES) or os.sep in name:
         return tuned.read(name, model.process)
     if name in PAIRS or name.startswith("adaptive"):
         raise InvalidValue(

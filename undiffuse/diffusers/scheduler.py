@@ -37,7 +37,7 @@ from .spacing import (
     time_of_told,
     uniform,
 )
-from .underway import Generators, Underway
+from .underway import Generators, Underway, check_generators
 
 RUNS = Cache(64)  # of `set_timesteps`: schedulers of one kind share them
 

@@ -1,6 +1,7 @@
 """A run in a file: what it says, and that the table comes back."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from undiffuse.solvers import GaussianPreconditioned, SpectralTable, Statistics,
 from undiffuse.solvers.families.tuned import Learned, read
 
 DATA = torch.randn(30, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+MODEL = ud.Denoiser(lambda x, t: torch.tanh(x), ud.VP(), predicts="noise")
 FIELDS = ("times", "state", "data", "entry", "grid", "noise", "draws")
 
 
@@ -107,6 +109,24 @@ def test_other_files_of_components_are_refused(change, message, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         SpectralTable.load(path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_a_file_is_a_solver_by_its_path(suffix, tmp_path):
+    sampler = ud.Sampler(MODEL, "dpmpp-2m-sde", 5)
+    path = str(sampler.export(tmp_path / f"run.{suffix}"))
+    assert torch.equal(ud.sample(MODEL, (3, 4), path), ud.sample(MODEL, (3, 4), "dpmpp-2m-sde", 5))
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 3, [1.0], [[1.0]], {}, [[[1.0]]], [[None]]])
+def test_a_damaged_file_is_never_an_unnamed_error(value):
+    """Whatever one key of a file holds, it reads, or a ValueError says what is wrong with it."""
+    components = GaussianPreconditioned(Statistics.of(DATA, "cosine"))
+    for solver, kind in (("dpmpp-2m-sde", Tableau), (components, SpectralTable)):
+        record = ud.Sampler(ud.VP(), solver, 3).tableau.record()
+        for key in record:
+            with suppress(ValueError):
+                kind.from_record(record | {key: value})
 
 
 def test_a_path_must_say_which_kind_of_file(tmp_path):

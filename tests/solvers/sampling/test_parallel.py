@@ -172,8 +172,8 @@ def test_a_network_that_fails_is_named_as_in_the_run_row_by_row():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parallel": 0}, "window must be >= 1; got 0"),
-        ({"parallel": 2.5}, "window must be a whole number"),
+        ({"parallel": 0}, "parallel must be >= 1; got 0"),
+        ({"parallel": 2.5}, "parallel must be a whole number"),
         ({"parallel": 4, "tolerance": -1.0}, "tolerance must be >= 0; got -1"),
         ({"parallel": 4, "tolerance": float("nan")}, "tolerance must be finite"),
         ({"tolerance": 1e-3}, "tolerance is of parallel sweeps"),

@@ -57,6 +57,13 @@ def test_an_edited_state_asks_about_its_new_x(process, dtype):
     assert torch.equal(state.replace(seed=state.seed).x_in, state.x_in)
     with pytest.raises(ValueError, match=r"x must be \(3, 2\)"):
         state.replace(x=new[:1])
+    with pytest.raises(TypeError, match="x must be floating"):
+        state.replace(x=new.long())
+    with pytest.raises(TypeError, match="named by a place, a slice, places or a mask; got 'a'"):
+        state["a"]
+    for place in ("nowhere", torch.float64):  # which torch's own `to` would cast seeds by
+        with pytest.raises(ValueError, match="device must be a device"):
+            state.to(place)
 
 
 def test_an_edited_spectral_run_is_the_run_that_starts_there():
