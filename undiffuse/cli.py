@@ -24,6 +24,7 @@ EXTRAS = ("diffusers", "matplotlib", "rich", "scipy", "sklearn")
 EXAMPLES = """\
 examples:
   undiffuse sample --n 16 --nfe 10           samples of the network that ships
+  undiffuse check net.py:model images/       whether a network of yours is declared right
   undiffuse which net.py:model --nfe 10      which solver suits a network of yours
   undiffuse tune net.py:model --nfe 8        a table for this network alone
   undiffuse bench                            solvers and other libraries, side by side

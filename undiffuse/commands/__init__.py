@@ -6,6 +6,7 @@ options. No module imports torch before its `run`.
 
 COMMANDS = (
     "sample",
+    "check",
     "which",
     "tune",
     "likelihood",
