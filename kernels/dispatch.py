@@ -148,17 +148,17 @@ def define(
     fake: Callable[..., Any],
     check: Callable[..., None],
     native: Callable[..., Any] | None = None,
-    leader: int = 0,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     decomposition: Callable[..., Any] | None = None,
 ) -> Any:
     """Define the operator undiffuse::name and return it (its default overload).
 
+    The device and the dtype of its first argument decide which path runs.
+
     `direct` calls it without the dispatcher.
 
     triton: "module:function" in this folder, imported at the first use.
-    leader: position of the argument whose device and dtype decide.
     native: the compiled CPU path, tried first; it returns None where it cannot take the arguments.
     check: raises for arguments that do not fit together; it runs below every door, also that of
         torch.ops, for the compiled paths read memory by bare pointers.
@@ -189,7 +189,7 @@ def define(
             return result
         if path != "triton":
             return reference(*args)
-        if obstacle := why_not_triton(args[leader]):
+        if obstacle := why_not_triton(args[0]):
             raise RunFailure(f"using('triton') cannot be honoured for {name}: {obstacle}")
         return run_triton(*args)
 
@@ -198,7 +198,7 @@ def define(
         return cpu(*args)
 
     def gpu(*args: Any) -> Any:
-        path, x = _mode.get().path, args[leader]
+        path, x = _mode.get().path, args[0]
         if path == "triton":
             if obstacle := why_not_triton(x):
                 raise RunFailure(f"using('triton') cannot be honoured for {name}: {obstacle}")

@@ -78,14 +78,11 @@ def write_tensors(path: str | Path, value: Any) -> Path:
     return atomically(path, write)
 
 
-def usable(
-    folder: str | Path, needs: int = 0, files: Iterable[str] = (), name: str = "out"
-) -> Path:
+def usable(folder: str | Path, needs: int = 0, files: Iterable[str] = ()) -> Path:
     """Create the folder and make sure, before any work, that files can be written into it.
 
     needs: bytes that will be written, 0 where that is not known.
     files: names of what will be written.
-    name: of the caller's argument.
 
     Raises UnusableFolder, an OSError.
     """
@@ -98,19 +95,19 @@ def usable(
         space = os.statvfs(folder) if hasattr(os, "statvfs") else None
     except OSError as error:
         raise UnusableFolder(
-            f"{error.strerror}: {folder}: {name} must be a folder that can be written to"
+            f"{error.strerror}: {folder}: out must be a folder that can be written to"
         ) from None
     for file in files:
         if (folder / file).is_dir():
             raise UnusableFolder(
                 f"{os.strerror(errno.EISDIR)}: {folder / file}: a file of that name is to be "
-                f"written into {name}; move it away, or name another {name}"
+                f"written into out; move it away, or name another out"
             )
     free = space.f_bavail * space.f_frsize if space else needs
     if free < needs:
         raise UnusableFolder(
             f"{os.strerror(errno.ENOSPC)}: {folder}: {needs} bytes are to be written and {free} "
-            f"are free; name another {name}, or ask for less"
+            f"are free; name another out, or ask for less"
         )
     return folder
 

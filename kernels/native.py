@@ -92,11 +92,6 @@ def warm_up() -> bool:
     return library(PAYS, wait=True) is not None
 
 
-def in_use() -> bool:
-    """Whether the library is loaded; neither loads nor builds it."""
-    return _library is not None
-
-
 def why() -> str | None:
     """Why the compiled path is not in use, or None where it is."""
     return None if _library is not None else _reason

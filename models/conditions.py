@@ -77,7 +77,7 @@ def check(cond: Any, batch: int, name: str = "cond") -> None:
         raise InvalidValue(f"{name} holds itself: hand in a tree without circles") from None
 
 
-def refuse_rows(cond: Any, name: str = "cond") -> None:
+def refuse_rows(cond: Any) -> None:
     """Raise ValueError for a leaf that is longer than 1 and not marked, naming its path."""
 
     def leaf(value: Any, path: str) -> Any:
@@ -88,7 +88,7 @@ def refuse_rows(cond: Any, name: str = "cond") -> None:
             )
         return value
 
-    walk(leaf, cond, name)
+    walk(leaf, cond, "cond")
 
 
 def named(cond: Any) -> dict[str, Any]:

@@ -388,6 +388,7 @@ class Combination(nn.Module):
     """
 
     held: tuple[str, ...] = ()
+    title: Any = "combination"  # in a child perhaps a property
 
     def __init__(self, *models: Denoiser, predicts: str) -> None:
         super().__init__()
@@ -396,6 +397,9 @@ class Combination(nn.Module):
                 raise InvalidType(f"model must be a Denoiser; got {_kind(model)}")
         self.models, self.predicts = models, predicts
         self.nets = nn.ModuleList([m.net for m in models if isinstance(m.net, nn.Module)])
+
+    def __repr__(self) -> str:
+        return str(self.title)
 
     def denoiser(self) -> Denoiser:
         """The first denoiser with this in the place of its network."""

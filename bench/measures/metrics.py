@@ -45,13 +45,11 @@ def student(freedom: int) -> float:
     return z + sum(terms)
 
 
-def jackknife(
-    distance: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, groups: int = 10
-) -> Estimate:
-    """distance(x, y) with the interval of the delete-a-group jackknife over both sets; groups: 2 to
-    10. Of the distance's value for such sets: what it is above that of the laws is not in it."""
+def jackknife(distance: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor) -> Estimate:
+    """distance(x, y) with the interval of the delete-a-group jackknife over both sets, ten groups.
+    Of the distance's value for such sets: what it is above that of the laws is not in it."""
     x, y = _flat(x), _flat(y)
-    groups = min(groups, len(x), len(y))
+    groups = min(10, len(x), len(y))
     value = distance(x, y)
     parts = torch.tensor(
         [distance(_without(x, g, groups), _without(y, g, groups)) for g in range(groups)]
@@ -201,13 +199,13 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: tuple[float, ...] | None = None) -> f
     return total
 
 
-def log_density_gap(log_p: Tensor, exact_log_p: Tensor, dim: int, seed: int = 0) -> Estimate:
+def log_density_gap(log_p: Tensor, exact_log_p: Tensor, dim: int) -> Estimate:
     """E log p under the samples less under exact ones, nats a dimension; 0 for a right sampler.
 
     log_p [n], exact_log_p [m]: the exact log density at either set. Above 0: the samples keep too
     close to the modes; below: they stray. Resolves what distances no longer do.
     """
-    a, b = (mean_interval(v.double() / dim, seed=seed) for v in (log_p, exact_log_p))
+    a, b = (mean_interval(v.double() / dim) for v in (log_p, exact_log_p))
     half = float(torch.tensor([a.hi - a.lo, b.hi - b.lo], dtype=torch.float64).norm()) / 2
     gap = a.value - b.value
     return Estimate(gap, gap - half, gap + half)

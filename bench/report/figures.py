@@ -343,12 +343,14 @@ def path(problem: Problem, tableau: Tableau, count: int) -> Tensor:
     return torch.stack([x / a for x, a in zip(states, alphas, strict=True)])
 
 
+PATHS = 40  # drawn of a solver
+
+
 def draw_paths(
     file: Path,
     problem: Problem,
     reference: Reference,
     rows: Sequence[tuple[str, Mapping[int, Cell]]],
-    count: int = 40,
 ) -> bool:
     """A panel for each solver that has a table (rows) and each cost (columns), over exact samples
     in grey; a ring marks where the exact trajectory ends. Returns whether there was any to draw."""
@@ -362,7 +364,7 @@ def draw_paths(
         return False
     plt = pyplot()
     exact = exact_draw(problem, 0.0, 1500, 5)
-    ends = reference.at(0.0)[:count]
+    ends = reference.at(0.0)[:PATHS]
     reach = 1.35 * float(exact.abs().max())
     columns = max(len(tables) for _, tables in shown)
     fig, axes = plt.subplots(
@@ -381,7 +383,7 @@ def draw_paths(
             ax.set_ylim(-reach, reach)
             ax.set_title(f"{name}, {nfe} NFE", fontsize=8)
             ax.scatter(*exact.T, s=1, color="#d5dae0", lw=0, rasterized=True)
-            states = path(problem, tableau, count)
+            states = path(problem, tableau, PATHS)
             for j in range(states.shape[1]):
                 ax.plot(*states[:, j].T, color=OURS[0], lw=0.5, alpha=0.55)
             ax.scatter(*states[-1].T, s=7, color=OURS[1], zorder=3, lw=0)

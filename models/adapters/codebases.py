@@ -291,9 +291,6 @@ class Retimed(Combination):
         super().__init__(model, predicts="data")
         self.process = process
 
-    def __repr__(self) -> str:
-        return self.title
-
     def denoiser(self) -> Denoiser:
         return replace(super().denoiser(), process=self.process, time="continuous")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from .sources import LABEL_NAMES, Source, choose, described
 
 ROWS = 256
 """Rows of a Parquet file that are decoded at a time."""
-Read = Callable[[Sequence[str], int, int], Any]
 
 
 def saved_dataset(folder: Path) -> list[Path] | None:

@@ -91,9 +91,6 @@ class ClassifierFree(Scaled):
         options += f", rescale={self.rescale}" if self.rescale else ""
         return f"cfg(scale={self.shown()}{options}, {name_of(self.models[0])})"
 
-    def __repr__(self) -> str:
-        return self.title
-
     def without(self, cond: dict[str, Any]) -> dict[str, Any]:
         """The conditions of the unconditional call."""
         return unconditional(cond, self.uncond)
@@ -274,9 +271,6 @@ class Auto(Scaled):
         model, weak = map(name_of, self.models)
         return f"autoguidance(scale={self.shown()}, {model}, {weak})"
 
-    def __repr__(self) -> str:
-        return self.title
-
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
     ) -> Tensor:
@@ -315,9 +309,6 @@ class Classified(Scaled):
     @property
     def title(self) -> str:
         return f"classifier(scale={self.shown()}, {name_of(self.models[0])})"
-
-    def __repr__(self) -> str:
-        return self.title
 
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
@@ -397,9 +388,6 @@ class Thresholded(Combination):
     @property
     def title(self) -> str:
         return f"threshold(ratio={self.ratio}, limit={self.limit}, {name_of(self.models[0])})"
-
-    def __repr__(self) -> str:
-        return self.title
 
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None

@@ -61,9 +61,6 @@ class Measured(Combination):
     def title(self) -> str:
         return f"posterior({self.method}, noise={self.noise:g}, iterations={self.iterations})"
 
-    def __repr__(self) -> str:
-        return self.title
-
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None
     ) -> Tensor:
@@ -140,9 +137,6 @@ class Inpainted(Combination):
     def __init__(self, model: Denoiser, known: Tensor, mask: Tensor) -> None:
         super().__init__(model, predicts="data")
         self.known, self.mask = known, mask
-
-    def __repr__(self) -> str:
-        return self.title
 
     def evaluate(
         self, x_in: Tensor, t_in: Tensor, cond: dict[str, Any], t: float | Tensor | None

@@ -398,7 +398,6 @@ def from_rows(
     data: list[Tensor | float],
     noise: list[Tensor | float] = (),  # type: ignore[assignment]
     *,
-    entry: tuple[float, float] = (1.0, 0.0),
     order: float | None = None,
     weak_order: float | None = None,
 ) -> Tableau:
@@ -419,7 +418,7 @@ def from_rows(
         columns(noise),
         draws,
         grid,
-        entry,
+        (1.0, 0.0),
         name,
         order,
         weak_order,
