@@ -338,11 +338,11 @@ class Denoiser:
         """
         if self.clip is None or not clip:
             affine = self.coefficients(target, t)  # first: it may refuse
-            return _apply(affine, x, self.output(x, t, cond, t_in))
+            return affine(x, self.output(x, t, cond, t_in))
         affine = convert(self.process, t, "data", target, self.sigma_data)
         out = self.output(x, t, cond, t_in)
-        data = _apply(self.coefficients("data", t), x, out).clamp(*self.clip)
-        return data if target == "data" else _apply(affine, x, data)
+        data = self.coefficients("data", t)(x, out).clamp(*self.clip)
+        return data if target == "data" else affine(x, data)
 
     def _time(self, x: Tensor, t: float | Tensor) -> Tensor:
         """t in float64: a scalar on the CPU for a number, else [B] where the device has float64."""
@@ -515,8 +515,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}: make one, {value.__name__}(...)"
     return type(value).__name__
-
-
-def _apply(affine: Affine, x: Tensor, out: Tensor) -> Tensor:
-    skip, scale = (column(c, x) for c in affine)
-    return skip * x + scale * out

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import InvalidValue
-from ..kernels.shapes import as_float64
+from ..kernels.shapes import as_float64, column
 from .processes import Process
 from .processes.process import f64, positive
 
@@ -95,6 +95,10 @@ class Affine(NamedTuple):
 
     skip: Tensor
     scale: Tensor
+
+    def __call__(self, x: Tensor, prediction: Tensor) -> Tensor:
+        """P' in x's type; x and P [B, ...], t of no dimension or [B]."""
+        return column(self.skip, x) * x + column(self.scale, x) * prediction
 
 
 def convert(
