@@ -12,7 +12,7 @@ KEPT = "nothing was written"
 EXAMPLES = """\
   undiffuse check
   undiffuse check net.py:model images/
-  undiffuse check model.safetensors --json && undiffuse which model.safetensors"""
+  undiffuse check model.safetensors --json"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
