@@ -6,7 +6,8 @@
     stream("a.tar"), "a.parquet", "a.arrow"   shards of webdataset, and tables; see archives.py and
                                           tables.py
     stream("folder/")                     such files, .npz, .npy or .safetensors as parts of one
-                                          data set, or what `Dataset.save_to_disk` wrote
+                                          data set, or what `Dataset.save_to_disk` or
+                                          `sample_to` wrote
     stream("a-{000..017}.tar")            so many of them
     stream("digits"), stream(tensor)      what is in memory already
 
@@ -18,6 +19,7 @@ in Fortran order inside an .npz and files of torch.save's format before 1.6 are 
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import pickle
 import re
@@ -34,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.files import read_text
 from .archives import tar
 from .pictures import ENDINGS, Pictures
 from .sources import Fetch, Source, choose, described, joined, label_of
@@ -42,6 +45,8 @@ from .tables import saved_dataset, table
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError)
 """What torch.load raises for a file that is damaged, or unsafe to open."""
 DAMAGED = (*UNREADABLE, zipfile.BadZipFile, zlib.error)
+INDEX = "index.jsonl"
+"""Of the shards of `sample_to`: a line each."""
 CHUNK = 1 << 20
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -80,7 +85,7 @@ def stream(spec: str | Path | Tensor) -> Source:
 
 def _parts(folder: Path) -> list[Path]:
     """The files of a folder that hold a data set in parts; none: they may be pictures."""
-    if found := saved_dataset(folder):
+    if found := saved_dataset(folder) or _shards(folder):
         return found
     every = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _hidden(p, folder)]
     kinds = {ending: [p for p in every if p.suffix == ending] for ending in PARTS}
@@ -94,6 +99,27 @@ def _parts(folder: Path) -> list[Path]:
             "one of the files, or move the others away"
         )
     return next(iter(held.values()))
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The shards of a folder that `sample_to` wrote, in the order of their ids; else none.
+
+    Whatever else lies in it, a picture of the samples for one, is no data.
+    Raises ValueError for a shard that is not as long as the index says.
+    """
+    try:
+        records = [json.loads(line) for line in read_text(folder / INDEX).splitlines()]
+        found = [(folder / record["file"], int(record["bytes"])) for record in records]
+    except (OSError, ValueError, TypeError, KeyError):  # not of ours
+        return []
+    for path, size in found:
+        held = path.stat().st_size if path.is_file() else size if path.is_dir() else 0
+        if held != size:
+            raise InvalidValue(
+                f"{path} has {held} bytes where {folder / INDEX} says {size}: sample again, with "
+                "the same settings, draws what is lost"
+            )
+    return [path for path, _ in found]
 
 
 def _hidden(path: Path, folder: Path) -> bool:

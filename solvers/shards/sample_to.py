@@ -26,6 +26,7 @@ from torch import Tensor
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.files import read_text, usable, write_text
 from ...models import Denoiser
+from ...models.data.formats import INDEX
 from .. import arguments
 from ..sampling.sampler import SOLVER, GridLike, SolverLike
 from ..work.engines import Work, engine_of, perform
@@ -38,7 +39,7 @@ SHARD = 1024
 SHARD_BYTES = 2**24
 ROWS = 32
 BATCH = 256
-INDEX, SETTINGS = "index.jsonl", "run.json"
+SETTINGS = "run.json"
 
 
 MANY = 1 << 40

@@ -121,6 +121,25 @@ def test_a_tar_is_read_as_others_read_it(tmp_path):
     assert np.array_equal(x, found.first(2)[1].numpy())
 
 
+@pytest.mark.parametrize("format", ["safetensors", "npz", "webdataset", "png"])
+def test_a_folder_of_shards_is_a_data_set(tmp_path, format):
+    """Also with the picture and the tensor file that the shell lays beside the shards."""
+    found = digits(tmp_path, n=40, shard=16, format=format)
+    (tmp_path / "samples.png").write_bytes(b"a picture of them")
+    torch.save(torch.zeros(3), tmp_path / "samples.pt")
+    data = ud.models.data.load(tmp_path)
+    assert data.x.shape == (40, 1, 8, 8)
+    if format == "png":
+        want = digits(tmp_path / "x", n=40, shard=16).first(40).clamp(-1, 1)
+        assert (data.x - want).abs().max() <= 1 / 255 + 1e-6  # half a level
+    else:
+        assert torch.equal(data.x, found.first(40))
+        short = tmp_path / found.records[1]["file"]
+        short.write_bytes(short.read_bytes()[:-8])
+        with pytest.raises(ValueError, match=rf"{short.name} has \d+ bytes where .* says"):
+            ud.models.data.load(tmp_path)
+
+
 def test_the_index_says_what_is_there(tmp_path):
     draw(tmp_path, n=50, shard=20)
     lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
@@ -241,7 +260,7 @@ def test_a_run_of_other_settings_is_refused_by_what_differs(tmp_path, change, wo
         ({"seed": torch.arange(96)}, "seed must be a whole number"),
         ({"cond": {"label": torch.zeros(5)}}, r"cond\['label'\] has length 5"),
         ({"solver": "dpmp-2m"}, "did you mean 'dpmpp-2m'"),
-        ({"parallel": 0}, "window must be >= 1"),
+        ({"parallel": 0}, "parallel must be >= 1"),
         ({"tolerance": 0.1}, "tolerance is of parallel sweeps"),
         ({"data_range": (1, -1)}, "data_range must be"),
         ({"model": 3}, "model must be a Denoiser"),
