@@ -254,12 +254,16 @@ class ScaledFlow:
 
     def output(self, x_hat: Tensor, at: Level, rows: Tensor) -> Tensor:
         """out with D = a x^ + b out: the network's output at alpha x^, or D itself if clipped."""
-        model, x = self.model.rows(rows, self.batch), column(at.alpha, x_hat) * x_hat
+        return self.told(column(at.alpha, x_hat) * x_hat, at.t, rows)
+
+    def told(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """The network's output at x and t [n], or D itself if clipped; it counts as a forward."""
+        model = self.model.rows(rows, self.batch)
         self.forwards = self.forwards.to(rows.device)
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         if model.clip is None:
-            return model.output(x, at.t, model.cond)
-        return model.read("data", x, at.t, model.cond)
+            return model.output(x, t, model.cond)
+        return model.read("data", x, t, model.cond)
 
     def residual(self, x_hat: Tensor, lam: Tensor, rows: Tensor) -> Tensor:
         """r = D - x^ = s^^2 grad log p^, formed without cancelling x^ where the network allows."""

@@ -28,6 +28,14 @@ does."""
 SMALL = 32
 """Parameters up to which a trace is exact by default: an estimator's products are cheap."""
 
+DENSITY = {"trace": "exact", "method": "augmented", "rtol": 1e-4, "atol": 1e-4}
+"""Options of log p there. Of one ODE with exact traces no error is left but that of its steps: a
+trained estimator is no density's exact score, as the quadrature's correction supposes."""
+
+QUADRATURE = {"trace", "method", "backend", "points", "target_std_error", "target_solver_error"}
+QUADRATURE |= {"control", "max_probes"}
+"""Options of log p that choose another way than `DENSITY`."""
+
 
 class Posterior:
     """p(theta | x) of a vector field estimator.
@@ -39,7 +47,8 @@ class Posterior:
         densities; see `DiffusionDistribution`.
 
     Sampling starts from the estimator's base, N(mean_base, std_base^2), and log_prob ends in it, as
-    sbi has it. The trace is exact up to 32 parameters. Raises TypeError for another source.
+    sbi has it. Up to 32 parameters log_prob is one ODE with exact traces (`DENSITY`).
+    Raises TypeError for another source.
     """
 
     def __init__(self, source: Any, prior: Any = None, **options: Any) -> None:
@@ -47,7 +56,8 @@ class Posterior:
         self.model = from_sbi(estimator)
         self.estimator = estimator
         if math.prod(self._event) <= SMALL and options.get("probes") is None:
-            options.setdefault("trace", "exact")
+            given = {name for name, value in options.items() if value is not None}
+            options = ({"trace": "exact"} if given & QUADRATURE else DENSITY) | options
         self.options = options
         self.prior = getattr(source, "prior", None) if prior is None else prior
         self.default_x: Tensor | None = getattr(source, "default_x", None)

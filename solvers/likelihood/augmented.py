@@ -1,6 +1,7 @@
 """The classic likelihood: x and the integral of the divergence in one ODE, probes held along it.
 
-    native       u(lambda) of scaled_flow.py by adaptive_ode, each sample at its own steps
+    native       u(lambda) of flow.py by adaptive/ode.py, each sample at its own steps; of a network
+                 that predicts velocities x(t) itself, see `InTime`
     torchdiffeq  x(t) with the whole batch in one error norm, as other code has it: an oracle
 
 A probe v held along the path gives v^T M v with M = int J dlambda, of variance 2 |offdiag M|_F^2
@@ -31,6 +32,7 @@ from ...kernels.errors import MissingPackage
 from ...kernels.runge_kutta import rms
 from ...kernels.shapes import column
 from ...models import jacobian as traces
+from ...models.processes.standard import TabledVP
 from ...models.readout import convert
 from ..adaptive.ode import integrate
 from ..flow import ScaledFlow
@@ -49,14 +51,12 @@ def run(flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tenso
     solver, gaussian = how.solver, how.trace == "gaussian"
     if how.backend == "native":
         found = native(flow, x, v, solver, rtol, atol, how.max_steps, gaussian)
-        prior = flow.prior(found.latent)
     else:
         found = by_torchdiffeq(flow, x, v, solver, rtol, atol, gaussian)
-        prior = flow.model.process.prior.log_prob(found.latent)
         flow.forwards = found.forwards
-    unknown = torch.full_like(found.change, torch.nan)
+    unknown = torch.full_like(found.value, torch.nan)
     return LogProb(
-        log_prob=prior + found.change,
+        log_prob=found.value,
         std_error=found.std_error,
         path_error=found.path_error,
         defect=unknown,
@@ -74,7 +74,7 @@ class Augmented(NamedTuple):
     """What one ODE of x and log p found.
 
     latent: x at t_max.
-    change: log p(x) - log prior(latent), [B] float64.
+    value: log p(x), [B] float64.
     std_error: [B], of the probes.
     path_error: [B], estimate of the solver's own error of log p, nats; nan if torchdiffeq's.
     forwards, products: [B], network evaluations and Jacobian products.
@@ -83,7 +83,7 @@ class Augmented(NamedTuple):
     """
 
     latent: Tensor
-    change: Tensor
+    value: Tensor
     std_error: Tensor
     path_error: Tensor
     forwards: Tensor
@@ -102,49 +102,43 @@ def native(
     max_steps: int,
     gaussian: bool = False,
 ) -> Augmented:
-    """By `adaptive_ode` in lambda. v: probes [K, *x.shape], or None for exact traces.
+    """By adaptive/ode.py. v: probes [K, *x.shape], or None for exact traces.
 
-    gaussian: v are normal, not Rademacher. rtol, atol hold for u; log p has the absolute tolerance
-    atol * d in nats.
+    gaussian: v are normal, not Rademacher. rtol, atol hold for the state; log p has
+    the absolute tolerance atol * d in nats.
     """
     batch, d = len(x), x[0].numel()
     count, parts = (1, 1) if v is None else (len(v), d)  # each probe keeps its components
-    width = count * parts
+    width, course = count * parts, course_of(flow)
 
-    def rhs(lam: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        u = y[:, :d].reshape(-1, *x.shape[1:])
-        at = flow.at(lam)
-        x_hat = (column(at.norm, u) * u).detach().requires_grad_()
+    def rhs(place: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.enable_grad():
-            out = flow.output(x_hat, at, rows)
+            asked = course.ask(place, y[:, :d].reshape(-1, *x.shape[1:]), rows)
             if v is None:
-                terms = traces.exact(out, x_hat)[:, None]
+                terms = traces.exact(asked.out, asked.x)[:, None]
             else:
                 mine = v[:, rows]
-                terms = (mine * traces.products(out, x_hat, mine)).flatten(2)
+                terms = (mine * traces.products(asked.out, asked.x, mine)).flatten(2)
                 terms = terms.movedim(0, 1).flatten(1)
-        held = x_hat.detach()
-        du = at.velocity(held, at.residual(held, out.detach())).flatten(1)
-        # sums to d - tr dD/dx^ over the parts of a probe
-        rate = column((1 - at.a) * (d / parts), terms) - column(at.b, terms) * terms
-        return torch.cat([du, rate], 1)
+        # sums to the rate of log p over the parts of a probe
+        rate = column(asked.fixed / parts, terms) - column(asked.weight, terms) * terms
+        return torch.cat([asked.slope.flatten(1), rate], 1)
 
     def norm(e: Tensor) -> Tensor:
         form = e[:, d:].double().reshape(-1, count, parts).sum(2)
         return torch.maximum(rms(e[:, :d]), form.abs().amax(1) / (atol * d))
 
-    def audit(lam: Tensor, y: Tensor, slope: Tensor, e: Tensor) -> Tensor:
-        grad = flow.score(lam, y[:, :d], slope[:, :d])
+    def audit(place: Tensor, y: Tensor, slope: Tensor, e: Tensor) -> Tensor:
+        grad = course.score(place, y[:, :d], slope[:, :d])
         return ((grad * e[:, :d]).sum(1) - e[:, d:].double().sum(1) / count).abs()
 
-    y0 = torch.cat([flow.enter(x).flatten(1), x.new_zeros(batch, width)], 1)
+    y0 = torch.cat([course.enter(x).flatten(1), x.new_zeros(batch, width)], 1)
     relative, absolute = torch.zeros(2, d + width, dtype=x.dtype, device=x.device)
     relative[:d], absolute[:d], absolute[d:] = rtol, atol, 1.0
     s = integrate(
         rhs,
         y0,
-        flow.lam_data,
-        flow.lam_noise,
+        *course.span,
         solver=method,
         rtol=relative,
         atol=absolute,
@@ -152,11 +146,102 @@ def native(
         max_steps=max_steps,
         audit=audit,
     )
-    z = flow.latent(s.x[:, :d].reshape(x.shape))
+    z = course.leave(s.x[:, :d].reshape(x.shape))
     sums = -s.x[:, d:].double().reshape(batch, count, parts).movedim(1, 0)
     forms, error = _spread(sums, v, gaussian)
     products = s.nfe * (d if v is None else count)
-    return Augmented(z, forms, error, s.audited, flow.forwards, products, s.rejected, s.status)
+    value = course.prior(z) + forms
+    return Augmented(z, value, error, s.audited, flow.forwards, products, s.rejected, s.status)
+
+
+class Asked(NamedTuple):
+    """A network's answer on the way, n samples.
+
+    x, out: what it was asked at, a leaf of the graph, and its output.
+    slope: of the state.
+    fixed, weight: float64 [n]; log p falls as fixed - weight tr d(out)/dx.
+    """
+
+    x: Tensor
+    out: Tensor
+    slope: Tensor
+    fixed: Tensor
+    weight: Tensor
+
+
+class InLambda:
+    """The state is u, the course lambda; see flow.py."""
+
+    def __init__(self, flow: ScaledFlow) -> None:
+        self.flow, self.span = flow, (flow.lam_data, flow.lam_noise)
+        self.enter, self.leave, self.score = flow.enter, flow.latent, flow.score
+        self.prior = flow.prior
+
+    def ask(self, lam: Tensor, u: Tensor, rows: Tensor) -> Asked:
+        """The network at u."""
+        at = self.flow.at(lam)
+        x_hat = (column(at.norm, u) * u).detach().requires_grad_()
+        out = self.flow.output(x_hat, at, rows)
+        held = x_hat.detach()
+        slope = at.velocity(held, at.residual(held, out.detach()))
+        return Asked(x_hat, out, slope, (1 - at.a) * u[0].numel(), at.b)
+
+
+class InTime:
+    """The state is x/s with the data's scale s, the course t: the network's output is its slope.
+
+    A velocity network is smooth in t, while lambda stretches both of its ends; and no end is cut
+    off where alpha is 0, so that log p is that of the network's flow from t_min to t_max to the
+    tolerance, whether or not it is the flow of a density.
+    """
+
+    def __init__(self, flow: ScaledFlow) -> None:
+        process = flow.model.process
+        self.flow, self.scale, self.span = flow, flow.scale, (flow.t_min, process.t_max)
+        self.alpha = float(process.alpha(flow.t_min))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The state of data x."""
+        return x * (self.alpha / self.scale)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """x at t_max."""
+        return y * self.scale
+
+    def ask(self, t: Tensor, y: Tensor, rows: Tensor) -> Asked:
+        """The network at y."""
+        x = (y * self.scale).detach().requires_grad_()
+        out = self.flow.told(x, t, rows)
+        one = torch.ones_like(t)
+        return Asked(x, out, out.detach() / self.scale, 0 * one, one)
+
+    def score(self, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+        """Gradient of log p in y, float64."""
+        model = self.flow.model
+        skip, scale = convert(model.process, t, "flow", "score", model.sigma_data)
+        return self.scale**2 * (column(skip, y.double()) * y + column(scale, y.double()) * slope)
+
+    def prior(self, z: Tensor) -> Tensor:
+        """log density of x/alpha at t_min were the flow none, [B]."""
+        return self.flow.model.process.prior.log_prob(z) + z[0].numel() * math.log(self.alpha)
+
+
+SWIFTEST = 4.0
+"""Of alpha and sigma, in one span of t: straight and circular paths have 1 and pi/2, while sigma of
+a VP process with linear beta starts as sqrt(t)."""
+
+
+def course_of(flow: ScaledFlow) -> InLambda | InTime:
+    """In t where a network predicts the velocity of a process that is smooth there; a table of
+    betas has a kink at each entry, of which lambda knows nothing."""
+    model, process = flow.model, flow.model.process
+    tabled = isinstance(process, TabledVP)
+    if model.predicts != "flow" or model.clip is not None or tabled:
+        return InLambda(flow)
+    span = process.t_max - flow.t_min
+    t = flow.t_min + span * torch.linspace(0.0, 1.0, 9, dtype=torch.float64, device="cpu")
+    rates = torch.stack([process.alpha_dot(t), process.sigma_dot(t)]).abs() * span
+    return InTime(flow) if float(rates.max()) <= SWIFTEST else InLambda(flow)
 
 
 def by_torchdiffeq(
@@ -219,10 +304,10 @@ def by_torchdiffeq(
     status = torch.where(fine, int(Status.OK), int(Status.NETWORK_NOT_FINITE))
     forwards, rejected = (torch.full_like(status, n) for n in (calls, refused))
     # log density of x^ = x/alpha, as everywhere; the prior's share is that of x
-    change = forms + d * math.log(alpha)
+    value = process.prior.log_prob(xs[-1]) + forms + d * math.log(alpha)
     count = d if v is None else len(v)
     cost = forwards, forwards * count, rejected
-    return Augmented(xs[-1], change, error, torch.full_like(error, torch.nan), *cost, status)
+    return Augmented(xs[-1], value, error, torch.full_like(error, torch.nan), *cost, status)
 
 
 def _spread(sums: Tensor, v: Tensor | None, gaussian: bool) -> tuple[Tensor, Tensor]:

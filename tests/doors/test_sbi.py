@@ -30,13 +30,15 @@ def theirs(request, tmp_path_factory):
 
 
 def test_log_prob_is_theirs_within_the_errors_of_both(theirs):
-    """Ours at tight tolerances; theirs integrates with the exact trace at 1e-6."""
+    """Ours at tight tolerances and by default; theirs integrates with the exact trace at 1e-6. Of a
+    flow both integrate one ODE; of scores each cuts time at its own end."""
     theta = torch.linspace(-0.5, 2.0, 24).reshape(12, 2).flip(1)
     want = theirs.log_prob(theta, x=X_O)
     got = Posterior(theirs, method="augmented", rtol=1e-6, atol=1e-6).log_prob(theta, x=X_O)
-    assert float((got - want).abs().max()) < 0.03
+    flow = theirs.vector_field_estimator.__class__.__name__ == "FlowMatchingEstimator"
+    assert float((got - want).abs().max()) < (1e-3 if flow else 0.03)
     quick = Posterior(theirs).log_prob(theta, x=X_O)
-    assert float((quick - want).abs().max()) < 0.1
+    assert float((quick - got).abs().max()) < (1e-3 if flow else 0.02)
     outside = torch.tensor([[3.5, 0.0], [0.0, 0.0]])
     found = Posterior(theirs).log_prob(outside, x=X_O)
     assert found[0] == -torch.inf and bool(torch.isfinite(found[1]))

@@ -43,6 +43,37 @@ def test_it_converges_with_the_tolerance(tolerance, error):
     assert (r.uncorrected - exact(X, r.t_min)).abs().max() < error
 
 
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5])
+def test_one_ode_in_time_has_no_end_that_is_cut(tolerance):
+    """It is the network's own ODE: the error falls with the tolerance, as no cut would let it, and
+    the steps' own estimate tells it within a factor of a few."""
+    r = ud.log_prob(MODEL, X, method="augmented", rtol=tolerance, atol=tolerance)
+    error = (r.uncorrected - exact(X, r.t_min)).abs()
+    assert error.max() < 4 * tolerance and error.mean() < 5 * r.path_error.mean()
+    end = X.clone()
+    h = (1 - r.t_min) / 400
+    for i in range(400):  # the latent is where the flow itself arrives
+        t = torch.full((len(X),), r.t_min + i * h, dtype=torch.float64)
+        middle = end + h / 2 * velocity(end, t)
+        end = end + h * velocity(middle, t + h / 2)
+    assert (r.latent - end).abs().max() < 4 * tolerance + 1e-4  # the midpoint rule's own error
+
+
+@pytest.mark.parametrize(
+    "process", [ud.Flow(), ud.VP(), ud.EDM(), ud.VP.cosine()], ids=["flow", "vp", "edm", "cosine"]
+)
+def test_velocities_of_a_density_have_its_log_p(process):
+    """Straight paths are integrated in t, those whose noise starts as sqrt(t) in lambda."""
+    law = ud.targets.GaussianMixture(
+        [0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], 0.1 * torch.eye(2).expand(2, 2, 2)
+    )
+    score = law.denoiser(process)
+    model = ud.Denoiser(lambda x, t: score.velocity(x, t), process, predicts="flow")
+    x = law.sample(16, seed=1).double()
+    r = ud.log_prob(model, x, method="augmented", rtol=1e-5, atol=1e-5)
+    assert (r.log_prob - law.log_prob(x)).abs().max() < 2e-3
+
+
 def test_a_score_is_corrected_for_its_path():
     """Of an exact score the defect is in log p: a coarse path errs by less than it."""
     law = ud.targets.Gaussian([0.0] * 12, torch.linspace(0.02, 1.0, 12).diag())
