@@ -13,7 +13,9 @@ pytest.importorskip("scipy")
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     out = tmp_path_factory.mktemp("adaptive")
-    made = adaptive.run(out, batch=12, quick=True, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptive, "ALONE", 2)
+        made = adaptive.run(out, batch=12, quick=True, progress=False)
     assert json.loads((out / "adaptive.json").read_text()) == made
     assert (out / "adaptive.md").read_text().count("\n| ") == 1 + len(made["rows"])
     return made
