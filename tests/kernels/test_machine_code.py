@@ -15,7 +15,11 @@ except PackageNotFoundError:
 pytestmark = pytest.mark.triton
 
 
-@pytest.fixture(scope="module", params=["sm_90", "sm_80", "gfx942"])
+# the budgets are those of the first; the others cost as long again to compile
+OTHERS = [pytest.param(target, marks=pytest.mark.slow) for target in ("sm_80", "gfx942")]
+
+
+@pytest.fixture(scope="module", params=["sm_90", *OTHERS])
 def report(request: pytest.FixtureRequest) -> tuple[str, dict]:
     try:
         return request.param, machine_code.read(request.param)
