@@ -24,10 +24,10 @@ EXTRAS = ("diffusers", "matplotlib", "rich", "scipy", "sklearn")
 EXAMPLES = """\
 examples:
   undiffuse sample --n 16 --nfe 10           samples of the network that ships
-  undiffuse check net.py:model images/       whether a network of yours is declared right
-  undiffuse which net.py:model --nfe 10      which solver suits a network of yours
+  undiffuse check net.py:model images/       whether it is what you say it is
+  undiffuse which net.py:model --nfe 10      which solver suits your network
   undiffuse tune net.py:model --nfe 8        a table for this network alone
-  undiffuse bench                            solvers and other libraries, side by side
+  undiffuse bench                            solvers and libraries compared
 
 `undiffuse COMMAND --help` has the options of each, and examples."""
 

@@ -229,7 +229,8 @@ def _block(name: str, p: Mapping[str, Any], m: Measure, width: int) -> list[str]
     widths = [max(map(len, column)) for column in zip(heads, *body, strict=True)]
     lines = _wrapped(f"{name}: {m.title}, {p['samples']} samples", width)
     for cells in (heads, *body):
-        lines.append("  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
+        line = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        lines.append(line.rstrip())
     notes = [f"{letter} {who}".replace(" ", HELD) for who, letter in letters.items()]
     legend = _wrapped("  ".join(notes), width, "  ")
     return [*lines, *(line.replace(HELD, " ") for line in legend), ""]

@@ -17,9 +17,11 @@ EXAMPLES = """\
   undiffuse solvers "DPM++ 2M Karras"     by the name of another program
   undiffuse solvers --json"""
 STEPS = 10
-LEGEND = """\
-order: of the trajectory, by how much the error falls with the step; law: that of the samples'
-law where the solver draws noise. calls: of the network in ten steps. * is the default."""
+LEGEND = (
+    "order: of the trajectory, by how much the error falls with the step; law: that of the "
+    "samples' law where the solver draws noise. calls: of the network in ten steps. * is the "
+    "default."
+)
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -110,4 +112,4 @@ def drawn(rows: list[dict[str, Any]], width: int) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         )
-    return "\n".join([*lines, "", LEGEND])
+    return "\n".join([*lines, "", *textwrap.wrap(LEGEND, width)])
