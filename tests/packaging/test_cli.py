@@ -104,7 +104,7 @@ def test_a_grid_can_be_measured_on_the_network(tmp_path):
         (["sample", "--solver", "dpmp-2m"], "did you mean 'dpmpp-2m'"),
         (["sample", "--grid", "kerras"], "did you mean 'karras'"),
         (["sample", "--steps", "0"], "steps must be"),
-        (["sample", "--parallel", "0"], "window must be >= 1; got 0"),
+        (["sample", "--parallel", "0"], "parallel must be >= 1; got 0"),
         (["sample", "--tolerance", "0.1"], "tolerance is of parallel sweeps"),
         (["sample", "--n", "0"], "--n and --batch must be >= 1"),
         (["solvers", "unipc-33"], "unknown solver 'unipc-33'"),
