@@ -12,10 +12,8 @@ import torch
 
 from undiffuse.bench.measures import quality
 from undiffuse.bench.nfe import campaign
-from undiffuse.bench.nfe import campaign as cells
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import plans
-from undiffuse.bench.problems import plans as lineup
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.models import VP, Gaussian
@@ -41,7 +39,7 @@ def test_a_plan_makes_the_most_steps_that_fit(name, asked):
         return
     plan = Ours(name).plan(problem, asked)
     assert plan.calls == asked - asked % stages
-    cells.integrate(problem, plan, problem.start)  # raises unless that many calls are made
+    campaign.integrate(problem, plan, problem.start)  # raises unless that many calls are made
     assert (plan.start, plan.end) == (problem.r_max, problem.r_min)
 
 
@@ -98,7 +96,7 @@ def test_a_network_that_names_no_data_is_given_some_by_name(tmp_path):
 
 
 def test_the_default_choice_has_no_twice_the_same_table_and_both_kinds():
-    chosen = lineup.default_solvers(VP())
+    chosen = plans.default_solvers(VP())
     assert {"ddim", "dpmpp-2m", "ddpm"} <= set(chosen) and len(chosen) <= 12
     assert "euler" not in chosen and "euler-ancestral" not in chosen
     assert chosen == list(dict.fromkeys(chosen))

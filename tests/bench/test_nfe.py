@@ -10,11 +10,9 @@ import torch
 
 from undiffuse.bench.measures import quality
 from undiffuse.bench.nfe import campaign
-from undiffuse.bench.nfe import campaign as cells
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.peers import samplers as peers
 from undiffuse.bench.problems import plans
-from undiffuse.bench.problems import problem as exact
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours
 from undiffuse.models import Denoiser, Flow, guidance
@@ -83,7 +81,7 @@ def test_a_second_run_repeats_no_cell_and_a_wider_one_only_what_is_new(tmp_path,
 
 def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch):
     run(tmp_path / "whole")
-    real, count = cells.run_cell, []
+    real, count = campaign.run_cell, []
 
     def dies(cell, plan, ref):
         count.append(1)
@@ -91,11 +89,11 @@ def test_a_run_that_dies_in_a_cell_goes_on_with_that_cell(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return real(cell, plan, ref)
 
-    monkeypatch.setattr(cells, "run_cell", dies)
+    monkeypatch.setattr(campaign, "run_cell", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
     assert len(store.Store(tmp_path / "cut").records) == 3
-    monkeypatch.setattr(cells, "run_cell", real)
+    monkeypatch.setattr(campaign, "run_cell", real)
     keys = computed(monkeypatch)
     run(tmp_path / "cut")
     assert len(keys) == 2 * 2 * len(nfe.GRIDS) - 3
@@ -283,8 +281,8 @@ def test_a_guided_checkpoint_pays_for_both_of_its_calls():
         twice, once = plans.plan_of(config, guided, 2 * n), plans.plan_of(config, plain, n)
         assert twice.calls == 2 * once.calls
         # raises unless that many calls are made, of the network under the guidance
-        w = cells.integrate(guided, twice, guided.start)
-        expected = cells.integrate(plain, once, plain.start)
+        w = campaign.integrate(guided, twice, guided.start)
+        expected = campaign.integrate(plain, once, plain.start)
         torch.testing.assert_close(w, expected, rtol=0, atol=1e-9)
     assert next(base.denoiser.net.parameters()).dtype == torch.float32
 
@@ -293,7 +291,7 @@ def test_data_floors_use_two_halves_that_share_no_point():
     problem = replace(
         problems.exact(get("ring2"), 8), law=None, data=torch.arange(21.0)[:, None].double()
     )
-    one, two = (exact.exact_draw(problem, 0.0, 100, seed).flatten().tolist() for seed in (6, 7))
+    one, two = (problems.exact_draw(problem, 0.0, 100, seed).flatten().tolist() for seed in (6, 7))
     assert len(one) + len(two) == 21 and not set(one) & set(two)
 
 

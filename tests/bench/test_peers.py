@@ -7,12 +7,9 @@ import torch
 
 from undiffuse.bench.nfe.campaign import integrate
 from undiffuse.bench.peers import integrators
-from undiffuse.bench.peers import integrators as adaptive_peers
-from undiffuse.bench.peers import integrators as generic_peers
 from undiffuse.bench.peers import samplers as peers
 from undiffuse.bench.peers.samplers import DiffusersPeer, KDiffusionPeer
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems import problem as reference
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
 from undiffuse.models.named_targets import get
@@ -95,7 +92,7 @@ def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
         k_diffusion_or_skip()
     elif peer.library == "diffusers":
         pytest.importorskip("diffusers")
-    adaptive = isinstance(peer, adaptive_peers.AdaptivePeer)
+    adaptive = isinstance(peer, integrators.AdaptivePeer)
     if adaptive and nfe < 10:  # none of them gets there in so few
         with pytest.raises(Unavailable, match="calls at its loosest tolerance, 1"):
             peer.plan(RING, nfe)
@@ -117,10 +114,10 @@ def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
     "library, name", [("scipy", "RK45"), ("scipy", "DOP853"), ("torchdiffeq", "dopri5 in t")]
 )
 def test_an_adaptive_peer_comes_closer_with_the_calls_it_is_given(library, name):
-    exact = reference.solve(RING, {RING.r_min}).at(RING.r_min)
+    exact = problems.solve(RING, {RING.r_min}).at(RING.r_min)
     errors = []
     for nfe in (40, 100, 300):
-        plan = adaptive_peers.AdaptivePeer(library, name).plan(RING, nfe)
+        plan = integrators.AdaptivePeer(library, name).plan(RING, nfe)
         assert (plan.start, plan.end, plan.stochastic) == (RING.r_max, RING.r_min, False)
         errors.append(float((integrate(RING, plan, RING.start) - exact).square().mean().sqrt()))
     assert errors[0] > 2 * errors[1] > 2 * errors[2] and errors[2] < 1e-2
@@ -130,9 +127,9 @@ def test_an_adaptive_peer_that_fails_at_every_tolerance_says_so(monkeypatch):
     def breaks(model, x, tol):
         raise AssertionError("underflow in dt 0.0")
 
-    broken = adaptive_peers.Method("torchdiffeq", "dopri5 in t", breaks)
-    monkeypatch.setitem(adaptive_peers.METHODS, ("torchdiffeq", "dopri5 in t"), broken)
-    peer = adaptive_peers.AdaptivePeer("torchdiffeq", "dopri5 in t")
+    broken = integrators.Method("torchdiffeq", "dopri5 in t", breaks)
+    monkeypatch.setitem(integrators.METHODS, ("torchdiffeq", "dopri5 in t"), broken)
+    peer = integrators.AdaptivePeer("torchdiffeq", "dopri5 in t")
     with pytest.raises(Unavailable, match="AssertionError: underflow in dt"):
         peer.plan(problems.exact(get("ring2"), 4), 40)
 
@@ -142,7 +139,7 @@ def test_our_midpoint_and_torchdiffeqs_converge_to_the_same_states():
     # difference falls about by 16 where the steps are quartered
     gaps = []
     for n in (160, 640):
-        theirs = generic_peers.TorchdiffeqPeer("midpoint").plan(RING, n)
+        theirs = integrators.TorchdiffeqPeer("midpoint").plan(RING, n)
         ours = Ours("midpoint").plan(RING, n)
         a, b = (p.run(RING.model, RING.start, 0) for p in (theirs, ours))
         gaps.append(float((a - b).abs().median()))
@@ -150,7 +147,7 @@ def test_our_midpoint_and_torchdiffeqs_converge_to_the_same_states():
 
 
 def test_torchsde_steps_through_the_whole_span():
-    plan = generic_peers.TorchsdePeer().plan(RING, 200)
+    plan = integrators.TorchsdePeer().plan(RING, 200)
     w = integrate(RING, plan, RING.start)
     nearest = torch.cdist(problems.signal(w, plan.end), RING.law.means).min(1).values
     assert float(nearest.median()) < 0.15  # it has arrived at the ring's modes

@@ -8,7 +8,6 @@ import torch
 
 from undiffuse.bench.measures import metrics, quality
 from undiffuse.bench.measures.quality import MEASURES, Run
-from undiffuse.bench.problems import problem as exact
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours
 from undiffuse.bench.problems.problem import Inapplicable, Reference
@@ -24,7 +23,7 @@ R = RING.r_min
 
 
 def exact_states(seed=11, n=400):
-    return exact.exact_draw(RING, R, n, seed) / math.hypot(1.0, R)
+    return problems.exact_draw(RING, R, n, seed) / math.hypot(1.0, R)
 
 
 SAMPLED = [name for name in MEASURES if name != "weak_error"]
@@ -145,9 +144,9 @@ def test_what_does_not_apply_says_why():
         quality._few_dimensions(torch.zeros(2, 1, 8, 8))
     bare = replace(RING, law=None)
     with pytest.raises(Inapplicable, match="has no density"):
-        exact.log_density(bare, RING.start, R)
+        problems.log_density(bare, RING.start, R)
     with pytest.raises(Inapplicable, match="neither a law nor data"):
-        exact.exact_draw(bare, R, 5, 0)
+        problems.exact_draw(bare, R, 5, 0)
     with pytest.raises(ValueError, match="did you mean 'energy'"):
         quality.chosen(["enrgy"])
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from undiffuse.bench.problems import problem as problems
-from undiffuse.bench.problems import problem as reference
 from undiffuse.models import EDM, VP, Denoiser, Flow, Gaussian, SubVP
 from undiffuse.models.named_targets import Target, get
 
@@ -36,7 +35,7 @@ def closed_form(p, ratio):
 def test_reference_is_the_closed_form_and_its_bound_holds(process):
     p = problem(process)
     ratios = [5.0, 1.0, 0.03]
-    found = reference.solve(p, ratios)
+    found = problems.solve(p, ratios)
     for r in ratios:
         error = float((found.at(r) - closed_form(p, r)).square().mean().sqrt()) / p.std
         assert error <= found.error < 1e-4
@@ -44,15 +43,15 @@ def test_reference_is_the_closed_form_and_its_bound_holds(process):
 
 def test_ratio_zero_is_the_data_itself():
     p = problem()
-    found = reference.solve(p, [0.0])
+    found = problems.solve(p, [0.0])
     torch.testing.assert_close(found.at(0.0), closed_form(p, 0.0), rtol=0, atol=1e-6)
 
 
 def test_a_finer_level_has_a_smaller_error():
     p = problem()
-    assert reference.solve(p, [0.1], 1).error < 0.3 * reference.solve(p, [0.1], 0).error
+    assert problems.solve(p, [0.1], 1).error < 0.3 * problems.solve(p, [0.1], 0).error
     with pytest.raises(ValueError, match="level must be 0"):
-        reference.solve(p, [0.1], 9)
+        problems.solve(p, [0.1], 9)
 
 
 def test_the_cache_is_read_only_for_the_same_starts_and_ratios(tmp_path):
@@ -60,7 +59,7 @@ def test_the_cache_is_read_only_for_the_same_starts_and_ratios(tmp_path):
 
     def ask(p, ratios, level=0):
         before = len(calls)
-        found = reference.cached(tmp_path / "r.pt", p, ratios, level, lambda: calls.append(1))
+        found = problems.cached(tmp_path / "r.pt", p, ratios, level, lambda: calls.append(1))
         return found, len(calls) > before
 
     p = problem()
@@ -175,7 +174,7 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
     """The same reference as without it, and a file that reads."""
     p = problems.exact(get("ring2"), 3)
     file = tmp_path / "reference.pt"
-    whole = reference.cached(file, p, [0.5, 0.0])
+    whole = problems.cached(file, p, [0.5, 0.0])
     content = file.read_bytes()
     if damage == "shape":
         held = torch.load(file, weights_only=True)
@@ -184,6 +183,6 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
         torch.save([1, 2], file)
     else:
         file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"{}"}[damage])
-    again = reference.cached(file, p, [0.5, 0.0])
+    again = problems.cached(file, p, [0.5, 0.0])
     assert torch.equal(again.at(0.5), whole.at(0.5)) and again.error == whole.error
     assert torch.load(file, weights_only=True)["flow"] == p.flow

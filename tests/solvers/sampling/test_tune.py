@@ -9,7 +9,6 @@ import torch
 import undiffuse as ud
 from undiffuse.bench.nfe import run as nfe
 from undiffuse.bench.problems import plans
-from undiffuse.bench.problems import plans as lineup
 from undiffuse.bench.problems import problem as problems
 from undiffuse.models.named_targets import get
 from undiffuse.models.networks import InItsOwnType
@@ -161,7 +160,7 @@ def test_a_file_of_something_else_is_named_and_a_folder_does_not_hide_a_solver(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ddim").mkdir()
-    assert [c.library for c in lineup.ours(["ddim"], ["log_snr"])] == ["undiffuse"]
+    assert [c.library for c in plans.ours(["ddim"], ["log_snr"])] == ["undiffuse"]
     (tmp_path / "list.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="list.json holds no table"):
         plans.tuned_to(tmp_path / "list.json")
