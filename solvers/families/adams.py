@@ -67,21 +67,10 @@ class Adams(Solver):
     def order(self) -> float:
         return float(self.points)
 
-    @property
-    def weak_order(self) -> float:
-        return float(self.points)
-
     def rows(self, path: Path) -> Tableau:
         ending = endings(path, self.ending)
         rule = weights(body(path), self.points, self.form, self.clock, ending=ending)
-        return multistep(
-            f"{self.name}-{self.points}",
-            path,
-            self.form,
-            rule,
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return multistep(f"{self.name}-{self.points}", path, self.form, rule)
 
 
 @dataclass(frozen=True)
@@ -107,10 +96,6 @@ class LMS(Solver):
     def order(self) -> float:
         return float(self.points)
 
-    @property
-    def weak_order(self) -> float:
-        return float(self.points)
-
     def rows(self, path: Path) -> Tableau:
         n, alpha, s = len(path.t) - 1, path.alpha, path.sigma / path.alpha
         u, w = gauss(4)  # exact up to degree 7; P is of degree 3 at most
@@ -128,8 +113,6 @@ class LMS(Solver):
             state,
             -rule,
             path.t.new_zeros(n, 0),
-            order=self.order,
-            weak_order=self.weak_order,
             jump=False,
         )
 
@@ -169,10 +152,6 @@ class IPNDM(Solver):
     def order(self) -> float:
         return float(min(self.points, 2))
 
-    @property
-    def weak_order(self) -> float:
-        return self.order
-
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
         n = len(inner.t) - 1
@@ -182,14 +161,7 @@ class IPNDM(Solver):
             w[count == k, :k] = torch.tensor(FIXED[k - 1], dtype=torch.float64, device="cpu")
         one_step = weights(inner, 1, "noise")
         rule = Weights(one_step.carry, one_step.points * w, one_step.noise)
-        return multistep(
-            f"ipndm-{self.points}",
-            path,
-            "noise",
-            rule,
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return multistep(f"ipndm-{self.points}", path, "noise", rule)
 
 
 def check_points(points: int, most: int = 6) -> None:
@@ -226,7 +198,6 @@ class PNDM(Solver):
     runge_kutta: bool = True
 
     order: ClassVar[float] = 2.0
-    weak_order: ClassVar[float] = 2.0
 
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
@@ -277,8 +248,6 @@ class PNDM(Solver):
             states,
             datas,
             nodes.t.new_zeros(len(means), 0),
-            order=self.order,
-            weak_order=self.weak_order,
         )
 
 

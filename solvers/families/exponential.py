@@ -48,7 +48,6 @@ class DDIM(Solver):
     eta: float = 0.0
 
     order: ClassVar[float] = 1.0
-    weak_order: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
@@ -66,8 +65,6 @@ class DDIM(Solver):
             state=[kept * sigma / path.sigma[:-1]],
             data=[-alpha * torch.expm1(log_kept - h)],
             noise=[noise],
-            order=self.order,
-            weak_order=self.weak_order,
         )
 
 
@@ -148,7 +145,6 @@ class DPMSolverPP(_ReverseSDE):
             self.form,
             rule,
             order=1.0 if self.eta else float(self.order),
-            weak_order=self.weak_order,
         )
 
     def rule(self, inner: Path, ending: Ending) -> Weights:
@@ -190,7 +186,6 @@ class DPMSolverPP3Compat(_ReverseSDE):
     ending: Ending = ()
 
     order: ClassVar[float] = 2.0
-    weak_order: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         check_multistep(self.eta, self.form, self.solver_type, self.ending)
@@ -209,7 +204,6 @@ class DPMSolverPP3Compat(_ReverseSDE):
             self.form,
             two._replace(points=wide),
             order=1.0 if self.eta else 2.0,
-            weak_order=self.weak_order,
         )
 
     def _third(self, inner: Path, at: Tensor) -> Tensor:

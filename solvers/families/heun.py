@@ -86,8 +86,6 @@ class Heun(Solver):
             grid=path.t,
             entry=(float(bring[0]), float(add[0])),
             name="heun-churn" if self.churn else "heun",
-            order=self.order,
-            weak_order=self.weak_order,
         ).trimmed()
 
     def _clock(self, nodes: Path, path: Path) -> tuple[Tensor, Tensor]:

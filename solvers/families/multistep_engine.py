@@ -222,8 +222,8 @@ def multistep(
     predict: Weights,
     correct: Weights | None = None,
     *,
-    order: float,
-    weak_order: float,
+    order: float | None = None,
+    weak_order: float | None = None,
 ) -> Tableau:
     """The table of a rule over `body(path)`, with its corrector and a last denoising jump.
 
@@ -268,8 +268,8 @@ def finish(
     draws: Tensor | None = None,
     *,
     entry: tuple[float, float] = (1.0, 0.0),
-    order: float,
-    weak_order: float,
+    order: float | None = None,
+    weak_order: float | None = None,
     jump: bool = True,
 ) -> Tableau:
     """Append the row x = D where the path ends at sigma = 0, and number fresh normals from 1.

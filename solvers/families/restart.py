@@ -168,7 +168,6 @@ class Consistency(Solver):
     train_steps: int | None = None
 
     order: ClassVar[float] = 0.0
-    weak_order: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_share(self.gamma, "gamma")
@@ -195,13 +194,7 @@ class Consistency(Solver):
             [ratio],
             [alpha - ratio * path.alpha[:-1]],
             [torch.sqrt((sigma.square() - kept.square()).clamp(min=0.0))],
-            order=self.order,
-            weak_order=self.weak_order,
         )
 
 
-SOLVERS: dict[str, Solver] = {
-    "restart": Restart(),
-    "lcm": Consistency(),
-    "tcd": Consistency(0.3),
-}
+SOLVERS: dict[str, Solver] = {"restart": Restart(), "lcm": Consistency(), "tcd": Consistency(0.3)}

@@ -51,11 +51,11 @@ class Steps:
         ahead = self.alpha[1] * d + self.sigma[1] * eps
         return ahead, eps
 
-    def table(self, x: Linear, path: Path, name: str, order: float) -> Tableau:
+    def table(self, x: Linear, path: Path, name: str) -> Tableau:
         """The table, with a last denoising jump where the path ends so."""
         if path.ends_clean:
             _, x = self.run.call(x, self.t[-1])
-        return self.run.table(x, path.t, name, order=order, weak_order=order)
+        return self.run.table(x, path.t, name)
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,11 @@ class PFDiff(Solver):
     def order(self) -> float:
         return 2.0 if 2 * self.ahead == self.skip + 1 else 1.0
 
-    @property
-    def weak_order(self) -> float:
-        return self.order
-
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
         steps, last, name = Steps(inner), len(inner.t) - 1, f"pfdiff-{self.skip}-{self.ahead}"
         if last < 1:
-            return steps.table(steps.run.start, path, name, self.order)
+            return steps.table(steps.run.start, path, name)
         x, past = steps.first()
         i = 1
         while i < last:
@@ -109,7 +105,7 @@ class PFDiff(Solver):
                 past = steps.noise(there, d, k)
             x = steps.jump(x, past, i, j)
             i = j
-        return steps.table(x, path, name, self.order)
+        return steps.table(x, path, name)
 
 
 @dataclass(frozen=True)
@@ -137,10 +133,6 @@ class RXDDIM(Solver):
     def order(self) -> float:
         return 2.0
 
-    @property
-    def weak_order(self) -> float:
-        return 2.0
-
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
         steps, name = Steps(inner), f"rx-ddim-{self.block}"
@@ -157,7 +149,7 @@ class RXDDIM(Solver):
                 fine = steps.jump(fine, eps, k, k + 1)
             r = _share(steps, i, j)
             x = fine if j == i + 1 else (fine - r * steps.jump(start, first, i, j)) / (1 - r)
-        return steps.table(x, path, name, self.order)
+        return steps.table(x, path, name)
 
     def blocks(self, inner: Path) -> list[tuple[int, int]]:
         """The first and last node of every block."""
@@ -224,10 +216,6 @@ class EPD(Solver):
     def order(self) -> float:
         return 2.0
 
-    @property
-    def weak_order(self) -> float:
-        return 2.0
-
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
         steps = Steps(inner)
@@ -252,7 +240,7 @@ class EPD(Solver):
                 u, d = run.call(a * (y + (s - s0) * eps), float(t))
                 ahead = ahead + (share * (s1 - s0)) * ((u - a * d) / b)
             x = steps.alpha[i + 1] * ahead
-        return steps.table(x, path, name, self.order)
+        return steps.table(x, path, name)
 
 
 def _gauss(points: int) -> tuple[list[float], list[float]]:

@@ -61,22 +61,12 @@ class RungeKutta(Solver):
     def order(self) -> float:
         return 1.0 if self.eta else float(self.scheme.order)
 
-    @property
-    def weak_order(self) -> float:
-        return self.order
-
     def rows(self, path: Path) -> Tableau:
         if self.clock == "flow" and not self.eta:
             return self._through(path)
         steps = legs(path, self.eta)
         return single_step(
-            self.name,
-            path,
-            steps,
-            staged(steps, self.scheme, self.clock),
-            eta=self.eta,
-            order=self.order,
-            weak_order=self.weak_order,
+            self.name, path, steps, staged(steps, self.scheme, self.clock), eta=self.eta
         )
 
     def _through(self, path: Path) -> Tableau:
@@ -102,17 +92,7 @@ class RungeKutta(Solver):
             for i in (0, 1)
         )
         noise = path.t.new_zeros(len(state), 0)
-        return finish(
-            self.name,
-            path,
-            times,
-            state,
-            data,
-            noise,
-            order=self.order,
-            weak_order=self.weak_order,
-            jump=jump,
-        )
+        return finish(self.name, path, times, state, data, noise, jump=jump)
 
 
 @dataclass(frozen=True)
@@ -148,13 +128,7 @@ class DPM2(Solver):
         s0, s, s1 = (clock_of(v, "sigma") for v in (steps.start, middle, steps.end))
         stages = slopes(steps, [steps.start, middle], [[s - s0], [0.0 * s, s1 - s0]], "sigma")
         return single_step(
-            "dpm-2-ancestral" if self.eta else "dpm-2",
-            path,
-            steps,
-            stages,
-            eta=self.eta,
-            order=self.order,
-            weak_order=self.weak_order,
+            "dpm-2-ancestral" if self.eta else "dpm-2", path, steps, stages, eta=self.eta
         )
 
 

@@ -92,8 +92,8 @@ def single_step(
     stages: Sequence[Stage],
     *,
     eta: float = 0.0,
-    order: float,
-    weak_order: float,
+    order: float | None = None,
+    weak_order: float | None = None,
 ) -> Tableau:
     """The table of n steps of these stages; DDIM(eta) from pure noise, a jump to sigma = 0."""
     times, rows = filled(steps, stages)

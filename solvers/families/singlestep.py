@@ -101,11 +101,7 @@ class SingleStep(Solver):
         ]
         joined = chain(tables, [(1.0, 0.0)] * (len(tables) - 1))
         return replace(
-            joined,
-            grid=path.t,
-            name=self._name(),
-            order=1.0 if self.eta else self._smooth_order,
-            weak_order=self.weak_order,
+            joined, grid=path.t, name=self._name(), order=1.0 if self.eta else self._smooth_order
         )
 
     def orders(self, intervals: int) -> list[int]:
@@ -165,7 +161,6 @@ class SingleStep(Solver):
             stages,
             eta=self.eta,
             order=1.0 if self.eta else self._smooth_order,
-            weak_order=self.weak_order,
         )
 
     def _name(self) -> str:
@@ -295,15 +290,7 @@ class SEEDS(Solver):
             lam = None if r == 1.0 else node.lam
             rows.append(Stage(lam, [carry], weights, [node.sigma * c for c in noises]))
             last = r
-        return single_step(
-            f"seeds-{self.stages}",
-            path,
-            steps,
-            rows,
-            eta=1.0,
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return single_step(f"seeds-{self.stages}", path, steps, rows, eta=1.0)
 
 
 @dataclass(frozen=True)
@@ -344,13 +331,7 @@ class DPMPPSDE(Solver):
         shared = torch.sqrt((s0 - s) / (s0 - s1))
         noises = [shared * noise, torch.sqrt(1 - shared.square()) * noise]
         return single_step(
-            "dpmpp-sde",
-            path,
-            steps,
-            [one, Stage(None, states, datas, noises)],
-            eta=self.eta,
-            order=self.order,
-            weak_order=self.weak_order,
+            "dpmpp-sde", path, steps, [one, Stage(None, states, datas, noises)], eta=self.eta
         )
 
     def _down(self, a: Node, b: Node) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -41,7 +41,6 @@ class EulerMaruyama(Solver):
     """
 
     order: ClassVar[float] = 1.0
-    weak_order: ClassVar[float] = 1.0
 
     def rows(self, path: Path) -> Tableau:
         process, t = path.process, path.t[:-1]
@@ -53,16 +52,7 @@ class EulerMaruyama(Solver):
             state[0], data[0], noise[0] = 0.0, path.alpha[1], path.sigma[1]
         if path.ends_clean:
             state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
-        return from_rows(
-            "euler-maruyama",
-            path.t,
-            t,
-            [state],
-            [data],
-            [noise],
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return from_rows("euler-maruyama", path.t, t, [state], [data], [noise])
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,6 @@ class DDPM(Solver):
     variance: str = "small"
 
     order: ClassVar[float] = 1.0
-    weak_order: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large"):
@@ -98,8 +87,6 @@ class DDPM(Solver):
             [mean.state[:, 0]],
             [mean.data[:, 0]],
             [noise],
-            order=self.order,
-            weak_order=self.weak_order,
         )
 
 
@@ -113,7 +100,6 @@ class ReverseDiffusion(Solver):
     """
 
     order: ClassVar[float] = 1.0
-    weak_order: ClassVar[float] = 1.0
 
     def rows(self, path: Path) -> Tableau:
         sigma, a = path.sigma[:-1], path.alpha[:-1] / path.alpha[1:]
@@ -122,16 +108,7 @@ class ReverseDiffusion(Solver):
         state, data, noise = 2 - a - pull, pull * path.alpha[:-1], torch.sqrt(g2)
         if path.ends_clean:
             state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
-        return from_rows(
-            "reverse-diffusion",
-            path.t,
-            path.t[:-1],
-            [state],
-            [data],
-            [noise],
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return from_rows("reverse-diffusion", path.t, path.t[:-1], [state], [data], [noise])
 
 
 @dataclass(frozen=True)
@@ -164,9 +141,7 @@ class SRA1(Solver):
         )
         one, other = d / (3 * v0), 2 * d / (3 * v2)
         end = Stage(None, [a1 / a0 * (1 - one), -a1 / a2 * other], [a1 * one, a1 * other], [a1 * w])
-        return single_step(
-            "sra1", path, steps, [stage, end], eta=1.0, order=self.order, weak_order=self.weak_order
-        )
+        return single_step("sra1", path, steps, [stage, end], eta=1.0)
 
 
 @dataclass(frozen=True)
@@ -237,15 +212,7 @@ class SASolver(Solver):
             correct = weights(inner, past, ahead=True, decay=decay, ending=ending)
             if past:
                 correct = lean(correct, counted(inner, past, ending) == 1, half, base=1)
-        return multistep(
-            "sa-solver",
-            path,
-            "data",
-            predict,
-            correct,
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return multistep("sa-solver", path, "data", predict, correct)
 
     def noise_of(self, path: Path) -> Tensor:
         """tau of every step, [n]."""
@@ -284,14 +251,7 @@ class ERSDE(Solver):
 
     def rows(self, path: Path) -> Tableau:
         rule = weights(body(path), self.points, clock="sigma", decay=er_decay)
-        return multistep(
-            f"er-sde-{self.points}",
-            path,
-            "data",
-            rule,
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return multistep(f"er-sde-{self.points}", path, "data", rule)
 
 
 def er_decay(path: Path, lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,7 +290,6 @@ class FlowSDE(Solver):
     noisy_end: bool = False
 
     order: ClassVar[float] = 1.0
-    weak_order: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_level < math.inf:
@@ -349,16 +308,7 @@ class FlowSDE(Solver):
         noise = torch.sqrt(eta2 * d)
         if path.ends_clean and not self.noisy_end:
             state[-1], data[-1], noise[-1] = 0.0, 1.0, 0.0
-        return from_rows(
-            "flow-sde",
-            path.t,
-            t,
-            [state],
-            [data],
-            [noise],
-            order=self.order,
-            weak_order=self.weak_order,
-        )
+        return from_rows("flow-sde", path.t, t, [state], [data], [noise])
 
 
 @dataclass(frozen=True)
@@ -386,10 +336,6 @@ class CPS(Solver):
     def order(self) -> float:
         return 0.0 if self.noise_level else 1.0
 
-    @property
-    def weak_order(self) -> float:
-        return self.order
-
     def rows(self, path: Path) -> Tableau:
         angle, sigma = self.noise_level * math.pi / 2, path.sigma[1:]
         kept = math.cos(angle) * sigma / path.sigma[:-1]
@@ -400,8 +346,6 @@ class CPS(Solver):
             [kept],
             [path.alpha[1:] - kept * path.alpha[:-1]],
             [math.sin(angle) * sigma],
-            order=self.order,
-            weak_order=self.weak_order,
         )
 
 

@@ -69,10 +69,6 @@ class UniPC(Solver):
     def order(self) -> float:
         return float(self.points + self.corrector)
 
-    @property
-    def weak_order(self) -> float:
-        return self.order
-
     def rows(self, path: Path) -> Tableau:
         inner, ending = body(path), endings(path, self.ending)
         h, count = inner.h, counted(inner, self.points, ending)
@@ -93,8 +89,6 @@ class UniPC(Solver):
             self.form,
             predict,
             correct if self.corrector else None,
-            order=self.order,
-            weak_order=self.weak_order,
         )
 
     def _half_b(self, path: Path) -> torch.Tensor:

@@ -89,9 +89,9 @@ class Solver(ABC):
         """Declared global order."""
 
     @property
-    @abstractmethod
     def weak_order(self) -> float:
-        """Declared order of the law; `order` for a deterministic solver."""
+        """Declared order of the law; `order` unless a solver says another."""
+        return self.order
 
     @property
     def stochastic(self) -> bool:
@@ -118,8 +118,8 @@ class Solver(ABC):
         if t.ndim != 1:
             raise InvalidValue(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
         t = checked(t, process, t_min=process.t_clean)
-        return self.rows(Path.of(process, t)).of(process)
+        return self.rows(Path.of(process, t)).of(process, self.order, self.weak_order)
 
     @abstractmethod
     def rows(self, path: Path) -> Tableau:
-        """Fill the table; `path.t` has been checked."""
+        """Fill the table; `path.t` has been checked. An order left out is the solver's."""

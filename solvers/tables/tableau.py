@@ -181,10 +181,17 @@ class Tableau:
         if self.times.ndim != 1:
             raise InvalidValue(f"times must be [N]; got shape {tuple(self.times.shape)}")
 
-    def of(self, process: Process) -> Tableau:
-        """The same table, made for this process."""
+    def of(
+        self, process: Process, order: float | None = None, weak_order: float | None = None
+    ) -> Tableau:
+        """The same table, made for this process; the orders count where it has none of its own."""
         alpha, sigma = process.alpha(self.times).detach(), process.sigma(self.times).detach()
-        return replace(self, levels=torch.stack([alpha, sigma], 1))
+        return replace(
+            self,
+            levels=torch.stack([alpha, sigma], 1),
+            order=order if self.order is None else self.order,
+            weak_order=weak_order if self.weak_order is None else self.weak_order,
+        )
 
     def check(self, process: Process) -> None:
         """Raises ValueError unless the table is for this process, or, where that is not known,
