@@ -59,6 +59,11 @@ def sde_step_with_logprob(
     """
     rows = _rows(scheduler, timestep, len(sample))
     sigmas = _numbers(scheduler.sigmas)
+    if len(sigmas) != len(scheduler.timesteps) + 1:
+        raise InvalidValue(
+            f"scheduler has {len(scheduler.timesteps)} timesteps and {len(sigmas)} sigmas, where "
+            "there must be one more: call its set_timesteps first"
+        )
     sampler = _sampler(_known(sde_type), float(noise_level), sigmas, sample.device)
     out, x = model_output.float(), sample.float()
     state = _at(sampler, x, rows)
@@ -241,7 +246,13 @@ def _score(
 
 def _numbers(sigmas: Any) -> tuple[float, ...]:
     """Noise levels as numbers; they fall, and perhaps end at 0."""
-    return tuple(torch.as_tensor(sigmas).double().cpu().tolist())
+    levels = tuple(torch.as_tensor(sigmas).double().cpu().tolist())
+    if max(levels) > 1 + 1e-6:
+        raise InvalidValue(
+            f"scheduler must be of a flow, with sigmas in [0, 1]; got {max(levels):g}: of any "
+            "other process Sampler.step_with_log_prob scores the steps"
+        )
+    return levels
 
 
 def _rows(scheduler: Any, timestep: float | Tensor, batch: int) -> list[int]:

@@ -1,9 +1,10 @@
 """Rows of Parquet and Arrow files, and of data sets that Hugging Face `datasets` saved.
 
 An event is a column of lists of numbers (nested lists have the shape of their nesting) or of
-pictures (bytes, or a struct with them); where there is no such column, the floats of all numeric
-columns but the label are the events, [N, k]. Arrow files are mapped into memory; of Parquet a few
-rows of the column are decoded at a time. pyarrow reads both; `datasets` is not needed.
+pictures (bytes, or a struct with them); where there is no such column, the floats of all columns
+but the label are the events, [N, k], and no column is left out. Arrow files are mapped into memory;
+of Parquet a few rows of the column are decoded at a time. pyarrow reads both; `datasets` is not
+needed.
 """
 
 from __future__ import annotations
@@ -113,12 +114,14 @@ def _columns(schema: Any, path: Path) -> tuple[list[str], str | None]:
         if name != label and (types.is_floating(kind) or types.is_integer(kind))
     ]
     whole = [name for name in numeric if types.is_integer(held[name])]
-    if not numeric or whole:
+    other = [f"{name} ({held[name]})" for name in held if name != label and name not in numeric]
+    if not numeric or whole or other:
+        wrong = [f"{', '.join(whole)} are whole numbers"] if whole else []
+        wrong += [f"{', '.join(other)} no numbers"] if other else []
         raise InvalidValue(
             f"{path} must hold a column of lists or pictures, or columns of floats; "
-            + (f"{', '.join(whole)} are whole numbers: make them floats, or leave them out" if whole
-               else f"got {', '.join(held)}")
-        )  # fmt: skip
+            f"{'; '.join(wrong) or 'got a label alone'}: make them floats, or leave them out"
+        )
     return numeric, label
 
 

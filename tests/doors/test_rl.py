@@ -167,6 +167,12 @@ def test_sglangs_deterministic_steps():
         (lambda: rl.flow_sde_sampling(Rollout(), batch_of(rollout_sde_type="x"), V, X, 0.5, 0.2,
                                       seeded()), "sde_type"),
         (lambda: rl.step_schedulers([1], []), "1 states came with 0"),
+        (lambda: rl.sde_step_with_logprob(
+            SimpleNamespace(timesteps=torch.tensor([9.0, 5.0]), sigmas=torch.tensor([17.0, 2, 0])),
+            V, 9.0, X), "must be of a flow, with sigmas in .0, 1.; got 17"),
+        (lambda: rl.sde_step_with_logprob(
+            SimpleNamespace(timesteps=torch.tensor([9.0, 5.0]), sigmas=torch.tensor([0.9, 0.5])),
+            V, 9.0, X), "call its set_timesteps first"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message):

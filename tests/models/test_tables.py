@@ -120,6 +120,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     bytes_ = [png(np.zeros((4, s), np.uint8)) for s in (4, 5)]
     for columns, words in (
         ({"a": [1, 2], "b": [0.5, 1.0]}, "a are whole numbers"),
+        ({"a": ["x", "y"], "b": [0.5, 1.0]}, r"a \(string\) no numbers: make them floats"),
+        ({"a": [True, False], "b": [0.5, 1.0]}, r"a \(bool\) no numbers"),
         ({"a": ["x"]}, "column of lists or pictures"),
         ({"a": [[1.0]], "b": [[1.0]]}, "got a, b"),
         ({"x": [[1.0], None]}, "1 values are missing"),
