@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
@@ -36,9 +36,7 @@ def types(model: Denoiser, asked: torch.dtype | None) -> Types:
     if asked is not None and asked not in FLOATS:
         names = ", ".join(str(t).removeprefix("torch.") for t in FLOATS)
         raise InvalidValue(f"dtype must be a floating type, one of {names}; got {asked}")
-    net = model.net
-    own = (p.dtype for p in net.parameters()) if isinstance(net, nn.Module) else ()
-    weights = next((t for t in own if t.is_floating_point), None)
+    weights = model.dtype
     wide = asked == torch.float64
     network = weights if wide and weights else asked or weights or torch.float32
     double, single = torch.float64, torch.float32
