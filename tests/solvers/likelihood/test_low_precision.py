@@ -1,9 +1,10 @@
-"""log p of networks in bfloat16 and float16: the states and sums around them stay float32 and float64.
+"""log p of networks in bfloat16 and float16: states stay float32 around them, and sums float64.
 
-The network that ships is cast; its float32 self is the reference. A bound is a share of the format's
-rounding unit u (2^-8 and 2^-11): the network's output is wrong by about u of itself at each node, and
-log p adds d rates of size up to 1 along a path of length 11 in lambda, whose roundings are as good as
-independent: u x 11 / sqrt(nodes) / ln 2 bits/dim, with some thirty nodes, is 3 u.
+The network that ships is cast; its float32 self is the reference. A bound is a share of the
+format's rounding unit u (2^-8 and 2^-11): the network's output is wrong by about u of itself at
+each node, and log p adds d rates of size up to 1 along a path of length 11 in lambda, whose
+roundings are as good as independent: u x 11 / sqrt(nodes) / ln 2 bits/dim, with some thirty nodes,
+is 3 u.
 """
 
 import copy
