@@ -102,8 +102,21 @@ def _eagerly(x_in: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+FLOATING = (torch.float64, torch.float32, *HALVES)
 KINDS = {"float64": "double", "float32": "float", "bfloat16": "bfloat16", "float16": "half"}
+
+
+def weights_type(net: Any) -> torch.dtype | None:
+    """Type of the network's first floating parameter; None where none is known."""
+    own = net.parameters() if isinstance(net, nn.Module) else ()
+    return next((p.dtype for p in own if p.dtype.is_floating_point), None)
+
+
+def as_taken(net: Any, x: Tensor) -> Tensor:
+    """x in the type of a network of half precision; as it is for any other."""
+    own = weights_type(net)
+    return x.to(own) if own in HALVES else x
 
 
 def repeated(

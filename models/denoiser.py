@@ -16,7 +16,7 @@ from ..kernels.checks import FLOATS
 from ..kernels.errors import InvalidType, InvalidValue
 from ..kernels.shapes import column
 from . import conditions
-from .calling import Pair, Seen, called, repeated
+from .calling import Pair, Seen, as_taken, called, repeated
 from .processes import Process
 from .readout import (
     ELSEWHERE,
@@ -30,8 +30,6 @@ from .readout import (
     true_time,
     warn_of_pure_noise,
 )
-
-HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +114,6 @@ class Denoiser:
                 f"time='index' counts steps on t in (0, 1]; {self.process} has "
                 f"t_max={self.process.t_max:g}: use time='continuous' or a callable"
             )
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Type of the network's parameters, of the first that is floating; None without any."""
-        own = self.net.parameters() if isinstance(self.net, nn.Module) else ()
-        return next((p.dtype for p in own if p.dtype.is_floating_point), None)
 
     @property
     def t_min(self) -> float:
@@ -293,15 +285,13 @@ class Denoiser:
         self, x: Tensor, t: Tensor, cond: dict[str, Any], t_in: Tensor | None = None
     ) -> Tensor:
         """The network's output at x [B, ...] and t, float64 of no dimension or [B], in x's type.
-
-        A network of half precision, bfloat16 or float16, is handed x in its own type.
+        A network of bfloat16 or float16 is handed x in its own type.
 
         cond: as `given` returns it.
         t_in: c_noise(t), where it is known already.
         """
         x_in = x if self.predicts != "edm" else x * column(self.network_scale(t), x)
-        if (own := self.dtype) in HALVES:
-            x_in = x_in.to(own)
+        x_in = as_taken(self.net, x_in)
         told = self._t_in(x, t) if t_in is None else t_in
         return self.call(x_in, told, cond, t, fresh=x_in is not x).to(x.dtype)
 

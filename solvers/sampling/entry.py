@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
+from ...models.calling import weights_type
 from .. import arguments
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +37,7 @@ def types(model: Denoiser, asked: torch.dtype | None) -> Types:
     if asked is not None and asked not in FLOATS:
         names = ", ".join(str(t).removeprefix("torch.") for t in FLOATS)
         raise InvalidValue(f"dtype must be a floating type, one of {names}; got {asked}")
-    weights = model.dtype
+    weights = weights_type(model.net)
     wide = asked == torch.float64
     network = weights if wide and weights else asked or weights or torch.float32
     double, single = torch.float64, torch.float32
