@@ -67,16 +67,8 @@ def k_diffusion_2m(shape: tuple[int, ...], out: Tensor) -> Run:
 
 def diffusers_ddpm(shape: tuple[int, ...], out: Tensor) -> Run:
     """diffusers' ancestral scheduler. Raises ImportError where it is not installed."""
-    scheduler = importlib.import_module("diffusers").DDPMScheduler(clip_sample=False)
-
-    def run() -> Tensor:
-        scheduler.set_timesteps(STEPS)
-        x = out
-        for t in scheduler.timesteps:
-            x = scheduler.step(out, t, x).prev_sample
-        return x
-
-    return run
+    diffusers = importlib.import_module("diffusers")
+    return step_cost.scheduled(diffusers.DDPMScheduler(clip_sample=False), out)
 
 
 DETERMINISTIC: dict[str, Callable[[tuple[int, ...], Tensor], Run]] = {

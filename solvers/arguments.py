@@ -1,6 +1,6 @@
 """What the public functions of this floor require of their arguments, in one voice.
 
-Every check is named after what it returns: `steps = positive_int("steps", steps)`. It raises before
+Every check is named after what it returns: `steps = whole("steps", steps)`. It raises before
 any network call, with a message that says what must hold and what came. Integers may be numpy's,
 and numbers may be 0-dimensional tensors; booleans are neither.
 """
@@ -43,11 +43,6 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     if most is not None and number > most:
         raise InvalidValue(f"{name} must be <= {most}; got {number}")
     return number
-
-
-def positive_int(name: str, value: Any) -> int:
-    """An integer >= 1."""
-    return whole(name, value)
 
 
 def finite(name: str, value: Any) -> float:

@@ -161,7 +161,7 @@ class UndiffuseScheduler:
         share = arguments.finite("denoise", denoise)
         if not 0 <= share <= 1:
             raise InvalidValue(f"denoise must lie in [0, 1]; got {share}")
-        steps = arguments.positive_int("steps", steps)
+        steps = arguments.whole("steps", steps)
         if share == 0:
             return (torch.zeros(0, device="cpu"),)
         whole = math.floor(steps / share + 1e-9)

@@ -220,7 +220,7 @@ def sample_dpm_fast(
     eta: share of noise in [0, 1].
     Raises ValueError and TypeError for what does not fit, before any call of the model.
     """
-    n = arguments.positive_int("n", n)
+    n = arguments.whole("n", n)
     low, high = level_range(sigma_min, sigma_max)
     # n = 3 ends in steps of order 2 and 1 without any of order 3, as k-diffusion has it
     last = (2, 1) if n % 3 == 0 else (n % 3,)
@@ -282,7 +282,7 @@ def grid_sigmas(
     device: of the result.
     Raises ValueError and TypeError for what does not fit.
     """
-    n = arguments.positive_int("n", n)
+    n = arguments.whole("n", n)
     low, high = level_range(sigma_min, sigma_max)
     return levels_of(grid, EDM(low, high), n, device=device)
 
@@ -315,7 +315,7 @@ def get_sigmas_vp(
     device: of the result, float32 [n + 1].
     Raises ValueError for other values.
     """
-    n = arguments.positive_int("n", n)
+    n = arguments.whole("n", n)
     rise, least = arguments.positive("beta_d", beta_d), arguments.positive("beta_min", beta_min)
     last = arguments.positive("eps_s", eps_s, 1.0)
     t = torch.linspace(1.0, last, n, dtype=torch.float64, device="cpu")

@@ -11,6 +11,7 @@ import importlib
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,11 @@ def by_hand_noisy(shape: tuple[int, ...], out: Tensor) -> Run:
 def diffusers_2m(shape: tuple[int, ...], out: Tensor) -> Run:
     """diffusers' multistep scheduler. Raises ImportError where it is not installed."""
     diffusers = importlib.import_module("diffusers")
-    scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    return scheduled(diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True), out)
+
+
+def scheduled(scheduler: Any, out: Tensor) -> Run:
+    """The loop of a pipeline of diffusers whose network returns `out`."""
 
     def run() -> Tensor:
         scheduler.set_timesteps(STEPS)

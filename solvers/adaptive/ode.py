@@ -145,7 +145,7 @@ def integrate(
         raise InvalidValue(
             f"x0 must be [B, ...], float32 or float64; got {x0.dtype} {tuple(x0.shape)}"
         )
-    arguments.positive_int("max_steps", max_steps)
+    arguments.whole("max_steps", max_steps)
     for name, step in (("first_step", first_step), ("min_step", min_step)):
         if step is not None:
             arguments.positive(name, step)

@@ -61,7 +61,7 @@ def sample_ode_adaptively(
     shape = arguments.batch_shape("shape", shape)
     arguments.choice("final", final, ("denoise", "t_min"))
     arguments.on_failure(on_failure)
-    arguments.positive_int("max_steps", max_steps)
+    arguments.whole("max_steps", max_steps)
     if controller is not None and not isinstance(controller, Controller):
         raise InvalidType(f"controller must be a Controller; got {type(controller).__name__}")
     pair = solver if isinstance(solver, Embedded) else arguments.lookup("solver", solver, SOLVERS)

@@ -119,7 +119,7 @@ def sample_sde_adaptively(
     shape = arguments.batch_shape("shape", shape)
     arguments.choice("final", final, ("denoise", "t_min"))
     arguments.on_failure(on_failure)
-    arguments.positive_int("max_steps", max_steps)
+    arguments.whole("max_steps", max_steps)
     first_step = arguments.positive("first_step", first_step)
     max_step = arguments.positive("max_step", max_step)
     x = start(model, shape, seed, sample_ids, x_init, dtype, device)

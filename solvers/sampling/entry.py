@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.checks import FLOATS
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import Denoiser
 from ...models.calling import weights_type
 from .. import arguments
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 10**6
 LARGE = 2**28  # elements: smaller states are allocated without being asked about
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.kernels import dispatch, linear_step
 from undiffuse.solvers.batching.merged import Common
+
+from ..operators import Operators
 
 SHAPE = (3, 2)
 DATA = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -141,16 +142,6 @@ def test_columns_of_zeros_change_no_bit(path, dtype):
                 )  # fmt: skip
             for a, b in zip(narrow, wide, strict=True):
                 assert torch.equal(a, b)
-
-
-class Operators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_one_network_call_and_one_step_a_tick_and_reads_only_when_a_run_ends():

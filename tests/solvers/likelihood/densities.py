@@ -29,6 +29,13 @@ def mixture(shape=(4,), seed=0):
     return ud.targets.GaussianMixture([1.0, 2.0], means, covs)
 
 
+def far_apart(d):
+    """Two isotropic Gaussians: off its diagonal the Jacobian is of rank one, the hardest for one
+    probe."""
+    means = torch.randn(2, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return ud.targets.GaussianMixture([1.0, 2.0], means, [0.05, 0.2])
+
+
 def at_start(target, process, x, result):
     """The exact density of the blurred data: p_t(alpha x) alpha^d at the t_min that was used."""
     alpha = process.alpha(result.t_min)

@@ -11,7 +11,7 @@ from undiffuse.models.statistics import Statistics
 from undiffuse.solvers.likelihood.log_prob import log_prob
 from undiffuse.solvers.likelihood.quadrature import LAID
 
-from .densities import PROCESSES, at_start, digits64, in_bits, mixture
+from .densities import PROCESSES, at_start, digits64, far_apart, in_bits, mixture
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +102,6 @@ def test_the_ring_in_the_plane_has_no_probe_s_error():
     ref = at_start(target, ud.VP(), x, r) + ud.VP().prior.log_prob(r.latent)
     error = (r.uncorrected + target.log_prob(r.latent, 1.0, ud.VP()) - ref).abs()
     assert (r.std_error == 0).all() and error.max() < 0.1 and error.mean() < 2e-3
-
-
-def far_apart(d):
-    """Two isotropic Gaussians: off its diagonal the Jacobian is of rank one, the hardest for one
-    probe."""
-    means = torch.randn(2, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return ud.targets.GaussianMixture([1.0, 2.0], means, [0.05, 0.2])
 
 
 @pytest.mark.parametrize("trace", ["hutchinson", "gaussian"])

@@ -7,13 +7,7 @@ import undiffuse as ud
 from undiffuse.models import named_targets as targets
 from undiffuse.solvers.likelihood.log_prob import log_prob
 
-from .densities import at_start, digits64, mixture
-
-
-def far_apart(d):
-    means = torch.randn(2, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return ud.targets.GaussianMixture([1.0, 2.0], means, [0.05, 0.2])
-
+from .densities import at_start, digits64, far_apart, mixture
 
 LAWS = {
     "digits64": digits64,

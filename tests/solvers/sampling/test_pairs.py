@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
 from undiffuse.models import guidance
 from undiffuse.models.calling import Pair
+
+from ..operators import Operators
 
 SHAPE, W = (4, 3, 5), 2.5
 LABEL = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -78,16 +79,6 @@ def test_every_loop_rounds_alike():
     assert torch.equal(apart.x, want)
 
 
-class Names(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def test_no_tensor_of_its_own_for_the_combination():
     def silent(x, t, label):  # a network that makes no operator's call
         return KEPT[len(x)]
@@ -102,7 +93,7 @@ def test_no_tensor_of_its_own_for_the_combination():
         with torch.no_grad():
             sampler.finish(sampler.init(SHAPE), COND)  # what is found out once
             first = sampler.init(SHAPE)
-            with Names() as names:
+            with Operators() as names:
                 sampler.finish(first, COND)
         found[name] = names.seen
         assert found[name].count("undiffuse.linear_step.default") == 8

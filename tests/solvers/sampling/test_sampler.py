@@ -7,9 +7,10 @@ import typing
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import undiffuse as ud
+
+from ..operators import Operators
 
 TARGET = ud.targets.GaussianMixture([1, 2], [[0.0, 1.0], [2.0, -1.0]], [0.05, 0.2])
 EVENT = (3, 4, 5)
@@ -118,23 +119,11 @@ def test_states_can_be_kept_forked_and_shared_between_threads():
     assert all(torch.equal(x, expected) for x in results) and len(results) == 4
 
 
-class Counter(TorchDispatchMode):
-    """Counts operators, and refuses none."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "ddpm", "heun-churn"])
 def test_one_step_operator_and_no_host_read_between_two_network_calls(solver):
     sampler = ud.Sampler(elementwise(), solver, steps=8)
     state = sampler.init((2, 6), seed=0)
-    with Counter() as counter:
+    with Operators() as counter:
         while not state.done:
             state = sampler.tell(state, state.x_in)
     steps = [name for name in counter.seen if "undiffuse" in name]
