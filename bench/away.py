@@ -19,8 +19,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from .measures.quality import Run, errors
 from .peers.samplers import chosen as chosen_peers
 from .problems import problem as problems
 from .problems import together
-from .problems.plans import Plan, Unavailable, content, of_table, plan_of
+from .problems.plans import Config, Plan, Unavailable, content, of_table, plan_of
 from .problems.problem import FINER, Problem, Reference
 
 NFE = (5, 8, 10, 20, 50)
@@ -59,6 +61,8 @@ TRIES = 6000
 """Calls that a pilot spends on candidates, as `ud.tune` does by default."""
 BLENDS = (0.3, 0.6)
 LIBRARIES = ("diffusers", "k-diffusion")
+PUBLISHED = "published"
+"""Learned tables of others, which run on some processes alone."""
 
 
 def run(
@@ -134,7 +138,16 @@ def _key(posed: Problem, nfe: int, learn: bool, tries: int) -> str:
     known = hashlib.sha256("\n".join(tables).encode()).hexdigest()[:16]
     libraries = [made_by(name) for name in LIBRARIES]
     asked = [len(posed.start), posed.seed, nfe, learn, tries]
-    return json.dumps([posed.name, posed.flow, *asked, known, libraries])
+    others = [peer.name for peer in chosen_peers([PUBLISHED]) if _runs(peer, posed, nfe)]
+    return json.dumps([posed.name, posed.flow, *asked, known, libraries, *others])
+
+
+def _runs(peer: Config, posed: Problem, nfe: int) -> bool:
+    try:
+        plan_of(peer, posed, nfe)
+    except Unavailable:
+        return False
+    return True
 
 
 def _content(make: Callable[[], Tableau]) -> str:
@@ -210,22 +223,31 @@ def _plain(tableau: object) -> Tableau:
     return tableau
 
 
-def _tables(
-    posed: Problem, nfe: int, learn: bool, tries: int
+def _asked(
+    posed: Problem, nfe: int, learn: bool, tries: int, notes: dict[str, Any]
 ) -> Iterator[tuple[str, Callable[[], Tableau]]]:
-    """All of ours, those that the network itself chooses last."""
-    yield from _shared(posed, nfe)
-    for what, learned in (("tuned", False), ("learned", True))[: bool(tries) + learn]:
-        yield what, partial(_tuned, posed, nfe, learned, tries)
+    """The tables that the network itself chooses, by one pilot; what it took is added to notes."""
 
+    @cache
+    def found() -> pilot.Tuned:
+        began = time.process_time()
+        made = pilot.tune(posed.model, (1, *posed.start.shape[1:]), nfe, learn=learn, calls=tries)
+        notes.update(seconds=_short(time.process_time() - began), choice=made.choice)
+        return made
 
-def _tuned(posed: Problem, nfe: int, learned: bool, tries: int) -> Tableau:
-    shape = (1, *posed.start.shape[1:])
-    return _plain(pilot.tune(posed.model, shape, nfe, learn=learned, calls=tries).table)
+    def chosen() -> Tableau:
+        candidate = found().candidate
+        assert candidate is not None
+        return _plain(candidate.table(posed.model, nfe))
+
+    if tries:
+        yield "tuned", chosen
+    if learn:
+        yield "learned", lambda: _plain(found().table)
 
 
 def _peers(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Plan]]]:
-    for peer in chosen_peers(list(LIBRARIES)):
+    for peer in chosen_peers([*LIBRARIES, PUBLISHED]):
         if not getattr(peer, "stochastic", False):
             yield f"peer {peer.name}", partial(plan_of, peer, posed, nfe)
 
@@ -234,10 +256,12 @@ def measure(
     posed: Problem, nfe: Sequence[int], learn: bool, tries: int, kept: Path, shown: Bar
 ) -> Iterator[Record]:
     """A record for every number of calls: {'rows': {what: [each start's error]}, 'absent': {what:
-    why}, ...}. kept: the file of the reference."""
+    why}, 'tuning': what the pilot chose, in how many seconds of a processor, ...}. kept: the file
+    of the reference."""
     tables: dict[int, dict[str, Tableau]] = {}
     peers: dict[int, dict[str, Plan]] = {}
     absent: dict[int, dict[str, str]] = {n: {} for n in nfe}
+    notes: dict[int, dict[str, Any]] = {n: {} for n in nfe}
 
     def made(n: int, makers: Iterator[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
         held = {}
@@ -254,7 +278,7 @@ def measure(
         if not peers[n]:
             whys = "; ".join(sorted(set(absent[n].values())))
             raise InvalidValue(f"no peer can be run at {n} calls on {posed.name}: {whys}")
-        tables[n] = made(n, _tables(posed, n, learn, tries))
+        tables[n] = made(n, chain(_shared(posed, n), _asked(posed, n, learn, tries, notes[n])))
     shown.say(f"{posed.name}: our runs")
     ended = {n: _ends(posed, held) for n, held in tables.items()}
     shown.say(f"{posed.name}: reference and peers")
@@ -267,6 +291,7 @@ def measure(
             "rows": {what: [_short(v) for v in e.tolist()] for what, e in off[n].items()},
             "absent": absent[n],
             "reference_error": _short(reference.error),
+            "tuning": notes[n],
         }
 
 

@@ -28,7 +28,7 @@ from ...kernels.errors import InvalidValue
 from ...models import Denoiser, Process
 from ..problems.plans import Config, Plan, Unavailable
 from ..problems.problem import Problem, data_prediction
-from . import integrators
+from . import integrators, published
 from .integrators import k_sampling
 
 TABLE = 1000
@@ -216,21 +216,25 @@ PEERS: tuple[Config, ...] = (
     KDiffusionPeer("dpmpp_2m_sde", "dpmpp_2m_sde", stochastic=True),
     *integrators.FIXED,
     *integrators.ADAPTIVE,
+    published.PRINTED,
 )
 """Peers in their documented defaults and in their best settings; see the module's first lines."""
 
 
 def chosen(names: list[str] | None) -> list[Config]:
-    """Peers by library or by name; None is all of them, [] or ['none'] none.
+    """Peers by library or by name, and files of published tables by their path; None is all of
+    them without files, [] or ['none'] none.
 
-    Raises ValueError for a name that is neither.
+    Raises ValueError for a name that is neither, FileNotFoundError for a file that is not there.
     """
     if names is None:
         return list(PEERS)
     if names in ([], ["none"]):
         return []
     known = {p.library for p in PEERS} | {p.name for p in PEERS}
+    files = [name for name in names if name.endswith(published.FILES)]
     for name in names:
-        if name not in known:
+        if name not in known and name not in files:
             raise InvalidValue(f"peers: unknown {name!r}; known: {', '.join(sorted(known))}")
-    return [p for p in PEERS if p.library in names or p.name in names]
+    listed = [p for p in PEERS if p.library in names or p.name in names]
+    return [*listed, *map(published.PublishedPeer.of, files)]

@@ -1,6 +1,7 @@
 """Peers: our tables equal theirs on their own grids, and their calls, starts and ends are known."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ import torch
 from undiffuse.bench.nfe.campaign import integrate
 from undiffuse.bench.peers import integrators
 from undiffuse.bench.peers import samplers as peers
+from undiffuse.bench.peers.published import PRINTED
 from undiffuse.bench.peers.samplers import DiffusersPeer, KDiffusionPeer
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
+from undiffuse.models import Flow, GaussianMixture
 from undiffuse.models.named_targets import get
 from undiffuse.solvers import DDIM, DPMSolverPP, Heun
+from undiffuse.solvers.portable.published import neural_solver, read_published
 from undiffuse.solvers.sampling.sample import sample
 
 RING = problems.exact(get("ring2"), 16, seed=2)
@@ -95,6 +99,10 @@ def test_every_peer_makes_the_calls_it_is_planned_to_make(peer, nfe):
     adaptive = isinstance(peer, integrators.AdaptivePeer)
     if adaptive and nfe < 10:  # none of them gets there in so few
         with pytest.raises(Unavailable, match="calls at its loosest tolerance, 1"):
+            peer.plan(RING, nfe)
+        return
+    if peer.library == "published":
+        with pytest.raises(Unavailable, match="starts with signal"):
             peer.plan(RING, nfe)
         return
     if peer.name == "srk" and nfe < 11:
@@ -184,6 +192,55 @@ def test_peers_are_chosen_by_library_or_name():
     assert len(peers.chosen(None)) == len(peers.PEERS)
     with pytest.raises(ValueError, match="unknown 'difusers'"):
         peers.chosen(["difusers"])
+
+
+@pytest.mark.parametrize(("nfe", "calls"), [(5, 5), (9, 9), (40, 10)])
+def test_neural_solver_is_its_table_with_the_most_calls(nfe, calls):
+    process = Flow()
+    law = GaussianMixture(torch.ones(2), torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), 0.1)
+    flow = problems.network("two", "two", law.denoiser(process), torch.eye(2), 8, 0)
+    plan = PRINTED.plan(flow, nfe)
+    assert (plan.calls, plan.stochastic) == (calls, False)
+    x = sample(
+        flow.model,
+        flow.start.shape,
+        neural_solver(process, calls),
+        x_init=from_unit(process, flow.start, process.t_max),
+        dtype=torch.float64,
+    )
+    found = from_unit(process, integrate(flow, plan, flow.start), time_at(process, plan.end))
+    torch.testing.assert_close(found, x, rtol=1e-9, atol=1e-9)
+    with pytest.raises(Unavailable, match="5 calls or more, not within 4"):
+        PRINTED.plan(flow, 4)
+
+
+def test_a_published_file_is_a_peer_and_another_file_another_cell(tmp_path):
+    settings = {
+        "num_steps": 4,
+        "hybrid_weights": torch.nn.Parameter(torch.tril(torch.ones(3, 3)) / 3),
+        "t_scale": torch.nn.Parameter(torch.ones(3)),
+    }
+    files = [tmp_path / f"{name}.pkl" for name in ("a", "b")]
+    for k, file in enumerate(files):
+        settings["t_scale"] = torch.nn.Parameter(torch.full((3,), 1 + k / 10))
+        file.write_bytes(pickle.dumps({"model": {"_parameters": settings} | settings}))
+    one, two = peers.chosen([*map(str, files)])
+    assert (one.name, two.name) == ("a", "b") and one.final != two.final
+    plan = one.plan(RING, 3)
+    w = integrate(RING, plan, RING.start)
+    table = read_published(files[0], RING.process)
+    x = sample(
+        RING.model,
+        RING.start.shape,
+        table,
+        x_init=from_unit(RING.process, RING.start, float(table.grid[0])),
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(w, to_unit(RING.process, x, float(table.grid[-1])))
+    with pytest.raises(Unavailable, match="makes 3 calls, not within 2"):
+        one.plan(RING, 2)
+    with pytest.raises(FileNotFoundError, match="nowhere.pkl"):
+        peers.chosen(["nowhere.pkl"])
 
 
 def test_stochastic_peers_repeat_with_their_seed():

@@ -135,8 +135,8 @@ def _against(p: argparse.ArgumentParser) -> None:
         default=None,
         metavar="A,B",
         help="libraries or "
-        f"rows of theirs ({listed(words.LIBRARIES)}); '' for none; "
-        "default: all that are installed",
+        f"rows of theirs ({listed(words.LIBRARIES)}), .pkl files of EPD, AdaSDE or DyWeight; "
+        "'' for none; default: all that are installed",
     )
     p.add_argument(
         "--targets",

@@ -87,7 +87,7 @@ MEASURES = [
     "coverage",
     "weak_error",
 ]
-LIBRARIES = ["diffusers", "k-diffusion", "scipy", "torchdiffeq", "torchsde"]
+LIBRARIES = ["diffusers", "k-diffusion", "published", "scipy", "torchdiffeq", "torchsde"]
 TRAINING: dict[str, Any] = {"steps": 10_000, "batch": 256, "lr": 0.002, "every": 1000}
 TRAIN = {"predicts": "edm", "network": "mlp"}
 TUNE: dict[str, Any] = {"nfe": (8,), "starts": 96, "iterations": 400, "calls": 6000}
