@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 EVERY = 5.0
 """Seconds between two lines where there is no bar."""
+TOLD = 0.05
+"""Share of the steps from which on the time left is told: the first are often slow."""
 
 
 class Bar:
@@ -51,7 +53,7 @@ class _Lines(Bar):
         self._last = now
         minutes, seconds = divmod(int(now - self._began), 60)
         line = f"[{minutes}:{seconds:02}] {self._what}: {self._done} of {self._total}"
-        if self._done and now > self._began:
+        if self._done and self._done >= TOLD * self._total and now > self._began:
             rate = self._done / (now - self._began)
             line += f", {rate:.3g} a second, {(self._total - self._done) / rate:.0f} s left"
         print(line, file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ goes on from `state.pt` and ends, on the CPU, with the bits of a run that was no
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def train(
     )
     if resume:
         run.restore()
+        if run.step and progress:
+            print(f"goes on after step {run.step} of {run.settings.steps}", file=sys.stderr)
     run.advance(progress)
     return run.averaged()
 

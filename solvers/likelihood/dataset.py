@@ -253,11 +253,11 @@ def _histogram(path: Path, bits: list[float]) -> None:
 
 def _lines(s: dict[str, Any], data: str, out: Path) -> str:
     """What was found: the data, bits/dim, what one item may be off by, the cost; what failed."""
-    one = f"±{s['item_std_error']:.4f} by draws of probes or noise"
+    one = f"±{s['item_std_error']:.4f} by draws"
     if s["method"] == "ode":
         one += f", ±{s['item_solver_error']:.4f} by the solver"
     if s["repeats"] == 1 and s["convention"].endswith("dequantisation"):
-        one += "; dequantisation drawn once: --repeats shows its spread"
+        one += "; dequantised once: --repeats"
     spread = f"95 % over items {s['lo']:.4f} to {s['hi']:.4f}"
     lines = [
         ("data", f"{s['items']} items of {data}; {s['convention']}"),
@@ -266,8 +266,8 @@ def _lines(s: dict[str, Any], data: str, out: Path) -> str:
         ("cost", f"{s['nfe']:.0f} network calls an item, {s['seconds']} s; {out}/summary.json"),
     ]
     if s["method"] == "ode":
-        at = f"of data with noise of {s['blur']:.3g}, that of t_min={s['t_min']:g}"
-        lines[1] = ("bits/dim", f"{lines[1][1]}, {at}")
+        at = f"noise {s['blur']:.3g} at t_min={s['t_min']:g}"
+        lines[1] = ("bits/dim", f"{lines[1][1]}; {at}")
     if s["bits_per_dim"] < 0:
         lines.append(("note", "below 0: a density of continuous data may exceed 1"))
     lines += [("left out", f"{n} items: {why}") for why, n in s["failures"].items()]

@@ -214,8 +214,7 @@ def _lines(model: str | Path | None, target: str | None, path: Path, shape: tupl
             "",
             "import undiffuse as ud",
             *where,
-            f"table = ud.solvers.tuning.read({str(path)!r}, model.process)",
-            f"x = ud.sample(model, {shape}, table, seed=0)",
+            f"x = ud.sample(model, {shape}, {str(path)!r}, seed=0)",
         ]
     )
 
@@ -291,7 +290,9 @@ def statistics(
         raise InvalidValue("the checkpoint does not say what it was trained on: give `data`")
     if out is None:
         if model is None or not Path(model).is_file():
-            raise InvalidValue("a network that is no file has no place beside it: give `out`")
+            raise InvalidValue(
+                "a network that is no file has no place beside it: give out, --out in the shell"
+            )
         out = Path(model).with_suffix(".statistics.json")
     if Path(out).is_dir():
         out = Path(out) / "statistics.json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
@@ -82,6 +83,12 @@ def perform(
     order = units[first:] + units[:first]
     ledger = work.ledger
     todo = [unit for unit in order if unit not in ledger]
+    if progress and rank() == 0 and len(todo) < len(units) and told is None:
+        asked, left = (sum(map(len, some)) for some in (units, todo))
+        print(
+            f"{label}: {asked - left} of {asked} are there from an earlier run, {left} to come",
+            file=sys.stderr,
+        )
     with bar(progress and rank() == 0) as shown:
         shown.total(sum(map(len, todo)))
         shown.say(label)

@@ -173,10 +173,49 @@ def test_tune_keeps_what_it_found_and_says_how_to_load_it(tmp_path, capsys):
     command = ["tune", "--nfe", "3", "--calls", "60", "--out", str(tmp_path)]
     assert main(command) == 0
     first = capsys.readouterr().out
-    assert "3 calls: error" in first and f"ud.solvers.tuning.read('{tmp_path}" in first
+    assert "3 calls: error" in first and f"(8, 1, 8, 8), '{tmp_path}" in first
     assert main(command) == 0
     assert "3 calls: kept, error" in capsys.readouterr().out
     lines = first[first.index("import undiffuse") :]
     scope: dict[str, object] = {}
     exec(lines, scope)  # noqa: S102
     assert tuple(scope["x"].shape) == (8, 1, 8, 8)  # type: ignore[attr-defined]
+
+
+def test_pictures_of_17_levels_are_scored_as_the_data_they_hold(tmp_path, capsys):
+    """PNGs have bytes: 17 grey values of 256. Told so, every item has the bits of the same digit
+    handed over as 17 levels; not told, it pays log2(255/16) = 4 bits for levels that are not there,
+    less what the network knows of them."""
+    from PIL import Image
+
+    held = ud.models.data.load("digits").split()[1].x[:2]
+    (tmp_path / "px").mkdir()
+    for i, x in enumerate(((held[:, 0] + 1) * 127.5).round()):
+        Image.fromarray(x.numpy().astype("uint8")).save(tmp_path / "px" / f"{i}.png")
+
+    def bits(name, *given):
+        command = ["likelihood", "digits", *given, "--limit", "2", "--out", str(tmp_path / name)]
+        assert main(command) == 0
+        lines = (tmp_path / name / "items.jsonl").read_text().splitlines()
+        return {r["item"]: r["bits_per_dim"] for r in map(json.loads, lines)}
+
+    as_levels = bits("levels", str(tmp_path / "px"), "--levels", "17")
+    assert as_levels == pytest.approx(bits("own"), abs=1e-6)
+    said = capsys.readouterr().out
+    assert "17 levels on [-1, 1]" in said and "256 levels" not in said
+    as_bytes = bits("bytes", str(tmp_path / "px"))
+    assert "256 levels on [-1, 1]" in capsys.readouterr().out
+    assert all(1 < as_bytes[i] - as_levels[i] < 5 for i in as_levels)
+
+
+def test_a_second_run_says_what_is_there_already(tmp_path, capsys):
+    command = ["sample", "--n", "3", "--nfe", "4", "--out", str(tmp_path / "s")]
+    assert main(command) == 0
+    assert "earlier run" not in capsys.readouterr().err
+    assert main(command) == 0
+    assert "3 of 3 are there from an earlier run, 0 to come" in capsys.readouterr().err
+    train = ["train", "digits", "--steps", "2", "--batch", "8", "--out", str(tmp_path / "t")]
+    assert main(train) == 0
+    assert "goes on" not in capsys.readouterr().err
+    assert main(train) == 0
+    assert "goes on after step 2 of 2" in capsys.readouterr().err

@@ -37,10 +37,10 @@ def test_batch_and_limit_change_no_item_and_nothing_is_repeated(tmp_path, capsys
     assert few["offset"] == 3.0 and few["lo"] < few["bits_per_dim"] < few["hi"]
     assert few["bits_per_dim"] == pytest.approx(sum(a.values()) / 2)
     said = capsys.readouterr().out
-    assert "dequantisation drawn once: --repeats shows its spread" in said
+    assert "dequantised once: --repeats" in said
     # VP at 0.001: sqrt(e^b - 1), b = 0.1 t + 19.9/2 t^2
     assert few["blur"] == pytest.approx(math.sqrt(math.expm1(1e-4 + 9.95e-6)), rel=1e-6)
-    assert "noise of 0.0105, that of t_min=0.001" in said
+    assert "noise 0.0105 at t_min=0.001" in said
     assert (tmp_path / "a" / "bits.png").exists()
     assert json.loads((tmp_path / "a" / "summary.json").read_text()) == few
 
@@ -236,7 +236,7 @@ def test_repeats_targets_conventions_and_a_hook(tmp_path, capsys):
     bound = found["bound"]
     assert bound["target_not_met"] or bound["item_std_error"] <= 0.3
     said = capsys.readouterr().out.splitlines()
-    once = ["drawn once" in line for line in said if line.startswith("one item")]
+    once = ["dequantised once" in line for line in said if line.startswith("one item")]
     assert once == [False, False, False, True]  # the last alone has one repeat
     assert any("missed the target" in line for line in said) or not bound["target_not_met"]
     rows = [
