@@ -84,9 +84,9 @@ def perform(
     ledger = work.ledger
     todo = [unit for unit in order if unit not in ledger]
     if progress and rank() == 0 and len(todo) < len(units) and told is None:
-        asked, left = (sum(map(len, some)) for some in (units, todo))
+        of, come = (sum(map(len, some)) for some in (units, todo))
         print(
-            f"{label}: {asked - left} of {asked} are there from an earlier run, {left} to come",
+            f"{label}: {of - come} of {of} are there from an earlier run, {come} to come",
             file=sys.stderr,
         )
     with bar(progress and rank() == 0) as shown:
