@@ -19,6 +19,7 @@ from .k_run import (
     check_call,
     flow_scale,
     level_range,
+    own_ids,
     process_of,
 )
 from .kernels import normal
@@ -225,5 +226,5 @@ def _normals(
         return lambda a, b, _: asked(x.new_tensor(a), x.new_tensor(b)).to(x)
     seed = extra.get("seed")
     seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
-    ids = arguments.sample_ids(None, len(x), x.device)
+    ids = arguments.sample_ids(own_ids(seed, x), len(x), x.device)
     return lambda a, b, k: normal(x.shape, seed, ids, **ROWS.at(k), device=x.device).to(x.dtype)

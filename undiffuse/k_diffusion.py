@@ -30,6 +30,13 @@ import torch
 from torch import Tensor
 
 from .k_adaptive import sample_dpm_adaptive
+from .k_parts import (
+    BrownianTreeNoiseSampler,
+    append_zero,
+    default_noise_sampler,
+    get_ancestral_step,
+    to_d,
+)
 from .k_run import Levels, Model, NoiseSampler, level_range, replaced, run
 from .kernels.errors import InvalidType, InvalidValue
 from .models import EDM, Flow, Process
@@ -340,12 +347,17 @@ _MADE = _functions()
 globals().update(_MADE)
 
 __all__ = [
+    "BrownianTreeNoiseSampler",
+    "append_zero",
+    "default_noise_sampler",
+    "get_ancestral_step",
     "get_sigmas_vp",
     "grid_sigmas",
     "levels_of",
     "of",
     "sample_dpm_adaptive",
     "sample_dpm_fast",
+    "to_d",
 ]
 __all__ += sorted(_MADE)  # noqa: PLE0605
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .kernels.checks import as_seed
 from .kernels.errors import InvalidType, InvalidValue
 from .models import EDM, Denoiser, Flow, Process
 from .models.progress import bar
@@ -267,15 +268,20 @@ def check_call(model: Any, x: Any, extra_args: Any, callback: Any) -> None:
     """Raise TypeError for what all functions take, where it is none of it."""
     if not callable(model):
         raise InvalidType(f"model must be called as model(x, sigma); got {model!r:.80}")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidType(f"x must be a floating tensor [B, ...]; got {got}")
+    check_floating(x)
     if not isinstance(extra_args, Mapping | None):
         raise InvalidType(
             f"extra_args must be a dict of the model's keyword arguments; got {extra_args!r:.80}"
         )
     if callback is not None and not callable(callback):
         raise InvalidType(f"callback must take one dict; got {callback!r:.80}")
+
+
+def check_floating(x: Any) -> None:
+    """Raise TypeError unless x is a floating tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidType(f"x must be a floating tensor [B, ...]; got {got}")
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -318,7 +324,8 @@ def run(
         table = replace(table, noise=table.noise[:, :0], draws=table.draws[:, :0], entry=still)
     blank = Denoiser(_absent, process_of(flow, levels.nodes), predicts="data")
     sampler = Sampler(blank, table, dtype=wide, device=x.device)
-    state = sampler.init(x.shape, seed=_seed(extra, table), x_init=start)
+    seed = _seed(extra, table)
+    state = sampler.init(x.shape, seed, own_ids(seed, x), x_init=start)
     show = not disable if disable is not None else sys.stderr.isatty()
     with bar(show) as shown:
         shown.total(len(levels.moves))
@@ -353,6 +360,13 @@ def run(
 
 def _absent(x: Tensor, t: Tensor) -> Tensor:
     raise InvalidValue("the sampler has no network of its own")
+
+
+def own_ids(seed: Any, x: Tensor) -> Tensor | None:
+    """The samples' ids: 0 where each has a seed of its own, so that its place tells nothing."""
+    if as_seed(seed, "cpu").numel() == 1:
+        return None
+    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
 def _seed(extra: dict[str, Any], table: Tableau) -> int | Tensor:

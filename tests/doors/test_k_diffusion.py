@@ -223,8 +223,15 @@ def test_the_seed_is_the_noise_and_torchs_generator_where_there_is_none():
     # a seed for each sample: the image of one is its own in any batch
     seeds = torch.arange(8) + 100
     whole = run(seed=seeds)
-    ids = K.sample_euler_ancestral(denoise, START[:1], DOWN, extra_args={"seed": [100]})
-    assert differ(whole[:1], ids) < 1e-12
+    still = lambda x, sigma, seed: x  # makes no error, so that all batches have the same steps
+    for i in (0, 5):
+        one = {"seed": [100 + i]}
+        alone = K.sample_euler_ancestral(denoise, START[i : i + 1], DOWN, extra_args=one)
+        assert differ(whole[i : i + 1], alone) < 1e-12
+        far = (0.1, 10.0)
+        many = K.sample_dpm_adaptive(still, START, *far, extra_args={"seed": seeds}, eta=1.0)
+        alone = K.sample_dpm_adaptive(still, START[i : i + 1], *far, extra_args=one, eta=1.0)
+        assert differ(many[i : i + 1], alone) < 1e-12
 
 
 def test_two_pieces_draw_other_noise_than_each_other():
@@ -436,3 +443,40 @@ def test_normals_of_another_shape_are_refused_not_spread():
     """One normal for all samples and components would be a sample of no law."""
     with pytest.raises(ValueError, match=r"normals of x's shape .* got \(1,\)"):
         K.sample_ddpm(denoise, START, DOWN, noise_sampler=lambda *_: torch.zeros(1))
+
+
+# --- parts of loops of one's own ----------------------------------------------------------------
+
+
+def test_the_parts_are_k_diffusions(theirs):
+    x, sigma = START, torch.tensor([2.0] * len(START), dtype=START.dtype)
+    assert torch.equal(K.to_d(x, sigma, 0.5 * x), theirs.to_d(x, sigma, 0.5 * x))
+    assert torch.equal(K.append_zero(DOWN), theirs.append_zero(DOWN))
+    for pair in ((3.0, 1.0), (3.0, 2.9), (1.0, 0.0)):
+        for eta in (0.0, 0.5, 1.0, 3.0):
+            assert K.get_ancestral_step(*pair, eta) == theirs.get_ancestral_step(*pair, eta)
+    torch.manual_seed(0)
+    z = K.default_noise_sampler(x)(1.0, 0.5)
+    torch.manual_seed(0)
+    assert torch.equal(z, theirs.default_noise_sampler(x)(1.0, 0.5))
+
+
+def test_a_brownian_path_of_sigmas():
+    """Increments add up over a split, have unit variance each, and are each sample's own."""
+    x = torch.zeros(3, 4000)
+    noise = K.BrownianTreeNoiseSampler(x, 0.03, 14.6, seed=[5, 6, 7])
+    steps = [(8.0, 2.0), (2.0, 0.5), (8.0, 0.5)]
+    first, second, both = (noise(*step) * abs(step[0] - step[1]) ** 0.5 for step in steps)
+    assert torch.allclose(first + second, both, atol=1e-4)
+    assert torch.equal(noise(8.0, 2.0), -noise(2.0, 8.0))
+    for step in (*steps, (0.0301, 0.03), (14.6, 14.59)):
+        z = noise(*step)  # 12,000 normals: the deviation of their variance is 0.013
+        assert abs(float(z.var()) - 1) < 0.06 and abs(float(z.mean())) < 0.04
+    alone = K.BrownianTreeNoiseSampler(x[1:2], 0.03, 14.6, seed=[6])
+    assert torch.equal(alone(8.0, 2.0), noise(8.0, 2.0)[1:2])
+    assert K.sample_dpmpp_sde(denoise, START, DOWN[:-1], noise_sampler=K.BrownianTreeNoiseSampler(
+        START, DOWN[-2], DOWN[0], seed=3)).isfinite().all()  # fmt: skip
+    with pytest.raises(ValueError, match="must differ"):
+        noise(1.0, 1.0)
+    with pytest.raises(TypeError, match="x must be a floating tensor"):
+        K.BrownianTreeNoiseSampler([1.0], 0.1, 1.0)
