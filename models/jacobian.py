@@ -85,7 +85,14 @@ def products(
 def exact(
     out: Tensor, x: Tensor, *, chunk: int | None = None, create_graph: bool = False
 ) -> Tensor:
-    """tr J of each sample, [B] in x's dtype, by d unit probes, `chunk` of them vectorised at once.
+    """tr J of each sample, [B] in x's dtype, by d unit probes: the first of `moments`."""
+    return moments(out, x, chunk=chunk, create_graph=create_graph)[0]
+
+
+def moments(
+    out: Tensor, x: Tensor, *, chunk: int | None = None, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """tr J and |J|_F^2 of each sample, [B] in x's dtype, by d unit probes, `chunk` of them at once.
 
     chunk: None takes as many as hold about 2^22 numbers of x's kind, since the network's wider
     activations hold as many times more as they have channels. A network that cannot be vectorised
@@ -94,19 +101,21 @@ def exact(
     and would need a rule of its own in every layer.
     """
     if not out.requires_grad:
-        return products(out, x, out[None]).sum()  # raises
+        products(out, x, out[None])  # raises
     batch, d = x.shape[0], x[0].numel()
     if chunk is None:
         chunk = max(1, min(d, (1 << 22) // max(1, x.numel())))
-    total = x.new_zeros(batch)
+    total, square = x.new_zeros(2, batch)
     for start in range(0, d, chunk):
         size = min(chunk, d - start)
         unit = x.new_zeros(size, batch, d)
         here = torch.arange(size, device="cpu")
         unit[here, :, here + start] = 1
         rows = _vectorised(out, x, unit.reshape(size, *x.shape), start + size < d, create_graph)
-        total = total + (unit * rows.reshape(size, batch, d)).sum((0, 2))
-    return total
+        rows = rows.reshape(size, batch, d)
+        total = total + (unit * rows).sum((0, 2))
+        square = square + rows.square().sum((0, 2))
+    return total, square
 
 
 def full(out: Tensor, x: Tensor, *, chunk: int | None = None) -> Tensor:

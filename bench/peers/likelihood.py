@@ -38,6 +38,7 @@ class Found(NamedTuple):
     t_min: float
     std_error: Tensor
     path_error: Tensor
+    total_error: Tensor
     forwards: Tensor
     products: Tensor
 
@@ -51,22 +52,22 @@ def ours(**how: object) -> Way:
     def way(model: Denoiser, x: Tensor, seed: int) -> Found:
         r = log_prob(model, x, seed=seed, on_failure="return", **how)  # type: ignore[arg-type]
         ends = r.log_prob, r.uncorrected, r.latent, r.t_min
-        return Found(*ends, r.std_error, r.path_error, r.nfe, r.products)
+        return Found(*ends, r.std_error, r.path_error, r.total_error, r.nfe, r.products)
 
     return way
 
 
-def by_torchdiffeq(model: Denoiser, x: Tensor, seed: int) -> Found:
-    """dopri5 at 1e-5, one Rademacher probe. Raises ModuleNotFoundError without torchdiffeq."""
+def by_torchdiffeq(model: Denoiser, x: Tensor, seed: int, tolerance: float = TOLERANCE) -> Found:
+    """dopri5, one Rademacher probe. Raises ModuleNotFoundError without torchdiffeq."""
     plain = {"prior": "normal", "truncation": False}  # as in the code that does so
-    found = ours(backend="torchdiffeq", rtol=TOLERANCE, atol=TOLERANCE, probes=1, **plain)(
+    found = ours(backend="torchdiffeq", rtol=tolerance, atol=tolerance, probes=1, **plain)(
         model, x, seed
     )
     return found._replace(std_error=torch.full_like(found.std_error, torch.nan))
 
 
-def by_scipy(model: Denoiser, x: Tensor, seed: int) -> Found:
-    """RK45 at 1e-5, one Rademacher probe. Raises ModuleNotFoundError without scipy."""
+def by_scipy(model: Denoiser, x: Tensor, seed: int, tolerance: float = TOLERANCE) -> Found:
+    """RK45 at `tolerance`, one Rademacher probe. Raises ModuleNotFoundError without scipy."""
     from scipy.integrate import solve_ivp
 
     process, start = model.process, start_time(model, None)
@@ -85,7 +86,7 @@ def by_scipy(model: Denoiser, x: Tensor, seed: int) -> Found:
         return np.concatenate([dx.flatten().double().numpy(), div.double().numpy()])
 
     y0 = np.concatenate([(alpha * x).flatten().double().numpy(), np.zeros(batch)])
-    run = solve_ivp(rhs, (start, process.t_max), y0, "RK45", rtol=TOLERANCE, atol=TOLERANCE)
+    run = solve_ivp(rhs, (start, process.t_max), y0, "RK45", rtol=tolerance, atol=tolerance)
     if not run.success:
         failed = torch.full((batch,), int(Status.STEP_TOO_SMALL))
         raise SolverError(f"scipy's RK45 failed: {run.message}", failed)
@@ -94,4 +95,4 @@ def by_scipy(model: Denoiser, x: Tensor, seed: int) -> Found:
     value = process.prior.log_prob(z) + end[batch * d :] + d * math.log(alpha)
     calls = torch.full((batch,), int(run.nfev))
     none = torch.full_like(value, torch.nan)
-    return Found(value, value, z, start, none, none, 2 * calls, calls)
+    return Found(value, value, z, start, none, none, none, 2 * calls, calls)

@@ -28,6 +28,7 @@ from ..flow import ScaledFlow
 from ..outcome import Status, raise_if_failed, status_failed
 from . import augmented, ends, quadrature
 from .options import Chosen, Likelihood, Options
+from .probing import DECAY
 from .result import LogProb
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def log_prob(
     ids = arguments.sample_ids(sample_ids, len(x), x.device)
     chosen = how.resolved(x)
     flow = ScaledFlow(model, len(x), cond, how.t_min, x.dtype)
-    run = quadrature.run if chosen.method == "quadrature" else augmented.run
-    found = run(flow, x, chosen, seed, ids)
-    if chosen.method == "quadrature" and chosen.target_solver_error is not None:
+    if chosen.method == "augmented":
+        found = augmented.run(flow, x, chosen, seed, ids)
+    else:
         free = how.rtol is None and how.atol is None
-        quadrature.tighten(flow, x, chosen, seed, ids, found, free)
+        found = quadrature.run(flow, x, chosen, seed, ids, free)
+        if chosen.target_solver_error is not None:
+            quadrature.tighten(flow, x, chosen, seed, ids, found, free)
     _check_gradient(flow, x, seed, ids, found)
     found = _close(flow, x, chosen, seed, ids, found)
     result = _without_failures(replace(found, offset=float(how.offset)))
@@ -141,7 +144,7 @@ def _close(
 def _without_failures(found: LogProb) -> LogProb:
     """Nothing but the cost is known of samples that failed, whatever their batch."""
     failed = status_failed(found.status)
-    names = ["log_prob", "std_error", "path_error", "defect"]
+    names = ["log_prob", "std_error", "path_error", "defect", "defect_error"]
     names += ["prior_gap", "truncation", "ends_error"]
     kept = {name: getattr(found, name).masked_fill(failed, torch.nan) for name in names}
     latent = found.latent.masked_fill(column(failed, found.latent), torch.nan)
@@ -153,7 +156,12 @@ def _missed(found: LogProb, how: Likelihood) -> dict[Status, str]:
     rows = (found.status == Status.TARGET_NOT_MET).nonzero().flatten()
     target = how.target_std_error
     if len(rows) and target is not None and float(found.bits_std_error[rows[0]]) > target:
-        words = "target_std_error was not reached: raise it or max_probes"
+        short = float(found.bits_std_error[rows[0]]) / target
+        products = int(found.products[rows[0]]) * short ** (2 / DECAY)
+        words = (
+            "target_std_error was not reached: raise it or max_probes; it would cost about "
+            f"{products:.2g} products"
+        )
     elif how.target_solver_error is not None:
         words = "target_solver_error was not reached: raise it, or lower rtol and atol"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
@@ -19,6 +20,8 @@ BACKENDS = ("native", "torchdiffeq")
 PRIORS = ("matched", "normal")
 SMALL = 8  # components up to which the trace is exact: it costs at most two blocks of four probes
 FINE = 1e-4  # default tolerance where the trace is exact, so that the path is the only error
+LEAST = {torch.float32: 1e-5, torch.float64: 1e-11}
+"""The least target by dtype, bits/dim: a hundred times the rounding of a state of scale 1."""
 MOST_POINTS = 64  # Gauss nodes a step: beyond them a step is better halved
 
 
@@ -176,6 +179,14 @@ class Likelihood:
             tolerance = min(tolerance, FINE)
         rtol, atol = (tolerance if v is None else v for v in (self.rtol, self.atol))
         target = self.target_solver_error
+        for name in ("target_std_error", "target_solver_error"):
+            asked, least = getattr(self, name), LEAST[x.dtype]
+            if asked is not None and asked < least:
+                raise InvalidValue(
+                    f"{name} must be at least {least:g} bits/dim for data in {str(x.dtype)[6:]}, "
+                    f"whose rounding is all that is left below it; got {asked:g}"
+                    + ("; hand over a float64 network and data" if least > 1e-8 else "")
+                )
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return Chosen(
             **{

@@ -39,10 +39,13 @@ class Nodes:
     What the network says:
 
     a, b: float64 [R], D = a x^ + b out.
-    defect, gap: float64 [R], s . (du/dlambda - v), and the length of the second factor.
+    defect: float64 [R], s . (du/dlambda - v).
+    reach: float64 [R], |s| |du/dlambda - v|/sqrt(d): the defect's size where the two have nothing
+        to do with each other.
     energy: float64 [R], |r|^2/s^^2.
     size: int64 [R], probes so far, K.
     form: float64 [R], the estimate of tr d(out)/dx^.
+    square: float64 [R], K times that of |d(out)/dx^|_F^2.
     total: [R, *event], K times the a_i of models/jacobian.py, of out less the control.
     gains: float64 [R, bits + 1], the squared change of a_i on the way to 2^m probes, 0 for m = 0.
     signs: int8 [R, *event], the random signs of the node's block, 0 before they are drawn.
@@ -58,10 +61,11 @@ class Nodes:
     a: Tensor
     b: Tensor
     defect: Tensor
-    gap: Tensor
+    reach: Tensor
     energy: Tensor
     size: Tensor
     form: Tensor
+    square: Tensor
     total: Tensor
     gains: Tensor
     signs: Tensor
@@ -79,7 +83,7 @@ class Nodes:
         bits: int,
     ) -> Nodes:
         """Nodes at which the network has not been asked yet; bits: levels of a full Walsh block."""
-        a, b, defect, gap, energy, form = lam.new_zeros(6, len(lam))
+        a, b, defect, reach, energy, form, square = lam.new_zeros(7, len(lam))
         return cls(
             sample=sample,
             step=step,
@@ -91,9 +95,10 @@ class Nodes:
             a=a,
             b=b,
             defect=defect,
-            gap=gap,
+            reach=reach,
             energy=energy,
             form=form,
+            square=square,
             size=torch.zeros_like(sample),
             total=torch.zeros_like(x_hat),
             gains=lam.new_zeros(len(lam), bits + 1),
@@ -133,8 +138,9 @@ class Prober:
             if before == 0:
                 self.enter(part, at, x.detach(), out.detach())
             if exact:
-                nodes.form[part] = traces.exact(out, x).double()
                 count = x[0].numel()
+                form, square = traces.moments(out, x)
+                nodes.form[part], nodes.square[part] = form.double(), count * square.double()
             else:
                 self.extend(part, out, x, before, size)
                 count = size - before
@@ -149,8 +155,10 @@ class Prober:
         inverse = torch.exp(2 * nodes.lam[part])
         nodes.a[part], nodes.b[part] = at.a, at.b
         nodes.defect[part] = at.norm * inverse * dot(residual, gap)
-        nodes.gap[part] = dot(gap, gap).sqrt()
-        nodes.energy[part] = inverse * dot(residual, residual)
+        square = dot(residual, residual)
+        nodes.energy[part] = inverse * square
+        mean = dot(gap, gap) * square / x_hat[0].numel()
+        nodes.reach[part] = at.norm * inverse * mean.sqrt()
 
     def extend(self, part: Tensor, out: Tensor, x: Tensor, before: int, size: int) -> None:
         """Probes before ... size - 1 of each node's Walsh block."""
@@ -158,11 +166,13 @@ class Prober:
         signs = self.signs(part, x)
         total = nodes.total[part]
         last = total / max(before, 1)
-        gains = nodes.gains[part]
+        gains, square = nodes.gains[part], nodes.square[part]
         for k in range(before, size):
             v = signs * traces.walsh(k, self.labels).to(x).reshape(x.shape[1:])
             keep = k + 1 < size
-            w, known = self.less_known(part, v, traces.products(out, x, v[None], keep=keep)[0])
+            w = traces.products(out, x, v[None], keep=keep)[0]
+            square = square + dot(w, w)
+            w, known = self.less_known(part, v, w)
             total = total + v * w
             if (k + 1) & k == 0:  # a level of the block is full
                 level = total / (k + 1)
@@ -170,7 +180,8 @@ class Prober:
                 if k:
                     gains[:, k.bit_length()] = dot(spread, spread)
                 last = level
-        nodes.total[part], nodes.gains[part], nodes.form[part] = total, gains, dot(last) + known
+        nodes.total[part], nodes.gains[part], nodes.square[part] = total, gains, square
+        nodes.form[part] = dot(last) + known
 
     def less_known(self, part: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, float | Tensor]:
         """(w - P v/b, tr P/b) for the control, (w, 0) without."""

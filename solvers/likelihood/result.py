@@ -27,9 +27,9 @@ class LogProb:
     path_error: estimate of what the path and its nodes add to the error, nats; nan from
         torchdiffeq.
     defect: what the path's deviation from the flow is worth, nats; nan if 'augmented'. log_prob is
-        corrected by it, which is exact to second order where the network is the exact score of a
-        density. It is left out where it is far larger than such a score could make it: log_prob is
-        then that of the path. For a trained network it stays part of solver_error.
+        corrected by it, as far as the network's score is that of a density (`defect_error`).
+    defect_error: standard error of that correction, nats; 0 if 'augmented'. Where the network's
+        score is longer than its divergence explains, it is an error's, and is believed in part.
     prior_gap: log p_T - log N(0, sigma^2) at the latent, nats, with p_T of the data's own moments
         at t_max; nan where it cannot be told or prior='normal', and log_prob is then of N(0, I).
     truncation: log p_0 - log p_blurred, what the noise at t_min costs, nats; nan where it cannot be
@@ -57,13 +57,15 @@ class LogProb:
     rejected: Tensor
     t_min: float
     blur: float
+    defect_error: Tensor = field(default_factory=torch.Tensor)
     prior_gap: Tensor = field(default_factory=torch.Tensor)
     truncation: Tensor = field(default_factory=torch.Tensor)
     ends_error: Tensor = field(default_factory=torch.Tensor)
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, empty in (("prior_gap", torch.nan), ("truncation", torch.nan), ("ends_error", 0)):
+        empties = {"prior_gap": torch.nan, "truncation": torch.nan}
+        for name, empty in {**empties, "ends_error": 0.0, "defect_error": 0.0}.items():
             if not getattr(self, name).numel():
                 object.__setattr__(self, name, torch.full_like(self.log_prob, empty))
 
@@ -79,9 +81,8 @@ class LogProb:
 
     @property
     def solver_error(self) -> Tensor:
-        """Error of the path, nats: the root of path_error^2 + defect^2. For an exact score it is
-        too large, since the defect is corrected for."""
-        return torch.hypot(self.path_error, torch.nan_to_num(self.defect))
+        """Error of the path, nats: the root of path_error^2 + defect_error^2."""
+        return torch.hypot(self.path_error, self.defect_error)
 
     @property
     def total_error(self) -> Tensor:
@@ -101,7 +102,9 @@ class LogProb:
     def _facts(self) -> notebook.Facts:
         """The budget, one part a line."""
         fine = ~status_failed(self.status)
-        error, path, defect = (_of(v, fine) for v in (self.std_error, self.path_error, self.defect))
+        error, path, defect = (
+            _of(v, fine) for v in (self.std_error, self.path_error, self.defect_error)
+        )
         samples = f"{len(self.status)} sample{'s' * (len(self.status) > 1)}"
         how = "; ".join([samples, *ended(self.status)])
         truncation, prior = _of(self.truncation, fine), _of(self.prior_gap, fine)
@@ -111,7 +114,7 @@ class LogProb:
         return [
             ("log_prob", f"{nats} nats, {bits} bits/dim, {how}"),
             ("std_error", f"{error} nats of the probes"),
-            ("solver_error", f"{solver} nats: path_error {path}, defect {defect}"),
+            ("solver_error", f"{solver} nats: path_error {path}, defect_error {defect}"),
             ("ends_error", f"{ends} nats: truncation {truncation} of {start}, prior_gap {prior}"),
         ]
 

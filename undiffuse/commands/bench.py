@@ -38,7 +38,11 @@ KINDS = {
     "adaptive": (0, 0, "steps chosen by each sample, or by the batch"),
     "kernels": (0, 0, "how fast the steps are on this machine"),
     "host": (0, 0, "what the host spends beside the network"),
-    "likelihood": (0, 0, "log-likelihoods and their error bars against exact values"),
+    "likelihood": (
+        0,
+        MANY,
+        "log-likelihoods and their error bars against exact values, or of networks of yours",
+    ),
     "away": (2, MANY, "the default and `tune` over the best peer, on networks of yours"),
     "compare": (2, 2, "what became worse between two results (then the exit code is 1)"),
     "merge": (2, MANY, "join run folders in --out"),
@@ -266,6 +270,11 @@ def _host(args: argparse.Namespace) -> None:
 
 
 def _likelihood(args: argparse.Namespace) -> None:
+    if args.runs:
+        from ..bench.likelihood.networks import run as networks
+
+        networks(args.runs, args.out, batch=args.batch, seed=args.seed, device=args.device)
+        return
     from ..bench.likelihood.exact import run as measure
 
     measure(args.out, batch=args.batch, seed=args.seed, device=args.device, quick=args.quick)

@@ -95,13 +95,15 @@ def test_colour_images_are_covered_and_no_more():
 
 
 def test_the_ring_in_the_plane_has_no_probe_s_error():
-    """d = 2: the exact trace by default, on a finer path; 1e-3 nats in the mean."""
+    """d = 2: the exact trace by default, on a finer path; 2e-3 nats in the mean, and most where a
+    datum lies so far out that its long score is doubted (`trusted`), which its error counts."""
     target = targets.ring2().law
     x = target.sample(200, seed=3)
     r = log_prob(target.denoiser(ud.VP()), x)
     ref = at_start(target, ud.VP(), x, r) + ud.VP().prior.log_prob(r.latent)
     error = (r.uncorrected + target.log_prob(r.latent, 1.0, ud.VP()) - ref).abs()
-    assert (r.std_error == 0).all() and error.max() < 0.1 and error.mean() < 2e-3
+    assert (r.std_error == 0).all() and error.max() < 0.15 and error.mean() < 2e-3
+    assert (error < 2 * r.total_error).double().mean() > 0.95
 
 
 @pytest.mark.parametrize("trace", ["hutchinson", "gaussian"])
@@ -166,8 +168,9 @@ def test_the_standard_error_is_that_of_the_probes(d, probes, method):
 
 
 def test_a_gaussian_as_its_own_control_leaves_nothing_to_probe():
-    """One probe is then exact to rounding, where without it is 1 nat off; on fields of [3, 8, 8]
-    with four covariances the covariance of 4000 draws takes off a quarter of the rms."""
+    """One probe is then exact to rounding, where without it is 1 nat off, but for samples whose
+    score is doubted by a Jacobian whose length is probed; on fields of [3, 8, 8] with four
+    covariances the covariance of 4000 draws takes off a quarter of the rms."""
     a = torch.randn(16, 16, dtype=torch.float64, generator=torch.manual_seed(2))
     target = ud.targets.Gaussian(torch.ones(1, 4, 4), 0.1 * a @ a.T + 0.05 * torch.eye(16))
     values, basis = torch.linalg.eigh(target.cov)
@@ -175,7 +178,8 @@ def test_a_gaussian_as_its_own_control_leaves_nothing_to_probe():
     x, model = target.sample(20, seed=1), target.denoiser(ud.VP())
     exact = log_prob(model, x, trace="exact", rtol=1e-3, atol=1e-3, points=3).uncorrected
     r = log_prob(model, x, probes=1, control=known, points=3)
-    assert (r.uncorrected - exact).abs().max() < 1e-9 and r.std_error.max() < 1e-9
+    error = (r.uncorrected - exact).abs()
+    assert error.median() < 1e-9 and error.max() < 0.02 and r.std_error.max() < 1e-9
     assert (log_prob(model, x, probes=1, points=3).uncorrected - exact).square().mean() > 0.1
     with pytest.raises(ValueError, match="a mean of 16 components, as x has; got 5"):
         log_prob(model, x, control=Statistics.none(5))
