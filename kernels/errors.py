@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 
 class UndiffuseError(Exception):
     """Base of every error that this package raises on purpose.
@@ -26,6 +29,17 @@ class RunFailure(UndiffuseError, RuntimeError):
 
 class MissingPackage(UndiffuseError, ImportError):
     """An optional package is needed for what was asked and is not installed."""
+
+
+def optional(module: str, words: str) -> Any:
+    """A module of an optional package; words: what needs it, and how to get it.
+
+    Raises MissingPackage with the words and with what Python says.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackage(f"{words} ({error})") from error
 
 
 class UnusableFolder(UndiffuseError, OSError):

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import MissingPackage
+from ..kernels.errors import optional
 
 NEEDED = "plots need matplotlib: pip install 'undiffuse[bench]'"
 Facts = Sequence[tuple[str, str]]
@@ -46,10 +46,9 @@ def figure(panels: int = 1) -> tuple[Any, Any]:
     In a notebook a cell that returns the figure shows it once; in a script `plt.show()` does.
     Raises MissingPackage without matplotlib.
     """
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingPackage(NEEDED) from error
+    optional("matplotlib", NEEDED)
+    from matplotlib import pyplot as plt
+
     fig, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 3.4), layout="constrained")
     if "inline" in plt.get_backend():  # which would show it a second time where the cell ends
         plt.close(fig)

@@ -18,7 +18,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import MissingPackage
+from ..kernels.errors import optional
 from ..kernels.files import atomically, usable, write_text
 from .arguments import choice
 
@@ -162,13 +162,7 @@ def write_rows(path: Path, records: Iterable[Record], format: str) -> None:
 
 
 def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingPackage(
-            "rows as Parquet need pyarrow: pip install 'undiffuse[data]'"
-        ) from error
-    return pyarrow
+    return optional("pyarrow", "rows as Parquet need pyarrow: pip install 'undiffuse[data]'")
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ adds samplers called `undiffuse ...` and schedules to the menus. It wants a vers
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from . import k_diffusion
 from .comfy import MENU, sampler
-from .kernels.errors import MissingPackage
+from .kernels.errors import optional
 from .models import EDM
 from .solvers import arguments
 from .solvers.tables.grids import GRIDS, Discrete, times
@@ -91,10 +90,8 @@ def register(
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackage(
-            f"{name} is part of the web UI, which is not to be found here ({error}): call this "
-            "from a script of an extension"
-        ) from error
+    return optional(
+        name,
+        f"{name} is part of the web UI, which is not to be found here: call this from a script of "
+        "an extension",
+    )

@@ -12,7 +12,6 @@ to KSampler's lists of samplers and schedulers. ComfyUI is imported when either 
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import k_diffusion
-from .kernels.errors import InvalidValue, MissingPackage
+from .kernels.errors import InvalidValue, optional
 from .models import EDM, VP, Flow, Process
 from .solvers import arguments
 from .solvers.tables.grids import GRIDS, Discrete
@@ -212,10 +211,8 @@ def register(
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackage(
-            f"{name} is part of ComfyUI, which is not to be found here ({error}): call this from "
-            "a folder in ComfyUI/custom_nodes"
-        ) from error
+    return optional(
+        name,
+        f"{name} is part of ComfyUI, which is not to be found here: call this from a folder in "
+        "ComfyUI/custom_nodes",
+    )

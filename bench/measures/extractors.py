@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue, MissingPackage
+from ...kernels.errors import InvalidType, InvalidValue, MissingPackage, optional
 from .metrics import Features, load_features
 
 AT_A_TIME = 32
@@ -69,11 +69,9 @@ def as_bytes(x: Tensor) -> Tensor:
 
 def torch_fidelity(device: str | None = None) -> Features:
     """Features [n, 2048] of images in [-1, 1]. Raises ImportError without torch-fidelity."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise MissingPackage(f"pip install torch-fidelity torchvision ({error})") from error
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    made = optional(module, "pip install torch-fidelity torchvision").FeatureExtractorInceptionV3
+    network = made("inception-v3-compat", ["2048"])
     network = network.eval().to(device or "cpu")
     return _in_parts(lambda images: network(images)[0], device)
 
@@ -83,24 +81,19 @@ def torchmetrics(device: str | None = None) -> Features:
 
     Raises ImportError without it and torch-fidelity.
     """
-    try:
-        from torchmetrics.image.fid import NoTrainInceptionV3
-    except ImportError as error:
-        raise MissingPackage(f"pip install torchmetrics torch-fidelity ({error})") from error
-    network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval().to(device or "cpu")
+    module = optional("torchmetrics.image.fid", "pip install torchmetrics torch-fidelity")
+    network = module.NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
+    network = network.to(device or "cpu")
     return _in_parts(network, device)
 
 
 def clean_fid(device: str | None = None) -> Features:
     """The same of clean-fid. Raises ImportError without it."""
-    try:
-        from cleanfid.features import build_feature_extractor
-        from cleanfid.resize import build_resizer
-    except ImportError as error:
-        raise MissingPackage(f"pip install clean-fid torchvision ({error})") from error
+    words = "pip install clean-fid torchvision"
     on = torch.device(device or "cpu")
-    network = build_feature_extractor("clean", on, use_dataparallel=False)
-    resize = build_resizer("clean")
+    features = optional("cleanfid.features", words)
+    network = features.build_feature_extractor("clean", on, use_dataparallel=False)
+    resize = optional("cleanfid.resize", words).build_resizer("clean")
 
     def seen(images: Tensor) -> Tensor:
         large = [torch.from_numpy(resize(x.permute(1, 2, 0).cpu().numpy())) for x in images]

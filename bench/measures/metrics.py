@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue, MissingPackage
+from ...kernels.errors import InvalidType, InvalidValue, optional
 from ...models.checkpoint import from_code
 from ...solvers.intervals import Estimate, mean_interval
 
@@ -97,12 +97,8 @@ def sliced_wasserstein(
 def assignment(x: Tensor, y: Tensor, p: int = 2) -> float:
     """W_p of two sets of points by the exact assignment; cubic in their number, sets are cut to
     the smaller one's. Needs SciPy."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise MissingPackage(
-            "exact transport needs SciPy: pip install 'undiffuse[bench]'"
-        ) from error
+    words = "exact transport needs SciPy: pip install 'undiffuse[bench]'"
+    linear_sum_assignment = optional("scipy.optimize", words).linear_sum_assignment
     n = min(len(x), len(y))
     cost = torch.cdist(_flat(x[:n]), _flat(y[:n])).pow(p)
     rows, columns = linear_sum_assignment(cost.numpy())

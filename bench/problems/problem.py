@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import normal
-from ...kernels.errors import InvalidValue, MissingPackage
+from ...kernels.errors import InvalidValue, optional
 from ...kernels.files import write_tensors
 from ...models import Denoiser, GaussianMixture, Process
 from ...models.named_targets import Target
@@ -435,12 +435,8 @@ def _integrate(
     problem: Problem, ratios: list[float], tol: float, tick: Callable[[], object] | None
 ) -> list[Tensor]:
     """w at each of the falling ratios."""
-    try:
-        from scipy.integrate import solve_ivp
-    except ImportError as error:
-        raise MissingPackage(
-            "the reference solution is integrated by SciPy: pip install 'undiffuse[bench]'"
-        ) from error
+    words = "the reference solution is integrated by SciPy: pip install 'undiffuse[bench]'"
+    solve_ivp = optional("scipy.integrate", words).solve_ivp
     shape = problem.start.shape
     jump = ratios[-1] == 0.0
     last = ZERO_RATIO if problem.law is not None else problem.r_min

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import MissingPackage
+from ...kernels.errors import optional
 from ...kernels.files import atomically
 from ..notebook import NEEDED
 
@@ -22,11 +22,7 @@ def is_picture(shape: Sequence[int]) -> bool:
 
 def pyplot() -> Any:
     """matplotlib without a display. Raises ImportError naming the extra."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingPackage(NEEDED) from error
-    matplotlib.use("Agg")
+    optional("matplotlib", NEEDED).use("Agg")
     import matplotlib.pyplot as plt
 
     return plt

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue, MissingPackage
+from ...kernels.errors import InvalidType, InvalidValue, optional
 from .pictures import picture
 from .sources import LABEL_NAMES, Source, choose, described
 
@@ -80,13 +80,8 @@ def table(path: Path) -> Source:
 
 
 def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingPackage(
-            "tables of Parquet and Arrow need pyarrow: pip install 'undiffuse[data]'"
-        ) from error
-    return pyarrow
+    words = "tables of Parquet and Arrow need pyarrow: pip install 'undiffuse[data]'"
+    return optional("pyarrow", words)
 
 
 # --- columns --------------------------------------------------------------------------------------
