@@ -29,7 +29,7 @@ from .solvers.likelihood.options import Likelihood
 from .solvers.sampling.sample import sample
 
 RUN = ("solver", "steps", "nfe", "grid", "final")
-"""Options of the samples; others are those of the densities."""
+"""Options of the samples; others are those of the densities, whose solver is their default."""
 
 
 class DiffusionDistribution(Distribution):
@@ -41,7 +41,8 @@ class DiffusionDistribution(Distribution):
     base: (mean, std) of the normals that sampling starts from and log_prob ends in, broadcast to
         the event; by default (0, sigma) at t_max. log_prob is then of the samples as they are
         drawn, without corrections of its own for the prior and the noise at t_min.
-    options: solver, steps, nfe, grid and final of `ud.sample`; the rest as of `ud.log_prob`.
+    options: solver, steps, nfe, grid and final of `ud.sample`; the rest as of `ud.log_prob`, whose
+        own solver is its default.
 
     Where the solver is stochastic its samples follow the reverse SDE, of the same law.
     Raises ValueError and TypeError for what does not fit.
@@ -71,7 +72,7 @@ class DiffusionDistribution(Distribution):
         known = {f.name for f in fields(Likelihood)}
         arguments.keywords("DiffusionDistribution", options, (*RUN, *sorted(known)))
         self.run = {key: value for key, value in options.items() if key in RUN}
-        self.how = {key: value for key, value in options.items() if key in known}
+        self.how = {key: value for key, value in options.items() if key in known - set(RUN)}
         Likelihood(**self.how)  # so that what does not fit is refused here
         self.base = base
         count = max(rows)

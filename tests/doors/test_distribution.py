@@ -26,6 +26,16 @@ MODEL = ud.Denoiser(Shifted(), PROCESS, predicts="noise")
 C = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 0.0]])
 
 
+def test_the_solver_of_the_samples_leaves_the_densities_theirs():
+    """A stochastic solver draws the same law, and log p is the default's to the bit."""
+    own = DiffusionDistribution(MODEL, (2,), {"c": C[:1]}, solver="ddpm", steps=100)
+    law = DiffusionDistribution(MODEL, (2,), {"c": C[:1]})
+    x = own.sample((2000,), seed=1)
+    assert not torch.equal(x[:8], DiffusionDistribution(MODEL, (2,), {"c": C[:1]}).sample((8,), 1))
+    assert (x.mean(0) - C[0]).abs().max() < 4 * 0.3 / 2000**0.5 + 0.02  # ddpm's own at 100 steps
+    assert torch.equal(own.log_prob(x[:4]), law.log_prob(x[:4]))
+
+
 def test_a_conditional_flow_has_the_exact_density_of_each_condition():
     flow = as_flow(MODEL, (2,), condition="c", rtol=1e-6, atol=1e-6)
     law = flow(C.double())
@@ -68,9 +78,7 @@ def test_a_base_of_ones_own_moves_samples_and_densities_alike():
     want = law.log_prob(x)
     assert torch.allclose(right.log_prob(x), want, atol=5e-3)
     standard = torch.zeros(2, dtype=torch.float64), 1.0
-    wrong = DiffusionDistribution(
-        law.denoiser(process), (2,), base=standard, rtol=1e-6, atol=1e-6
-    )
+    wrong = DiffusionDistribution(law.denoiser(process), (2,), base=standard, rtol=1e-6, atol=1e-6)
     assert float((wrong.log_prob(x) - want).abs().max()) > 0.1
     drawn = right.sample((4000,), seed=1)
     assert torch.allclose(drawn.mean(0), law.mean.float(), atol=0.03)
