@@ -29,6 +29,7 @@ from .checks import (
     whole,
 )
 from .errors import InvalidType, InvalidValue
+from .noise import fake
 from .streams import tag_of
 
 CELL = 1 << 31  # draws of the cells' own increments; below it, heap numbers of the splits
@@ -68,17 +69,6 @@ def _native(
     return native.noise(library, out, seed, sample_ids, draws, tag, c=c).view(shape)
 
 
-def _fake(
-    seed: Tensor,
-    sample_ids: Tensor | None,
-    shape: Sequence[int],
-    coefficients: Tensor,
-    draws: Tensor,
-    tag: int,
-) -> Tensor:
-    return seed.new_empty(shape, dtype=torch.float32)
-
-
 def _check(
     seed: Tensor,
     sample_ids: Tensor | None,
@@ -114,7 +104,7 @@ _weighted = dispatch.define(
     reference=_reference,
     native=_native,
     triton="triton_brownian:weighted_noise",
-    fake=_fake,
+    fake=fake,
     check=_check,
 )
 

@@ -139,6 +139,11 @@ def explain(x: Tensor) -> str:
     return f"reference: {obstacle}" if obstacle else f"triton: {x.dtype} on {x.device.type}"
 
 
+def like(x: Tensor, *_: Any) -> Tensor:
+    """The `fake` of an operator whose result is like its first argument."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def define(
     name: str,
     schema: str,
@@ -160,6 +165,7 @@ def define(
 
     triton: "module:function" in this folder, imported at the first use.
     native: the compiled CPU path, tried first; it returns None where it cannot take the arguments.
+    fake: a result of the right shape and type without its numbers, for tracers.
     check: raises for arguments that do not fit together; it runs below every door, also that of
         torch.ops, for the compiled paths read memory by bare pointers.
     backward, setup_context: as in register_autograd.

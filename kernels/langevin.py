@@ -72,19 +72,6 @@ def _updated(x: Tensor, score: Tensor, z: Tensor, gain: Tensor, batch_mean: bool
     return new.view(x.shape).to(x.dtype)
 
 
-def _fake(
-    x: Tensor,
-    score: Tensor,
-    gain: Tensor,
-    seed: Tensor,
-    sample_ids: Tensor | None,
-    draw: int,
-    tag: int,
-    batch_mean: bool,
-) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _check(
     x: Tensor,
     score: Tensor,
@@ -107,7 +94,7 @@ _langevin_step = dispatch.define(
     reference=_reference,
     native=_native,
     triton="triton_langevin:langevin_step",
-    fake=_fake,
+    fake=dispatch.like,
     check=_check,
 )
 

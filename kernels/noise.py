@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,15 +47,8 @@ def _native(
     return out.view(shape)
 
 
-def _fake(
-    seed: Tensor,
-    sample_ids: Tensor | None,
-    shape: Sequence[int],
-    draw: int,
-    tag: int,
-    element0: int,
-    kind: int,
-) -> Tensor:
+def fake(seed: Tensor, sample_ids: Tensor | None, shape: Sequence[int], *_: Any) -> Tensor:
+    """Numbers that are not drawn."""
     return seed.new_empty(shape, dtype=torch.float32)
 
 
@@ -85,7 +79,7 @@ _noise = dispatch.define(
     reference=_reference,
     triton="triton_noise:noise",
     native=_native,
-    fake=_fake,
+    fake=fake,
     check=_check,
     decomposition=_reference,
 )

@@ -31,10 +31,6 @@ def _reference(x: Tensor, ratio: float, maximum: float) -> Tensor:
     return (torch.minimum(torch.maximum(flat, -s), s) / s).view(x.shape).to(x.dtype)
 
 
-def _fake(x: Tensor, ratio: float, maximum: float) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _check(x: Tensor, ratio: float, maximum: float) -> None:
     check_operands(x)
     if not 0 <= ratio <= 1:
@@ -50,7 +46,7 @@ _threshold = dispatch.define(
     "(Tensor x, float ratio, float maximum) -> Tensor",
     reference=_reference,
     triton="triton_threshold:dynamic_threshold",
-    fake=_fake,
+    fake=dispatch.like,
     check=_check,
 )
 
