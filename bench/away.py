@@ -59,6 +59,9 @@ MOST = 20_000
 thousand."""
 TRIES = 6000
 """Calls that a pilot spends on candidates, as `ud.tune` does by default."""
+LEARNED = 10
+"""Most calls of a table that is learned: with more, what is tuned errs little, and a learned one is
+dear to find."""
 BLENDS = (0.3, 0.6)
 LIBRARIES = ("diffusers", "k-diffusion")
 PUBLISHED = "published"
@@ -82,7 +85,7 @@ def run(
         out.
     nfe: numbers of network calls, each >= 2; None: `NFE`.
     starts: samples of a network, >= 2; None: `STARTS`, down to `FEW_STARTS` of large events.
-    learn: also learn a table for every cell, a minute each.
+    learn: also learn a table for every cell of at most `LEARNED` calls, half a minute each.
     tries: calls of a batch that each pilot may spend on candidates, >= 1; 0 tunes nothing.
     seed: of the starts. progress: a bar on standard error.
 
@@ -137,7 +140,7 @@ def _key(posed: Problem, nfe: int, learn: bool, tries: int) -> str:
     tables = [f"{what}: {_content(make)}" for what, make in _shared(posed, nfe)]
     known = hashlib.sha256("\n".join(tables).encode()).hexdigest()[:16]
     libraries = [made_by(name) for name in LIBRARIES]
-    asked = [len(posed.start), posed.seed, nfe, learn, tries]
+    asked = [len(posed.start), posed.seed, nfe, learn and nfe <= LEARNED, tries]
     others = [peer.name for peer in chosen_peers([PUBLISHED]) if _runs(peer, posed, nfe)]
     return json.dumps([posed.name, posed.flow, *asked, known, libraries, *others])
 
@@ -278,7 +281,8 @@ def measure(
         if not peers[n]:
             whys = "; ".join(sorted(set(absent[n].values())))
             raise InvalidValue(f"no peer can be run at {n} calls on {posed.name}: {whys}")
-        tables[n] = made(n, chain(_shared(posed, n), _asked(posed, n, learn, tries, notes[n])))
+        asked = _asked(posed, n, learn and n <= LEARNED, tries, notes[n])
+        tables[n] = made(n, chain(_shared(posed, n), asked))
     shown.say(f"{posed.name}: our runs")
     ended = {n: _ends(posed, held) for n, held in tables.items()}
     shown.say(f"{posed.name}: reference and peers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -172,7 +173,9 @@ def report(records: Sequence[Record]) -> tuple[str, dict[str, dict[str, float]]]
     starts = ", ".join(sorted({str(r["starts"]) for r in records}, key=int))
     tried = {w for r in records for w in r["rows"] if w.startswith("fixed ")}
     words = HEAD.format(settings=len(tried), shipped=SHIPPED)
-    text = f"{words}\nStarts of a network: {starts}.\n\n" + "\n".join(lines) + "\n"
+    text = (
+        f"{words}\nStarts of a network: {starts}.{_pilots(records)}\n\n" + "\n".join(lines) + "\n"
+    )
     return f"{text}\n{_choices(chosen)}", found
 
 
@@ -189,6 +192,19 @@ def _choices(chosen: Mapping[str | None, str | None]) -> str:
         for what, names in grouped.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _pilots(records: Sequence[Record]) -> str:
+    """How long it took to ask the networks, of the cells that say so."""
+    asked: dict[str, list[float]] = {}
+    for r in records:
+        if notes := r.get("tuning"):
+            asked.setdefault("learned" if "learned" in r["rows"] else "tuned", []).append(
+                notes["seconds"]
+            )
+    told = [f"{what} {median(held):.0f} (at most {max(held):.0f})" for what, held in asked.items()]
+    words = " Seconds of one core that a cell took to be {}, the pilot included, in the median."
+    return words.format("; ".join(told)) if told else ""
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from undiffuse.bench import away, away_report
 from undiffuse.bench.problems import together
 from undiffuse.cli import main
 from undiffuse.solvers import store
+from undiffuse.solvers.sampling import pilot
 
 pytest.importorskip("scipy")
 pytest.importorskip("diffusers")
@@ -75,6 +77,30 @@ def test_the_columns_are_the_rows_over_the_least_of_the_peers(measured):
     assert "learned" not in found
     table = (out / "away.md").read_text()
     assert "| ring | 4 | " in table and f"**{found['default']['mean']:.2f}**" in table
+
+
+def test_one_pilot_finds_both_tables(measured, networks, tmp_path, monkeypatch):
+    # the same choice as without learning, and what ud.tune learns of it; above LEARNED calls none
+    monkeypatch.setattr(away.pilot, "tune", partial(pilot.tune, iterations=20))
+    monkeypatch.setattr(away, "LEARNED", 3)
+    away.run(networks, tmp_path, **SMALL, learn=True, progress=False)
+    lines = (tmp_path / "away.jsonl").read_text().splitlines()
+    before = {(r["network"], r["nfe"]): r for r in measured[2]}
+    for r in map(json.loads, lines):
+        assert r["rows"]["tuned"] == before[r["network"], r["nfe"]]["rows"]["tuned"]
+        assert ("learned" in r["rows"]) == (r["nfe"] == 3) and r["tuning"]["seconds"] > 0
+    model = ud.load(networks[0]).denoiser
+    table = pilot.tune(model, (1, 2), 3, learn=True, calls=60, iterations=20).table
+    options = {"seed": 0, "dtype": torch.float64}
+    exact = ud.sample(model, (4, 2), "heun", 400, final="t_min", **options)
+    off = (ud.sample(model, (4, 2), table, **options) - exact).square().mean(1).sqrt()
+    off = float(off.mean() / model.process.alpha(model.t_min))
+    record = next(r for r in map(json.loads, lines) if (r["network"], r["nfe"]) == ("ring", 3))
+    assert mean(record, "learned") == pytest.approx(off, rel=0.01)
+    pair = next(r for r in map(json.loads, lines) if (r["network"], r["nfe"]) == ("pair", 3))
+    assert mean(pair, "learned") < mean(pair, "tuned") / 3
+    text = (tmp_path / "away.md").read_text()
+    assert "took to be learned" in text and "tuned" in text
 
 
 def test_errors_are_those_of_an_independent_run(measured, networks):

@@ -85,7 +85,7 @@ def options(p: argparse.ArgumentParser) -> None:
     away = made["away"]
     away.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls")
     away.add_argument("--batch", type=int, default=None, help="samples of a network")
-    away.add_argument("--learn", action="store_true", help="learn a table for each cell too")
+    away.add_argument("--learn", action="store_true", help="learn tables too, of up to ten calls")
     away.add_argument(
         "--choose",
         action="store_true",
