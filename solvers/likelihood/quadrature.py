@@ -233,14 +233,16 @@ def spend(
 
     if hold is not None:
         budget = torch.where(hold(left()), 0.0, budget)
-    for k in range(1 if goal is None else rounds):
+    share = 0.7
+    for _ in range(1 if goal is None else rounds):
         aim = None
-        if goal is not None:  # a sample that has arrived spends no more; others aim ever lower
+        if goal is not None:  # a sample that has arrived spends no more; others aim a bit below
             budget = torch.where(left() <= goal, 0.0, budget)
             if not bool(budget.any()):
                 break
-            aim = 0.7 ** (k + 1) * goal
-        prober.grow(prober.plan(budget, aim))
+            aim = share * goal
+        if not prober.grow(prober.plan(budget, aim)):
+            share *= 0.7  # all are said to have arrived, and have not
     return left()
 
 
