@@ -73,7 +73,7 @@ def test_nodes_are_where_the_rate_bends():
     assert error.square().mean() < worse.square().mean() / 9
     assert error.square().mean().sqrt() < 1e-3 * 64
     fine, _ = solved(law, x[:20], trace="exact", rtol=1e-3, atol=1e-4)  # a tighter log p
-    assert (fine.path_error < chosen.path_error[:20]).sum() >= 19
+    assert (fine.path_error < chosen.path_error[:20]).sum() >= 18
 
 
 def test_a_probe_s_error_is_not_taken_for_the_path_s():
