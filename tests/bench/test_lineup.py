@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -128,25 +129,11 @@ def test_a_solver_in_a_file_is_measured_and_a_wrong_sign_is_named(tmp_path, caps
 
     file = tmp_path / "mine.py"
     file.write_text(MINE.format(scale=1.0))
-    command = [
-        "bench",
-        "--checkpoint",
-        "none",
-        "--targets",
-        "ring2",
-        "--peers",
-        "",
-        "--batch",
-        "16",
-        "--solvers",
-        f"{file}:Mine,dpmpp-2m",
-        "--grid",
-        "log_snr",
-        "--nfe",
-        "8,16",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    words = (
+        "bench --checkpoint none --targets ring2 --peers '' --batch 16 --grid log_snr --nfe 8,16"
+    )
+    solvers = f"{file}:Mine,dpmpp-2m"
+    command = [*shlex.split(words), "--solvers", solvers, "--out", str(tmp_path / "out")]
     assert main(command) == 0
     records = list(store.Store(tmp_path / "out").records.values())
     errors = {(Path(r["solver"]).name, r["nfe"]): r["error"] for r in records}

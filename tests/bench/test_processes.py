@@ -1,6 +1,7 @@
 """A run that is killed, shared by workers or started by torchrun has the numbers of one process."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,31 +82,11 @@ def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
     """And go on with what one process left: its cells are not measured again."""
     run(tmp_path / "one", nfe=[4, 6])
     run(tmp_path / "two", nfe=[4])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "undiffuse",
-        "bench",
-        "--checkpoint",
-        "none",
-        "--targets",
-        "ring2",
-        "--peers",
-        "",
-        "--batch",
-        "8",
-        "--solvers",
-        "ddim,dpmpp-2m",
-        "--nfe",
-        "4,6",
-        "--out",
-        str(tmp_path / "two"),
-    ]
+    words = (
+        "-m torch.distributed.run --standalone --nproc-per-node 2 -m undiffuse bench --batch 8 "
+        "--checkpoint none --targets ring2 --peers '' --solvers ddim,dpmpp-2m --nfe 4,6 --out"
+    )
+    command = [sys.executable, *shlex.split(words), str(tmp_path / "two")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(3):  # torchrun looks for a port before it binds it, and another may be faster;
         ended = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
@@ -126,29 +107,11 @@ def test_the_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
 )
 def test_a_killed_worker_is_replaced(tmp_path):
     def command(out):
-        return [
-            sys.executable,
-            "-P",
-            "-m",
-            "undiffuse",
-            "bench",
-            "--checkpoint",
-            "none",
-            "--targets",
-            "digits64",
-            "--peers",
-            "",
-            "--batch",
-            "64",
-            "--solvers",
-            "ddim,heun,dpmpp-2m",
-            "--nfe",
-            "10,20,40",
-            "--workers",
-            "2",
-            "--out",
-            str(out),
-        ]
+        words = (
+            "-P -m undiffuse bench --checkpoint none --targets digits64 --peers '' --batch 64 "
+            "--solvers ddim,heun,dpmpp-2m --nfe 10,20,40 --workers 2 --out"
+        )
+        return [sys.executable, *shlex.split(words), str(out)]
 
     def workers(pid):
         lines = {p: Path(f"/proc/{p}/cmdline") for p in children(pid)}

@@ -27,26 +27,9 @@ pytestmark = [
 
 
 def start(out):
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "undiffuse",
-        "train",
-        str(IMAGES),
-        "--network",
-        "unet",
-        "--width",
-        "8",
-        "--batch",
-        "32",
-        "--steps",
-        "120",
-        "--every",
-        "40",
-        "--out",
-        str(out),
-    ]
+    words = "--network unet --width 8 --batch 32 --steps 120 --every 40 --out"
+    train = [sys.executable, "-P", "-m", "undiffuse", "train", str(IMAGES)]
+    command = [*train, *words.split(), str(out)]
     # one thread: sums of several would round in another order
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@ traceback."""
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -85,24 +86,11 @@ def test_a_picture_in_the_place_of_results_or_a_table_is_named(here, command, ca
 def test_a_reference_that_fails_is_one_line(here, capsys):
     """SciPy alone would look for a step size for ever where the network returns NaN."""
     pytest.importorskip("scipy")
-    command = [
-        "bench",
-        "--targets",
-        "",
-        "--checkpoint",
-        "m.py:nan",
-        "--data",
-        "x.npy",
-        "--nfe",
-        "5",
-        "--solvers",
-        "ddim",
-        "--peers",
-        "",
-        "--metrics",
-        "error",
-        "--quick",
-    ]
+    words = (
+        "bench --targets '' --checkpoint m.py:nan --data x.npy --nfe 5 --solvers ddim --peers '' "
+        "--metrics error --quick"
+    )
+    command = shlex.split(words)
     assert main([*command, "--grid", "karras", "--out", "out"]) == 2
     assert "the reference of nan failed: the network returned NaN or Inf at ratio=" in line(capsys)
     assert main([*command, "--grid", "equidistributed", "--out", "out"]) == 2

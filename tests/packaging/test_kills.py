@@ -7,6 +7,7 @@ damaged file are one line and exit code 2, and what was computed is kept.
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,53 +17,15 @@ import pytest
 
 pytestmark = pytest.mark.slow
 COMMANDS = {
-    "train": [
-        "train",
-        "digits",
-        "--steps",
-        "240",
-        "--width",
-        "16",
-        "--batch",
-        "32",
-        "--every",
-        "20",
-    ],
-    "likelihood": ["likelihood", "--limit", "16", "--batch", "2"],
-    "bench": [
-        "bench",
-        "nfe",
-        "--targets",
-        "ring2",
-        "--checkpoint",
-        "none",
-        "--grid",
-        "log_snr",
-        "--solvers",
-        "ddim,heun",
-        "--nfe",
-        "4,6,8",
-        "--peers",
-        "",
-        "--quick",
-        "--workers",
-        "2",
-    ],
-    "tune": [
-        "tune",
-        "--target",
-        "ring2",
-        "--nfe",
-        "3,4",
-        "--starts",
-        "32",
-        "--iterations",
-        "40",
-        "--calls",
-        "300",
-        "--learn",
-    ],
-    "sample": ["sample", "--n", "256", "--steps", "40", "--shard", "32"],
+    name: shlex.split(words)
+    for name, words in {
+        "train": "train digits --steps 240 --width 16 --batch 32 --every 20",
+        "likelihood": "likelihood --limit 16 --batch 2",
+        "bench": "bench nfe --targets ring2 --checkpoint none --grid log_snr --solvers ddim,heun "
+        "--nfe 4,6,8 --peers '' --quick --workers 2",
+        "tune": "tune --target ring2 --nfe 3,4 --starts 32 --iterations 40 --calls 300 --learn",
+        "sample": "sample --n 256 --steps 40 --shard 32",
+    }.items()
 }
 KILLS = 4  # of each command: 20 in all
 
