@@ -149,8 +149,17 @@ def _near(value: Any, names: list[str]) -> str:
 def denoiser(model: Any) -> Denoiser:
     """A `Denoiser`."""
     if not isinstance(model, Denoiser):
-        raise InvalidType(f"model must be a Denoiser; got {_named(model)}")
+        raise InvalidType(f"model must be a Denoiser; got {_named(model)}{_to_declare(model)}")
     return model
+
+
+def _to_declare(model: Any) -> str:
+    """What makes a `Denoiser` of what was handed in."""
+    if isinstance(getattr(model, "denoiser", None), Denoiser):
+        return ": hand in its .denoiser"
+    if callable(model):
+        return ": say what it predicts, ud.Denoiser(net, ud.VP(), predicts='noise')"
+    return ""
 
 
 def event_batch(name: str, value: Any, shape: Sequence[int] | None = None) -> Tensor:

@@ -121,7 +121,7 @@ class Check:
     score: mean log ratio of D's squared error to that of a Gaussian; below 0 is good.
     scores: the declarations that fit the data best and the declared one, best first; empty without
         data.
-    words: the finding in a sentence.
+    words: the finding in a sentence; where nothing beats a Gaussian, that no declaration fits.
     scale: what makes data of x that fit: 'x' as they are, or 'x / 127.5 - 1' and its like.
     """
 
@@ -211,9 +211,16 @@ def check(
         shape = arguments.batch_shape("x", (EVENTS, *x))
         own = _own_samples(model, shape, model.given(cond, EVENTS), seed)
         return _on_its_own(model, declared, own, model.given(cond, EVENTS), seed)
+    if not x.is_floating_point():
+        raise InvalidType(
+            "x must be numbers of the scale that the network was trained on, of bytes for example "
+            f"x / 127.5 - 1; got {x.dtype}"
+        )
     arguments.event_batch("x", x)
     if len(x) < FIRST:
         raise InvalidValue(f"x must hold {FIRST} events or more; got {len(x)}")
+    if not float(x.var(0).mean()) > 0:
+        raise InvalidValue(f"x must hold events that differ; got {len(x)} that are the same")
     given = model.given(cond, len(x))
     seen = part(Seen(x.to(arguments.device_of(model)), seed, given), EVENTS)
     return judged(*candidates(model, seen))
@@ -235,10 +242,12 @@ def judged(mine: Declaration, others: Sequence[Declaration], limits: Limits = LI
     holds = best == mine and mine.score < limits.worst
     if holds:
         words = f"{mine.code} fits the data"
-    elif best.score >= limits.worst:
+    elif best == mine or best.score > -limits.other:
+        best = min([mine, *others], key=lambda d: d.score)
         words = (
-            "no declaration fits: all of them denoise x worse than a Gaussian does "
-            f"({best.score:.2g}): look at the process, at how x was prepared, at the weights"
+            "no declaration fits: none of them denoises x better than a Gaussian does "
+            f"(best: {best.code}, {best.score:.2g}): look at the process, at how x was prepared, "
+            "at the weights"
         )
     elif best.scale != "x":
         words = f"hand in {best.scale} for x: that fits {mine.code}, and x does not"
@@ -376,28 +385,32 @@ def _score_or_inf(model: Denoiser, seen: Seen) -> float:
 def score_of(
     model: Denoiser, x: Tensor, seed: int = 0, cond: dict[str, Any] | None = None
 ) -> float:
-    """Mean over noise levels of log(E|x_0 - D|^2 / a Gaussian's); inf where D is not finite or does
-    not exist."""
-    variance = float(x.var(0).mean())
-    if not (math.isfinite(variance) and variance > 0):
-        return math.inf
+    """Mean over noise levels of log(|x_0 - D|^2 / |x_0 - G|^2), G the estimate of a Gaussian of
+    mean m and variance c on the same x_t; inf where D is not finite or has no such read-out.
+
+        G = m + alpha c / (alpha^2 c + sigma^2) (x_t - alpha m)
+    """
+    mean, variance = x.mean(0), float(x.var(0).mean())
     process, total = model.process, 0.0
     for i, level in enumerate(LEVELS):
         ratio = level * math.sqrt(variance)
         lam = torch.tensor(-math.log(ratio), dtype=torch.float64, device="cpu")
         t = min(max(float(process.inverse_log_snr(lam)), model.t_min), process.t_max)
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        z = normal(tuple(x.shape), seed, None, **_place(i), device=x.device).to(x.dtype)
         try:
-            with torch.no_grad():
-                d = model(alpha * x + sigma * z, t, **(cond or {}))
+            model.coefficients("data", t)
         except InvalidValue:  # no such read-out there
             return math.inf
-        off = float((d - x).square().mean())
-        linear = variance * sigma**2 / (alpha**2 * variance + sigma**2)
+        z = normal(tuple(x.shape), seed, None, **_place(i), device=x.device).to(x.dtype)
+        noisy = alpha * x + sigma * z
+        with torch.no_grad():
+            d = model(noisy, t, **(cond or {}))
+        shrunk = alpha * variance / (alpha**2 * variance + sigma**2)
+        best = mean + shrunk * (noisy - alpha * mean)
+        off, least = (float((guess - x).square().mean()) for guess in (d, best))
         if not (math.isfinite(off) and off > 0):
             return math.inf
-        total += math.log(off / linear)
+        total += math.log(off / least)
     return total / len(LEVELS)
 
 

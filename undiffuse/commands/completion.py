@@ -7,8 +7,8 @@ import shlex
 
 KEPT = "nothing was written"
 EXAMPLES = """\
-  eval "$(undiffuse completion bash)"            in ~/.bashrc
-  eval "$(undiffuse completion zsh)"             in ~/.zshrc, after compinit
+  undiffuse completion bash > ~/.undiffuse.bash  and in ~/.bashrc: . ~/.undiffuse.bash
+  undiffuse completion zsh > ~/.undiffuse.zsh    and in ~/.zshrc, after compinit: . ~/.undiffuse.zsh
   undiffuse completion fish > ~/.config/fish/completions/undiffuse.fish"""
 
 
