@@ -70,11 +70,7 @@ class Denoiser:
         if not callable(self.net) or isinstance(self.net, type):
             raise InvalidType(f"net must be callable as net(x, t, **cond); got {_kind(self.net)}")
         if not isinstance(self.process, Process):
-            table = isinstance(self.process, Tensor | list | tuple)
-            hint = ": VP.from_betas(betas) is that of betas" if table else ""
-            raise InvalidType(
-                f"process must be a Process, e.g. VP(); got {_kind(self.process)}{hint}"
-            )
+            raise InvalidType(f"process must be a Process, e.g. VP(); got {_kind(self.process)}")
         if isinstance(self.predicts, str) and self.predicts in ELSEWHERE:
             object.__setattr__(self, "predicts", ELSEWHERE[self.predicts])
         if self.predicts not in READOUTS:
