@@ -315,16 +315,24 @@ def _table(
         raise InvalidValue(
             f"nfe={nfe} chooses the number of steps, but this {what} has its own: leave nfe out"
         )
+    steps = None if steps is None else entry.count("steps", steps)
     if isinstance(solver, Tableau | SpectralTable):
+        _agree(steps, f"{solver.name} is a table", len(solver.grid) - 1, solver.nfe)
         return solver
     if nfe is not None and isinstance(grid, grids.Grid):
         nfe = entry.count("nfe", nfe)
         return largest(get(solver), model, grid, final, nfe // model.calls)
-    steps = STEPS if steps is None else entry.count("steps", steps)
     if isinstance(grid, grids.Grid):
-        return in_steps(get(solver), model, grid, final, steps)
-    t = grids.times(grid, model.process, steps, final or "denoise", model.t_min)
+        return in_steps(get(solver), model, grid, final, steps or STEPS)
+    t = grids.times(grid, model.process, steps or STEPS, final or "denoise", model.t_min)
+    _agree(steps, "grid has times", len(t) - 1, len(grid) - 1)
     return get(solver).tableau(model.process, t)
+
+
+def _agree(steps: int | None, what: str, *held: int) -> None:
+    """Raise ValueError where steps that were asked for are not those that are there."""
+    if steps is not None and steps not in held:
+        raise InvalidValue(f"steps={steps}, but {what} of {held[0]} steps: leave steps out")
 
 
 def _own(solver: SolverLike) -> str:

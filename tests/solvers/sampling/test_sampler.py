@@ -383,3 +383,15 @@ def test_a_misspelt_argument_fails_the_type_checker():
         parameters = inspect.signature(one).parameters
         assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
         assert set(parameters) == set(inspect.signature(ud.sample).parameters)
+
+
+def test_steps_that_contradict_times_or_a_table_are_refused():
+    """Times and tables bring their steps; another number beside them is a mistake of somebody's."""
+    model = ud.Denoiser(lambda x, t: x, ud.VP())
+    times = [1.0, 0.5, 0.1]  # two steps, and the jump to data
+    table = ud.Sampler(model, "ddim", 4).tableau
+    for how, right in (({"solver": "ddim", "grid": times}, (2, 3)), ({"solver": table}, (4,))):
+        for steps in right:
+            assert ud.sample(model, (1, 2), steps=steps, **how).shape == (1, 2)
+        with pytest.raises(ValueError, match=r"steps=7, but .* of \d steps: leave steps out"):
+            ud.sample(model, (1, 2), steps=7, **how)
