@@ -10,8 +10,9 @@ The default is a `Relay` on a `Blend`. `CANDIDATES` are its constants; those wit
 on a set of networks are chosen. What is shipped is the choice of all of them; what may be expected
 of it on a network that had no part in it is the column *left out*.
 
-Written under `out`: away.jsonl, a line a cell, appended (a run that was stopped goes on), away.md
-and away.json; and the references, to be read back.
+Written under `out`: away.jsonl, a line a cell, appended (a run that was stopped goes on; one after
+a change of our tables runs those that changed, and no peer again), away.md and away.json; and the
+references, to be read back.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from ..solvers.sampling.tuning import network_name
 from ..solvers.store import Record, Store, made_by
 from ..solvers.tables.grids import Blend
 from ..solvers.tables.tableau import Tableau
-from .away_report import CANDIDATES, by_calls, report
+from .away_report import CANDIDATES, by_calls, report, starts_of
 from .measures.quality import Run, errors
 from .peers.samplers import chosen as chosen_peers
 from .problems import problem as problems
@@ -106,7 +107,7 @@ def run(
     if len(set(names)) < len(names):
         raise InvalidValue(f"two networks have one name: {', '.join(names)}; rename a file")
     posed = [
-        _pose(name, load(spec), starts, seed) for name, spec in zip(names, networks, strict=True)
+        pose(name, load(spec), starts, seed) for name, spec in zip(names, networks, strict=True)
     ]
     store = Store(Path(out), "away.jsonl", needs=("network", "nfe", "rows"))
     keys = {(p.name, n): _key(p, n, learn, tries) for p in posed for n in calls}
@@ -115,7 +116,8 @@ def run(
             due = [n for n in calls if keys[p.name, n] not in store]
             if due:
                 kept = Path(out) / f"reference-{p.name}.pt"
-                for record in measure(p, due, learn, tries, kept, shown):
+                before = {n: _before(store, keys[p.name, n]) for n in due}
+                for record in measure(p, due, learn, tries, kept, shown, before):
                     store.append({"key": keys[p.name, record["nfe"]], **record})
     records = [store[key] for key in keys.values()]
     text, found = report(records)
@@ -126,7 +128,7 @@ def run(
     return found
 
 
-def _pose(name: str, loaded: Checkpoint, starts: int | None, seed: int) -> Problem:
+def pose(name: str, loaded: Checkpoint, starts: int | None, seed: int) -> Problem:
     """The problem of a network. Errors are in units of 1: ratios have none."""
     shape, model = loaded.event_shape, loaded.denoiser
     unit = torch.tensor([-1.0, 1.0], dtype=torch.float64, device="cpu")
@@ -138,7 +140,7 @@ def _pose(name: str, loaded: Checkpoint, starts: int | None, seed: int) -> Probl
 def _key(posed: Problem, nfe: int, learn: bool, tries: int) -> str:
     """All that determines a cell: starts and network, the tables of today, the peers' versions."""
     tables = [f"{what}: {_content(make)}" for what, make in _shared(posed, nfe)]
-    known = hashlib.sha256("\n".join(tables).encode()).hexdigest()[:16]
+    known = _digest("\n".join(tables))
     libraries = [made_by(name) for name in LIBRARIES]
     asked = [len(posed.start), posed.seed, nfe, learn and nfe <= LEARNED, tries]
     others = [peer.name for peer in chosen_peers([PUBLISHED]) if _runs(peer, posed, nfe)]
@@ -151,6 +153,21 @@ def _runs(peer: Config, posed: Problem, nfe: int) -> bool:
     except Unavailable:
         return False
     return True
+
+
+def _before(store: Store, key: str) -> Record:
+    """The last record from the same starts with the same peers, whatever our tables were."""
+
+    def same(other: str) -> list[Any]:
+        parts: list[Any] = json.loads(other)
+        return parts[:5] + parts[8:]  # but for learn, tries and the tables
+
+    found = [r for k, r in store.records.items() if same(k) == same(key)]
+    return found[-1] if found else {"rows": {}, "absent": {}, "tables": {}}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _content(make: Callable[[], Tableau]) -> str:
@@ -256,15 +273,27 @@ def _peers(posed: Problem, nfe: int) -> Iterator[tuple[str, Callable[[], Plan]]]
 
 
 def measure(
-    posed: Problem, nfe: Sequence[int], learn: bool, tries: int, kept: Path, shown: Bar
+    posed: Problem,
+    nfe: Sequence[int],
+    learn: bool,
+    tries: int,
+    kept: Path,
+    shown: Bar,
+    before: Mapping[int, Record],
 ) -> Iterator[Record]:
-    """A record for every number of calls: {'rows': {what: [each start's error]}, 'absent': {what:
-    why}, 'tuning': what the pilot chose, in how many seconds of a processor, ...}. kept: the file
-    of the reference."""
+    """A record for every number of calls: {'rows': {what: [each start's error]}, 'tables': {what:
+    digest}, 'absent': {what: why}, 'tuning': what the pilot chose, in how many seconds of a
+    processor, ...}.
+
+    kept: the file of the reference.
+    before: records from the same starts; the rows of their peers, and of equal tables, count.
+    """
     tables: dict[int, dict[str, Tableau]] = {}
     peers: dict[int, dict[str, Plan]] = {}
     absent: dict[int, dict[str, str]] = {n: {} for n in nfe}
     notes: dict[int, dict[str, Any]] = {n: {} for n in nfe}
+    digests: dict[int, dict[str, str]] = {}
+    done: dict[int, dict[str, Tensor]] = {}
 
     def made(n: int, makers: Iterator[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
         held = {}
@@ -277,29 +306,39 @@ def measure(
         return held
 
     for n in nfe:
-        peers[n] = made(n, _peers(posed, n))
-        if not peers[n]:
+        was = before[n]
+        old = dict(zip(*starts_of(was), strict=True)) if was["rows"] else {}
+        done[n] = {w: off for w, off in old.items() if w.startswith("peer ")}
+        absent[n] |= {w: why for w, why in was["absent"].items() if w.startswith("peer ")}
+        if not done[n]:
+            peers[n] = made(n, _peers(posed, n))
+        if not done[n] and not peers[n]:
             whys = "; ".join(sorted(set(absent[n].values())))
             raise InvalidValue(f"no peer can be run at {n} calls on {posed.name}: {whys}")
         asked = _asked(posed, n, learn and n <= LEARNED, tries, notes[n])
-        tables[n] = made(n, chain(_shared(posed, n), asked))
+        every = made(n, chain(_shared(posed, n), asked))
+        digests[n] = {what: _digest(content(table)) for what, table in every.items()}
+        held = {d: old[w] for w, d in was.get("tables", {}).items() if w in old}
+        done[n] |= {w: held[d] for w, d in digests[n].items() if d in held}
+        tables[n] = {w: table for w, table in every.items() if w not in done[n]}
     shown.say(f"{posed.name}: our runs")
-    ended = {n: _ends(posed, held) for n, held in tables.items()}
+    ended = {n: ends(posed, held) for n, held in tables.items()}
     shown.say(f"{posed.name}: reference and peers")
-    reference, off = _resolved(posed, tables, ended, peers, kept)
+    reference, off = _resolved(posed, tables, ended, peers, done, kept)
     for n in nfe:
         yield {
             "network": posed.name,
             "nfe": n,
             "starts": len(posed.start),
             "rows": {what: [_short(v) for v in e.tolist()] for what, e in off[n].items()},
+            "tables": digests[n],
             "absent": absent[n],
             "reference_error": _short(reference.error),
             "tuning": notes[n],
         }
 
 
-def _ends(posed: Problem, tables: Mapping[str, Tableau]) -> dict[str, Tensor]:
+def ends(posed: Problem, tables: Mapping[str, Tableau]) -> dict[str, Tensor]:
     """Where each table takes the problem's starts, in the problem's unit w; equal tables once."""
     process, unique = posed.process, {content(t): t for t in tables.values()}
     x = problems.from_unit(process, posed.start, process.t_max)
@@ -317,28 +356,30 @@ def _resolved(
     tables: Mapping[int, Mapping[str, Tableau]],
     ended: Mapping[int, Mapping[str, Tensor]],
     peers: Mapping[int, Mapping[str, Plan]],
+    done: Mapping[int, Mapping[str, Tensor]],
     kept: Path,
 ) -> tuple[Reference, dict[int, dict[str, Tensor]]]:
     """A reference fine enough for the least error, or the finest that can be made, and all errors
-    against it. Raises RunFailure where none can be made."""
+    against it, those that are `done` among them. Raises RunFailure where none can be made."""
     ours = {
         n: {what: of_table(posed.process, t) for what, t in held.items()}
         for n, held in tables.items()
     }
     every = [p for held in (*ours.values(), *peers.values()) for p in held.values()]
-    ratios = {r for plan in every for r in (plan.start, plan.end)}
+    ratios = {r for plan in every for r in (plan.start, plan.end)} or {posed.r_min}
     found: tuple[Reference, dict[int, dict[str, Tensor]]] | None = None
     for level in range(1 if posed.narrow else FINEST + 1):
         try:
-            reference = problems.cached(kept, posed, ratios, level, _at_most(MOST, posed.name))
+            reference = problems.cached(kept, posed, ratios, level, at_most(MOST, posed.name))
         except RunFailure:
             if found is None:
                 raise
             break
         off: dict[int, dict[str, Tensor]] = {}
         for n, held in ours.items():
-            off[n] = {w: _errors(posed, p, reference, ended[n][w]) for w, p in held.items()}
-            off[n] |= {w: _errors(posed, p, reference) for w, p in peers[n].items()}
+            off[n] = {w: errors_of(posed, p, reference, ended[n][w]) for w, p in held.items()}
+            off[n] |= {w: errors_of(posed, p, reference) for w, p in peers.get(n, {}).items()}
+            off[n] |= done[n]
         found = reference, off
         least = min(float(e.mean()) for errs in off.values() for e in errs.values())
         if least >= FINER * reference.error:
@@ -347,7 +388,7 @@ def _resolved(
     return found
 
 
-def _at_most(calls: int, name: str) -> Callable[[], None]:
+def at_most(calls: int, name: str) -> Callable[[], None]:
     """To be called at every evaluation. Raises RunFailure after so many."""
     counter = iter(range(calls))
 
@@ -361,7 +402,7 @@ def _at_most(calls: int, name: str) -> Callable[[], None]:
     return tick
 
 
-def _errors(posed: Problem, plan: Plan, reference: Reference, w: Tensor | None = None) -> Tensor:
+def errors_of(posed: Problem, plan: Plan, reference: Reference, w: Tensor | None = None) -> Tensor:
     """Each start's distance to the exact flow where the plan ends, there at w where it is known;
     inf where it is not finite."""
     if w is None:

@@ -28,12 +28,16 @@ chosen on the other networks. *tuned*: `ud.tune` on other starts. *learned*: `ud
 *best fixed*: the best of {settings} settings, picked afterwards. *{shipped}*: diffusers' own.
 """
 CANDIDATES: dict[str, tuple[Relay, Blend]] = {
-    f"pace {pace:g}, few {few}, many {many}, w {w:g}": (Relay(pace, few, many), Blend(w))
-    for pace, few, many, w in product(
-        (4.0, 5.0, 6.0, 8.0), (6, 9), (36, 1000), (0.4, 0.5, 0.6, 0.7)
+    f"pace {pace:g}, kept {thirds}/3, w {w:g}, of short runs {short:g}": (
+        Relay(pace, kept=thirds / 3),
+        Blend(w, short=short),
+    )
+    for pace, thirds, w, short in product(
+        (4.0, 5.0, 6.0), (0, 1, 2), (0.5, 0.6, 0.7), (0.3, 0.45, 0.6)
     )
 }
-"""Constants of the default."""
+"""Constants of the default. `few` and `many` are as they were chosen before in the same way, of
+(6, 9) and (36, 1000), whichever network was left out."""
 
 
 def score(values: Sequence[float]) -> float:

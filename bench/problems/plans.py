@@ -145,9 +145,9 @@ def solver_of(name: str) -> Solver:
 
 
 def content(tableau: Tableau) -> str:
-    """The coefficients to nine digits, without names."""
+    """The coefficients to nine digits, or to 1e-9, without names."""
     columns = (tableau.times, tableau.state, tableau.data, tableau.noise)
-    return repr([[f"{v:.9g}" for v in c.flatten().tolist()] for c in columns])
+    return repr([[f"{round(v, 9) + 0.0:.9g}" for v in c.flatten().tolist()] for c in columns])
 
 
 TUNED = "undiffuse tune"

@@ -21,6 +21,7 @@ from .multistep_engine import (
     endings,
     finish,
     gauss,
+    grid_for,
     lagrange,
     multistep,
     weights,
@@ -66,6 +67,10 @@ class Adams(Solver):
     @property
     def order(self) -> float:
         return float(self.points)
+
+    @property
+    def own_grid(self) -> str:
+        return grid_for(self.form, self.points)
 
     def rows(self, path: Path) -> Tableau:
         ending = endings(path, self.ending)
@@ -151,6 +156,10 @@ class IPNDM(Solver):
     @property
     def order(self) -> float:
         return float(min(self.points, 2))
+
+    @property
+    def own_grid(self) -> str:
+        return "laplace-wide" if self.points > 3 else super().own_grid  # by `undiffuse bench grids`
 
     def rows(self, path: Path) -> Tableau:
         inner = body(path)

@@ -115,6 +115,10 @@ class SparedStart(Solver):
     def weak_order(self) -> float:
         return min(self.solver.weak_order, 1.0)
 
+    @property
+    def own_grid(self) -> str:
+        return self.solver.own_grid
+
     def rows(self, path: Path) -> Tableau:
         table = self.solver.rows(path)
         if table.nfe < 2:

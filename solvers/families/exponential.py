@@ -28,6 +28,7 @@ from .multistep_engine import (
     constant_noise,
     counted,
     endings,
+    grid_for,
     multistep,
     no_noise,
     weights,
@@ -74,7 +75,7 @@ denoising jump would take a call from the steps, as of `Relay`."""
 
 
 class _ReverseSDE(Solver):
-    """Where a run with noise steps if nobody says: equal steps of lambda.
+    """Where a run steps if nobody says: with noise by equal steps of lambda.
 
     Of six grids by the sliced W2 distance to exact draws, on all but one of five exact targets with
     three processes each: the same choice whichever was left out, at 10 and at 20 steps. Longer runs
@@ -82,10 +83,11 @@ class _ReverseSDE(Solver):
     """
 
     eta: float
+    form: str
 
     @property
     def own_grid(self) -> str:
-        return "log_snr" if self.eta else super().own_grid
+        return "log_snr" if self.eta else grid_for(self.form, int(self.order))
 
     def on(self, process: Process, steps: int) -> tuple[Solver, int, str]:
         end = torch.tensor(process.t_min, dtype=torch.float64, device="cpu")

@@ -36,6 +36,19 @@ from ..tables.tableau import Tableau
 
 FORMS = ("data", "noise", "velocity")
 
+
+def grid_for(form: str, points: int) -> str:
+    """The grid of a method that is named without one, by what it interpolates.
+
+    A polynomial in the data prediction is smooth in lambda: three points want even steps of it, two
+    a few more where the signal shows, as three velocities do. `undiffuse bench grids` chose so on
+    the networks of examples/, whichever of them was left out.
+    """
+    if form == "data" and points > 1:
+        return "laplace-wide" if points == 2 else "log_snr"
+    return "laplace-wide" if form == "velocity" and points > 2 else "blend"
+
+
 CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "lambda": lambda path, lam: lam,
     "sigma": lambda path, lam: torch.exp(-lam),

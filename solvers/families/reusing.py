@@ -87,6 +87,10 @@ class PFDiff(Solver):
     def order(self) -> float:
         return 2.0 if 2 * self.ahead == self.skip + 1 else 1.0
 
+    @property
+    def own_grid(self) -> str:
+        return "cosine"
+
     def rows(self, path: Path) -> Tableau:
         inner = body(path)
         steps, last, name = Steps(inner), len(inner.t) - 1, f"pfdiff-{self.skip}-{self.ahead}"

@@ -17,6 +17,7 @@ from .multistep_engine import (
     check_ending,
     counted,
     endings,
+    grid_for,
     lean,
     multistep,
     weights,
@@ -68,6 +69,10 @@ class UniPC(Solver):
     @property
     def order(self) -> float:
         return float(self.points + self.corrector)
+
+    @property
+    def own_grid(self) -> str:
+        return grid_for(self.form, self.points)
 
     def rows(self, path: Path) -> Tableau:
         inner, ending = body(path), endings(path, self.ending)

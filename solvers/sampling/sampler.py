@@ -61,8 +61,8 @@ class Sampler(Densities, Sweeps):
         and end of its own.
     steps: intervals of the grid, by default 20.
     nfe: network calls to spend at most, in the place of steps; as many steps as they pay for.
-    grid: a name, a `Grid` or times; by default the solver's own, 'blend' of most, 'log_snr' of
-        those of the reverse SDE.
+    grid: a name, a `Grid` or times; by default the solver's own (`Solver.own_grid`), 'blend' of
+        most.
     final: how the last step ends. See `ud.solvers.times`.
     dtype: of the network's input; by default that of its parameters. The state is float64 with
         float64 and float32 with all others; float64 keeps the state alone in it where the

@@ -206,6 +206,8 @@ GRIDS["laplace-wide"] = Laplace(0.0, 5.0)
 
 FEW = 11
 """Steps up to which a run is short: none is to be spent where noise is pure."""
+FEWEST = 8
+"""Nodes up to which a `Blend` may have a share of its own: of six steps, one of them spared."""
 PURE = 1e3
 """sigma/alpha that is pure noise to a short run, and on a grid that has no first ratio."""
 
@@ -221,15 +223,19 @@ class Blend(Grid):
     w: in [0, 1]; default 0.6.
     pure: sigma/alpha from which on noise counts as pure and lambda lays no nodes, > 0; default:
         1000 where alpha(t_max) = 0 or the nodes are those of a short run, at most `FEW` steps.
+    short: w of at most `FEWEST` nodes, in [0, 1]; default: w.
     Raises ValueError for other values.
     """
 
     w: float = 0.6
     pure: float | None = None
+    short: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.w <= 1:
             raise InvalidValue(f"w must lie in [0, 1]; got {self.w}")
+        if self.short is not None and not 0 <= self.short <= 1:
+            raise InvalidValue(f"short must lie in [0, 1]; got {self.short}")
         if self.pure is not None and not self.pure > 0:
             raise InvalidValue(f"pure must be a ratio > 0; got {self.pure}")
 
@@ -242,14 +248,15 @@ class Blend(Grid):
         by_lam = process.inverse_log_snr(first + fine * (last - first))
         t = torch.cat([t_max + fine * (t_min - t_max), by_lam]).clamp(t_min, t_max)
         t = torch.from_numpy(np.unique(t.numpy())[::-1].copy())  # falling
-        mass = self.w * (process.log_snr(t).clamp(min=first) - first) / (last - first)
+        w = self.w if self.short is None or n > FEWEST else self.short
+        mass = w * (process.log_snr(t).clamp(min=first) - first) / (last - first)
         clock = process.clock(t)
-        mass = mass + (1 - self.w) * (clock[0] - clock) / (clock[0] - clock[-1])
+        mass = mass + (1 - w) * (clock[0] - clock) / (clock[0] - clock[-1])
         found = np.interp(_unit(n).numpy(), mass.numpy(), t.numpy())
         return _with_ends(torch.from_numpy(found), t_max, t_min)
 
 
-GRIDS["blend"] = Blend()  # used where no grid is named
+GRIDS["blend"] = Blend(short=0.45)  # used where no grid is named
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -183,6 +184,36 @@ def test_a_second_run_computes_nothing_and_another_seed_everything(measured, net
     assert asked == [("ring", 1, (3, 4)), ("pair", 1, (3, 4))]
 
 
+def test_after_a_change_of_our_tables_only_what_changed_runs(
+    measured, networks, tmp_path, monkeypatch
+):
+    """No peer, and no table that equals one of before under whatever name."""
+    out, _, records = measured
+    shutil.copytree(out, tmp_path / "again")
+    ours, ends, ran = away._ours, away.ends, []
+
+    def changed(posed, nfe):
+        yield from ours(posed, nfe)
+        yield "as before", lambda: ud.Sampler(posed.model, nfe=nfe).tableau
+        yield "new", lambda: ud.Sampler(posed.model, "ddim", nfe, "cosine").tableau
+
+    def spied(posed, tables):
+        ran.append(set(tables))
+        return ends(posed, tables)
+
+    monkeypatch.setattr(away, "_ours", changed)
+    monkeypatch.setattr(away, "MADE", {})
+    monkeypatch.setattr(away, "ends", spied)
+    monkeypatch.setattr(away, "_peers", None)
+    away.run(networks, tmp_path / "again", **{**SMALL, "tries": 0}, progress=False)
+    again = [json.loads(x) for x in (tmp_path / "again" / "away.jsonl").read_text().splitlines()]
+    assert ran == [{"new"}] * 4 and len(again) == 8
+    for old, new in zip(records, again[4:], strict=True):
+        rows = {w: row for w, row in old["rows"].items() if w != "tuned"}
+        assert new["rows"] == {**rows, "new": new["rows"]["new"], "as before": rows["default"]}
+        assert mean(new, "new") > 0 and new["absent"] == old["absent"]
+
+
 def test_a_run_that_is_not_finite_is_infinitely_far(measured):
     """null in a file, which has no infinity, is not 0 and is not left out."""
     _, _, records = measured
@@ -249,4 +280,4 @@ def test_a_network_that_is_not_there_is_named(tmp_path):
 
 def test_the_command_names_what_is_wrong(tmp_path, capsys):
     assert main(["bench", "away", "digits", "--out", str(tmp_path / "out")]) != 0
-    assert "away two or more" in capsys.readouterr().err
+    assert "away and grids two or more" in capsys.readouterr().err

@@ -219,6 +219,7 @@ CASES = {
         "many": (5, other),
         # what stands for it in so many steps, and on how many intervals: see `Solver.on`
         "noisy": (1e3, lambda a, b: Relay(noisy=1e3).on(PROCESS, 6)[1] == 6),
+        "kept": (0.5, other),
     },
     RungeKutta(MIDPOINT): {
         **STOCHASTIC,
@@ -258,6 +259,7 @@ GRID_CASES = {
     Blend(): {
         "w": (0.2, lambda a, b: float((a - b).abs().max()) > 0.01),
         "pure": (10.0, lambda a, b: float((a - b).abs().max()) > 0.01),
+        "short": (0.2, lambda a, b: float((a - b).abs().max()) > 0.01),
     },
     Levels((80.0, 9.0, 0.01)): {"values": ((80.0, 1.0, 0.01), later)},
     Levels((0.99, 0.7, 0.01), "share"): {

@@ -21,7 +21,8 @@ from .common import (
 )
 
 KEPT = (
-    "what is done of nfe and away is in --out, and the same command goes on; the others begin anew"
+    "what is done of nfe, away and grids is in --out, and the same command goes on; the others "
+    "begin anew"
 )
 EXAMPLES = """\
   undiffuse bench                                     the networks that ship, two minutes
@@ -44,6 +45,7 @@ KINDS = {
         "log-likelihoods and their error bars against exact values, or of networks of yours",
     ),
     "away": (2, MANY, "the default and `tune` over the best peer, on networks of yours"),
+    "grids": (2, MANY, "which grid suits a solver that is named without one, on networks of yours"),
     "compare": (2, 2, "what became worse between two results (then the exit code is 1)"),
     "merge": (2, MANY, "join run folders in --out"),
 }
@@ -61,7 +63,9 @@ def options(p: argparse.ArgumentParser) -> None:
         )
         if most:
             made[kind].add_argument(
-                "runs", nargs="*", metavar="MODEL" if least == 0 or kind == "away" else "RESULT"
+                "runs",
+                nargs="*",
+                metavar="MODEL" if least == 0 or kind in ("away", "grids") else "RESULT",
             )
         if kind != "compare":
             made[kind].add_argument(
@@ -73,7 +77,8 @@ def options(p: argparse.ArgumentParser) -> None:
             )
     _nfe_options(made["nfe"])
     _against(made["nfe"])
-    made["orders"].add_argument("--solvers", type=names, default=None, metavar="A,B")
+    for kind in ("orders", "grids"):
+        made[kind].add_argument("--solvers", type=names, default=None, metavar="A,B")
     for kind in ("adaptive", "likelihood"):
         made[kind].add_argument("--batch", type=int, default=None, help="samples")
     for kind in ("adaptive", "likelihood", "nfe", "kernels"):
@@ -82,16 +87,18 @@ def options(p: argparse.ArgumentParser) -> None:
         made[kind].add_argument(
             "--quick", action="store_true", help="fewer samples and costs: a smoke test"
         )
+    for kind in ("away", "grids"):
+        p = made[kind]
+        p.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls")
+        p.add_argument("--batch", type=int, default=None, help="samples of a network")
+        p.add_argument("--seed", type=int, default=0, help="64 bits; same seed, same numbers")
     away = made["away"]
-    away.add_argument("--nfe", type=numbers, default=None, metavar="5,10,20", help="network calls")
-    away.add_argument("--batch", type=int, default=None, help="samples of a network")
     away.add_argument("--learn", action="store_true", help="learn tables too, of up to ten calls")
     away.add_argument(
         "--choose",
         action="store_true",
         help="only choose the default's constants, on all networks and on all but each",
     )
-    away.add_argument("--seed", type=int, default=0, help="64 bits; same seed, same numbers")
 
 
 def _nfe_options(p: argparse.ArgumentParser) -> None:
@@ -198,8 +205,8 @@ def run(args: argparse.Namespace) -> int | None:
     runs = getattr(args, "runs", [])
     if not least <= len(runs) <= most:
         raise invalid(
-            "nfe takes at most one model, away two or more, compare two results, merge two or "
-            f"more; got {len(runs)}: {' '.join(runs)}"
+            "nfe takes at most one model, away and grids two or more, compare two results, merge "
+            f"two or more; got {len(runs)}: {' '.join(runs)}"
         )
     if args.what == "nfe":
         needs_one(args, "nfe", "grid", "metrics", "seeds")
@@ -243,6 +250,14 @@ def _away(args: argparse.Namespace) -> None:
         tries=tries,
         seed=args.seed,
     )
+
+
+def _grids(args: argparse.Namespace) -> None:
+    from ..bench.own_grids import STARTS
+    from ..bench.own_grids import run as measure
+
+    starts = STARTS if args.batch is None else args.batch
+    measure(args.runs, args.out, solvers=args.solvers, nfe=args.nfe, starts=starts, seed=args.seed)
 
 
 def _orders(args: argparse.Namespace) -> None:
@@ -300,6 +315,7 @@ _RUNS = {
     "host": _host,
     "likelihood": _likelihood,
     "away": _away,
+    "grids": _grids,
     "compare": _compare,
     "merge": _merge,
 }

@@ -31,7 +31,7 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
         assert (parameters["solver"].default, parameters["grid"].default) == ("relay", None)
     parsed = cli.build().parse_args(["sample"])
     assert (parsed.solver, parsed.grid, parsed.final) == ("relay", None, None)
-    assert grids.named("blend") == Blend(0.6)
+    assert grids.named("blend") == Blend(0.6, short=0.45)
 
 
 @pytest.mark.parametrize("steps", [5, 14, 40])
@@ -65,6 +65,23 @@ def test_each_row_is_one_of_three_solvers(steps):
             Relay(**{name: -1})
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.25, 1.0])
+def test_below_the_change_a_short_run_goes_by_a_mean_of_two_solvers(kept):
+    """Of twelve intervals; thirteen have UniPC-2 alone."""
+    process = ud.VP()
+    for steps, share in ((12, kept), (13, 0.0)):
+        t = times("blend", process, steps)
+        made = Relay(pace=4.0, few=6, kept=kept).tableau(process, t)
+        mild, sharp = (s.tableau(process, t) for s in (IPNDM(2), UniPC(2, form="noise")))
+        low = torch.exp(-process.log_snr(made.times)) <= steps / 4.0
+        for name in ("state", "data"):
+            every = [getattr(table, name) for table in (made, mild, sharp)]
+            wide = max(m.shape[1] for m in every)
+            found, a, b = (torch.nn.functional.pad(m, (0, wide - m.shape[1])) for m in every)
+            mean = torch.where(low[:, None], share * a + (1 - share) * b, a)
+            torch.testing.assert_close(found, mean, rtol=1e-12, atol=1e-12)
+
+
 def test_short_runs_from_noise_spare_a_call_and_lay_an_interval_more():
     """Eleven steps of the default are a relay on twelve intervals, the first without a call."""
     model = LAW.denoiser(ud.VP())
@@ -91,6 +108,39 @@ def test_a_blend_lays_equal_shares_of_its_density(name, nodes):
     share = 0.3 * torch.diff(lam) / (lam[-1] - lam[0])
     share = share + 0.7 * torch.diff(clock) / (clock[-1] - clock[0])
     assert torch.allclose(share, torch.full_like(share, 1 / nodes), atol=2e-3)
+
+
+def test_few_nodes_of_a_blend_have_a_share_of_their_own():
+    process = ud.VP()
+    for steps, w in ((7, 0.2), (8, 0.7)):  # 8 and 9 nodes
+        t = times(Blend(0.7, pure=1e3, short=0.2), process, steps, "t_min")
+        assert torch.equal(t, times(Blend(w, pure=1e3), process, steps, "t_min"))
+
+
+OWN = {
+    "relay": "blend",
+    "ddim": "blend",
+    "ipndm-3": "blend",
+    "unipc-3-noise": "blend",
+    "dpmpp-2m": "laplace-wide",
+    "unipc-2": "laplace-wide",
+    "dpmpp-3m-compat": "laplace-wide",
+    "vab-2": "blend",
+    "vab-4": "laplace-wide",
+    "ipndm-4": "laplace-wide",
+    "dpmpp-3m": "log_snr",
+    "unipc-3": "log_snr",
+    "dpmpp-2m-sde": "log_snr",
+    "pfdiff-1": "cosine",
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_solver_that_is_named_alone_steps_on_its_own_grid(name):
+    model = LAW.denoiser(ud.VP())
+    assert ud.solvers.get(name).own_grid == OWN[name]
+    made, asked = (ud.Sampler(model, name, 10, grid).tableau for grid in (None, OWN[name]))
+    assert torch.equal(made.grid, asked.grid) and torch.equal(made.data, asked.data)
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -30,7 +30,7 @@ from undiffuse.solvers import (
     times,
     tuning,
 )
-from undiffuse.solvers.tables.grids import Beta, Discrete, Karras, Laplace, LogSNR, Shifted
+from undiffuse.solvers.tables.grids import Beta, Blend, Discrete, Karras, Laplace, LogSNR, Shifted
 from undiffuse.solvers.tables.law import gaussian_law
 
 VP, INF, NAN = ud.VP(), float("inf"), float("nan")
@@ -144,6 +144,8 @@ REFUSED = {
     "last 4": (lambda: DPMFast(last=(4,)), "must hold orders 1, 2 or 3"),
     "few": (lambda: Relay(few=-1), "few must be.*-1"),
     "pace": (lambda: Relay(pace=NAN), "pace must be"),
+    "kept": (lambda: Relay(kept=1.5), r"kept must lie in \[0, 1\]; got 1.5"),
+    "short": (lambda: Blend(short=-0.1), r"short must lie in \[0, 1\]; got -0.1"),
     "churn": (lambda: Heun(churn=INF), "churn must be"),
     "s_min above s_max": (lambda: Heun(churn=1, s_min=2, s_max=1), "s_min must be at most s_max"),
     "restart": (lambda: Restart(intervals=((0.1, 0.2, 1.5),)), "an interval must be"),
