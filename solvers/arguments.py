@@ -222,11 +222,8 @@ def batch_shape(name: str, value: Any) -> tuple[int, ...]:
     return sizes
 
 
-def sample_ids(
-    value: Tensor | Sequence[int] | None, batch: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Global sample ids, int64 [B] on the device; their places by default."""
-    return ids_or_places(value, batch, device)
+sample_ids = ids_or_places
+"""Global sample ids, int64 [B] on the device; their places by default."""
 
 
 def seed_of(value: Any, batch: int, device: torch.device | str) -> int | Tensor:
