@@ -142,7 +142,8 @@ def _key(posed: Problem, nfe: int, learn: bool, tries: int) -> str:
     tables = [f"{what}: {_content(make)}" for what, make in _shared(posed, nfe)]
     known = _digest("\n".join(tables))
     libraries = [made_by(name) for name in LIBRARIES]
-    asked = [len(posed.start), posed.seed, nfe, learn and nfe <= LEARNED, tries]
+    seen = pilot.starts_for(posed.start.shape[1:]) if learn and nfe <= LEARNED else False
+    asked = [len(posed.start), posed.seed, nfe, seen, tries]
     others = [peer.name for peer in chosen_peers([PUBLISHED]) if _runs(peer, posed, nfe)]
     return json.dumps([posed.name, posed.flow, *asked, known, libraries, *others])
 

@@ -48,14 +48,19 @@ def _read(results: Path, name: str) -> Any:
 def headline(results: Path) -> str:
     away = _read(results, "away")
     held, peers = away["all"]["left out"], len(_peers(_records(results / "away.jsonl")))
-    asked = away_report.summary(_records(results / "tuned.jsonl"))["tuned"]
-    networks = len({r["network"] for r in _records(results / "tuned.jsonl")})
+    records = _records(results / "tuned.jsonl")
+    asked, networks = away_report.summary(records), len({r["network"] for r in records})
+    costs = sorted({r["nfe"] for r in records if "learned" in r["rows"]})
+    learned = f", **{asked['learned']['mean']:.2f} times when learned on it**" if costs else ""
+    at = f" (learned at {' and '.join(map(str, costs))} calls)" if costs else ""
+    every = len(away["networks"])
     return (
-        f"**{held['mean']:.2f} times the error at the same number of network calls**, and "
-        f"**{asked['mean']:.2f} times when tuned to your network**: against the best of {peers} "
-        "samplers of diffusers and k-diffusion, which is picked afterwards for each network and "
-        f"number of calls. Geometric means over {len(away['networks'])} networks, each with the "
-        f"default's constants chosen on the others, and over {networks} that were tuned.\n"
+        f"**{held['mean']:.2f} times the error at the same number of network calls**, "
+        f"**{asked['tuned']['mean']:.2f} times when tuned to your network**{learned}: "
+        f"against the best of {peers} samplers of diffusers and k-diffusion, which is picked "
+        f"afterwards for each network and number of calls. Geometric means over {every} networks, "
+        f"each with the default's constants chosen on the others, and over {networks} that were "
+        f"tuned{at}.\n"
     )
 
 

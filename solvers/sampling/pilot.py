@@ -51,6 +51,9 @@ FINE = 160
 FEW, MORE, SHORT, UNSEEN = 8, 24, 12, 64
 """Starts that all candidates are run on, further ones for the best SHORT of them, and those that
 have no part in the choice: some paths err ten times as much as most, and few are seen in few."""
+STARTS, MOST_STARTS, NUMBERS = 96, 384, 2**15
+"""Starts that are learned from: the least, the most, and the numbers in all of them in between.
+More of them err less on others; what they cost is little beside the learning, of small events."""
 CALLS = 6000
 """Of a batch, that trying candidates may take."""
 BEST = 3
@@ -231,6 +234,11 @@ def posed(
     return Pilot(model, x, told, distance), event
 
 
+def starts_for(event: Sequence[int]) -> int:
+    """How many starts a table of such events is learned from."""
+    return min(MOST_STARTS, max(STARTS, NUMBERS // math.prod(event)))
+
+
 def _knows(candidate: Candidate) -> bool:
     """Whether its table knows the data's mean and covariance."""
     return isinstance(candidate.solver, GaussianPreconditioned)
@@ -301,7 +309,7 @@ def tune(
     learn: bool = False,
     cond: dict[str, Any] | None = None,
     distance: Distance | Function | None = None,
-    starts: int = 96,
+    starts: int | None = None,
     calls: int | None = None,
     iterations: int = 400,
     seed: int = 0,
@@ -327,7 +335,7 @@ def tune(
     cond: the conditions of these B samples, used in turn.
     distance: a `Distance`, or a function (found, exact) -> [B]; by default the root mean square
         over an event. Learning minimises it, through its gradient.
-    starts: trajectories that are learned from, >= 8.
+    starts: trajectories that are learned from, >= 8; None: as `starts_for` says.
     calls: of a batch, that trying candidates may take, some hundred at least; None: CALLS.
     iterations: of learning.
     seed: of the pilot's noise, which is that of no sample of `sample`.
@@ -343,7 +351,7 @@ def tune(
     nfe = arguments.whole("nfe", nfe, 2)
     calls = CALLS if calls is None else arguments.whole("calls", calls)
     iterations = arguments.whole("iterations", iterations)
-    starts = arguments.whole("starts", starts, 8)
+    starts = starts_for(event) if starts is None else arguments.whole("starts", starts, 8)
     if final is not None:
         arguments.choice("final", final, ("t_min", "denoise"))
     known = {} if data is None or model.clip is not None else statistics_of(data, event)

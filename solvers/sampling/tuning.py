@@ -77,7 +77,7 @@ def tune(
     final: str | None = None,
     learn: bool = False,
     data: str | Path | None = None,
-    starts: int = 96,
+    starts: int | None = None,
     iterations: int = 400,
     calls: int = pilot.CALLS,
     seed: int = 0,
@@ -104,7 +104,7 @@ def tune(
         ("iterations", iterations, 1),
         ("calls", calls, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise InvalidValue(f"{what} must be >= {least}; got {value}")
     if not nfe or min(nfe) < 2:
         raise InvalidValue(f"nfe must be numbers of calls >= 2; got {list(nfe)}")
@@ -112,6 +112,7 @@ def tune(
         raise InvalidValue(f"give a model or a target, not both; got {model} and {target!r}")
     name, denoiser, event, known = _posed(model, target, data, device)
     shape = (BATCH, *event)
+    starts = pilot.starts_for(event) if starts is None else starts
     network = digest(fingerprint(denoiser, shape))
     events = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()[:16]
     keys = {

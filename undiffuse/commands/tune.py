@@ -43,7 +43,7 @@ def options(p: argparse.ArgumentParser) -> None:
         help="data whose mean and covariance solvers may use; default: the network's own",
     )
     for name, text in (
-        ("starts", "trajectories that --learn learns from"),
+        ("starts", "trajectories that --learn learns from; default: 96 to 384, by an event's size"),
         ("iterations", "of --learn"),
         ("calls", "of a batch of eight that trying candidates may take"),
     ):

@@ -264,3 +264,10 @@ def test_flows_and_guided_models_are_tuned_and_learned():
     cond = {"label": torch.tensor([1.0, -1.0])}
     found = ud.tune(guided, (2, 2), 6, cond=cond, calls=200)
     assert math.isfinite(found.error) and found.calls % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("event", "count"), [((2,), 384), ((1, 8, 8), 384), ((1, 14, 14), 167), ((3, 64, 64), 96)]
+)
+def test_small_events_are_learned_from_more_starts(event, count):
+    assert pilot.starts_for(event) == count
