@@ -227,8 +227,15 @@ def from_denoising_diffusion(diffusion: Any, **options: Any) -> Denoiser:
         the guided version go in as cond={"classes": ...}.
 
     An ElucidatedDiffusion is read as an `EDM` of its preconditioned network.
-    Raises TypeError for what is neither.
+    Raises TypeError for what is neither; ValueError for a self-conditioned one, whose samplers hand
+    each call the estimate of the last: such a network is no function of x and t.
     """
+    if getattr(diffusion, "self_condition", False):
+        raise InvalidValue(
+            "diffusion.self_condition must be False; got True: its network takes the last call's "
+            "estimate beside x and t, which a solver does not hold. "
+            "Denoiser(diffusion.model, ...) calls it without one"
+        )
     if hasattr(diffusion, "preconditioned_network_forward"):
         levels = {name: float(getattr(diffusion, name)) for name in ("sigma_min", "sigma_max")}
         process = EDM(**levels, sigma_data=float(diffusion.sigma_data))

@@ -52,6 +52,15 @@ def test_gaussian_diffusion_predicts_and_samples_as_itself(objective, schedule):
     assert differ(diffusion.unnormalize(got), want) < 2e-4
 
 
+def test_a_self_conditioned_network_is_refused():
+    """Its samplers hand each call the last estimate: without it the samples are others."""
+    library = pytest.importorskip("denoising_diffusion_pytorch")
+    net = library.Unet(dim=8, dim_mults=(1, 2), channels=1, self_condition=True)
+    diffusion = library.GaussianDiffusion(net, image_size=8)
+    with pytest.raises(ValueError, match="self_condition must be False"):
+        adapters.from_denoising_diffusion(diffusion)
+
+
 def test_a_sequences_and_an_elucidated_diffusion():
     library = pytest.importorskip("denoising_diffusion_pytorch")
     torch.manual_seed(0)
