@@ -37,8 +37,8 @@ def solved(name, count=300):
 )
 def test_total_error_covers_the_errors_of_trained_networks(name, options, least):
     """Within one and two total_error lie at least 63 % and 90 %, five points below a normal's (85 %
-    of moons-cosine, whose errors have longer tails). They
-    may be more: where a score is nearly exact, what it may be wrong by is said too large."""
+    of moons-cosine, whose errors have longer tails). They may be more: where a score is nearly
+    exact, what it may be wrong by is said too large."""
     model, x, wanted = solved(name)
     found = ud.log_prob(model, x, seed=1, on_failure="return", **options, **FLOW)
     z = (found.log_prob - wanted).abs() / found.total_error
