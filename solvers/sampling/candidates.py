@@ -18,7 +18,7 @@ from ..tables.grids import Blend, Grid, named, times
 from ..tables.solver import Solver
 from ..tables.spectral import SpectralTable
 from ..tables.tableau import Tableau
-from .budget import largest
+from .budget import in_steps, largest
 
 Table = Tableau | SpectralTable
 
@@ -102,8 +102,7 @@ class Candidate:
             return self._of_calls(solver, grid, model, nfe)
         solver = SparedStart(solver) if self.spared else solver
         if self.final is not None:
-            t = times(grid, model.process, nfe + self.spared, self.final, model.t_min)
-            made = solver.tableau(model.process, t)
+            made = in_steps(solver, model, grid, self.final, nfe + self.spared)
             if made.nfe == nfe:
                 return made
         return largest(solver, model, grid, self.final, nfe)

@@ -105,7 +105,8 @@ class Tuned:
         """The same choice, or the learned nodes and told levels, carried over to another number of
         calls: they are interpolated along the run, and the weights are the classical ones there.
 
-        A table that is tuned to that number errs less; this one costs no call.
+        A table that is tuned to that number errs less; this one costs no call. The farther the
+        number, the less of what was learned helps there.
 
         model: of the pilot. nfe: >= 2. Raises ValueError where the choice has no such table.
         """
