@@ -218,7 +218,7 @@ def roughness(nodes: Nodes, variance: Tensor) -> Tensor:
     neighbours, each over the root of 1 + sum l^2, with Lagrange's weights l: of a smooth rate it
     falls with their number, of a rough one it does not, and is then the node's own error. The less
     it falls, the more of it counts; none where 8 leave less than ROUGH of what 4 do.
-    variance: of the rate by its probes, which is taken off.
+    variance: of the rate by its probes; what counts is beyond three of their standard errors.
     """
     d = nodes.x_hat[0].numel()
     rate, batch = d - (nodes.a * d + nodes.b * nodes.form), int(nodes.sample.max()) + 1
@@ -235,7 +235,7 @@ def roughness(nodes: Nodes, variance: Tensor) -> Tensor:
         top = nodes.lam[:, None, None] - x[:, None, :]
         weight = torch.where(one > 0, 1.0, top / (x[:, :, None] - x[:, None, :] + one)).prod(2)
         square = (rate - (weight * rate[others]).sum(1)).square()
-        square = square - variance - (weight.square() * variance[others]).sum(1)
+        square = square - 9 * (variance + (weight.square() * variance[others]).sum(1))
         square = nodes.weight.square() * square / (1 + weight.square().sum(1))
         found.append(torch.zeros_like(count, dtype=rate.dtype).index_add_(0, nodes.sample, square))
     few, more = (v.clamp(min=0).sqrt() for v in found)
