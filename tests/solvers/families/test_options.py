@@ -433,7 +433,7 @@ def test_dpm_fast_takes_no_noise_in_a_last_step_above_zero():
     assert not bool(table.noise[-1].any()) and bool(table.noise[-2].any())
 
 
-def test_a_noisy_run_that_names_no_grid_takes_its_own_and_others_the_blend():
+def test_a_run_that_names_no_grid_takes_its_family_s():
     """By the law of what comes out: sliced W2 to exact draws at 10 steps, against the blend."""
     target = get_target("stiff")
     law, model = target.law, target.law.denoiser(target.process)
@@ -450,5 +450,6 @@ def test_a_noisy_run_that_names_no_grid_takes_its_own_and_others_the_blend():
     assert off() == off(grid="log_snr", final="denoise") < 0.6 * off(grid="blend")
     ends = {n: ud.Sampler(model, "dpmpp-2m-sde", n).tableau.grid[-1] for n in (6, 10)}
     assert float(ends[6]) == model.t_min and float(ends[10]) == 0.0
-    for name, laid in (("dpmpp-2m", "blend"), ("dpmpp-3m-sde-compat", "log_snr")):
+    own = {"ipndm-2": "blend", "dpmpp-2m": "laplace-wide", "dpmpp-3m-sde-compat": "log_snr"}
+    for name, laid in own.items():
         assert ud.Sampler(model, name, 12).tableau == ud.Sampler(model, name, 12, laid).tableau

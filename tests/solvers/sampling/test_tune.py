@@ -146,7 +146,7 @@ def test_bad_input_is_named(tmp_path, given, message):
 
 
 def test_statistics_need_data_and_a_place(tmp_path):
-    with pytest.raises(ValueError, match="no place beside it: give `out`"):
+    with pytest.raises(ValueError, match="no place beside it: give out"):
         tuning.statistics()
     path = ud.models.checkpoint.load_default().save(tmp_path / "digits.safetensors")
     found = tuning.statistics(model=path, kind="cosine")
