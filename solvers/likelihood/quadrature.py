@@ -51,9 +51,10 @@ they are not spent: the standard error would be twice too large."""
 LUCK = 3.0  # deviations of |score|^2 that a datum of an exact score may lie above its mean
 ROUGH = 0.8  # exact scores leave less than .7, smooth trained networks .6 to .84
 RELATIVE = 0.4
-"""Of a score, what it may be wrong by beyond what `trusted` tells. Chosen on seven networks (three
-in the plane, four in 13 to 64 dimensions), for their errors with the exact trace to lie within one
-and two `defect_error` about as often as a normal's; `undiffuse bench likelihood` has others."""
+"""Of a score, what it may be wrong by beyond what `trusted` tells. Chosen on networks in the plane
+and in 13 to 64 dimensions, for their errors with the exact trace to lie within one and two
+`defect_error` about as often as a normal's. Most networks of `undiffuse bench likelihood` were
+looked at, so its coverage is no evidence for others."""
 
 
 def lay(
