@@ -111,14 +111,16 @@ def run(
     ]
     store = Store(Path(out), "away.jsonl", needs=("network", "nfe", "rows"))
     keys = {(p.name, n): _key(p, n, learn, tries) for p in posed for n in calls}
+    due = {p.name: [n for n in calls if keys[p.name, n] not in store] for p in posed}
     with bar(progress) as shown:
+        shown.total(sum(len(cells) for cells in due.values()))
         for p in posed:
-            due = [n for n in calls if keys[p.name, n] not in store]
-            if due:
+            if cells := due[p.name]:
                 kept = Path(out) / f"reference-{p.name}.pt"
-                before = {n: _before(store, keys[p.name, n]) for n in due}
-                for record in measure(p, due, learn, tries, kept, shown, before):
+                before = {n: _before(store, keys[p.name, n]) for n in cells}
+                for record in measure(p, cells, learn, tries, kept, shown, before):
                     store.append({"key": keys[p.name, record["nfe"]], **record})
+                    shown.advance()
     records = [store[key] for key in keys.values()]
     text, found = report(records)
     write_text(Path(out) / "away.md", text)
