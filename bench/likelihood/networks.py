@@ -120,14 +120,7 @@ def _items(checkpoint: Checkpoint, batch: int | None, seed: int) -> Tensor:
     if checkpoint.training.get("data"):
         x = held_out(checkpoint)[:count]
         return dequantised(x, checkpoint.spacing, seed)
-    x = sample(
-        model,
-        (count, *checkpoint.event_shape),
-        solver="unipc-3",
-        steps=60,
-        seed=seed,
-        final="t_min",
-    )
+    x = sample(model, (count, *checkpoint.event_shape), nfe=60, seed=seed, final="t_min")
     return x / float(model.process.alpha(model.t_min))
 
 
