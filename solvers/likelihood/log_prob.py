@@ -88,6 +88,8 @@ def log_prob(
     else:
         free = how.rtol is None and how.atol is None
         found = quadrature.run(flow, x, chosen, seed, ids, free)
+        if free:
+            quadrature.settle(flow, x, chosen, seed, ids, found)
         if chosen.target_solver_error is not None:
             quadrature.tighten(flow, x, chosen, seed, ids, found, free)
     _check_gradient(flow, x, seed, ids, found)

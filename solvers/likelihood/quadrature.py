@@ -48,6 +48,9 @@ FINEST = {torch.float32: 1e-6, torch.float64: 1e-10}  # tolerances that a target
 HOPELESS = 4.0
 """Variance, in units of the target's, that all of max_probes are predicted to leave, from which on
 they are not spent: the standard error would be twice too large."""
+FOREIGN, FINER = 4.0, 3
+"""Times the prior's deviation that the rms of a latent must have to be none of it, and how often at
+most its path is laid again. Trained networks take dull images to twice that deviation."""
 LUCK = 3.0  # deviations of |score|^2 that a datum of an exact score may lie above its mean
 ROUGH = 0.8  # exact scores leave less than .7, smooth trained networks .6 to .84
 RELATIVE = 0.4
@@ -392,24 +395,56 @@ def tighten(
     while how.rtol > 1.01 * finest and len(rows := (missed() & ~stuck).nonzero()):
         rows = rows.flatten()
         how = replace(how, rtol=0.1 * how.rtol, atol=0.1 * how.atol)
-        part = flow.part(rows)
-        seeds, lower = arguments.seeds_of(seed, rows), how.rtol > 1.01 * finest
-        again = run(part, x[rows], how, seeds, ids[rows], lower)
-        worked = ~status_failed(again.status)
+        worked, _ = _again(flow, x, how, seed, ids, found, rows, how.rtol > 1.01 * finest)
         stuck[rows[~worked]] = True
-        for name in ("nfe", "products", "rejected"):
-            getattr(found, name)[rows] += getattr(again, name)
-        for name in (
-            "log_prob",
-            "std_error",
-            "path_error",
-            "defect",
-            "defect_error",
-            "latent",
-            "status",
-        ):
-            getattr(found, name)[rows[worked]] = getattr(again, name)[worked]
     found.status[missed()] = int(Status.TARGET_NOT_MET)
+
+
+def settle(
+    flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor, found: LogProb
+) -> None:
+    """Run the samples whose latent the prior does not know again, in place, at a tenth of the
+    tolerances, and again while that changes log p by more than its error.
+
+    The datum is foreign, or the path strayed where a trained network's flow spreads: finer steps
+    tell. The change counts in path_error.
+    """
+    process = flow.model.process
+    alpha = float(process.alpha(process.t_max))
+    usual = process.prior.std**2 + alpha**2 * rms(x.double()).square()
+    foreign = rms(found.latent.double()).square() > FOREIGN**2 * usual
+    rows = (foreign & ~status_failed(found.status)).nonzero().flatten()
+    for _ in range(FINER):
+        if not len(rows) or how.rtol <= 1.01 * FINEST[x.dtype]:
+            break
+        how = replace(how, rtol=0.1 * how.rtol, atol=0.1 * how.atol)
+        before = found.log_prob[rows]
+        worked, after = _again(flow, x, how, seed, ids, found, rows, False)
+        gone = (after - before).abs()
+        doubt = torch.hypot(found.std_error[rows], found.solver_error[rows])
+        found.path_error[rows] = torch.hypot(found.path_error[rows], gone.nan_to_num())
+        rows = rows[worked & (gone > 3 * doubt)]
+
+
+def _again(
+    flow: ScaledFlow,
+    x: Tensor,
+    how: Chosen,
+    seed: int | Tensor,
+    ids: Tensor,
+    found: LogProb,
+    rows: Tensor,
+    free: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run rows as `how` says and enter what worked; that mask, and log p, of the rows."""
+    again = run(flow.part(rows), x[rows], how, arguments.seeds_of(seed, rows), ids[rows], free)
+    worked = ~status_failed(again.status)
+    for name in ("nfe", "products", "rejected"):
+        getattr(found, name)[rows] += getattr(again, name)
+    told = "log_prob", "std_error", "path_error", "defect", "defect_error", "latent", "status"
+    for name in told:
+        getattr(found, name)[rows[worked]] = getattr(again, name)[worked]
+    return worked, again.log_prob
 
 
 def _variance(bits: float | None, d: int) -> float | None:
