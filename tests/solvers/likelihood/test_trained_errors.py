@@ -19,8 +19,8 @@ def digits():
     return torch.cat([held + noise[0].clamp(-0.06, 0.06), flat + noise[1]])
 
 
-@pytest.mark.parametrize(("options", "alone"), [({}, 1.0), ({"trace": "exact"}, 0.6)], ids=str)
-def test_solver_error_covers_what_a_trained_network_s_path_adds(options, alone):
+@pytest.mark.parametrize("options", [{}, {"trace": "exact"}], ids=str)
+def test_solver_error_covers_what_a_trained_network_s_path_adds(options):
     """Held-out digits, and flat patches, of which it never saw the like: two of std_error and
     solver_error together hold at least 85 % of the errors against the coupled flow at 1e-6 with the
     exact trace. Without the defect's, fewer do where no probe's error is larger."""
@@ -32,8 +32,9 @@ def test_solver_error_covers_what_a_trained_network_s_path_adds(options, alone):
     error = (found.bits_per_dim - wanted).abs()
     total = torch.hypot(found.std_error, found.solver_error)
     assert (error < 2 * total).double().mean() > 0.85
-    path = ud.log_prob(model, x, t_min=1e-3, **options, **FLOW).path_error / (64 * 0.6931)
-    assert (error < 2 * torch.hypot(found.std_error, path)).double().mean() <= alone
+    if options:  # with probes their error hides the path's
+        path = ud.log_prob(model, x, t_min=1e-3, **options, **FLOW).path_error / (64 * 0.6931)
+        assert (error < 2 * path).double().mean() <= 0.6
     assert found.solver_error.max() < 0.1  # bits/dim: no bar for its own sake
 
 
