@@ -81,6 +81,8 @@ def write_tensors(path: str | Path, value: Any) -> Path:
 def usable(folder: str | Path, needs: int = 0, files: Iterable[str] = ()) -> Path:
     """Create the folder and make sure, before any work, that files can be written into it.
 
+    What killed writers of any file left there is removed.
+
     needs: bytes that will be written, 0 where that is not known.
     files: names of what will be written.
 
@@ -89,6 +91,7 @@ def usable(folder: str | Path, needs: int = 0, files: Iterable[str] = ()) -> Pat
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         trial, handle = _open_new(folder / "trial")
         os.close(handle)
         trial.unlink(missing_ok=True)
@@ -112,11 +115,14 @@ def usable(folder: str | Path, needs: int = 0, files: Iterable[str] = ()) -> Pat
     return folder
 
 
-def sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left behind; what is being written stays."""
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of `folder / name` left; what is being written stays.
+
+    name: a file's name as a glob pattern; default every file of the folder.
+    """
     if fcntl is None:
         return
-    for part in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+    for part in folder.glob(f".{name}.{'[0-9a-f]' * 12}.tmp"):
         try:
             handle = os.open(part, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
@@ -132,7 +138,7 @@ def sweep(path: Path) -> None:
 
 def _open_new(path: Path) -> tuple[Path, int]:
     """A new, empty temporary file for `path` and a handle that locks it while the writer lives."""
-    sweep(path)
+    sweep(path.parent, _escaped(path.name))
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)

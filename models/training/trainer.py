@@ -317,10 +317,11 @@ class Trainer:
             "generator": self.generator.get_state(),
             "history": self.history,
         }
-        write_tensors(self.out / "state.pt", state)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_text(self.out / "loss.jsonl", lines)
         plot(self.history, self.out / "loss.png")
+        # last: what a killed run did not write belongs to a step that it will come to again
+        write_tensors(self.out / "state.pt", state)
 
     def restore(self) -> None:
         """Take up the state in `out`, if there is one of this very run.

@@ -113,6 +113,18 @@ def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_stays(tmp_
     assert os.listdir(tmp_path) == [path.name] and path.read_text() == "again"
 
 
+def test_a_folder_taken_up_again_is_swept_of_every_files_remains(tmp_path):
+    """Also of files that this run has no need to write again."""
+    part, handle = files._open_new(tmp_path / "written by another")
+    (tmp_path / ".report.png.0123456789ab.tmp").write_text("its writer was killed")
+    (tmp_path / ".mine.tmp").write_text("not written by us")
+    files.usable(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {part.name, ".mine.tmp"}
+    os.close(handle)
+    files.usable(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".mine.tmp"]
+
+
 def test_many_writers_of_one_file_leave_one_whole_file(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         texts = [str(i) * 50_000 for i in range(8)]

@@ -40,7 +40,7 @@ def test_a_killed_run_ends_like_a_whole_one_and_has_learned(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole).wait() == 0
     child, deadline = start(cut), time.monotonic() + 120
-    while not (cut / "loss.png").exists() and time.monotonic() < deadline:
+    while not (cut / "state.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()

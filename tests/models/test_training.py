@@ -82,6 +82,27 @@ def test_resume_after_an_interruption_gives_the_same_bits(tmp_path, conditional)
     assert [p.name for p in tmp_path.rglob("*.tmp")] == []
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "loss.jsonl", "loss.png", "state.pt"])
+def test_resume_after_the_last_files_were_not_all_written(tmp_path, file, monkeypatch):
+    """Cut in the middle of the writing after the last step: every file is that of a whole run."""
+    train(X, out=tmp_path / "whole", steps=40, **TINY)
+
+    written = []
+
+    def replace_until(part, path, replace=os.replace):
+        written.append(path.name)
+        if written.count(file) == 2:  # after step 20, and after step 40
+            raise Interrupted
+        replace(part, path)
+
+    with monkeypatch.context() as m, pytest.raises(Interrupted):
+        m.setattr(os, "replace", replace_until)
+        train(X, out=tmp_path / "cut", steps=40, **TINY)
+    train(X, out=tmp_path / "cut", steps=40, **TINY)
+    for name in ("model.safetensors", "loss.jsonl", "loss.png"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("process", "inner", "outputs"),
     [("learned", LearnedSchedule(), 1), (None, Hybrid(steps=50), 2)],
