@@ -149,7 +149,7 @@ def _tensors(made: Any) -> list[Tensor]:
     if isinstance(made, Tensor):
         return [made]
     parts = made if isinstance(made, tuple) else getattr(made, "__dict__", {}).values()
-    return [t for part in parts for t in _tensors(part)]
+    return [t for part in parts if type(part) not in _PLAIN for t in _tensors(part)]
 
 
 PLANS = Cache()

@@ -86,15 +86,14 @@ def gauss(count: int) -> tuple[Tensor, Tensor]:
 
 def lagrange(x: Tensor, nodes: Tensor, used: Tensor) -> Tensor:
     """The basis polynomials through nodes [n, H] where used [n, H], at x [n, G]: [n, G, H]."""
-    n, count = nodes.shape
-    basis = x.new_ones(n, x.shape[1], count) * used[:, None, :]
-    for h in range(count):
-        for k in range(count):
-            if k != h:
-                both = used[:, h] & used[:, k]
-                gap = torch.where(both, nodes[:, h] - nodes[:, k], 1.0)
-                factor = (x - nodes[:, k, None]) / gap[:, None]
-                basis[:, :, h] *= torch.where(both[:, None], factor, 1.0)
+    count = nodes.shape[1]
+    basis = x.new_ones(*x.shape, count) * used[:, None, :]
+    for k in range(count):
+        both = used & used[:, k, None]
+        both[:, k] = False
+        gap = torch.where(both, nodes - nodes[:, k, None], 1.0)[:, None]
+        factor = (x - nodes[:, k, None])[..., None] / gap
+        basis *= torch.where(both[:, None], factor, 1.0)
     return basis
 
 

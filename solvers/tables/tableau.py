@@ -131,10 +131,10 @@ class Tableau:
                     "another solver"
                 )
         for what in ("state", "data"):
-            matrix = getattr(self, what)
-            for k in range(1, min(matrix.shape[1], n + 1)):
-                if bool((matrix[:k, k] != 0).any()):
-                    raise InvalidValue(f"{what}[:{k},{k}] must be 0: there is no such history yet")
+            early = getattr(self, what).triu(1)  # row i looks back at most i rows
+            if bool(early.any()):
+                k = int(early.any(0).nonzero()[0])
+                raise InvalidValue(f"{what}[:{k},{k}] must be 0: there is no such history yet")
 
     @property
     def nfe(self) -> int:

@@ -1,6 +1,7 @@
 """A pipeline's run on UndiffuseScheduler: begun late, cut short, edited, copied, refused."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -219,3 +220,59 @@ def test_gradients_flow_through_a_run():
     with torch.no_grad():
         slope = run(torch.ones_like(X))
     assert torch.allclose(start.grad, slope, rtol=1e-4)
+
+
+def test_what_one_class_of_pipelines_hands_to_step():
+    """eta and the next timestep, where they ask for nothing, leave the step as it is."""
+    _, ours = both("DDIM", {**LATENT, "clip_sample": False}, "ddim")
+    want, x = loop(ours, 5), X
+    told = ours.timesteps.tolist()
+    ours.set_timesteps(5)
+    for t, after in zip(told, [*told[1:], None], strict=True):
+        further = {"eta": 0.0, "use_clipped_model_output": None, "prev_timestep": after}
+        x = ours.step(net(x, t), t, x, **further).prev_sample
+    assert torch.equal(x, want)
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"eta": 0.5}, "eta=0.5 is not the pipeline's choice"),
+        ({"prev_timestep": 7}, "prev_timestep must be the next"),
+        ({"per_token_timesteps": X}, "takes no per_token_timesteps"),
+    ],
+)
+def test_a_step_that_asks_for_more(further, message):
+    _, ours = both("DDIM", LATENT, "ddim")
+    ours.set_timesteps(5)
+    x = ours.step(X, ours.timesteps[0], X).prev_sample
+    with pytest.raises((ValueError, TypeError), match=message):
+        ours.step(x, ours.timesteps[1], x, **further)
+
+
+def test_timesteps_of_their_own_say_nothing_between_the_nodes():
+    """A solver that calls the network between two of them is refused, not told a guess."""
+    ours = UndiffuseScheduler(
+        solver="dpmpp-3s", source="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True
+    )
+    with pytest.raises(ValueError, match="calls the network between the nodes"):
+        ours.set_timesteps(sigmas=[1.0, 0.7, 0.3], timesteps=[1e3, 7e2, 3e2], mu=0.8)
+
+
+def test_noise_of_a_run_that_begins_above_t_max():
+    """Churn raises the noise of the first call; img2img with strength 1 adds as much."""
+    config = {**LATENT, "timestep_spacing": "trailing"}
+    ours = UndiffuseScheduler(solver="heun-churn", source="DDIMScheduler", **config)
+    ours.set_timesteps(10)
+    x = ours.add_noise(torch.zeros_like(X), X, ours.timesteps[:1])
+    sigma = float(ours.model.process.sigma(torch.tensor(1.0, dtype=torch.float64)))
+    churned = float((x / X).mean())
+    assert sigma < churned < 1.0
+    assert abs(churned / math.sqrt(1 - churned**2) / ours.sigmas[0].item() - 1) < 1e-5
+
+
+def test_an_image_of_which_no_step_is_left():
+    ours = UndiffuseScheduler(solver="ddim", source="DDIMScheduler", **LATENT)
+    ours.set_timesteps(10)
+    with pytest.raises(ValueError, match="leaves no step"):
+        ours.add_noise(X, X, ours.timesteps[:0])

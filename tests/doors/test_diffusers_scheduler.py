@@ -126,12 +126,21 @@ def test_the_end_of_lms_and_tcd():
         ("FlowMatchEulerDiscrete", {"shift": 2.0}, {"sigmas": [1.0, 0.7, 0.3, 0.1]}),
         ("EulerDiscrete", LATENT, {"timesteps": [900, 600, 300, 50]}),
         ("EulerDiscrete", LATENT, {"sigmas": [14.0, 5.0, 1.0, 0.2, 0.0]}),
+        # Mochi: the class inverts what its pipeline hands over
+        ("FlowMatchEulerDiscrete", {"invert_sigmas": True}, {"sigmas": [1.0, 0.97, 0.8, 0.4]}),
+        ("FlowMatchEulerDiscrete", {"invert_sigmas": True}, {"timesteps": [1e3, 970, 800, 400]}),
+        # CogView4 and GLM-Image: noise levels, and what the network is told there
+        (
+            "FlowMatchEulerDiscrete",
+            {"use_dynamic_shifting": True},
+            {"sigmas": [1.0, 0.7, 0.3], "timesteps": [1000.0, 700.0, 300.0], "mu": 0.8},
+        ),
     ],
 )
 def test_the_pipelines_own_nodes(name, config, laid):
     """mu, sigmas and timesteps mean what they mean to the pipeline's own class."""
     theirs, ours = both(name, config, "euler")
-    steps = 6 if "mu" in laid else None
+    steps = 6 if laid.keys() == {"mu"} else None
     assert difference(loop(theirs, steps, **laid), loop(ours, steps, **laid)) < TOLERANCE
     assert ours.num_inference_steps == len(ours.timesteps)
 

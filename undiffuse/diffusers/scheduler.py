@@ -24,6 +24,7 @@ from ..solvers.arguments import whole
 from ..solvers.cache import Cache
 from .run import GridLike, Run, SolverLike, solver_of
 from .spacing import (
+    APART,
     OWN,
     RATIO,
     Nodes,
@@ -214,6 +215,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timesteps: the nodes, as the network is told them, falling.
         sigmas: the nodes, as the pipeline's own class takes them; falling. Equal steps from 1 to
             1/n, which pipelines of flows hand over unasked, only say how many where `grid` is ours.
+            Some flows (CogView4, GLM-Image) give both: their networks are told `timesteps`.
         mu: of dynamic shifting, for the pipeline's own spacing.
         further: other arguments of its set_timesteps.
         Raises ValueError where the nodes do not fall, are not a sampler's, or are given twice.
@@ -238,7 +240,8 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _nodes(self, steps: int | None, laid: dict[str, Any]) -> Nodes:
         """Where a run calls the network; laid: what `set_timesteps` was given."""
         grid, sigmas = self.config["grid"], laid["sigmas"]
-        if laid["timesteps"] is not None and sigmas is not None:
+        apart = grid is None and self.config["source"] in APART
+        if laid["timesteps"] is not None and sigmas is not None and not apart:
             raise InvalidValue("timesteps and sigmas both say where the steps are: leave one out")
         if steps is None and laid["timesteps"] is None and sigmas is None:
             raise InvalidValue("num_inference_steps, timesteps or sigmas must say how many steps")
@@ -344,6 +347,7 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sample: Tensor,
         generator: Generators = None,
         return_dict: bool = True,
+        **further: Any,
     ) -> StepOutput | tuple[Tensor, ...]:
         """The state at the next timestep.
 
@@ -354,9 +358,13 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: draws the noise as diffusers does, one for the batch or a list of one a sample.
             None: noise by counter, by `seed`.
         return_dict: a `StepOutput`, or a tuple that begins with the new state.
-        Raises ValueError for a timestep out of turn.
+        further: what pipelines hand to the step of one class, where it asks for nothing: eta=0.0,
+            use_clipped_model_output=False, and the next timestep as prev_timestep.
+        Raises ValueError for a timestep out of turn, and for `further` that asks for something.
         """
         at = self._needed()
+        if further:
+            at.asks_nothing(further)
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not isinstance(value, Tensor):
                 raise InvalidType(f"{name} must be a tensor; got {type(value).__name__}")
@@ -431,9 +439,9 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         told = torch.as_tensor(timesteps).reshape(-1)
         t = as_float64([self._time_of(v) for v in told.tolist()])
         if len(t) not in (1, len(x)):
-            raise InvalidValue(f"timesteps must be one or {len(x)}; got {len(t)}")
+            of = "samples; with strength, it leaves no step of the run" if len(t) == 0 else "samples"
+            raise InvalidValue(f"timesteps must be one, or as many as {len(x)} {of}; got {len(t)}")
         process = self.model.process
-        t = process.inside(t)
         levels = process.alpha(t), process.sigma(t)
         levels = (torch.ones_like(t), levels[1] / levels[0]) if ratio else levels
         alpha, sigma = (column(v, x) if len(v) > 1 else v[0].to(x) for v in levels)
@@ -446,9 +454,9 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             row = self._at.row if self._at.row >= 0 else self._begin_index
             if row is None or row >= len(run.told) or run.told[row] != told:
                 row = run.told.index(told)
-            t: float = run.times[row]
+            t: float = run.times[row]  # churn begins above t_max
             return t
-        return float(time_of_told(self._reading, as_float64([told]))[0])
+        return float(self.model.process.inside(time_of_told(self._reading, as_float64([told])))[0])
 
 
 def _dynamic(d: Tensor, ratio: float, most: float) -> Tensor:

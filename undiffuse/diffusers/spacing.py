@@ -6,9 +6,11 @@ it is the pipeline's to the last option; here its timesteps and sigmas are read.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import diffusers
@@ -22,6 +24,7 @@ from ..models.adapters.modules import Linear
 from ..models.adapters.schedulers import KNOWN, REFUSED, REMEDY
 from ..models.processes import EDM, Flow, TabledVP
 from ..solvers import SpectralTable, Tableau, grids
+from ..solvers.cache import Cache
 
 OWN = frozenset(["solver", "grid", "final", "seed", "source"])
 """Keys of UndiffuseScheduler itself; all others are the pipeline's scheduler's."""
@@ -39,6 +42,10 @@ RATIO = frozenset(
 """Classes whose pipelines hold x/alpha, which they scale by alpha for the network."""
 NO_SPACING = ("ScoreSdeVeScheduler",)
 """Classes whose sigmas are no sequence of nodes."""
+APART = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+"""Classes that take the noise levels and what the network is told there one beside the other."""
+
+LAID = Cache(16)  # the pipelines' own schedulers, as they are before set_timesteps
 
 
 class Nodes(NamedTuple):
@@ -48,12 +55,15 @@ class Nodes(NamedTuple):
     told: time -> what the network is told there, of the nodes but the last.
     whole: whether all that it is told are integers.
     start: standard deviation of the first state, in the process's frame; None: unit-variance data.
+    alone: whether the network can be told nothing between the nodes, since the caller's timesteps
+        are not those of their noise levels.
     """
 
     times: Tensor
     told: dict[float, float]
     whole: bool
     start: float | None
+    alone: bool = False
 
 
 # --- which class, and what its network was trained on -----------------------------------------
@@ -92,6 +102,7 @@ def class_of(config: Mapping[str, Any]) -> str:
     return best[0]
 
 
+@cache
 def arguments_of(name: str) -> list[str]:
     """The arguments of a scheduler class of diffusers; none where it is not installed."""
     made = getattr(diffusers, name, None)
@@ -166,8 +177,13 @@ def theirs(
     """
     if name in NO_SPACING:
         raise InvalidValue(f"{name} lays no grid that can be read: name one, e.g. grid='karras'")
-    with torch.device("cpu"):  # whatever torch's default device is
-        scheduler = getattr(diffusers, name)(**own_config(name, config))
+    own = own_config(name, config)
+
+    def make() -> Any:
+        with torch.device("cpu"):  # whatever torch's default device is
+            return getattr(diffusers, name)(**own)
+
+    scheduler = copy.copy(LAID.get((name, *sorted(own.items())), torch.device("cpu"), make))
     given = {k: v for k, v in given.items() if v is not None}
     for key in ("sigmas", "timesteps"):
         if key in given:
@@ -209,7 +225,10 @@ def theirs(
     start = float(getattr(scheduler, "init_noise_sigma", 1.0))
     if isinstance(reading.process, TabledVP) and start != 1.0:  # its states are x/alpha
         start *= float(reading.process.alpha(times[0].clamp(max=reading.process.t_max)))
-    return Nodes(times, last, whole, start)
+    alone = isinstance(reading.process, Flow) and not torch.allclose(
+        time_of_told(reading, told), t[: len(told)], rtol=0, atol=1 / reading.steps
+    )
+    return Nodes(times, last, whole, start, alone)
 
 
 def _lengths(values: Sequence[float] | Tensor) -> tuple[int, ...]:
@@ -316,7 +335,10 @@ def check_falling(reading: Reading, what: str, values: Sequence[float] | Tensor)
     """Raise ValueError unless sigmas or timesteps that were given go from noise to data, and are
     of noise that the network was trained on."""
     found, process = _numbers(what, values), reading.process
-    t = (time_of_sigma if what == "sigmas" else time_of_told)(reading, found)
+    if _falls(reading.time):  # the class inverts them itself
+        t = found if what == "sigmas" else found / reading.steps
+    else:
+        t = (time_of_sigma if what == "sigmas" else time_of_told)(reading, found)
     bad = (~(t.diff() < 0)).nonzero()
     if len(bad):
         _refuse(what, found, int(bad[0]))
@@ -359,7 +381,15 @@ def _numbers(name: str, values: Sequence[float] | Tensor) -> Tensor:
     return found
 
 
-def told_at(nodes: Nodes, process_time: Tensor, times: list[float]) -> list[float]:
-    """What the network is told at each row: the pipeline's own number at its nodes."""
+def told_at(nodes: Nodes, process_time: Tensor, times: list[float], name: str) -> list[float]:
+    """What the network is told at each row: the pipeline's own number at its nodes.
+
+    Raises ValueError for a row between nodes where only the caller knows what it is told.
+    """
     exact = process_time.tolist()
+    if nodes.alone and (between := [t for t in times if t not in nodes.told]):
+        raise InvalidValue(
+            f"{name} calls the network between the nodes, at {between[0]:.4g}, where timesteps do "
+            "not say what it is told: use a solver that calls at the nodes, e.g. 'dpmpp-2m'"
+        )
     return [nodes.told.get(t, other) for t, other in zip(times, exact, strict=True)]

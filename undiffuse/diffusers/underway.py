@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,24 @@ class Underway:
         x = x if x.dtype == dtype else x.to(dtype)
         self._last, self._writes = x, _writes(x)
         return x
+
+    def asks_nothing(self, further: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError unless these arguments of a step leave it as it is."""
+        for name, value in further.items():
+            if name not in ("eta", "use_clipped_model_output", "prev_timestep"):
+                raise InvalidType(f"step of UndiffuseScheduler takes no {name}: leave it out")
+            if name == "prev_timestep" and value is not None:
+                after = self.run.told[max(self.row, 0) + 1 :][:1]
+                if self._state is not None and after != [float(value)]:
+                    raise InvalidValue(
+                        f"prev_timestep must be the next of scheduler.timesteps, {after}; "
+                        f"got {float(value):g}"
+                    )
+            elif value not in (None, 0, False):
+                raise InvalidValue(
+                    f"{name}={value!r} is not the pipeline's choice here but the solver's: leave "
+                    "it out, and name it there, e.g. solver=ud.solvers.DDIM(eta=0.5)"
+                )
 
     def row_of(self, timestep: Any, begin: int | None) -> int | None:
         """The row that a timestep is of; None where telling would wait for a device."""
