@@ -439,8 +439,10 @@ class UndiffuseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         told = torch.as_tensor(timesteps).reshape(-1)
         t = as_float64([self._time_of(v) for v in told.tolist()])
         if len(t) not in (1, len(x)):
-            of = "samples; with strength, it leaves no step of the run" if len(t) == 0 else "samples"
-            raise InvalidValue(f"timesteps must be one, or as many as {len(x)} {of}; got {len(t)}")
+            none = "" if len(t) else ": strength is so small that it leaves no step of the run"
+            raise InvalidValue(
+                f"timesteps must be one, or {len(x)} as there are samples; got {len(t)}{none}"
+            )
         process = self.model.process
         levels = process.alpha(t), process.sigma(t)
         levels = (torch.ones_like(t), levels[1] / levels[0]) if ratio else levels
