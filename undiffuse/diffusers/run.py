@@ -101,7 +101,9 @@ class Run:
         self.steps = len(self.grid) - 1
         self.times: list[float] = table.times.tolist()
         exact = model.network_time(table.times)
-        told = torch.tensor(told_at(nodes, exact, self.times, name), dtype=torch.float64, device="cpu")
+        told = torch.tensor(
+            told_at(nodes, exact, self.times, name), dtype=torch.float64, device="cpu"
+        )
         whole = nodes.whole and bool((told == told.round()).all())
         self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device)
         self.told: list[float] = self.timesteps.tolist()
