@@ -18,8 +18,11 @@ from .schedulers import REMEDY, Reading, read_scheduler
 
 TOLD_SIGMA = (
     "AuraFlowTransformer2DModel",
+    "BriaFibo2Transformer2DModel",
     "ChromaTransformer2DModel",
+    "CosmosTransformer3DModel",
     "Flux2Transformer2DModel",
+    "Flux3Transformer2DModel",
     "FluxTransformer2DModel",
     "Krea2Transformer2DModel",
     "LongCatAudioDiTTransformer",
@@ -117,6 +120,8 @@ def _flow_convention(
         return sign, "continuous"
     if kind in TOLD_DATA:
         return sign, Linear(-1.0, 1.0)
+    if kind == "GlmImageTransformer2DModel":
+        return sign, Linear(float(read.steps if steps is None else steps), -1.0)
     time = read.time
     if not isinstance(time, Linear):
         return sign, time

@@ -132,10 +132,62 @@ def lumina():
     )  # fmt: skip
 
 
+def mochi():
+    return diffusers.MochiTransformer3DModel(
+        in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        pooled_projection_dim=16, text_embed_dim=16, time_embed_dim=4, max_sequence_length=16,
+    )  # fmt: skip
+
+
+def cosmos():
+    return diffusers.CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
+        text_embed_dim=16, adaln_lora_dim=4, max_size=(4, 16, 16),
+    )  # fmt: skip
+
+
+def glm_image():
+    return diffusers.GlmImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        text_embed_dim=16, time_embed_dim=8, condition_dim=4, prior_vq_quantizer_codebook_size=8,
+    )  # fmt: skip
+
+
+def flux3():
+    return diffusers.Flux3Transformer2DModel(
+        in_channels=4, cond_in_channels=4, num_layers=1, num_single_layers=1,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
+        timestep_channels=16, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+
+
+def z_image():
+    return diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=[4, 4, 8], axes_lens=[64, 32, 32],
+    )  # fmt: skip
+
+
+def ace_step():
+    return diffusers.AceStepTransformer1DModel(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, in_channels=12, audio_acoustic_hidden_dim=4,
+    )  # fmt: skip
+
+
+def prior():
+    return diffusers.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=16,
+        num_embeddings=7, additional_embeddings=4,
+    )  # fmt: skip
+
+
 ADDED = {"added_cond_kwargs": {"text_embeds": numbers(2, 16), "time_ids": numbers(2, 6).abs()}}
 SIZES = {"added_cond_kwargs": {"resolution": torch.ones(2, 2), "aspect_ratio": torch.ones(2, 1)}}
 IMAGE, FLAT, VIDEO = (2, 4, 8, 8), (2, 16, 4), (2, 4, 3, 4, 4)
 FRAMES = {"num_frames": 1, "height": 4, "width": 4}
+PLANE = {"target_size": torch.ones(2, 2), "crop_coords": torch.zeros(2, 2)}
+MOCHI = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
 PLACE = {"rope_interpolation_scale": None}
 
 NETWORKS = [
@@ -155,6 +207,14 @@ NETWORKS = [
     (sana_scaled, FLOW, IMAGE, TEXT, lambda t: t, 1),
     (lumina, FLOW, IMAGE, {**TEXT, "encoder_attention_mask": torch.ones(2, 7, dtype=torch.bool)},
      lambda t: 1 - t, -1),
+    (mochi, MOCHI, VIDEO, {**TEXT, "encoder_attention_mask": torch.ones(2, 7, dtype=torch.bool)},
+     lambda t: 1000 * (1 - t), -1),
+    (cosmos, FLOW, (2, 4, 1, 8, 8), {**TEXT, "padding_mask": torch.zeros(1, 1, 8, 8)},
+     lambda t: t, 1),
+    (glm_image, FLOW, IMAGE, {**TEXT, **PLANE, "prior_token_id": torch.ones(2, 16).long(),
+     "prior_token_drop": torch.zeros(2, 16).bool()}, lambda t: 1000 * t - 1, 1),
+    (flux3, FLOW, FLAT, {**TEXT, "img_ids": torch.zeros(16, 4), "txt_ids": torch.zeros(7, 4)},
+     lambda t: t, 1),
 ]  # fmt: skip
 
 
@@ -183,12 +243,40 @@ def test_a_network_by_its_own_signature(row):
         out = sign * (out.chunk(2, 1)[0] if out.shape[1] == 2 * shape[1] else out)
         process = model.process
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        if scheduler is FLOW:
+        if isinstance(process, ud.Flow):
             want = x.double() - sigma * out
         else:
             want = (x.double() - sigma * out) / alpha
         got = model(x, t, **shared(cond)).double()
         assert float((got - want).abs().max() / want.abs().max()) < 1e-5
+
+
+def test_a_network_that_takes_a_list_of_samples():
+    """Z-Image: lists go in and come out, told 1 - sigma, with the velocity towards the data."""
+    net, x, t = made(z_image), numbers(2, 4, 1, 8, 8, seed=7), 0.3
+    texts = [numbers(7, 16), numbers(5, 16)]
+    out = torch.stack(net(list(x), torch.full((2,), 1 - t), texts, return_dict=False)[0])
+    got = adapt(net, FLOW)(x, t, cap_feats=ud.shared(texts))
+    assert torch.allclose(got, x + t * out, rtol=0, atol=1e-5)
+
+
+def test_a_network_of_two_times():
+    """ACE-Step is told the same time twice, as its pipeline does."""
+    net, x, t = made(ace_step), numbers(2, 8, 4), 0.3
+    cond = {**TEXT, "context_latents": numbers(2, 8, 8)}
+    at = torch.full((2,), t)
+    out = net(hidden_states=x, timestep=at, timestep_r=at, **cond, return_dict=False)[0]
+    got = adapt(net, {**FLOW, "shift": 1.0, "num_train_timesteps": 1})(x, t, **cond)
+    assert torch.allclose(got, x - t * out, rtol=0, atol=1e-5)
+
+
+def test_an_output_of_another_name():
+    """unCLIP's prior returns `predicted_image_embedding`, which is the data."""
+    net, x = made(prior), numbers(2, 16)
+    cond = {"proj_embedding": numbers(2, 16, seed=2), **TEXT}
+    out = net(x, torch.full((2,), 299.0), **cond).predicted_image_embedding
+    own = diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample")
+    assert torch.allclose(adapt(net, own)(x, 0.3, **cond), out, rtol=0, atol=1e-5)
 
 
 def test_dictionaries_and_tuples():
