@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 from .commands import COMMANDS
@@ -33,21 +33,46 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says the nearest word for one that is unknown, and never more than three."""
+    """Says the nearest words for one that is unknown, and never more than three; takes options
+    before, between and behind the words that are none."""
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._within or self._subparsers is not None:
+            found, left = super().parse_known_args(args, namespace)
+        else:
+            self._within = True  # which asks this method twice
+            try:
+                found, left = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._within = False
+        if left and not self._within:
+            self.error(self._unknown(left))
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         head, found, rest = message.partition("invalid choice: ")
         if found:
             given, _, known = rest.partition(" (choose from ")
             words = [w.strip(" '") for w in known.rstrip(")").split(",")]
-            near = difflib.get_close_matches(given.strip("'"), words, 3, 0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else listed(words)
-            message = f"{head}no {given} here: {hint}"
+            near = _hint(given.strip("'"), words) or f"one of {', '.join(words)}"
+            message = f"{head}no {given} here: {near}"
         super().error(message)
 
+    def _unknown(self, left: Sequence[str]) -> str:
+        """What is wrong with words that nothing takes."""
+        option = next((word for word in left if word.startswith("-")), None)
+        if option is None:
+            return f"too much: {' '.join(left)}; the usage above has all that can be given"
+        known = [o for o in self._option_string_actions if o.startswith("--")]
+        rest = "the usage above has all"
+        return f"no option {option} here: {_hint(option.partition('=')[0], known) or rest}"
 
-def listed(words: Sequence[str]) -> str:
-    return f"one of {', '.join(words)}"
+
+def _hint(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, 3, 0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted, 141 where nobody reads its output any more."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = build()
-    if not given:
+    args = parser.parse_args(_completed(given))
+    if args.command is None:
         parser.print_help()
         return 0
-    args = parser.parse_args(_completed(given))
     try:
         check(args)
         code = args.run(args)
@@ -80,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _completed(given: list[str]) -> list[str]:
     """`bench` alone is `bench nfe`, and the kind may stand behind its options."""
-    if given[0] != "bench" or given[1:2] in (["-h"], ["--help"]):
+    if given[:1] != ["bench"] or given[1:2] in (["-h"], ["--help"]):
         return given
     from .commands.bench import KINDS
 
@@ -127,7 +152,7 @@ def build() -> argparse.ArgumentParser:
         "-V", "--version", action="version", version=f"undiffuse {__version__}", help="the version"
     )
     places = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+        dest="command", metavar="COMMAND", parser_class=Parser
     )
     for name in COMMANDS:
         command = import_module(f".commands.{name}", __package__)

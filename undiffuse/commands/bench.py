@@ -25,13 +25,14 @@ KEPT = (
     "begin anew"
 )
 EXAMPLES = """\
-  undiffuse bench                                     the networks that ship, two minutes
-  undiffuse bench nfe net.py:model --data images/     a network of yours
-  undiffuse bench nfe --all                           every row, as in table.md
+  undiffuse bench                                   shipped networks, 2 minutes
+  undiffuse bench nfe net.py:model --data images/   a network of yours
+  undiffuse bench nfe --all                         every row, as in table.md
   undiffuse bench orders --solvers heun,dpmpp-2m
-  undiffuse bench compare out/before out/after        exit code 1: something is worse
+  undiffuse bench compare out/before out/after      exit code 1: what is worse
 
-`undiffuse bench` alone is `undiffuse bench nfe`. `undiffuse bench KIND --help` has the options."""
+`undiffuse bench` alone is `undiffuse bench nfe`.
+`undiffuse bench KIND --help` has the options."""
 MANY = 10**6
 KINDS = {
     "nfe": (0, 1, "the error of every solver against its network calls, peers in the same run"),
@@ -62,10 +63,12 @@ def options(p: argparse.ArgumentParser) -> None:
             kind, help=text, description=f"Measures {text}.", formatter_class=Help
         )
         if most:
+            models = kind not in ("compare", "merge")
             made[kind].add_argument(
                 "runs",
                 nargs="*",
-                metavar="MODEL" if least == 0 or kind in ("away", "grids") else "RESULT",
+                metavar="MODEL" if models else "RESULT",
+                help=MODEL if models else "folder of a run",
             )
         if kind != "compare":
             made[kind].add_argument(

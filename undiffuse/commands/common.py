@@ -19,14 +19,24 @@ MODEL = (
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Says defaults, but for those that an option's own words have; examples stay as they are."""
+    """Says defaults as one would type them, but for those that an option's own words have; examples
+    stay as they are."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=min(columns(), 100))
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default is None or action.default is False
-        return action.help if told else super()._get_help_string(action)
+        words, default = action.help or "", action.default
+        if default is None or default is False or default == [] or "default:" in words:
+            return words
+        if isinstance(default, list):
+            return f"{words} (default: {commas(default)})"
+        return super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 def columns() -> int:

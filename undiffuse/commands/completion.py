@@ -7,9 +7,11 @@ import shlex
 
 KEPT = "nothing was written"
 EXAMPLES = """\
-  undiffuse completion bash > ~/.undiffuse.bash  and in ~/.bashrc: . ~/.undiffuse.bash
-  undiffuse completion zsh > ~/.undiffuse.zsh    and in ~/.zshrc, after compinit: . ~/.undiffuse.zsh
-  undiffuse completion fish > ~/.config/fish/completions/undiffuse.fish"""
+  undiffuse completion bash > ~/.undiffuse.bash
+  undiffuse completion zsh > ~/.undiffuse.zsh
+  undiffuse completion fish > ~/.config/fish/completions/undiffuse.fish
+
+In ~/.bashrc, or in ~/.zshrc below compinit, add `. ~/.undiffuse.bash` (`.zsh`)."""
 
 
 def options(p: argparse.ArgumentParser) -> None:

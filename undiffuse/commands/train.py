@@ -10,7 +10,7 @@ from .common import common, draw_picture, listed
 KEPT = "the same command goes on from the last checkpoint in --out"
 EXAMPLES = """\
   undiffuse train digits --steps 3000
-  undiffuse train images/ --network unet --process vp-cosine --predicts v --out out/mine"""
+  undiffuse train images/ --network unet --predicts v --out out/mine"""
 
 
 def options(p: argparse.ArgumentParser) -> None:
