@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -40,6 +42,13 @@ def optional(module: str, words: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingPackage(f"{words} ({error})") from error
+
+
+def did_you_mean(given: Any, known: Iterable[str]) -> str:
+    """The end of a message about a name that is unknown: '; did you mean ...?', three at most; ''
+    where none is near."""
+    near = difflib.get_close_matches(given, list(known), 3, 0.6) if isinstance(given, str) else []
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 class UnusableFolder(UndiffuseError, OSError):

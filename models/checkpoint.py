@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue, did_you_mean
 from ..kernels.files import atomically
 from .denoiser import Denoiser
 from .networks import build, shape_arguments
@@ -119,7 +119,8 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Checkpoi
         return _placed(load_default(), "digits", device)
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
+        near = did_you_mean(str(path), ["digits"])
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}{near}")
     if path.suffix == ".py":
         raise InvalidValue(
             f"{path} is code: name its function that makes a Checkpoint, {path}:function"
@@ -289,7 +290,9 @@ def from_code(spec: str) -> Any:
         return None
     make = getattr(module, name, None)
     if make is None:
-        raise InvalidValue(f"{where} has no function {name!r}")
+        made_here = [k for k, v in vars(module).items() if callable(v) and not isinstance(v, type)]
+        near = did_you_mean(name, made_here)
+        raise InvalidValue(f"{where} has no function {name!r}{near}")
     try:
         inspect.signature(make).bind()
     except TypeError:
@@ -305,7 +308,11 @@ def from_code(spec: str) -> Any:
 def _placed(made: Any, spec: str, device: torch.device | str | None) -> Checkpoint:
     """A checkpoint that code made, on the device."""
     if not isinstance(made, Checkpoint):
-        raise InvalidType(f"{spec} must return a Checkpoint; got {type(made).__name__}")
+        raise InvalidType(
+            f"{spec} must return a Checkpoint; got {type(made).__name__}: return "
+            f"ud.models.Checkpoint({'it' if isinstance(made, Denoiser) else 'ud.Denoiser(...)'}, "
+            "event_shape=(3, 32, 32), data_range=(-1.0, 1.0)), with your data's shape and range"
+        )
     if device is not None and isinstance(made.denoiser.net, nn.Module):
         made.denoiser.net.to(device)
     return made

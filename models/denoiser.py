@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import FLOATS
-from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue, did_you_mean
 from ..kernels.shapes import column
 from . import conditions
 from .calling import Pair, Seen, as_taken, called, repeated
@@ -76,6 +76,7 @@ class Denoiser:
         if self.predicts not in READOUTS:
             raise InvalidValue(
                 f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}"
+                f"{did_you_mean(self.predicts, [*READOUTS, *ELSEWHERE])}"
             )
         object.__setattr__(self, "cond", conditions.named(self.cond))
         self._resolve_time()
@@ -96,7 +97,10 @@ class Denoiser:
             object.__setattr__(self, "time", default)
         elif not callable(self.time) and self.time not in TIME_CONVENTIONS:
             names = ", ".join(TIME_CONVENTIONS)
-            raise InvalidValue(f"time must be one of {names}, or a callable; got {self.time!r}")
+            near = did_you_mean(self.time, TIME_CONVENTIONS)
+            raise InvalidValue(
+                f"time must be one of {names}, or a callable; got {self.time!r}{near}"
+            )
         table = len(getattr(self.process, "betas", ()))
         steps = train_steps(self.process) if self.steps is None else self.steps
         try:

@@ -15,7 +15,6 @@ schedule, sigma/alpha from 157.4 down to 0.0100, the range that the peers' defau
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.errors import InvalidValue
+from ..kernels.errors import InvalidValue, did_you_mean
 from .data.sets import load
 from .processes import VP, Process
 from .targets import GaussianMixture
@@ -200,7 +199,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
 def get(name: str) -> Target:
     """Build the target of that name. Raises ValueError with the nearest known one otherwise."""
     if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidValue(f"unknown target {name!r}; {hint}known: {', '.join(TARGETS)}")
+        near = did_you_mean(name, TARGETS)
+        raise InvalidValue(f"unknown target {name!r}{near or ';'} known: {', '.join(TARGETS)}")
     return TARGETS[name]()

@@ -7,7 +7,6 @@ and numbers may be 0-dimensional tensors; booleans are neither.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import as_seed, check_batch, ids_or_places
-from ..kernels.errors import InvalidType, InvalidValue
+from ..kernels.errors import InvalidType, InvalidValue, did_you_mean
 from ..models import Denoiser
 
 T = TypeVar("T")
@@ -104,7 +103,7 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     names = list(known)
     if not isinstance(value, str) or value not in names:
         raise InvalidValue(
-            f"{name} must be one of {', '.join(names)}; got {value!r}{_near(value, names)}"
+            f"{name} must be one of {', '.join(names)}; got {value!r}{did_you_mean(value, names)}"
         )
     return value
 
@@ -117,10 +116,9 @@ def lookup(what: str, name: str, table: dict[str, T]) -> T:
     for known, value in table.items():
         if known.replace("_", "-") == key:
             return value
-    near = difflib.get_close_matches(key, [k.replace("_", "-") for k in table], 3, 0.6)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    near = did_you_mean(key, [k.replace("_", "-") for k in table])
     known = f"known: {', '.join(table)}" if len(table) <= MANY else f"`undiffuse {what}s` has all"
-    raise InvalidValue(f"unknown {what} {name!r}; {hint}{known}")
+    raise InvalidValue(f"unknown {what} {name!r}{near or ';'} {known}")
 
 
 def keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -128,19 +126,13 @@ def keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
     for name in given:
         if name not in names:
-            raise InvalidType(
-                f"{function}() got an unexpected keyword argument {name!r}{_near(name, names)}"
-            )
+            near = did_you_mean(name, names)
+            raise InvalidType(f"{function}() got an unexpected keyword argument {name!r}{near}")
 
 
 def on_failure(value: Any) -> str:
     """'raise' or 'return'."""
     return choice("on_failure", value, ("raise", "return"))
-
-
-def _near(value: Any, names: list[str]) -> str:
-    near = difflib.get_close_matches(value, names, 1, 0.5) if isinstance(value, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 # --- models and data ----------------------------------------------------------------------------

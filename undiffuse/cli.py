@@ -151,9 +151,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument(
         "-V", "--version", action="version", version=f"undiffuse {__version__}", help="the version"
     )
-    places = parser.add_subparsers(
-        dest="command", metavar="COMMAND", parser_class=Parser
-    )
+    places = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name in COMMANDS:
         command = import_module(f".commands.{name}", __package__)
         text = (command.__doc__ or "").strip()

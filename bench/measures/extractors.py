@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue, MissingPackage, optional
+from ...kernels.errors import InvalidType, InvalidValue, MissingPackage, did_you_mean, optional
 from .metrics import Features, load_features
 
 AT_A_TIME = 32
@@ -46,6 +46,7 @@ def extractor(features: str | Features | None, device: str | None = None) -> Fea
             raise InvalidValue(
                 f"features must be one of components, {', '.join(EXTRACTORS)}, hf:NAME, "
                 f"file.py:function or package.module:function; got {features!r}"
+                f"{did_you_mean(features, EXTRACTORS)}"
             )
         return load_features(features)
     if not callable(features):

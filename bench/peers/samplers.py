@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
+from ...kernels.errors import InvalidValue, did_you_mean
 from ...models import Denoiser, Process
 from ..problems.plans import Config, Plan, Unavailable
 from ..problems.problem import Problem, data_prediction
@@ -235,6 +235,7 @@ def chosen(names: list[str] | None) -> list[Config]:
     files = [name for name in names if name.endswith(published.FILES)]
     for name in names:
         if name not in known and name not in files:
-            raise InvalidValue(f"peers: unknown {name!r}; known: {', '.join(sorted(known))}")
+            near = did_you_mean(name, sorted(known)) or ";"
+            raise InvalidValue(f"peers: unknown {name!r}{near} known: {', '.join(sorted(known))}")
     listed = [p for p in PEERS if p.library in names or p.name in names]
     return [*listed, *map(published.PublishedPeer.of, files)]

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue
+from ...kernels.errors import InvalidType, InvalidValue, did_you_mean
 from ...kernels.files import read_text
 from .archives import tar
 from .pictures import ENDINGS, Pictures
@@ -65,7 +65,9 @@ def stream(spec: str | Path | Tensor) -> Source:
     if BRACES.search(path.name):
         return _several(path.name, _braced(path))
     if not path.exists():
-        raise FileNotFoundError(f"no data set {str(spec)!r}: not 'digits' and no such file")
+        beside = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = did_you_mean(str(path), ["digits", *beside])
+        raise FileNotFoundError(f"no data set {str(spec)!r}: not 'digits' and no such file{near}")
     if path.is_dir() and (parts := _parts(path)):
         return _several(path.resolve().name, parts)
     if path.is_dir() or path.suffix.lower() in ENDINGS:

@@ -120,10 +120,11 @@ class Comparison:
         }
 
     def __repr__(self) -> str:
-        lines = [f"{'calls':>5}  {DEFAULT:16}{HERE:16}others at best"]
-        for n in self.nfe:
-            cells = [_cell(self.row(n, kind)) for kind in KINDS]
-            lines.append(f"{n:5}  " + "".join(f"{cell:16}" for cell in cells).rstrip())
+        cells = {n: [_cell(self.row(n, kind)) for kind in KINDS] for n in self.nfe}
+        wide = max(14, *(len(cell) for row in cells.values() for cell in row)) + 2
+        lines = [f"{'calls':>5}  {DEFAULT:{wide}}{HERE:{wide}}others at best"]
+        for n, row in cells.items():
+            lines.append(f"{n:5}  " + "".join(f"{cell:{wide}}" for cell in row).rstrip())
         lines.append("")
         for n in self.nfe:
             lines.append(f"{n:5}  best here: {self.row(n, HERE).setting}")

@@ -32,7 +32,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
-from ...kernels.files import atomically
+from ...kernels.files import atomically, read_text
 from .. import arguments
 
 Entries = dict[str, Tensor]
@@ -100,6 +100,22 @@ def _npz(path: Path, entries: Entries, data_range: tuple[float, float]) -> None:
 def _read_npz(path: Path) -> Entries:
     with np.load(path) as found:
         return {name: torch.from_numpy(found[name]) for name in found.files}
+
+
+def _read_json(path: Path) -> Entries:
+    found = json.loads(read_text(path))
+    if not isinstance(found, dict):
+        raise InvalidValue("it must be an object, {name: numbers}")
+    return {name: _numbers(name, value) for name, value in found.items()}
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    held = np.asarray(value)  # ValueError for rows that are not as long as each other
+    if held.dtype.kind == "f":
+        return torch.from_numpy(held.astype(np.float32))
+    if held.dtype.kind not in "bi":
+        raise InvalidValue(f"{name!r} must be a number, or lists of numbers; got {value!r:.60}")
+    return torch.from_numpy(held)
 
 
 def _npy(value: Tensor) -> bytes:
@@ -205,7 +221,10 @@ FORMATS = {
 
 
 def conditions(path: Path) -> Entries:
-    """Tensors by name from a .safetensors, .npz or .pt file.
+    """Tensors by name from a .safetensors, .npz, .json or .pt file.
+
+    JSON holds numbers, or lists of them as long as each other: whole ones become int64, others
+    float32.
 
     Raises FileNotFoundError where there is none, and ValueError for what is no such file.
     """
@@ -214,6 +233,7 @@ def conditions(path: Path) -> Entries:
     readers: dict[str, Callable[[Path], Any]] = {
         ".safetensors": _read_safetensors,
         ".npz": _read_npz,
+        ".json": _read_json,
         ".pt": lambda p: torch.load(p, map_location="cpu", weights_only=True),
     }
     if path.suffix not in readers:

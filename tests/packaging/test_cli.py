@@ -120,6 +120,14 @@ def test_a_grid_can_be_measured_on_the_network(tmp_path):
         (["bench", "--grid", "equidistribute"], "unknown grid 'equidistribute'"),
         (["tune", "--nfe", "1"], "nfe must be numbers of calls >= 2"),
         (["sample", "--solver", "nowhere.json"], "nowhere.json"),
+        (["sample", "digist"], "did you mean 'digits'"),
+        (["train", "digts"], "did you mean 'digits'"),
+        (["train", "digits", "--process", "vp-cosin"], "did you mean 'vp-cosine'"),
+        (["train", "digits", "--network", "unett"], "did you mean 'unet'"),
+        (["train", "digits", "--predicts", "noize"], "did you mean 'noise'"),
+        (["bench", "--peers", "difusers"], "did you mean 'diffusers'"),
+        (["sample", "--engine", "torchrn"], "did you mean 'torchrun'"),
+        (["sample", "--class", "all"], "does not say how many classes it has: name them, 0,1,2"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, words, tmp_path, monkeypatch, capsys):

@@ -58,7 +58,7 @@ def options(p: argparse.ArgumentParser) -> None:
         dest="what", required=True, metavar="KIND", parser_class=type(p), title="kinds"
     )
     made = {}
-    for kind, (least, most, text) in KINDS.items():
+    for kind, (_, most, text) in KINDS.items():
         made[kind] = kinds.add_parser(
             kind, help=text, description=f"Measures {text}.", formatter_class=Help
         )

@@ -69,8 +69,8 @@ def _conditions(p: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help=".safetensors, .npz or .pt with the network's conditions by name: n rows, one for "
-        "each id, or one for all",
+        help=".safetensors, .npz, .json or .pt with the network's conditions by name: n rows, one "
+        "for each id, or one for all",
     )
     p.add_argument(
         "--class",
@@ -186,7 +186,7 @@ def _labels(text: str, known: int | None, n: int) -> Any:
 
     if text == "all":
         if not known:
-            raise invalid("--class all: the network does not say how many classes it has")
+            raise invalid("--class all: the network does not say how many classes it has: name them, 0,1,2")
         each = list(range(known))
     else:
         try:

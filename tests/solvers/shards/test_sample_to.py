@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import undiffuse as ud
 from undiffuse.solvers.shards import formats
@@ -98,6 +99,26 @@ def test_conditions_follow_their_ids(tmp_path):
     x = torch.cat([part["x"] for part in found])
     assert torch.equal(torch.cat([part["cond.label"] for part in found]), label[37:75])
     torch.testing.assert_close(x, label[37:75, None].expand(38, 3), atol=1e-6, rtol=0)
+
+
+def test_files_of_conditions_hold_the_same_in_every_format(tmp_path):
+    told = {
+        "label": torch.arange(6) % 4,
+        "scale": torch.linspace(0, 1, 6),
+        "on": torch.tensor(True),
+    }
+    save_file(told, tmp_path / "c.safetensors")
+    np.savez(tmp_path / "c.npz", **{k: v.numpy() for k, v in told.items()})
+    torch.save(told, tmp_path / "c.pt")
+    (tmp_path / "c.json").write_text(json.dumps({k: v.tolist() for k, v in told.items()}))
+    for ending in ("safetensors", "npz", "pt", "json"):
+        found = formats.conditions(tmp_path / f"c.{ending}")
+        assert found.keys() == told.keys()
+        assert all(torch.equal(found[k], told[k]) and found[k].dtype == told[k].dtype for k in told)
+    for text, words in (("[1]", "must be an object"), ('{"a": ["b"]}', "'a' must be a number")):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            formats.conditions(tmp_path / "c.json")
 
 
 def test_pictures_are_the_levels_of_the_range(tmp_path):
