@@ -186,7 +186,9 @@ def _labels(text: str, known: int | None, n: int) -> Any:
 
     if text == "all":
         if not known:
-            raise invalid("--class all: the network does not say how many classes it has: name them, 0,1,2")
+            raise invalid(
+                "--class all: the network does not say how many classes it has: name them, 0,1,2"
+            )
         each = list(range(known))
     else:
         try:
