@@ -51,5 +51,13 @@ def did_you_mean(given: Any, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
+def no_such(argument: str, value: Any, known: Iterable[str]) -> InvalidValue:
+    """The error, to be raised, of an argument that is none of the known words."""
+    words = list(known)
+    return InvalidValue(
+        f"{argument} must be one of {', '.join(words)}; got {value!r}{did_you_mean(value, words)}"
+    )
+
+
 class UnusableFolder(UndiffuseError, OSError):
     """A folder that was named for results cannot be written to, or is too small."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import FLOATS
-from ..kernels.errors import InvalidType, InvalidValue, did_you_mean
+from ..kernels.errors import InvalidType, InvalidValue, no_such
 from ..kernels.shapes import column
 from . import conditions
 from .calling import Pair, Seen, as_taken, called, repeated
@@ -74,10 +74,7 @@ class Denoiser:
         if isinstance(self.predicts, str) and self.predicts in ELSEWHERE:
             object.__setattr__(self, "predicts", ELSEWHERE[self.predicts])
         if self.predicts not in READOUTS:
-            raise InvalidValue(
-                f"predicts must be one of {', '.join(READOUTS)}; got {self.predicts!r}"
-                f"{did_you_mean(self.predicts, [*READOUTS, *ELSEWHERE])}"
-            )
+            raise no_such("predicts", self.predicts, READOUTS)
         object.__setattr__(self, "cond", conditions.named(self.cond))
         self._resolve_time()
         if self.sigma_data is None:
@@ -96,11 +93,7 @@ class Denoiser:
             default = "edm" if self.predicts == "edm" else "continuous"
             object.__setattr__(self, "time", default)
         elif not callable(self.time) and self.time not in TIME_CONVENTIONS:
-            names = ", ".join(TIME_CONVENTIONS)
-            near = did_you_mean(self.time, TIME_CONVENTIONS)
-            raise InvalidValue(
-                f"time must be one of {names}, or a callable; got {self.time!r}{near}"
-            )
+            raise no_such("time", self.time, [*TIME_CONVENTIONS, "a callable"])
         table = len(getattr(self.process, "betas", ()))
         steps = train_steps(self.process) if self.steps is None else self.steps
         try:

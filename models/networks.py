@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.errors import InvalidValue, did_you_mean
+from ..kernels.errors import InvalidValue, no_such
 from .variational import VarianceHead
 
 
@@ -405,8 +405,7 @@ def build(name: str, config: dict[str, Any]) -> nn.Module:
     Raises ValueError for what is not known.
     """
     if name not in NETWORKS:
-        near = did_you_mean(name, NETWORKS)
-        raise InvalidValue(f"network must be one of {', '.join(NETWORKS)}; got {name!r}{near}")
+        raise no_such("network", name, NETWORKS)
     try:
         net = NETWORKS[name](**config)
     except TypeError as e:
@@ -417,8 +416,7 @@ def build(name: str, config: dict[str, Any]) -> nn.Module:
 def shape_arguments(name: str, event_shape: Sequence[int]) -> dict[str, Any]:
     """What the shape of the events decides of the network's arguments: {argument: value}."""
     if name not in NETWORKS:
-        near = did_you_mean(name, NETWORKS)
-        raise InvalidValue(f"network must be one of {', '.join(NETWORKS)}; got {name!r}{near}")
+        raise no_such("network", name, NETWORKS)
     sized: dict[str, Any] = NETWORKS[name].sized(event_shape)  # type: ignore[attr-defined]
     return sized
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import as_seed, check_batch, ids_or_places
-from ..kernels.errors import InvalidType, InvalidValue, did_you_mean
+from ..kernels.errors import InvalidType, InvalidValue, did_you_mean, no_such
 from ..models import Denoiser
 
 T = TypeVar("T")
@@ -102,9 +102,7 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """One of the known words, as it is written."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        raise InvalidValue(
-            f"{name} must be one of {', '.join(names)}; got {value!r}{did_you_mean(value, names)}"
-        )
+        raise no_such(name, value, names)
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ...kernels.errors import InvalidType, InvalidValue, did_you_mean
+from ...kernels.errors import InvalidType, InvalidValue, no_such
 from .process import Process
 
 Make = TypeVar("Make", bound=Callable[..., Process])
@@ -39,8 +39,7 @@ def register(name: str, kind: type[Process] | None = None) -> Callable[[Make], M
 def make(name: str, **arguments: Any) -> Process:
     """The process of that name. Raises ValueError for an unknown name."""
     if name not in PROCESSES:
-        near = did_you_mean(name, PROCESSES)
-        raise InvalidValue(f"process must be one of {', '.join(PROCESSES)}; got {name!r}{near}")
+        raise no_such("process", name, PROCESSES)
     return PROCESSES[name](**arguments)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidType, InvalidValue, did_you_mean
+from ...kernels.errors import InvalidType, InvalidValue, no_such
 from ...kernels.shapes import column
 from ..denoiser import Denoiser
 from ..processes import Process
@@ -118,10 +118,7 @@ class Objective:
         for argument, known in (("weighting", WEIGHTINGS), ("times", TIMES)):
             value = getattr(self, argument)
             if value not in known:
-                near = did_you_mean(value, known)
-                raise InvalidValue(
-                    f"{argument} must be one of {', '.join(known)}; got {value!r}{near}"
-                )
+                raise no_such(argument, value, known)
         for argument in ("P_std", "gamma"):
             if not getattr(self, argument) > 0:
                 raise InvalidValue(f"{argument} must be > 0; got {getattr(self, argument)}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue, did_you_mean
+from ...kernels.errors import InvalidValue, no_such
 from ...kernels.files import usable
 from ..checkpoint import usable_device
 from ..data.sets import Data, load
@@ -119,9 +119,7 @@ def _loss(loss: str | Loss | None, process: Process) -> Loss:
     if not isinstance(loss, str):
         return loss
     if loss not in OBJECTIVES:
-        known = ", ".join(OBJECTIVES)
-        near = did_you_mean(loss, OBJECTIVES)
-        raise InvalidValue(f"loss must be one of {known}, or a callable; got {loss!r}{near}")
+        raise no_such("loss", loss, [*OBJECTIVES, "a callable"])
     if learned != (loss == "learned"):
         raise InvalidValue(
             f"loss 'learned' and a learned process belong together; got {loss!r} and {process}"

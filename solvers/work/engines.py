@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...kernels.errors import InvalidValue, RunFailure, did_you_mean
+from ...kernels.errors import InvalidValue, RunFailure, no_such
 from ...models.progress import Bar, bar
 from ..arguments import whole
 from .ledger import Ledger, Record, named
@@ -112,8 +112,7 @@ def engine_of(engine: str | None, workers: int) -> str:
     if engine is None:
         engine = "torchrun" if world_size() > 1 else "local"
     if engine not in ENGINES:
-        near = did_you_mean(engine, ENGINES)
-        raise InvalidValue(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}{near}")
+        raise no_such("engine", engine, ENGINES)
     if world_size() > 1 and (engine != "torchrun" or workers > 1):
         raise InvalidValue(
             f"torchrun started {world_size()} processes: leave workers at 1 and engine out; "
