@@ -23,7 +23,8 @@ from torch import Tensor
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.runge_kutta import rms
 from ...kernels.shapes import column, wide
-from .. import arguments
+from ...models import notebook
+from .. import arguments, showing
 from ..outcome import Status
 from .dense import DensePath, Recorder
 from .pairs import PAIRS, Embedded, Pair
@@ -92,6 +93,17 @@ class OdeSolution:
     audited: Tensor
     saved: Tensor | None = None
     path: DensePath | None = None
+
+    def _facts(self) -> notebook.Facts:
+        taken, again = showing.counts(self.accepted), showing.counts(self.rejected)
+        steps = f"{taken} steps taken, {again} tried again"
+        return [*showing.run(self.x, self.nfe, self.status), ("steps", steps)]
+
+    def __repr__(self) -> str:
+        return notebook.lines("OdeSolution", self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table("OdeSolution", (), self._facts())
 
 
 def integrate(

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...kernels import rademacher
 from ...kernels.shapes import column
 from ...kernels.streams import CARRIED
-from ...models import Denoiser, jacobian
+from ...models import Denoiser, jacobian, notebook
 from .. import arguments
 from ..flow import ScaledFlow
 from .along_flow import rule
@@ -59,6 +59,23 @@ class FewCalls(NamedTuple):
     def total_error(self) -> Tensor:
         """The root of std_error^2 + path_error^2, nats."""
         return torch.hypot(self.std_error, self.path_error)
+
+    def _facts(self) -> notebook.Facts:
+        mean, std, path, total = (
+            f"{float(v.mean()):.4g} nats"
+            for v in (self.log_prob, self.std_error, self.path_error, self.total_error)
+        )
+        return [
+            ("log_prob", f"{mean}, mean of {len(self.log_prob)}, with noise of {self.blur:.3g}"),
+            ("total_error", f"{total} a sample: std_error {std}, path_error {path}"),
+            ("cost", f"{self.nfe} network calls and {self.products} products a sample"),
+        ]
+
+    def __repr__(self) -> str:
+        return notebook.lines("FewCalls", self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table("FewCalls", (), self._facts())
 
 
 def log_prob_in_calls(

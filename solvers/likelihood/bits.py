@@ -20,11 +20,11 @@ from torch import Tensor
 from ...kernels import normal
 from ...kernels.errors import InvalidType, InvalidValue
 from ...kernels.streams import DEQUANTIZE_HOOK
-from ...models import Denoiser
+from ...models import Denoiser, notebook
 from ...models.dequantize import CHOICES, Hook, Levels, ask, dequantised, fill
 from .. import arguments
 from ..outcome import Status, raise_if_failed, worse
-from ..showing import ended
+from ..showing import counts, ended
 from .elbo import DECODERS, Bound, ElboOptions, elbo, natural_time
 from .log_prob import log_prob
 from .options import Likelihood, SharedOptions
@@ -76,10 +76,23 @@ class Bits:
     convention: str
 
     def __repr__(self) -> str:
-        error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
         why = "".join(f"; {how}" for how in ended(self.status, WORDS))
-        mean = float(self.bits_per_dim.mean())
-        return f"{mean:.4f} +- {error:.4f} bits/dim, {self.convention}{why}"
+        return f"{self._mean()} bits/dim, {self.convention}{why}"
+
+    def _repr_html_(self) -> str:
+        solver = float(self.solver_error.mean())
+        facts = [
+            ("bits/dim", f"{self._mean()}, mean of {len(self.status)}"),
+            ("solver_error", f"{solver:.4f}"),
+            ("repeats", str(self.repeats.shape[1])),
+            ("nfe", f"{counts(self.nfe)} network calls a sample"),
+            ("status", "; ".join(ended(self.status, WORDS)) or "all finished"),
+        ]
+        return notebook.table(f"Bits, {self.convention}", (), facts)
+
+    def _mean(self) -> str:
+        error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
+        return f"{float(self.bits_per_dim.mean()):.4f} +- {error:.4f}"
 
 
 def bits_per_dim(

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
-from ...models import Denoiser, TabledVP
+from ...models import Denoiser, TabledVP, notebook
 from ...models.statistics import Statistics
 from ...models.variational import VarianceHead
 from .. import arguments
@@ -95,13 +95,19 @@ class Elbo:
             lines.append(f"{name:24s}{value:12.5f}{total:12.5f}")
         return "\n".join(lines)
 
-    def __repr__(self) -> str:
+    def _facts(self) -> notebook.Facts:
         values = (self.prior, self.diffusion, self.reconstruction, self.bits_per_dim)
-        names = (*self._names(), "total")
-        lines = [f"{n:24s}{float(v.mean()):10.4f}" for n, v in zip(names, values, strict=True)]
         error = float(self.std_error.square().sum().sqrt()) / len(self.std_error)
-        head = f"mean bits/dim, {self.convention}"
-        return "\n".join([head, *lines, f"{'+-':24s}{error:10.4f}"])
+        means = [*(float(v.mean()) for v in values), error]
+        names = (*self._names(), "total", "+-")
+        return [(n, f"{mean:.4f}") for n, mean in zip(names, means, strict=True)]
+
+    def __repr__(self) -> str:
+        lines = [f"{name:24s}{value:>10}" for name, value in self._facts()]
+        return "\n".join([f"mean bits/dim, {self.convention}", *lines])
+
+    def _repr_html_(self) -> str:
+        return notebook.table(f"mean bits/dim, {self.convention}", (), self._facts())
 
     def _names(self) -> tuple[str, str, str]:
         if self.form == "i-mmse":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...kernels import normal
 from ...kernels.errors import InvalidValue, RunFailure
-from ...models import Denoiser, conditions
+from ...models import Denoiser, conditions, notebook
 from ...models.progress import track
 from .. import arguments
 from ..arguments import device_of
@@ -91,15 +91,21 @@ class Tuned:
     candidate: Candidate | None = field(default=None, repr=False)
     free: Free | None = field(default=None, repr=False)
 
-    def __repr__(self) -> str:
+    def _told(self) -> tuple[str, str]:
+        """The error, and what was chosen."""
         more = "" if self.unlearned is None else f", error {self.unlearned:.3g} before learning"
-        lines = [
-            f"{self.table.nfe} calls: error {self.error:.3g} +- {self.half_width:.2g} "
-            + f"in {self.words} ({self.calls} calls of pilot)",
-            f"  {self.choice}{more}",
-        ]
-        lines += [f"  {error:9.3g}  {name}" for name, error in self.tried[:5]]
-        return "\n".join(lines)
+        head = f"{self.table.nfe} calls: error {self.error:.3g} +- {self.half_width:.2g} "
+        return f"{head}in {self.words} ({self.calls} calls of pilot)", f"{self.choice}{more}"
+
+    def __repr__(self) -> str:
+        head, choice = self._told()
+        lines = [f"  {error:9.3g}  {name}" for name, error in self.tried[:5]]
+        return "\n".join([head, f"  {choice}", *lines])
+
+    def _repr_html_(self) -> str:
+        head, choice = self._told()
+        rows = [(f"{error:.3g}", name) for name, error in self.tried[:5]]
+        return notebook.table(head, ("first error", "tried"), rows, f"chosen: {choice}")
 
     def at(self, model: Denoiser, nfe: int) -> Table:
         """The same choice, or the learned nodes and told levels, carried over to another number of

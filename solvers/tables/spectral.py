@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
-from ...models import Denoiser, Process
+from ...models import Denoiser, Process, notebook
 from ...models.processes import registry
 from ...models.statistics import Statistics
+from ..showing import plot_table
 from .files import FORMAT, VERSION, need, numbers, read_record, write_record
-from .tableau import check_levels, independent
+from .tableau import check_levels, independent, subscript
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,47 @@ class SpectralTable:
     process: Process
     stats: Statistics
     times: Tensor
-    state: Tensor = field(repr=False)
-    data: Tensor = field(repr=False)
-    entry: Tensor = field(repr=False)
+    state: Tensor
+    data: Tensor
+    entry: Tensor
     grid: Tensor
     name: str = "spectral"
     stochastic: bool = False
+
+    def _title(self) -> str:
+        return f"{self.name}: {self.nfe} network evaluations over {len(self.entry)} components"
+
+    def _facts(self) -> notebook.Facts:
+        past, heard = self.state.shape[1], self.data.shape[1]
+        spread = self.stats.variances.sqrt()
+        return [
+            ("process", str(self.process)),
+            ("times", f"{float(self.grid[0]):.4g} .. {float(self.grid[-1]):.4g}"),
+            ("a row", f"{past} states and {heard} data predictions of each component"),
+            ("deviations", f"{float(spread.min()):.3g} .. {float(spread.max()):.3g}"),
+        ]
+
+    def __repr__(self) -> str:
+        return notebook.lines(self._title(), self._facts())
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self._title(), (), self._facts())
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the grid (sigma/alpha of each call) and the coefficients of two components, that of
+        the largest (+) and of the smallest variance (-); returns matplotlib's figure, written if a
+        path is given. Raises MissingPackage without matplotlib."""
+        ratio = self.process.sigma(self.times) / self.process.alpha(self.times)
+        rows = ratio.masked_fill(~ratio.isfinite(), torch.nan)  # pure noise has no place on it
+        variances = self.stats.variances
+        columns, cells = [], []
+        for sign, c in (("+", int(variances.argmax())), ("-", int(variances.argmin()))):
+            for letter, held in (("u", self.state), ("E", self.data)):
+                columns += [f"{subscript(letter, k)} {sign}" for k in range(held.shape[1])]
+                cells.append(held[:, :, c])
+        return plot_table(
+            self.name, rows.tolist(), "sigma/alpha", columns, torch.cat(cells, 1), path
+        )
 
     @property
     def nfe(self) -> int:

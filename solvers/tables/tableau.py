@@ -239,8 +239,8 @@ class Tableau:
         """Names of the columns of coefficients."""
         normals = self.noise.shape[1]
         return [
-            *(_subscript("x", k) for k in range(self.state.shape[1])),
-            *(_subscript("D", h) for h in range(self.data.shape[1])),
+            *(subscript("x", k) for k in range(self.state.shape[1])),
+            *(subscript("D", h) for h in range(self.data.shape[1])),
             *(["z"] if normals == 1 else [f"z{m}" for m in range(normals)]),
         ]
 
@@ -345,7 +345,7 @@ class Tableau:
         )
 
 
-def _subscript(symbol: str, back: int) -> str:
+def subscript(symbol: str, back: int) -> str:
     return f"{symbol}_i" if back == 0 else f"{symbol}_i-{back}"
 
 

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import undiffuse as ud
+from undiffuse.models.statistics import Statistics
+from undiffuse.solvers.carried.few_calls import log_prob_in_calls
+from undiffuse.solvers.sampling.pilot import Tuned
 
 LAW = ud.targets.GaussianMixture([1, 2], [[0.0, 2.0], [2.0, -1.0]], 0.05)
 MODEL = LAW.denoiser(ud.VP())
@@ -14,7 +17,8 @@ MODEL = LAW.denoiser(ud.VP())
 
 def shown():
     sampler = ud.Sampler(MODEL, "dpmpp-2m", 6)
-    x = LAW.sample(5)
+    x, ddpm = LAW.sample(5), ud.VP.from_betas(torch.linspace(1e-4, 0.02, 50))
+    known = ud.solvers.GaussianPreconditioned(Statistics.of(LAW.sample(99), "full"))
     return {
         "Sampler": sampler,
         "State": sampler.init((5, 2)),
@@ -22,6 +26,12 @@ def shown():
         "Sampled": ud.sample(MODEL, (5, 2), nfe=7, log_prob=True),
         "AdaptiveResult": ud.solvers.sample_ode_adaptively(MODEL, (5, 2)),
         "log_prob": ud.log_prob(MODEL, x, trace="exact"),
+        "OdeSolution": ud.solvers.adaptive.integrate(lambda t, y, rows: -y, x, 0.0, 1.0),
+        "FewCalls": log_prob_in_calls(MODEL, x, 8),
+        "mean bits/dim": ud.elbo(LAW.denoiser(ddpm), x),
+        "": ud.solvers.likelihood.bits_per_dim(MODEL, x),
+        "6 calls": Tuned(sampler.tableau, "dpmpp-2m", 0.25, 0.03, 0.5, 1e-3, (("ddim", 0.75),), 9),
+        "gauss": ud.Sampler(MODEL, known, 6).tableau,
         "dpmpp-2m: 6 network evaluations": sampler.tableau,
     }
 
@@ -83,3 +93,19 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"undiffuse\[bench\]"):
         ud.Sampler(MODEL, "ddim", 3).tableau.plot()
+
+
+def test_a_table_over_components_draws_those_of_most_and_least_variance(tmp_path):
+    pytest.importorskip("matplotlib")
+    stats = Statistics.of(torch.tensor([[4.0, 0.1], [-4.0, 0.1], [0.0, -0.2]]), "full")
+    table = ud.Sampler(MODEL, ud.solvers.GaussianPreconditioned(stats), 4).tableau
+    most, least = int(stats.variances.argmax()), int(stats.variances.argmin())
+    left, right, _ = table.plot(tmp_path / "table.png").axes
+    ratio = table.process.sigma(table.times) / table.process.alpha(table.times)
+    assert left.lines[0].get_ydata() == pytest.approx(ratio.tolist())
+    cells = torch.cat(
+        [held[:, :, c] for c in (most, least) for held in (table.state, table.data)], 1
+    )
+    image = right.images[0].get_array().filled(0)
+    assert torch.equal(torch.from_numpy(image), cells)
+    assert [t.get_text() for t in right.get_xticklabels()][:1] == ["u_i +"]
