@@ -18,6 +18,7 @@ from ..tables.tableau import Tableau, from_rows
 from .adams import IPNDM
 from .exponential import DDIM, DPMSolverPP
 from .heun import check_churn, churned
+from .stochastic import check_window, inside
 
 
 def check_part(name: str, solver: object, stochastic: bool | None = None) -> None:
@@ -244,11 +245,7 @@ class Within(Solver):
     def __post_init__(self) -> None:
         check_part("inside", self.inside)
         check_part("outside", self.outside, stochastic=False)
-        first, last = (whole(f"window[{i}]", v, 0) for i, v in enumerate(self.window))
-        if first > last:
-            raise InvalidValue(
-                f"window must be (first, last) with first <= last; got {self.window}"
-            )
+        check_window(self.window)
 
     @property
     def order(self) -> float:
@@ -260,8 +257,7 @@ class Within(Solver):
 
     def rows(self, path: Path) -> Tableau:
         (first, last), n = self.window, len(path.t) - 1
-        if last > n:
-            raise InvalidValue(f"window {self.window} must end within the grid's {n} steps")
+        inside(self.window, n)
         spans = ((self.outside, 0, first), (self.inside, first, last))
         parts = [
             solver.rows(Path.of(path.process, path.t[a : b + 1]))

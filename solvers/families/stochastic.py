@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InvalidValue
-from ..arguments import flag
+from ...kernels.errors import InvalidType, InvalidValue
+from ..arguments import flag, whole
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
 from .adams import check_points
@@ -283,11 +283,14 @@ class FlowSDE(Solver):
     noise_level: size of the noise >= 0; the authors take 0.7.
     noisy_end: draw noise in a last step down to sigma = 0 too, as the authors' code does. By
         default that step is one denoising jump.
-    Raises ValueError for another value.
+    window: (first, last) steps that draw noise, counted from 0, `last` not among them (MixGRPO, Li
+        et al. 2025); Euler steps of the flow outside. None: all. `Within` has other solvers there.
+    Raises ValueError for another value, or a window that ends after the grid.
     """
 
     noise_level: float = 0.7
     noisy_end: bool = False
+    window: tuple[int, int] | None = None
 
     order: ClassVar[float] = 1.0
 
@@ -295,13 +298,15 @@ class FlowSDE(Solver):
         if not 0 <= self.noise_level < math.inf:
             raise InvalidValue(f"noise_level must be finite and >= 0; got {self.noise_level}")
         flag("noisy_end", self.noisy_end)
+        check_window(self.window)
 
     def rows(self, path: Path) -> Tableau:
         process, t = path.process, path.t[:-1]
         d, alpha, sigma = t - path.t[1:], path.alpha[:-1], path.sigma[:-1]
         up, down = process.sigma_dot(t), process.alpha_dot(t)
         seen = torch.where(alpha > 0, alpha, path.alpha[1:])
-        eta2 = self.noise_level**2 * sigma * (up * alpha - sigma * down) / seen
+        level = self.noise_level * inside(self.window, len(t))
+        eta2 = level.square() * sigma * (up * alpha - sigma * down) / seen
         pull = 0.5 * d * eta2 / sigma.square()
         state = 1 - d * up / sigma - pull
         data = d * (up * alpha / sigma - down) + pull * alpha
@@ -323,30 +328,57 @@ class CPS(Solver):
     (order 0), but for a = 0, which is DDIM.
 
     noise_level: a in [0, 1].
-    Raises ValueError for another value.
+    window: (first, last) steps that draw noise, as of `FlowSDE`; DDIM's steps outside.
+    Raises ValueError for another value, or a window that ends after the grid.
     """
 
     noise_level: float = 0.7
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_level <= 1:
             raise InvalidValue(f"noise_level must lie in [0, 1]; got {self.noise_level}")
+        check_window(self.window)
 
     @property
     def order(self) -> float:
         return 0.0 if self.noise_level else 1.0
 
     def rows(self, path: Path) -> Tableau:
-        angle, sigma = self.noise_level * math.pi / 2, path.sigma[1:]
-        kept = math.cos(angle) * sigma / path.sigma[:-1]
+        sigma = path.sigma[1:]
+        angle = self.noise_level * math.pi / 2 * inside(self.window, len(sigma))
+        kept = torch.cos(angle) * sigma / path.sigma[:-1]
         return from_rows(
             "cps",
             path.t,
             path.t[:-1],
             [kept],
             [path.alpha[1:] - kept * path.alpha[:-1]],
-            [math.sin(angle) * sigma],
+            [torch.sin(angle) * sigma],
         )
+
+
+def check_window(window: tuple[int, int] | None) -> None:
+    """Raises ValueError unless it is None or (first, last) with 0 <= first <= last."""
+    if window is None:
+        return
+    if not isinstance(window, tuple) or len(window) != 2:
+        raise InvalidType(f"window must be a tuple (first, last); got {window!r}")
+    first, last = (whole(f"window[{i}]", v, 0) for i, v in enumerate(window))
+    if first > last:
+        raise InvalidValue(f"window must be (first, last) with first <= last; got {window}")
+
+
+def inside(window: tuple[int, int] | None, steps: int) -> Tensor:
+    """1 in the steps of the window, 0 in others: float64 [steps]. None is all steps.
+
+    Raises ValueError for a window that ends after them.
+    """
+    first, last = (0, steps) if window is None else window
+    if last > steps:
+        raise InvalidValue(f"window {window} must end within the grid's {steps} steps")
+    i = torch.arange(steps, device="cpu")
+    return ((i >= first) & (i < last)).double()
 
 
 SOLVERS: dict[str, Solver] = {

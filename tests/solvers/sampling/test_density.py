@@ -297,6 +297,15 @@ def test_noise_inside_a_window_alone():
     multi = multi.tableau(ud.VP(), times("log_snr", ud.VP(), 8))
     assert torch.equal(multi.data[:5, 1] != 0, torch.tensor([False, True, False, False, False]))
     assert not bool(multi.data[5, 1]) and bool(multi.data[6, 1])
+    # the solvers' own windows are the same, with their own steps without noise outside
+    own = FlowSDE(0.7, window=(2, 5)).tableau(process, t)
+    flow, cps = FlowSDE(0.0).tableau(process, t), CPS(0.7, window=(2, 5)).tableau(process, t)
+    for i in range(8):
+        for what in ("state", "data", "noise"):
+            mine, part = getattr(own, what)[i], getattr(noisy if 2 <= i < 5 else flow, what)[i]
+            assert torch.equal(mine, part)
+            mine = getattr(cps, what)[i]
+            assert torch.equal(mine, getattr(CPS(0.7 * (2 <= i < 5)).tableau(process, t), what)[i])
     # no window, no noise; the whole run, all of it
     assert not Within(FlowSDE(), SOLVERS["ddim"], (3, 3)).tableau(process, t).stochastic
     whole = Within(FlowSDE(), SOLVERS["ddim"], (0, 8)).tableau(process, t)
@@ -305,6 +314,8 @@ def test_noise_inside_a_window_alone():
         (lambda: Within(FlowSDE(), SOLVERS["ddim"], (5, 2)), "first <= last"),
         (lambda: Within(FlowSDE(), SOLVERS["ddpm"], (0, 2)), "outside must be a deterministic"),
         (lambda: Within(FlowSDE(), SOLVERS["ddim"], (0, 9)).tableau(process, t), "8 steps"),
+        (lambda: FlowSDE(window=(0, 9)).tableau(process, t), "8 steps"),
+        (lambda: CPS(window=(3, 2)), "first <= last"),
     ):
         with pytest.raises(ValueError, match=message):
             bad()
