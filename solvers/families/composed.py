@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...kernels.errors import InvalidType, InvalidValue
 from ...models import VP, Process
-from ..arguments import whole
 from ..tables.grids import times
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau, from_rows
