@@ -168,7 +168,7 @@ class Churn(Solver):
     def rows(self, path: Path) -> Tableau:
         hot = churned(path, self.churn, self.s_min, self.s_max)
         legs = [
-            self.solver.rows(Path.of(path.process, torch.stack([a, b])))
+            self.solver.filled(Path.of(path.process, torch.stack([a, b])))
             for a, b in zip(hot.nodes.t, path.t[1:], strict=True)
         ]
         scale, noise = hot.scale.tolist(), (self.s_noise * hot.noise).tolist()
@@ -259,7 +259,7 @@ class Within(Solver):
         inside(self.window, n)
         spans = ((self.outside, 0, first), (self.inside, first, last))
         parts = [
-            solver.rows(Path.of(path.process, path.t[a : b + 1]))
+            solver.filled(Path.of(path.process, path.t[a : b + 1]))
             for solver, a, b in (*spans, (self.outside, last, n))
             if b > a
         ]

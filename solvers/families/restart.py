@@ -34,7 +34,7 @@ def repeated(inner: Solver, path: Path, jumps: list[Again]) -> Tableau:
     segments, lifts, at = [], [], 0
 
     def leg(a: int, b: int) -> Tableau:
-        return inner.rows(Path.of(path.process, path.t[a : b + 1]))
+        return inner.filled(Path.of(path.process, path.t[a : b + 1]))
 
     for top, bottom, count in jumps:
         scale = float(path.alpha[top] / path.alpha[bottom])

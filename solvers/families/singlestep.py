@@ -123,10 +123,13 @@ class SingleStep(Solver):
         end = path.t[-1:] if last and path.ends_clean else t[:0]
         stride = k if self.on_grid else 1
         ends = torch.cat([t[:first], t[first::stride], end])
-        whole = Path.of(path.process, ends)
+        whole, nodes = (Path.of(path.process, part) for part in (ends, t[first:]))
+        if a == 0 and not path.alpha[0]:
+            whole = whole.from_pure_noise()
+            nodes = nodes if first else nodes.from_pure_noise()
         if k == 1:
             return DDIM(self.eta).rows(whole)
-        return self._run(whole, Path.of(path.process, t[first:]), k)
+        return self._run(whole, nodes, k)
 
     def _run(self, path: Path, nodes: Path, order: int) -> Tableau:
         """Steps of one order through `path`; `nodes` holds their middles where those lie on it."""
@@ -232,10 +235,10 @@ class DPMFast(Solver):
             steps, n = self._steps(self.eta), len(path.t) - 1
             k = steps.orders(n)[-1]
             still = SingleStep(3, "noise", ending=(k,))
-            parts = [still.rows(Path.of(path.process, path.t[-2:]))]
+            parts = [still.filled(Path.of(path.process, path.t[-2:]))]
             if n > 1:
                 short = replace(steps, ending=tuple(self.last[:-1]))
-                parts.insert(0, short.rows(Path.of(path.process, path.t[:-1])))
+                parts.insert(0, short.filled(Path.of(path.process, path.t[:-1])))
             whole = chain(parts, [(1.0, 0.0)] * (len(parts) - 1))
         return replace(
             whole, grid=path.t, name="dpm-fast", order=self.order, weak_order=self.weak_order

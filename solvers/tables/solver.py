@@ -15,6 +15,9 @@ from ...models import VP, Process
 from .grids import as_times, checked, times
 from .tableau import Tableau
 
+NO_DATA = 1e-5  # alpha at the start below which float32 states hold no data; diffusers has 1e-6
+CANCELS = 10.0  # coefficients of states above which rows that start there cancel
+
 
 @dataclass(frozen=True)
 class Path:
@@ -43,6 +46,12 @@ class Path:
     @property
     def ends_clean(self) -> bool:
         return float(self.sigma[-1]) == 0.0
+
+    def from_pure_noise(self) -> Path:
+        """The same with no data in its first node, alpha = 0 and lambda = -inf."""
+        alpha, lam = self.alpha.clone(), self.lam.clone()
+        alpha[0], lam[0] = 0.0, -math.inf
+        return Path(self.process, self.t, alpha, self.sigma, lam)
 
 
 class Solver(ABC):
@@ -118,7 +127,14 @@ class Solver(ABC):
         if t.ndim != 1:
             raise InvalidValue(f"grid must be one-dimensional; got shape {tuple(t.shape)}")
         t = checked(t, process, t_min=process.t_clean)
-        return self.rows(Path.of(process, t)).of(process, self.order, self.weak_order)
+        return self.filled(Path.of(process, t)).of(process, self.order, self.weak_order)
+
+    def filled(self, path: Path) -> Tableau:
+        """`rows`, or those from pure noise where a start next to it makes rows that cancel."""
+        table = self.rows(path)
+        if 0 < float(path.alpha[0]) < NO_DATA and float(table.state.abs().max()) > CANCELS:
+            return self.rows(path.from_pure_noise())
+        return table
 
     @abstractmethod
     def rows(self, path: Path) -> Tableau:
