@@ -25,6 +25,7 @@ class Status(IntEnum):
     BLURRED = 7
     DIVERGED = 8
     FOLDED = 9
+    UNMIXED = 10
 
     @property
     def meaning(self) -> str:
@@ -48,8 +49,12 @@ _MEANING = {
     "its errors on this grid; use more steps or another solver",
     Status.FOLDED: "the solver's map folds here (its Jacobian has a determinant <= 0), so that "
     "other starts lead to the same sample and log_prob leaves them out: use more steps",
+    Status.UNMIXED: "the noise at t_max does not hide the data, whose density there cannot be "
+    "told, so log_prob has N(0, sigma^2) in its place; ends_error says about what that is worth",
 }
-VALUED = (Status.OK, Status.TARGET_NOT_MET, Status.BLURRED, Status.DIVERGED, Status.FOLDED)
+DESCRIBED = (Status.BLURRED, Status.UNMIXED)
+"""Statuses of samples whose value is another than what was asked for, and exactly what they say."""
+VALUED = (Status.OK, Status.TARGET_NOT_MET, *DESCRIBED, Status.DIVERGED, Status.FOLDED)
 """Statuses of samples that have a value: those that finished, whatever it is worth."""
 
 
@@ -82,11 +87,12 @@ def raise_if_failed(
     status: Tensor, result: Any, on_failure: str, words: Mapping[Status, str] | None = None
 ) -> None:
     """Raises SolverError, naming the first failed samples, unless on_failure is 'return'. A sample
-    that is BLURRED has a value, which is what it says, and is not raised for.
+    that is BLURRED or UNMIXED has a value, which is what it says, and is not raised for.
 
     words: what a status means in this run, where that is more than `Status.meaning`.
     """
-    failed = ((status != Status.OK) & (status != Status.BLURRED)).nonzero().flatten().tolist()
+    fine = torch.tensor((Status.OK, *DESCRIBED), dtype=status.dtype, device=status.device)
+    failed = (~torch.isin(status, fine)).nonzero().flatten().tolist()
     if failed and on_failure == "raise":
         code = Status(int(status[failed[0]]))
         raise SolverError(

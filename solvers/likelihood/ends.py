@@ -10,7 +10,13 @@ Both are told by the network at one point, from its residual r = D - x^ and its 
                  score + x/s^2 = D/s^2, so that along the ray from 0 it changes by
                      int_0^1 x . D(u x) du/s^2
                  and the Gaussian with K = dD/dx^ and mean (I - K)^-1 D(0) has, at 0,
-                     1/2 log det(I - K) - 1/2 D(0) . (I - K)^-1 D(0)/s^2
+                     1/2 log det(I - K) - 1/2 D(0) . (I - K)^-1 D(0)/s^2.
+                 Where s is no larger than the data's scales D(0) is also taken as the tangent at x
+                 has it, D - K x^: the two err to opposite sides, so that their mean counts
+
+What cannot be told is not corrected for. What is then left is bounded by facts of any law: a score
+is no longer than its divergence explains, and log p_T/N(0, s^2) at 0 is log E exp(-|x_0|^2/2s^2),
+between -E |x_0|^2/2s^2 (Jensen) and 0.
 
 tr f(E) of a matrix that is too large to be written down is a Gauss quadrature by a few Lanczos
 steps from random probes (Ubaru, Chen and Saad 2017); its largest node also tells whether some
@@ -34,6 +40,7 @@ from ...models import jacobian as traces
 from .. import arguments
 from ..flow import ScaledFlow
 from .options import SMALL
+from .quadrature import LUCK
 
 FULL = 256
 """Components up to which an exact trace takes the whole matrix at the ends: one more node."""
@@ -46,9 +53,6 @@ none beyond: what D moves along it falls as its inverse square."""
 
 NARROW = 1e-6  # 1 - k below which a variance at t_max is float32's rounding
 UNSURE = 0.5  # of the value at 0 where p_T has no Gaussian's curvature there
-LONGEST = 100.0
-"""A velocity network's r that is no score is longer than |r|^2 = blur^2 tr E, which is a score's
-mean over its data, by scale/blur, 1e5; a datum would have to lie ten deviations from its law."""
 LOUDEST = 3.0
 """D moves from 0 to a latent by C x^/s^2, of length at most sqrt(d) scale^2/s for data of one
 direction alone, times a normal: so many times that is no law's."""
@@ -56,11 +60,13 @@ SLIGHT = 1e-4  # nats a component that nobody asks about
 
 
 class End(NamedTuple):
-    """What an end is worth and its error, nats float64 [B]; whether it can be told, and whether the
-    data are tighter there than the noise, bool [B]; products with the Jacobian, int64 [B]."""
+    """What an end is worth, its error, and what is left of log p where it is not corrected for,
+    nats float64 [B]; whether it can be told, and whether the data are tighter there than the noise,
+    bool [B]; products with the Jacobian, int64 [B]."""
 
     worth: Tensor
     error: Tensor
+    left: Tensor
     told: Tensor
     tight: Tensor
     products: Tensor
@@ -80,27 +86,29 @@ def truncation(
     if _whole(x, exact):
         e, q = point.eigen(lambda v, w: v - w)
         square = (q.mT @ r[..., None])[..., 0].square()
-        left = 1 - e
-        tight = ~(left > torch.finfo(x.dtype).eps ** 0.5).all(1)
-        length = (x[0].numel() * e.square().sum(1)).sqrt()  # as probes tell it
-        worth = -0.5 * (left.log() + square / (blur**2 * left)).sum(1)
-        noise = torch.zeros_like(worth)
+        left, least = 1 - e, torch.finfo(x.dtype).eps ** 0.5
+        tight = ~(left > least).all(1)
+        size = e.square().sum(1)
+        usual = e.sum(1).abs() + LUCK * (2 * size).sqrt()
+        ray, log_det = (square / left).sum(1), left.clamp(min=least).log().sum(1)
+        noise = torch.zeros_like(ray)
         turned = r - (q @ (e * (q.mT @ r[..., None])[..., 0])[..., None])[..., 0]
     else:
         one, share, image = _lanczos(lambda v: point.times(v, lambda v, w: v - w), r)
         turned = r - image
         ray = r.square().sum(1) * (share / (1 - one).clamp(min=1e-3)).sum(1)
-        log_det, noise, most, size = point.log_det(lambda v, w: v - w, 2 * allowed)
-        worth, noise = -0.5 * (log_det + ray / blur**2), 0.5 * noise
+        log_det, noise, most, length = point.log_det(lambda v, w: v - w, 2 * allowed)
         tight = ~((most < TIGHTEST) & (one.amax(1) < TIGHTEST))
-        length = size
+        usual = length * (1 + LUCK * (2 / x[0].numel()) ** 0.5)
+    worth = -0.5 * (log_det + ray / blur**2)
     # a Gaussian about x has the residual (I - E) r at x + r
     there = point.at(x + r.reshape(x.shape).to(x.dtype))
     bent = 0.5 * (r * (there - turned)).sum(1).abs() / blur**2
-    # E s^2 = -E tr grad s for a score s: what is no density's score has a length of its own
-    score = r.square().sum(1) <= LONGEST * blur**2 * length
-    told = ~tight & score & _small(bent, worth, r)
-    return End(worth, torch.hypot(noise, bent), told, tight, point.products)
+    # E |r|^2/b^2 = tr E for a score: what no divergence explains is no density's
+    excess = 0.5 * (r.square().sum(1) / blur**2 - usual).clamp(min=0)
+    told = ~tight & _small(torch.hypot(bent, excess), worth, r)
+    error = torch.hypot(0.5 * noise, torch.hypot(bent, excess))
+    return End(worth, error, 0.5 * (log_det.abs() + usual), told, tight, point.products)
 
 
 def prior_gap(
@@ -119,7 +127,7 @@ def prior_gap(
     """
     zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     if flow.ends_pure:
-        return End(zero, zero, zero == 0, zero != 0, zero.long())
+        return End(zero, zero, zero, zero == 0, zero != 0, zero.long())
     lam = torch.full_like(zero, flow.lam_noise)
     x = flow.at_noise(z)
     s2 = math.exp(-2 * flow.lam_noise)
@@ -133,30 +141,38 @@ def prior_gap(
         place, weight = legendre.leggauss(5)
         inside = [point.at((c := 0.5 + 0.5 * z) * x) + c * flat for z in place.tolist()]
         along = [(flat * v).sum(1) / s2 for v in inside]
-        simpson = (ray + 2 * along[2]) / 3
+        chord = ray
         ray = sum((0.5 * w * v for w, v in zip(weight.tolist(), along, strict=True)), 0 * ray)
-        bent = (ray - simpson).abs()
+        bent = (ray - chord).abs()  # 0 of a Gaussian, whose value at 0 is taken
     if _whole(x, exact or near):
-        at_zero, fine = _normaliser(*point.eigen(lambda v, w: w), start, s2)
+        k, q = point.eigen(lambda v, w: w)
+        at_zero, fine = _normaliser(k, q, start, s2)
         noise = torch.zeros_like(at_zero)
-        if near:  # a Gaussian has the same K at 0
+        if near:
+            tangent = data - (q @ (k * (q.mT @ flat[..., None])[..., 0])[..., None])[..., 0]
+            other, _ = _normaliser(k, q, tangent, s2)
+            at_zero, noise = 0.5 * (at_zero + other), 0.5 * (at_zero - other).abs()
+            # a Gaussian has the same K at 0
             origin = _Point(flow, torch.zeros_like(x), lam, seed, ids)
-            other_zero, fine_too = _normaliser(*origin.eigen(lambda v, w: w), start, s2)
-            apart = (at_zero - other_zero).abs()
-            noise = torch.where(fine_too, apart, UNSURE * at_zero.abs())
+            other, same = _normaliser(*origin.eigen(lambda v, w: w), start, s2)
+            apart = torch.where(same, at_zero - other, UNSURE * at_zero)
+            noise = noise.maximum(apart.abs())
             point.products += origin.products
     else:
         # K is small, of order (scale/s)^2: the mean is D(0) but for its share in it
         log_det, noise, most, _ = point.log_det(lambda v, w: w, 2 * allowed, 1)
         at_zero, noise = 0.5 * (log_det - start.square().sum(1) / s2), 0.5 * noise
         fine = (most < TIGHTEST) & (not near)
-    worth = ray + at_zero
+    worth, d = ray + at_zero, flat.shape[1]
     # a network that must find D in its output times sigma/alpha finds what no data would make
     size = torch.maximum(at_data.double().flatten(1).square().mean(1), zero + flow.scale**2)
     moved = (data - start).square().mean(1).sqrt()
-    real = moved <= LOUDEST * size * (flat.shape[1] / s2) ** 0.5
-    told = fine & real & _small(bent, worth, flat)
-    return End(worth, torch.hypot(noise, bent), told, ~fine, point.products)
+    real = moved <= LOUDEST * size * (d / s2) ** 0.5
+    most = LOUDEST * flat.norm(dim=1) * size.sqrt() / s2
+    left = ray.abs().minimum(most).maximum(0.5 * d * size / s2)
+    doubt = torch.hypot(bent, noise) if near else bent
+    told = fine & real & _small(doubt, left if near else worth, flat)
+    return End(worth, torch.hypot(noise, bent), left, told, ~fine, point.products)
 
 
 def _normaliser(k: Tensor, q: Tensor, start: Tensor, s2: float) -> tuple[Tensor, Tensor]:

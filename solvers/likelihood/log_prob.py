@@ -13,6 +13,7 @@ of a prior that knows nothing of them. Both are corrected for where they can be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 SHARE = 0.3  # of the error of all else that the probes at the ends may have
+NOTICED = 0.01  # bits/dim of a prior that is not known, from which on it may be the status
 
 
 def log_prob(
@@ -122,25 +124,37 @@ def _close(
     part, seeds = flow.part(rows), arguments.seeds_of(seed, rows)
     allowed = SHARE * found.total_error.nan_to_num()[rows]
     made = {n: torch.full_like(found.log_prob, torch.nan) for n in ("prior_gap", "truncation")}
-    square = torch.zeros_like(allowed)
     value, told = found.log_prob.clone(), {}
     how_much = (seeds, ids[rows], how.trace == "exact", allowed)
     if how.prior == "matched":
         told["prior_gap"] = ends.prior_gap(part, found.latent[rows], x[rows], *how_much)
     if how.truncation:
-        told["truncation"] = end = ends.truncation(part, x[rows], *how_much)
-        fine = found.status[rows] == Status.OK
-        found.status[rows[fine & end.tight]] = int(Status.BLURRED)
+        told["truncation"] = ends.truncation(part, x[rows], *how_much)
+    errors = {}
     for name, end in told.items():
         made[name][rows] = torch.where(end.told, end.worth, torch.nan)
         value[rows] += torch.where(end.told, end.worth, 0.0)
-        square += torch.where(end.told, end.error.square(), 0.0)
+        errors[name] = torch.where(end.told, end.error, end.left).nan_to_num(torch.inf)
         found.products[rows] += end.products
     found.nfe[rows] += part.forwards
     error = torch.zeros_like(value)
-    error[rows] = square.sqrt()
+    error[rows] = torch.stack(list(errors.values())).square().sum(0).sqrt()
     gap, cut = made["prior_gap"], made["truncation"]
-    return replace(found, log_prob=value, ends_error=error, prior_gap=gap, truncation=cut)
+    closed = replace(found, log_prob=value, ends_error=error, prior_gap=gap, truncation=cut)
+    if (end := told.get("prior_gap")) is not None:
+        rest = closed.total_error[rows].square() - errors["prior_gap"].square()
+        bits = errors["prior_gap"] / (x[0].numel() * math.log(2))
+        most = ~end.told & (errors["prior_gap"].square() > rest) & (bits > NOTICED)
+        _mark(closed.status, rows[most], Status.UNMIXED)
+    if (end := told.get("truncation")) is not None:
+        _mark(closed.status, rows[end.tight], Status.BLURRED)
+    return closed
+
+
+def _mark(status: Tensor, rows: Tensor, code: Status) -> None:
+    """Enter what else is to be said of rows, in place: it is said before UNMIXED alone."""
+    mild = (status[rows] == Status.OK) | (status[rows] == Status.UNMIXED)
+    status[rows[mild]] = int(code)
 
 
 def _without_failures(found: LogProb) -> LogProb:

@@ -407,23 +407,26 @@ def settle(
     tolerances, and again while that changes log p by more than its error.
 
     The datum is foreign, or the path strayed where a trained network's flow spreads: finer steps
-    tell. The change counts in path_error.
+    tell. The change counts in path_error; where no finer steps work, all that the prior makes of
+    the latent does, for it may be the work of a path that strayed.
     """
     process = flow.model.process
     alpha = float(process.alpha(process.t_max))
     usual = process.prior.std**2 + alpha**2 * rms(x.double()).square()
     foreign = rms(found.latent.double()).square() > FOREIGN**2 * usual
     rows = (foreign & ~status_failed(found.status)).nonzero().flatten()
+    unknown = 0.5 * (found.latent[rows].double() / process.prior.std).flatten(1).square().sum(1)
     for _ in range(FINER):
         if not len(rows) or how.rtol <= 1.01 * FINEST[x.dtype]:
             break
         how = replace(how, rtol=0.1 * how.rtol, atol=0.1 * how.atol)
         before = found.log_prob[rows]
         worked, after = _again(flow, x, how, seed, ids, found, rows, False)
-        gone = (after - before).abs()
+        gone = torch.where(worked, (after - before).abs(), unknown)
         doubt = torch.hypot(found.std_error[rows], found.solver_error[rows])
-        found.path_error[rows] = torch.hypot(found.path_error[rows], gone.nan_to_num())
+        found.path_error[rows] = torch.hypot(found.path_error[rows], gone)
         rows = rows[worked & (gone > 3 * doubt)]
+        unknown = torch.zeros_like(found.log_prob[rows])  # what a path has changed by is counted
 
 
 def _again(

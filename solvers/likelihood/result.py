@@ -31,11 +31,13 @@ class LogProb:
     defect_error: standard error of that correction, nats; 0 if 'augmented'. Where the network's
         score is longer than its divergence explains, it is an error's, and is believed in part.
     prior_gap: log p_T - log N(0, sigma^2) at the latent, nats, with p_T of the data's own moments
-        at t_max; nan where it cannot be told or prior='normal', and log_prob is then of N(0, I).
+        at t_max; nan where it cannot be told (status UNMIXED where that is most of the error) or
+        prior='normal', and log_prob is then of N(0, I).
     truncation: log p_0 - log p_blurred, what the noise at t_min costs, nats; nan where it cannot be
         told (the data are tighter than that noise, status BLURRED, or the network is no score) or
         was not asked for, and log_prob is then of the blurred data.
-    ends_error: error of these two, nats.
+    ends_error: error of these two, nats; of one that was asked for and cannot be told about what
+        it may be worth.
     latent: x at t_max, [B, *event], in x's dtype.
     status: int64 codes of `Status`, 0 = fine.
     nfe: int64, network evaluations, all of them.
