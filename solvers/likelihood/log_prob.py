@@ -141,13 +141,13 @@ def _close(
     error[rows] = torch.stack(list(errors.values())).square().sum(0).sqrt()
     gap, cut = made["prior_gap"], made["truncation"]
     closed = replace(found, log_prob=value, ends_error=error, prior_gap=gap, truncation=cut)
-    if (end := told.get("prior_gap")) is not None:
+    if (gap_end := told.get("prior_gap")) is not None:
         rest = closed.total_error[rows].square() - errors["prior_gap"].square()
         bits = errors["prior_gap"] / (x[0].numel() * math.log(2))
-        most = ~end.told & (errors["prior_gap"].square() > rest) & (bits > NOTICED)
+        most = ~gap_end.told & (errors["prior_gap"].square() > rest) & (bits > NOTICED)
         _mark(closed.status, rows[most], Status.UNMIXED)
-    if (end := told.get("truncation")) is not None:
-        _mark(closed.status, rows[end.tight], Status.BLURRED)
+    if (cut_end := told.get("truncation")) is not None:
+        _mark(closed.status, rows[cut_end.tight], Status.BLURRED)
     return closed
 
 
