@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -273,7 +274,16 @@ def _lines(s: dict[str, Any], data: str, out: Path) -> str:
     lines += [("left out", f"{n} items: {why}") for why, n in s["failures"].items()]
     if s["target_not_met"]:
         lines.append(("missed", f"{s['target_not_met']} items missed the target"))
-    return "\n".join(f"{name:9} {text}" for name, text in lines)
+    return "\n".join(
+        textwrap.fill(
+            f"{name:9} {text}",
+            80,
+            subsequent_indent=10 * " ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, text in lines
+    )
 
 
 # --- both methods -----------------------------------------------------------------------------

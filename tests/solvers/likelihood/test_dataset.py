@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -417,3 +418,13 @@ def test_one_item_has_no_interval(tmp_path, capsys):
     pytest.importorskip("sklearn")
     dataset_likelihood.run(tmp_path, limit=1, **FAST)
     assert ", of one item" in capsys.readouterr().out
+
+
+def test_the_summary_of_data_of_a_long_name_stays_within_80_columns(tmp_path, capsys):
+    path = tmp_path / f"{'of_a_long_name' * 4}.npy"
+    np.save(path, np.zeros((2, 1, 8, 8), np.float32))
+    dataset_likelihood.run(tmp_path / "out", None, str(path), **FAST | {"dequantize": "none"})
+    said = capsys.readouterr().out
+    assert path.name in said or path.stem in said
+    told = [line for line in said.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, told)) <= 80
