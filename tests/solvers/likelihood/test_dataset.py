@@ -423,7 +423,9 @@ def test_one_item_has_no_interval(tmp_path, capsys):
 def test_the_summary_of_data_of_a_long_name_stays_within_80_columns(tmp_path, capsys):
     path = tmp_path / f"{'of_a_long_name' * 4}.npy"
     np.save(path, np.zeros((2, 1, 8, 8), np.float32))
-    dataset_likelihood.run(tmp_path / "out", None, str(path), **FAST | {"dequantize": "none"})
+    dataset_likelihood.run(
+        tmp_path / "out", data=str(path), dequantize="none", **FAST
+    )
     said = capsys.readouterr().out
     assert path.name in said or path.stem in said
     told = [line for line in said.splitlines() if str(tmp_path) not in line]
