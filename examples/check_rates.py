@@ -4,13 +4,14 @@
 
 The networks are those of `examples/bank/` and the digits that ship. Each is declared right, and
 wrong in every way there is: another prediction; another convention of time; times that are 1000
-times too large or small; another scale of the data, or of `sigma_data`. The limits of `ud.check`
-are chosen on every second network, and what is reported are the others.
+times too large or small; another scale of the data, or of `sigma_data`; another process. The limits of
+`ud.check` are chosen on every second network, and what is reported are the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import re
@@ -46,7 +47,7 @@ TRIED = advice.Limits(
 )
 FALSE = 10
 """Wrong declarations that may be missed for one right declaration that is doubted."""
-KINDS = ("right", "predicts", "time", "time scale", "scale", "sigma_data")
+KINDS = ("right", "predicts", "time", "time scale", "scale", "sigma_data", "process")
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,6 +92,21 @@ def declarations(model: ud.Denoiser) -> Iterator[tuple[str, str, ud.Denoiser, tu
         for factor in (2.0, 0.5):
             wrong = replace(model, sigma_data=factor * model.sigma_data)
             yield "sigma_data", f"{factor:g}", wrong, same
+    own = processes(model)
+    for words, make in advice.PROCESSES.items() if own else ():
+        if words not in own:
+            with contextlib.suppress(ValueError):  # no such times on it
+                yield "process", words, replace(model, process=make(model.steps)), same
+
+
+def processes(model: ud.Denoiser) -> list[str]:
+    """The usual processes that are the model's; none where it does not see them in its times."""
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    made = {words: make(model.steps) for words, make in advice.PROCESSES.items()}
+    if model.time in advice.BY_LEVEL or isinstance(model.process, ud.EDM):
+        return []
+    near = (float((p.log_snr(t) - model.process.log_snr(t)).abs().max()) for p in made.values())
+    return [words for words, off in zip(made, near, strict=True) if off < 0.05]
 
 
 def undone(scale: str, change: tuple[float, float]) -> bool:
@@ -113,6 +129,7 @@ def measured(name: str, model: ud.Denoiser, data: Tensor, seed: int) -> Iterator
         own = on_its_own(wrong, tuple(x.shape[1:]), seed) if kind != "scale" else None
         record = {"network": name, "kind": kind, "wrong": words, "seed": seed, "own": own}
         record |= {"change": (factor, shift), "mine": mine, "others": others}
+        record["processes"] = [p.format(n=model.steps) for p in processes(model)]
         yield record | {"right": (model.predicts, model.time, model.sigma_data)}
 
 
@@ -132,12 +149,15 @@ def verdict(record: dict[str, Any], limits: advice.Limits) -> tuple[bool, bool]:
     predicts, time, sigma_data = record["right"]
     if found.fits is None or found.holds:
         return not found.holds, False
-    best = min((o for o in others if o[:3] == (*found.fits, found.scale)), key=lambda o: o.score,
+    fits = (*found.fits, found.scale, found.process)
+    best = min((o for o in others if (*o[:3], o.process) == fits), key=lambda o: o.score,
                default=mine)  # fmt: skip
     times = {time, "lambda t: 1000 * t"} if time == "index" else {time}  # one step apart
     if record["kind"] == "scale":
         return True, undone(found.scale, record["change"])
     right = best.predicts == predicts and best.time in times and best.scale == "x"
+    known = record["processes"] if record["kind"] == "process" else [None]
+    right = right and best.process in known
     if right and predicts == "edm" and best.sigma_data is not None:
         right = abs(best.sigma_data / sigma_data - 1) < 0.2
     return True, right

@@ -4,8 +4,8 @@ D(x_t, t) = E[x_0 | x_t] errs less than any other estimate of x_0, that of a Gau
 
     E|x_0 - D|^2 <= c sigma^2 / (alpha^2 c + sigma^2),     c the variance of the data.
 
-What is declared is held to this at a few noise levels, beside the other declarations there are and
-beside data of other scales. `bench/results/check.md` has how often that is right.
+What is declared is held to this at a few noise levels, beside the other declarations there are,
+the usual processes, and data of other scales. `bench/results/check.md` has how often that is right.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from ...kernels import normal
 from ...kernels.errors import InvalidType, InvalidValue, UndiffuseError
 from ...kernels.streams import USER
-from ...models import READOUTS, Denoiser, conditions, notebook
+from ...models import READOUTS, VE, VP, Denoiser, Flow, Process, conditions, notebook
 from ...models.denoiser import Combination
 from ...models.readout import TIME_CONVENTIONS
 from .. import arguments
@@ -91,6 +91,24 @@ SCALED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+PROCESSES: dict[str, Callable[[int], Process]] = {
+    "ud.VP()": lambda n: VP(),
+    "ud.VP.from_betas(torch.linspace(1e-4, 0.02, {n}))": (
+        lambda n: VP.from_betas(torch.linspace(1e-4, 0.02, n, dtype=torch.float64, device="cpu"))
+    ),
+    "ud.VP.from_betas(torch.linspace(0.00085**0.5, 0.012**0.5, {n})**2)": lambda n: VP.from_betas(
+        torch.linspace(0.00085**0.5, 0.012**0.5, n, dtype=torch.float64, device="cpu") ** 2
+    ),
+    "ud.VP.cosine(steps={n})": lambda n: VP.cosine(steps=n),
+    "ud.Flow()": lambda n: Flow(),
+    "ud.VE()": lambda n: VE(),
+}
+"""Processes that are usual, by the Python that makes them for n training steps (Ho et al. 2020;
+Rombach et al. 2022; Nichol & Dhariwal 2021; Liu et al. 2023; Song et al. 2021)."""
+BY_LEVEL = ("edm", "sigma")
+"""Conventions of time that tell the network the level itself: the process is not seen in it."""
+
+
 class Declaration(NamedTuple):
     """What a network may be declared to be, and how that fits.
 
@@ -98,6 +116,7 @@ class Declaration(NamedTuple):
     scale: what the data must be multiplied by and moved to, in Python: 'x', 'x / 127.5 - 1'.
     sigma_data: of 'edm', else None.
     score: mean log ratio of D's squared error to a Gaussian's; below 0 is good.
+    process: in Python, where it is another than the model's.
     """
 
     predicts: str
@@ -105,12 +124,14 @@ class Declaration(NamedTuple):
     scale: str
     sigma_data: float | None
     score: float
+    process: str | None = None
 
     @property
     def code(self) -> str:
         """The arguments of `Denoiser`, and what becomes of the data."""
         time = self.time if self.time in (*SCALED, "a function") else repr(self.time)
-        words = f"predicts={self.predicts!r}, time={time}"
+        words = "" if self.process is None else f"{self.process}, "
+        words += f"predicts={self.predicts!r}, time={time}"
         words += f", sigma_data={self.sigma_data:.3g}" if self.sigma_data is not None else ""
         return words + (f", data {self.scale}" if self.scale != "x" else "")
 
@@ -126,6 +147,7 @@ class Check:
         data.
     words: the finding in a sentence; where nothing beats a Gaussian, that no declaration fits.
     scale: what makes data of x that fit: 'x' as they are, or 'x / 127.5 - 1' and its like.
+    process: the process that fits, in Python; None: the model's.
     """
 
     holds: bool
@@ -134,7 +156,8 @@ class Check:
     score: float
     scores: tuple[Declaration, ...]
     words: str
-    scale: str = field(default="x")
+    scale: str = "x"
+    process: str | None = None
 
     def __bool__(self) -> bool:
         return self.holds
@@ -144,9 +167,9 @@ class Check:
         if not self.scores:
             return "\n".join(lines)
         lines += ["", f"{'score':>6}  declaration ({NOTE})"]
-        lines += [
-            f"{row.score:6.2f}{'*' if row == self._mine else ' '} {row.code}" for row in self.scores
-        ]
+        for row in self.scores:
+            front = f"{row.score:6.2f}{'*' if row == self._mine else ' '} "
+            lines += textwrap.wrap(front + row.code, 80, subsequent_indent=9 * " ")
         return "\n".join([*lines, "", "* is declared"])
 
     def record(self) -> dict[str, Any]:
@@ -158,7 +181,10 @@ class Check:
 
     @property
     def _mine(self) -> Declaration | None:
-        mine = [r for r in self.scores if r[:3] == (*self.declared, "x") and r.score == self.score]
+        told = (*self.declared, "x")
+        mine = [
+            r for r in self.scores if r[:3] == told and r.score == self.score and r.process is None
+        ]
         return mine[0] if mine else None
 
     def _repr_html_(self) -> str:
@@ -188,8 +214,8 @@ def check(
 ) -> Check:
     """Hold a network to what its `Denoiser` declares, and name the declaration that fits.
 
-    It asks for other predictions, other times, another `sigma_data` and data of another scale. It
-    takes some 150 calls of 16 events and a few of 64.
+    It asks for other predictions, other times, another `sigma_data`, the usual processes and data
+    of another scale. It takes some 200 calls of 16 events and a few of 64.
 
     model: a `Denoiser` of one network; of guidance check each network by itself.
     x: data [B, *event] of the network's kind, 16 events or more, of which 64 are taken. Without
@@ -232,7 +258,9 @@ def check(
 def candidates(model: Denoiser, seen: Seen) -> tuple[Declaration, list[Declaration]]:
     """The model's own declaration, and those that fit best beside it."""
     mine = _declaration(model, "x", score_of(model, *seen))
-    return mine, [*_others(model, seen), *_rescaled(model, mine, seen)]
+    return mine, [
+        *_others(model, seen), *_processes(model, mine, seen), *_rescaled(model, mine, seen)
+    ]  # fmt: skip
 
 
 def judged(mine: Declaration, others: Sequence[Declaration], limits: Limits = LIMITS) -> Check:
@@ -258,7 +286,7 @@ def judged(mine: Declaration, others: Sequence[Declaration], limits: Limits = LI
         words = f"declare {best.code}: it fits the data, and {mine.code} does not"
     found = tuple(sorted([mine, *others], key=lambda d: d.score))[: FINALISTS + 1]
     found = found if mine in found else (*found[:-1], mine)
-    return Check(holds, mine[:2], best[:2], mine.score, found, words, best.scale)
+    return Check(holds, mine[:2], best[:2], mine.score, found, words, best.scale, best.process)
 
 
 def _declaration(model: Denoiser, scale: str, score: float, time: str | None = None) -> Declaration:
@@ -304,6 +332,27 @@ def _others(model: Denoiser, seen: Seen) -> list[Declaration]:
     if again and (best := min(again, key=lambda d: d.score)).sigma_data is not None:
         again += _tuned(model, best, seen)
     return again
+
+
+def _processes(model: Denoiser, mine: Declaration, seen: Seen) -> list[Declaration]:
+    """The model's own declaration on the usual process that fits best."""
+    if model.time in BY_LEVEL:
+        return []
+    few, n, found = part(seen, FIRST), model.steps or 1000, []
+    for words, make in PROCESSES.items():
+        try:
+            with warnings.catch_warnings():  # of pure noise, on processes that nobody declared
+                warnings.simplefilter("ignore")
+                other = replace(model, process=make(n))
+        except ValueError:  # no such times on it
+            continue
+        found.append((_score_or_inf(other, few), words.format(n=n), other))
+    found.sort(key=lambda f: f[0])
+    return [
+        mine._replace(process=words, score=_score_or_inf(other, seen))
+        for score, words, other in found[:2]
+        if score < math.inf
+    ]
 
 
 def _tuned(model: Denoiser, best: Declaration, seen: Seen) -> list[Declaration]:

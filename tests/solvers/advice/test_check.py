@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +29,33 @@ def test_an_exact_network_is_found_out_whatever_is_declared(process, right, decl
     found = ud.check(ud.Denoiser(network(right, process), process, predicts=declared), X)
     assert found.holds == (declared == right)
     assert found.fits[0] == right
+
+
+USUAL = {
+    "ud.VP()": ud.VP(),
+    "ud.VP.cosine(steps=1000)": ud.VP.cosine(),
+    "ud.Flow()": ud.Flow(),
+    "ud.VE()": ud.VE(),
+}
+
+
+@pytest.mark.parametrize("right", USUAL)
+@pytest.mark.parametrize("declared", USUAL)
+def test_another_process_than_the_networks_is_named(right, declared):
+    """A network of a cosine schedule, declared to be of a linear one, and their like."""
+    net = network("noise", USUAL[right])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pure noise at the end of some of them
+        found = ud.check(ud.Denoiser(net, USUAL[declared], predicts="noise"), X)
+    assert found.holds == (declared == right)
+    if found.holds:
+        assert found.process is None
+        return
+    process = eval(found.process, {"ud": ud, "torch": torch})
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    torch.testing.assert_close(process.log_snr(t), USUAL[right].log_snr(t), atol=0.05, rtol=0)
+    assert found.fits == ("noise", "continuous") and f"declare {found.process}" in found.words
+    assert max(map(len, repr(found).splitlines())) <= 80
 
 
 def test_a_forgotten_index_is_named():
