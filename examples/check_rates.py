@@ -4,8 +4,8 @@
 
 The networks are those of `examples/bank/` and the digits that ship. Each is declared right, and
 wrong in every way there is: another prediction; another convention of time; times that are 1000
-times too large or small; another scale of the data, or of `sigma_data`; another process. The limits of
-`ud.check` are chosen on every second network, and what is reported are the others.
+times too large or small; another scale of the data, or of `sigma_data`; another process. The limits
+of `ud.check` are chosen on every second network, and what is reported are the others.
 """
 
 from __future__ import annotations
