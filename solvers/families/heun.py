@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InvalidValue
+from ...models import Flow
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 
@@ -29,7 +30,8 @@ class Heun(Solver):
         with it, so marginals hold for every process, flows included.
     s_min, s_max: of sigma/alpha, where churn acts.
     s_noise: what the added noise is scaled by, >= 0; 1 keeps the marginals.
-    clock: 'sigma' or 'flow'; None takes 'sigma', or 'flow' for a grid that starts where alpha = 0.
+    clock: 'sigma' or 'flow'; None takes 'flow' for a `Flow` and for a grid that starts where
+        alpha = 0, else 'sigma'.
     Raises ValueError for another value.
     """
 
@@ -89,8 +91,8 @@ class Heun(Solver):
         ).trimmed()
 
     def _clock(self, nodes: Path, path: Path) -> tuple[Tensor, Tensor]:
-        pure_noise = float(path.alpha[0]) == 0.0
-        if (self.clock or ("flow" if pure_noise else "sigma")) == "flow":
+        flow = isinstance(path.process, Flow) or float(path.alpha[0]) == 0.0
+        if (self.clock or ("flow" if flow else "sigma")) == "flow":
             c = nodes.alpha + nodes.sigma
         else:
             c = nodes.alpha

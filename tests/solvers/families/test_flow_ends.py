@@ -1,5 +1,6 @@
 """Runge-Kutta on a velocity network has its order over the whole of [0, 1], both ends included."""
 
+import itertools
 import math
 
 import pytest
@@ -54,3 +55,18 @@ def test_calls():
     assert rk4.tableau(flow, times("uniform", flow, 5, "zero")).nfe == 4 * 4 + 3
     assert rk4.tableau(flow, times("uniform", flow, 5, "denoise")).nfe == 4 * 4 + 1
     assert rk4.tableau(flow, times("uniform", flow, 5, "t_min")).nfe == 5 * 4
+
+
+@pytest.mark.parametrize("first", [1.0, 0.9997, 0.6])
+def test_heun_steps_in_the_time_of_a_flow(first):
+    """Wherever a part of it begins: trapezoids of the velocity, Euler's step at the end."""
+    grid = [first, 0.5, 0.3, 0.1, 0.0]
+    x, h = Z.clone(), [b - a for a, b in itertools.pairwise(grid)]
+    for t, step in zip(grid, h, strict=False):
+        v = velocity(x, torch.full((len(x),), t, dtype=torch.float64))
+        y = x + step * v
+        if t + step > 1e-9:
+            v = 0.5 * (v + velocity(y, torch.full((len(x),), t + step, dtype=torch.float64)))
+        x = x + step * v
+    got = ud.sample(MODEL, Z.shape, "heun", grid=grid, x_init=Z)
+    assert torch.allclose(got, x, rtol=1e-12, atol=1e-12)
