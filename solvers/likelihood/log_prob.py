@@ -89,11 +89,9 @@ def log_prob(
         found = augmented.run(flow, x, chosen, seed, ids)
     else:
         free = how.rtol is None and how.atol is None
-        found = quadrature.run(flow, x, chosen, seed, ids, free)
-        if free:
-            quadrature.settle(flow, x, chosen, seed, ids, found)
-        if chosen.target_solver_error is not None:
-            quadrature.tighten(flow, x, chosen, seed, ids, found, free)
+        found = quadrature.run(flow, x, chosen, seed, ids, free, first=free)
+        if free or chosen.target_solver_error is not None:
+            quadrature.refine(flow, x, chosen, seed, ids, found, free)
     _check_gradient(flow, x, seed, ids, found)
     found = _close(flow, x, chosen, seed, ids, found)
     result = _without_failures(replace(found, offset=float(how.offset)))

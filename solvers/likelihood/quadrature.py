@@ -51,6 +51,13 @@ they are not spent: the standard error would be twice too large."""
 FOREIGN, FINER = 4.0, 3
 """Times the prior's deviation that the rms of a latent must have to be none of it, and how often at
 most its path is laid again. Trained networks take dull images to twice that deviation."""
+SHORT, RARE = 0.5, 20.0
+"""Nor is a latent of it whose square is less than SHORT times its mean, where normal ones are so
+with a probability below e^-RARE: images brighter, emptier or tighter than any that was learned."""
+KEPT, MORE = 0.5, 4
+"""Of what a tenth of the tolerance changes, the share that it may leave: the error falls at least
+as the root of the tolerance, to a third, and half of the change is that third. There are about
+MORE times the nodes then."""
 LUCK = 3.0  # deviations of |score|^2 that a datum of an exact score may lie above its mean
 ROUGH = 0.8  # exact scores leave less than .7, smooth trained networks .6 to .84
 RELATIVE = 0.4
@@ -296,11 +303,13 @@ def run(
     seed: int | Tensor,
     ids: Tensor,
     free: bool = False,
+    first: bool = False,
 ) -> LogProb:
     """log p of x by the path first and the trace at its nodes; how: resolved.
 
     The pilot, one probe a node, judges the path: where it cannot meet target_solver_error no more
-    probes are spent, since a path of smaller steps is to follow (free: it may).
+    probes are spent, since a path of smaller steps is to follow (free: it may). Nor are they where
+    the latent is foreign, of a path that `refine` lays again (first: it will).
     """
     batch, d = x.shape[0], x[0].numel()
     goal, path_goal = (_variance(v, d) for v in (how.target_std_error, how.target_solver_error))
@@ -322,6 +331,8 @@ def run(
     if not bool(fine.any()):  # no path to lay a node on
         return _nothing(flow, x, status, path.rejected)
     with torch.no_grad():
+        latent = _far_end(flow, path)
+        strange = foreign(flow, x, latent) & first
         least, share = LAID[trace == "exact"]
         points = how.points
         orders = range(least, MOST + 1) if points is None else range(points, points + 1)
@@ -336,7 +347,7 @@ def run(
             goals = None if goal is None else nodes.lam.new_full((batch,), goal)
 
             def hold(left: Tensor) -> Tensor:
-                over = torch.zeros_like(fine)
+                over = strange.clone()
                 if free and path_goal is not None:
                     error = torch.hypot(bound.nansum(1), change(nodes, batch)[2])
                     over = error.square() > path_goal
@@ -350,7 +361,6 @@ def run(
         error = path_error(nodes, cast(DensePath, path.path), bound, noise, orders[-1])
         rough = roughness(nodes, noise)
         error[: len(rough)] = torch.hypot(error[: len(rough)], rough)
-        latent = _far_end(flow, path)
         value = flow.prior(latent) - total
         odd = fine & ~torch.isfinite(value)  # at a node, or at the far end
         status[odd] = int(Status.NETWORK_NOT_FINITE)
@@ -373,7 +383,7 @@ def run(
     )
 
 
-def tighten(
+def refine(
     flow: ScaledFlow,
     x: Tensor,
     how: Chosen,
@@ -382,51 +392,60 @@ def tighten(
     found: LogProb,
     free: bool,
 ) -> None:
-    """Run the samples whose solver_error exceeds target_solver_error again, in place, at a tenth of
-    the tolerances at a time, down to what x's dtype can tell. Samples that still exceed it, or all
-    that do if the tolerances are the caller's (free=False), have status TARGET_NOT_MET."""
-    goal = cast(float, _variance(how.target_solver_error, x[0].numel()))
+    """Run samples again, in place, at a tenth of the tolerances at a time, down to what x's dtype
+    can tell: those whose solver_error exceeds target_solver_error, and those of a foreign latent.
+
+    Of such a latent either the datum is foreign, or the path strayed where a trained network's flow
+    spreads. There the network's score is none of the flow's density, and does not tell what the
+    path misses. Finer steps do: KEPT of what they change, beyond the noise of the probes, counts in
+    path_error. They are laid FINER times at most, while that is not small beside the error. Where
+    no finer steps work, all that the prior makes of the latent counts, for a path that strayed may
+    have made it.
+
+    With tolerances of the caller's (free=False) nothing is run again. Samples that still exceed
+    target_solver_error have status TARGET_NOT_MET.
+    """
+    goal = _variance(how.target_solver_error, x[0].numel())
     finest = FINEST[x.dtype] if free else how.rtol
+    strange = foreign(flow, x, found.latent) & ~status_failed(found.status)
+    unsettled, stuck = strange.clone(), torch.zeros_like(strange)
+    length = (found.latent.double() / flow.model.process.prior.std).flatten(1).square().sum(1)
+    unknown = torch.where(strange, 0.5 * length, 0.0)
 
     def missed() -> Tensor:
-        return ~status_failed(found.status) & (found.solver_error.square() > goal)
+        over = found.solver_error.square() > (math.inf if goal is None else goal)
+        return over & ~status_failed(found.status)
 
-    stuck = torch.zeros_like(found.status, dtype=torch.bool)  # tighter steps were not to be had
-    while how.rtol > 1.01 * finest and len(rows := (missed() & ~stuck).nonzero()):
-        rows = rows.flatten()
+    finer = 0
+    while how.rtol > 1.01 * finest and len(rows := ((missed() | unsettled) & ~stuck).nonzero()):
+        rows, finer = rows.flatten(), finer + 1
         how = replace(how, rtol=0.1 * how.rtol, atol=0.1 * how.atol)
-        worked, _ = _again(flow, x, how, seed, ids, found, rows, how.rtol > 1.01 * finest)
+        if goal is None:  # as many products, on more nodes
+            how = replace(how, probes=max(1.0, how.probes / MORE))
+        before, noise = found.log_prob[rows], found.std_error[rows].square()
+        worked, after = _again(flow, x, how, seed, ids, found, rows, how.rtol > 1.01 * finest)
         stuck[rows[~worked]] = True
+        noise += found.std_error[rows].square()
+        gone = torch.where(strange[rows], (after - before).square() - noise, 0.0)
+        left = torch.where(worked, KEPT * gone.clamp(min=0).sqrt(), unknown[rows])
+        unknown[rows] = 0.0  # what finer steps have changed is counted
+        doubt = torch.hypot(found.std_error[rows], found.solver_error[rows])
+        found.path_error[rows] = torch.hypot(found.path_error[rows], left)
+        unsettled[rows] = worked & (left > 3 * doubt) & (finer < FINER)
     found.status[missed()] = int(Status.TARGET_NOT_MET)
 
 
-def settle(
-    flow: ScaledFlow, x: Tensor, how: Chosen, seed: int | Tensor, ids: Tensor, found: LogProb
-) -> None:
-    """Run the samples whose latent the prior does not know again, in place, at a tenth of the
-    tolerances, and again while that changes log p by more than its error.
+def foreign(flow: ScaledFlow, x: Tensor, latent: Tensor) -> Tensor:
+    """Whether the prior knows nothing of the latents of data x, bool [B]; see FOREIGN and SHORT.
 
-    The datum is foreign, or the path strayed where a trained network's flow spreads: finer steps
-    tell. The change counts in path_error; where no finer steps work, all that the prior makes of
-    the latent does, for it may be the work of a path that strayed.
+    Of d normal numbers P(|z|^2 < r d) <= exp(-d (r - 1 - log r)/2) for r < 1 (Chernoff).
     """
     process = flow.model.process
     alpha = float(process.alpha(process.t_max))
     usual = process.prior.std**2 + alpha**2 * rms(x.double()).square()
-    foreign = rms(found.latent.double()).square() > FOREIGN**2 * usual
-    rows = (foreign & ~status_failed(found.status)).nonzero().flatten()
-    unknown = 0.5 * (found.latent[rows].double() / process.prior.std).flatten(1).square().sum(1)
-    for _ in range(FINER):
-        if not len(rows) or how.rtol <= 1.01 * FINEST[x.dtype]:
-            break
-        how = replace(how, rtol=0.1 * how.rtol, atol=0.1 * how.atol)
-        before = found.log_prob[rows]
-        worked, after = _again(flow, x, how, seed, ids, found, rows, False)
-        gone = torch.where(worked, (after - before).abs(), unknown)
-        doubt = torch.hypot(found.std_error[rows], found.solver_error[rows])
-        found.path_error[rows] = torch.hypot(found.path_error[rows], gone)
-        rows = rows[worked & (gone > 3 * doubt)]
-        unknown = torch.zeros_like(found.log_prob[rows])  # what a path has changed by is counted
+    r = rms(latent.double()).square() / usual
+    rare = 0.5 * x[0].numel() * (r - 1 - r.log()) > RARE
+    return (r > FOREIGN**2) | ((r < SHORT) & rare)
 
 
 def _again(
