@@ -85,10 +85,8 @@ def perform(
     todo = [unit for unit in order if unit not in ledger]
     if progress and rank() == 0 and len(todo) < len(units) and told is None:
         of, come = (sum(map(len, some)) for some in (units, todo))
-        print(
-            f"{label}: {of - come} of {of} are there from an earlier run, {come} to come",
-            file=sys.stderr,
-        )
+        by = "already" if world_size() > 1 else "from an earlier run"  # or by the others of this
+        print(f"{label}: {of - come} of {of} are there {by}, {come} to come", file=sys.stderr)
     with bar(progress and rank() == 0) as shown:
         shown.total(sum(map(len, todo)))
         shown.say(label)
