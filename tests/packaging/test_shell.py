@@ -225,8 +225,22 @@ def test_a_model_file_finds_its_neighbours(tmp_path, monkeypatch):
     assert ud.load(f"{tmp_path / 'mine.py'}:model").event_shape == (2,)
 
 
-@pytest.mark.parametrize("line", ["undiffuse tr", "undiffuse bench or", "undiffuse sample --fi"])
-def test_bash_completes_commands_kinds_and_options(line):
+COMPLETED = {
+    "undiffuse tr": "train",
+    "undiffuse bench or": "orders",
+    "undiffuse bench --tar": "--targets",
+    "undiffuse sample --fi": "--final",
+    "undiffuse sample --grid kar": "karras",
+    "undiffuse sample --solver = heun-c": "heun-churn",  # as bash cuts --solver=heun-c
+    "undiffuse fid --solvers heun,unipc-3-n": "heun,unipc-3-noise",
+    "undiffuse sample --format webd": "webdataset",
+    "undiffuse likelihood --format par": "parquet",
+    "undiffuse train digits --process vp-c": "vp-cosine",
+}
+
+
+@pytest.mark.parametrize("line", COMPLETED)
+def test_bash_completes_commands_kinds_options_and_their_values(line):
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(["completion", "bash"]) == 0
@@ -238,8 +252,7 @@ def test_bash_completes_commands_kinds_and_options(line):
     done = subprocess.run(
         ["bash", "-c", script], check=True, capture_output=True, text=True, timeout=60
     )
-    wanted = {"tr": "train", "or": "orders", "--fi": "--final"}[current]
-    assert wanted in done.stdout.split()
+    assert done.stdout.split() == [COMPLETED[line]]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

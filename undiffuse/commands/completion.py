@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from . import words
+
 KEPT = "nothing was written"
 EXAMPLES = """\
   undiffuse completion bash > ~/.undiffuse.bash
@@ -12,6 +14,10 @@ EXAMPLES = """\
   undiffuse completion fish > ~/.config/fish/completions/undiffuse.fish
 
 In ~/.bashrc, or in ~/.zshrc below compinit, add `. ~/.undiffuse.bash` (`.zsh`)."""
+
+
+FILES = ("--solver", "--solvers", "--features", "--peers")
+"""Options whose values may be files as well."""
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -42,34 +48,66 @@ def _words(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
                 for option in action.option_strings:
                     found[f"{path} {option}"] = values
                 here += [] if action.option_strings else values
-        for option in ("--solver", "--solvers"):
+        for option, known in registries.items():
             if option in here:
-                found[f"{path} {option}"] = _solvers()
+                found.setdefault(f"{path} {option}", known)
 
+    registries = _registries()
     walk(parser, "")
+    found["sample --format"] = words.SHARDS
+    found["fid --metrics"] = words.FID["metrics"]
+    found["bench"] += found["bench nfe"]  # which `bench` alone is
+    for option in [key for key in found if key.startswith("bench nfe --")]:
+        found[option.replace(" nfe", "")] = found[option]
     return found
 
 
-def _solvers() -> list[str]:
+def _registries() -> dict[str, list[str]]:
+    """Values of the options that argparse is told no choices of."""
     from ..solvers import names
 
-    return names()
+    return {
+        "--solver": names(),
+        "--solvers": names(),
+        "--grid": [*words.GRIDS, *words.MEASURED],
+        "--engine": ["local", "torchrun", "ray"],
+        "--device": ["auto", "cpu", "cuda", "mps"],
+        "--process": words.PROCESSES,
+        "--predicts": words.READOUTS,
+        "--network": words.NETWORKS,
+        "--loss": words.OBJECTIVES,
+        "--kind": words.STATISTICS,
+        "--targets": words.TARGETS,
+        "--peers": words.LIBRARIES,
+        "--metrics": words.MEASURES,
+        "--features": words.EXTRACTORS,
+        "--protocol": words.FID["protocols"],
+    }
 
 
-def _bash(words: dict[str, list[str]]) -> str:
+def _bash(found: dict[str, list[str]]) -> str:
     cases = "\n".join(
         f"    {shlex.quote(path)}) words={shlex.quote(' '.join(values))} ;;"
-        for path, values in words.items()
+        for path, values in found.items()
     )
     return f"""_undiffuse() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
-  local path="" word words=""
+  local path="" word words="" lead=""
+  [[ "$before" = "=" ]] && before="${{COMP_WORDS[COMP_CWORD-2]}}"
+  [[ "$current" = "=" ]] && current=""
   for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
     case "$word" in -*) break ;; esac
     _undiffuse_words "${{path:+$path }}$word" && path="${{path:+$path }}$word" || break
   done
-  _undiffuse_words "$path $before" || _undiffuse_words "$path"
-  COMPREPLY=($(compgen -W "$words" -- "$current") $(compgen -f -- "$current"))
+  if _undiffuse_words "$path $before"; then
+    [[ "$current" = *,* ]] && lead="${{current%,*}},"  # a list: a,b,c
+    COMPREPLY=($(compgen -P "$lead" -W "$words" -- "${{current##*,}}"))
+    case "$before" in {"|".join(FILES)}) ;; *) return ;; esac  # files are values, too
+  else
+    _undiffuse_words "$path"
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+  fi
+  COMPREPLY+=($(compgen -f -- "$current"))
 }}
 _undiffuse_words() {{
   case "$1" in
@@ -81,19 +119,19 @@ complete -o filenames -F _undiffuse undiffuse
 """
 
 
-def _zsh(words: dict[str, list[str]]) -> str:
-    return "autoload -U +X bashcompinit && bashcompinit\n" + _bash(words)
+def _zsh(found: dict[str, list[str]]) -> str:
+    return "autoload -U +X bashcompinit && bashcompinit\n" + _bash(found)
 
 
-def _fish(words: dict[str, list[str]]) -> str:
+def _fish(found: dict[str, list[str]]) -> str:
     lines = []
-    for path, values in words.items():
+    for path, values in found.items():
         *commands, last = path.split(" ") if path else [""]
         if last.startswith("--"):
             on = " ".join(commands)
             lines.append(
                 f"complete -c undiffuse -n '__fish_seen_subcommand_from {on}' -l {last[2:]} "
-                f"-xa {shlex.quote(' '.join(values))}"
+                f"-{'r' if last in FILES else 'x'}a {shlex.quote(' '.join(values))}"
             )
             continue
         on = f"__fish_seen_subcommand_from {last}" if path else "__fish_use_subcommand"
