@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ...kernels.errors import InvalidValue
+from ...models import Flow
 from ..tables.solver import Path, Solver
 from ..tables.tableau import Tableau
 from .multistep_engine import (
@@ -82,11 +83,11 @@ class Adams(Solver):
 class LMS(Solver):
     """k-diffusion's linear multistep sampler: `Adams` of 'noise' in 'sigma' that goes down to 0.
 
-        y' = y + int_s^s' P ds,   y = x/alpha,   s = sigma/alpha
+        y' = y + int_s^s' P ds,   y = x/c,   s = sigma/c,   c = alpha; of a `Flow` alpha + sigma
 
     with P the polynomial in s through the last `points` values of (y - D)/s. A last interval down
     to sigma = 0 is a step like the others, where `Adams` makes a denoising jump: the result is not
-    D there, but an extrapolation. Needs alpha > 0 where it starts.
+    D there, but an extrapolation. Needs c > 0 where it starts.
 
     points: values that a step goes through, 1..4, as many as there are in the first steps.
     Raises ValueError for another number.
@@ -102,15 +103,17 @@ class LMS(Solver):
         return float(self.points)
 
     def rows(self, path: Path) -> Tableau:
-        n, alpha, s = len(path.t) - 1, path.alpha, path.sigma / path.alpha
+        n = len(path.t) - 1
+        c = path.alpha + path.sigma if isinstance(path.process, Flow) else path.alpha
+        s = path.sigma / c
         u, w = gauss(4)  # exact up to degree 7; P is of degree 3 at most
         d = s[1:] - s[:-1]
         back = torch.arange(n, device="cpu")[:, None] - torch.arange(self.points, device="cpu")
         used, back = back >= 0, back.clamp(min=0)
         basis = lagrange(s[:-1, None] + d[:, None] * u, s[back], used)
-        rule = torch.einsum("n,g,ngh->nh", d, w, basis) * alpha[1:, None] / s[back]
-        state = rule / alpha[back]
-        state[:, 0] += alpha[1:] / alpha[:-1]
+        rule = torch.einsum("n,g,ngh->nh", d, w, basis) * c[1:, None] / s[back]
+        state = rule / c[back]
+        state[:, 0] += c[1:] / c[:-1]
         return finish(
             f"lms-{self.points}",
             path,

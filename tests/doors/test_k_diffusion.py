@@ -342,6 +342,14 @@ def test_the_euler_of_a_flow_is_a_straight_step():
     assert differ(got, x) < 1e-12
 
 
+@pytest.mark.parametrize("sigmas", [FLOW_SIGMAS, FLOW_SIGMAS[3:-1]], ids=["whole", "part"])
+@pytest.mark.parametrize("name", ["euler", "heun", "lms"])
+def test_what_steps_in_sigma_is_k_diffusions_on_flows_too(theirs, name, sigmas):
+    """In the time of a flow, from pure noise and from a picture."""
+    want = getattr(theirs, f"sample_{name}")(flow_model(), START / 10, sigmas, disable=True)
+    assert differ(getattr(K, f"sample_{name}")(flow_model(), START / 10, sigmas), want) < EXACT
+
+
 def test_a_flows_noise_keeps_its_scale():
     """x = (1 - s) x_0 + 2 s eps: the ancestral noise is twice that of scale 1."""
     z = ByLevel()
