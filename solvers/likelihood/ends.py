@@ -61,14 +61,14 @@ SLIGHT = 1e-4  # nats a component that nobody asks about
 
 class End(NamedTuple):
     """What an end is worth, its error, and what is left of log p where it is not corrected for,
-    nats float64 [B]; whether it can be told, and whether the data are tighter there than the noise,
-    bool [B]; products with the Jacobian, int64 [B]."""
+    nats float64 [B]; whether it can be told, and whether the data are tighter than the noise at
+    t_min, or not hidden by that at t_max, bool [B]; products with the Jacobian, int64 [B]."""
 
     worth: Tensor
     error: Tensor
     left: Tensor
     told: Tensor
-    tight: Tensor
+    shown: Tensor
     products: Tensor
 
 
@@ -104,8 +104,8 @@ def truncation(
     # a Gaussian about x has the residual (I - E) r at x + r
     there = point.at(x + r.reshape(x.shape).to(x.dtype))
     bent = 0.5 * (r * (there - turned)).sum(1).abs() / blur**2
-    # E |r|^2/b^2 = tr E for a score: what no divergence explains is no density's
-    excess = 0.5 * (r.square().sum(1) / blur**2 - usual).clamp(min=0)
+    # of clean normal data ray/b^2 has the mean tr E: what no divergence explains is no density's
+    excess = 0.5 * (ray / blur**2 - usual).clamp(min=0)
     told = ~tight & _small(torch.hypot(bent, excess), worth, r)
     error = torch.hypot(0.5 * noise, torch.hypot(bent, excess))
     return End(worth, error, 0.5 * (log_det.abs() + usual), told, tight, point.products)
@@ -169,10 +169,12 @@ def prior_gap(
     moved = (data - start).square().mean(1).sqrt()
     real = moved <= LOUDEST * size * (d / s2) ** 0.5
     most = LOUDEST * flat.norm(dim=1) * size.sqrt() / s2
-    left = ray.abs().minimum(most).maximum(0.5 * d * size / s2)
+    usual = flat.norm(dim=1) * (size / d).sqrt() / s2
+    left = torch.where(real, ray.abs().minimum(most), usual).maximum(0.5 * d * size / s2)
     doubt = torch.hypot(bent, noise) if near else bent
     told = fine & real & _small(doubt, left if near else worth, flat)
-    return End(worth, torch.hypot(noise, bent), left, told, ~fine, point.products)
+    shown = s2 < NEAR**2 * size
+    return End(worth, torch.hypot(noise, bent), left, told, shown, point.products)
 
 
 def _normaliser(k: Tensor, q: Tensor, start: Tensor, s2: float) -> tuple[Tensor, Tensor]:

@@ -142,10 +142,11 @@ def _close(
     if (gap_end := told.get("prior_gap")) is not None:
         rest = closed.total_error[rows].square() - errors["prior_gap"].square()
         bits = errors["prior_gap"] / (x[0].numel() * math.log(2))
-        most = ~gap_end.told & (errors["prior_gap"].square() > rest) & (bits > NOTICED)
+        most = ~gap_end.told & gap_end.shown
+        most &= (errors["prior_gap"].square() > rest) & (bits > NOTICED)
         _mark(closed.status, rows[most], Status.UNMIXED)
     if (cut_end := told.get("truncation")) is not None:
-        _mark(closed.status, rows[cut_end.tight], Status.BLURRED)
+        _mark(closed.status, rows[cut_end.shown], Status.BLURRED)
     return closed
 
 
