@@ -36,6 +36,7 @@ from ..kernels.errors import InvalidValue
 from ..kernels.shapes import as_float64, column
 from ..kernels.streams import GRADIENT
 from ..models import Denoiser, Process, jacobian
+from ..models.denoiser import Combination
 from . import arguments
 from .outcome import Status, raise_if_failed
 
@@ -231,6 +232,12 @@ class ScaledFlow:
         self.lam_data = float(process.log_snr(self.t_min))
         self.lam_noise = process.noisiest_log_snr
         self.forwards = torch.zeros(batch, dtype=torch.int64, device="cpu")
+
+    @property
+    def guided(self) -> bool:
+        """Whether several networks are combined, or one is bent: a field that is the score of no
+        noised density, even if theirs are."""
+        return isinstance(self.model.net, Combination)
 
     @property
     def blur(self) -> float:

@@ -83,8 +83,8 @@ def log_prob(
         )
     seed = arguments.seed_of(seed, len(x), x.device)
     ids = arguments.sample_ids(sample_ids, len(x), x.device)
-    chosen = how.resolved(x)
     flow = ScaledFlow(model, len(x), cond, how.t_min, x.dtype)
+    chosen = how.resolved(x, flow.guided, augmented.in_own_time(flow))
     if chosen.method == "augmented":
         found = augmented.run(flow, x, chosen, seed, ids)
     else:

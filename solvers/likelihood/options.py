@@ -19,7 +19,9 @@ TRACES = ("hutchinson", "gaussian", "exact")
 BACKENDS = ("native", "torchdiffeq")
 PRIORS = ("matched", "normal")
 SMALL = 8  # components up to which the trace is exact: it costs at most two blocks of four probes
-FINE = 1e-4  # default tolerance where the trace is exact, so that the path is the only error
+FINE = 1e-4
+"""Default tolerance where the trace is exact, so that the path is the only error, and of guided
+flows, whose paths part between modes."""
 LEAST = {torch.float32: 1e-5, torch.float64: 1e-11}
 """The least target by dtype, bits/dim: a hundred times the rounding of a state of scale 1."""
 MOST_POINTS = 64  # Gauss nodes a step: beyond them a step is better halved
@@ -58,12 +60,15 @@ class Likelihood:
     """How `log_prob` computes: every option, checked when it is made, before any network call.
 
     The path
-        method: 'quadrature' (default) integrates the path first and then the trace at Gauss nodes
-            with probes of their own; 'augmented' integrates x and log p as one ODE, with the same
-            probes all along.
+        method: 'quadrature' integrates the path first and then the trace at Gauss nodes with probes
+            of their own; 'augmented' integrates x and log p as one ODE, with the same probes all
+            along. Default: 'quadrature'; but 'augmented' of a network whose field is no density's
+            score, guided or of velocities that are integrated in their own time, where d <= 8 and
+            no option needs 'quadrature'.
         solver: 'bosh3', 'dopri5', 'tsit5' or 'dopri8'. Default: tsit5, or dopri5 if 'augmented'.
         rtol, atol: tolerances of a step, in the flow's scaled coordinates. Default: 1e-3, or 1e-4
-            where the trace is exact, or 1e-5 if 'augmented'. Not below what x's dtype can hold.
+            where the trace is exact or the network is guided, or 1e-5 if 'augmented'. Not below
+            what x's dtype can hold.
         max_steps: attempted steps of a sample at most, >= 1; default 1000.
         t_min: where time starts, in (0, t_max). Default: 1e-5 for processes in closed form down to
             t = 0 (sub-VP: 1e-4), else the model's own.
@@ -163,11 +168,19 @@ class Likelihood:
         arguments.lookup("method", self.method, METHODS)
         return self.method.lower()
 
-    def resolved(self, x: Tensor) -> Chosen:
-        """The same with every default decided for data x [B, *event]."""
-        solver, tolerance, probes = METHODS[self.way]
+    def resolved(self, x: Tensor, guided: bool = False, own_time: bool = False) -> Chosen:
+        """The same with every default decided for data x [B, *event].
+
+        guided: whether the field is that of no density.
+        own_time: whether the network gives velocities that are smooth in time.
+        """
+        d, way = x[0].numel(), self.way
+        needs = self.points, self.target_std_error, self.target_solver_error, self.control
+        free = self.method is None and all(v is None for v in needs)
+        if (guided or own_time) and free and d <= SMALL:
+            way = "augmented"
+        solver, tolerance, probes = METHODS[way]
         probes = probes if self.probes is None else self.probes
-        d = x[0].numel()
         if self.control is not None and self.control.mean.numel() != d:
             raise InvalidValue(
                 f"control must be of a mean of {d} components, as x has; "
@@ -175,7 +188,7 @@ class Likelihood:
             )
         full = d <= SMALL or (self.target_std_error is None and probes >= d)
         trace = "exact" if full else self.trace
-        if trace == "exact":
+        if trace == "exact" or guided:
             tolerance = min(tolerance, FINE)
         rtol, atol = (tolerance if v is None else v for v in (self.rtol, self.atol))
         target = self.target_solver_error
@@ -191,7 +204,7 @@ class Likelihood:
         return Chosen(
             **{
                 **given,
-                "method": self.way,
+                "method": way,
                 "solver": arguments.lookup("solver", self.solver or solver, PAIRS).name,
                 "rtol": arguments.tolerance("rtol", rtol, x.dtype),
                 "atol": arguments.tolerance("atol", atol, x.dtype),

@@ -149,21 +149,23 @@ def trusted(nodes: Nodes) -> tuple[Tensor, Tensor]:
     return rate, (usual / nodes.energy.clamp(min=1e-300)).clamp(0, 1)
 
 
-def change(nodes: Nodes, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def change(nodes: Nodes, batch: int, guided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """int (d - tr dD/dx^) + defect dlambda from the data to the noise, what the defect has added to
     log p, and the standard error of that; float64 [B] each.
 
     Of each node's defect the share counts that its score is `trusted` with. What is left, of
     variance share (1 - share) + RELATIVE^2 in units of |s|^2, is taken to point anywhere, as far as
-    a step goes the same way, and in each step another.
+    a step goes the same way, and in each step another. guided: the score is no density's, of which
+    nothing is believed.
     """
     rate, share = trusted(nodes)
+    share, relative = (0 * share, 1.0) if guided else (share, RELATIVE)
     defect = share * nodes.defect
     steps = int(nodes.step.max()) + 1
     sums = torch.zeros(2, batch, dtype=torch.float64, device=rate.device)
     sums[0].index_add_(0, nodes.sample, nodes.weight * (rate + defect))
     sums[1].index_add_(0, nodes.sample, -nodes.weight * defect)
-    left = (share * (1 - share) + RELATIVE**2).sqrt() * nodes.reach * nodes.weight.abs()
+    left = (share * (1 - share) + relative**2).sqrt() * nodes.reach * nodes.weight.abs()
     each = left.new_zeros(batch * steps).index_add_(0, nodes.sample * steps + nodes.step, left)
     return sums[0], sums[1], each.reshape(batch, steps).square().sum(1).sqrt()
 
@@ -349,7 +351,7 @@ def run(
             def hold(left: Tensor) -> Tensor:
                 over = strange.clone()
                 if free and path_goal is not None:
-                    error = torch.hypot(bound.nansum(1), change(nodes, batch)[2])
+                    error = torch.hypot(bound.nansum(1), change(nodes, batch, flow.guided)[2])
                     over = error.square() > path_goal
                 if goal is not None and how.max_probes < d:  # as many as d leave nothing
                     over = over | (left * how.max_probes**-DECAY > HOPELESS * goal)
@@ -357,7 +359,7 @@ def run(
 
             variance = spend(prober, how.probes, how.max_probes, goals, hold)
             noise = prober.variance() / nodes.weight.square()
-        total, defect, doubt = change(nodes, batch)
+        total, defect, doubt = change(nodes, batch, flow.guided)
         error = path_error(nodes, cast(DensePath, path.path), bound, noise, orders[-1])
         rough = roughness(nodes, noise)
         error[: len(rough)] = torch.hypot(error[: len(rough)], rough)
