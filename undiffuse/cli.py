@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     `check` something wrong; 2 for what was to be expected, in one line; 130 where it was
     interrupted, 141 where nobody reads its output any more."""
     given = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no "±" or "∞"
     parser = build()
     args = parser.parse_args(_completed(given))
     if args.command is None:

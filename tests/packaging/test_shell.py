@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_help_and_version_need_no_torch(columns):
     assert f"undiffuse {ud.__version__}" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= int(columns)
     assert "default: [" not in done.stdout
+
+
+def test_a_terminal_without_unicode_is_answered_too(monkeypatch):
+    told = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", told)
+    assert main(["which", "--nfe", "2"]) == 0
+    told.flush()
+    assert re.search(rb"default .*\n +2 +[\d.]+ \?[\d.]+", told.buffer.getvalue())  # for \xb1
 
 
 def test_every_command_has_examples_that_it_can_parse():
