@@ -58,7 +58,8 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
         sums = x
         if isinstance(x, Tensor):
             sums = len(x), float(x.double().sum()), float(x.double().square().sum())
-        key = (id(model.net), model.predicts, model.time, model.sigma_data, sums, str(rest))
+        about = model.predicts, model.time, model.sigma_data, repr(model.process)
+        key = (id(model.net), *about, sums, str(rest))
         if key not in known:
             known[key] = function(model, x, *rest)
         return known[key]
@@ -156,7 +157,7 @@ def verdict(record: dict[str, Any], limits: advice.Limits) -> tuple[bool, bool]:
     if record["kind"] == "scale":
         return True, undone(found.scale, record["change"])
     right = best.predicts == predicts and best.time in times and best.scale == "x"
-    known = record["processes"] if record["kind"] == "process" else [None]
+    known = record.get("processes", []) if record["kind"] == "process" else [None]
     right = right and best.process in known
     if right and predicts == "edm" and best.sigma_data is not None:
         right = abs(best.sigma_data / sigma_data - 1) < 0.2
