@@ -223,17 +223,12 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """(labels [d] int64, bits): components whose labels agree in the low m bits share a colour of
     2^m. In images [..., H, W] the bits are those of a checkerboard, of the channels (a pixel's
     colours correlate most), of the rows, then of checkerboards and rows of twice the size, and so
-    on. A flat event of n^2 >= 16 components is taken for an n x n image; any other gets a fixed
-    random colouring, since nothing is known of who its neighbours are. All 2^bits colours are
-    distinct components.
+    on. A flat event of n^2 >= 16 components is taken for an n x n image, any other for a line: of a
+    signal neighbours correlate most, and where the order means nothing no other colouring is
+    better. All 2^bits colours are distinct components.
     """
-    where = _grid(event_shape)
-    if where is None:
-        d = torch.Size(event_shape).numel()
-        shuffled = torch.randperm(d, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-        return shuffled, max(1, (d - 1).bit_length())
-    channel, row, col = where
-    channels, height, width = (int(v.max()) + 1 for v in where)
+    channel, row, col = _grid(event_shape)
+    channels, height, width = (int(v.max()) + 1 for v in (channel, row, col))
     planes: list[Tensor] = []
     for level in range((max(height, width) - 1).bit_length()):
         planes += [((row >> level) + (col >> level)) & 1]
@@ -245,14 +240,19 @@ def colours(event_shape: tuple[int, ...]) -> tuple[Tensor, int]:
     return labels, max(1, len(planes))
 
 
-def _grid(event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(channel, row, column) of every component, each int64 [d]; None for a flat event."""
+def may_be_image(event_shape: tuple[int, ...]) -> bool:
+    """Whether an event is flat, of n^2 >= 16 components: an n x n image, or a line."""
+    d = torch.Size(event_shape).numel()
+    return len(event_shape) < 2 and d >= 16 and math.isqrt(d) ** 2 == d
+
+
+def _grid(event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """(channel, row, column) of every component, each int64 [d]; a line is one row."""
     index = torch.arange(torch.Size(event_shape).numel(), device="cpu")
-    side = math.isqrt(len(index))
-    if len(event_shape) < 2 and side >= 4 and side * side == len(index):
-        event_shape = (side, side)
+    if may_be_image(event_shape):
+        event_shape = (math.isqrt(len(index)),) * 2
     if len(event_shape) < 2:
-        return None
+        event_shape = (1, len(index))
     height, width = event_shape[-2:]
     return index // (height * width), (index // width) % height, index % width
 
@@ -261,18 +261,16 @@ def _grid(event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
 def removed(event_shape: tuple[int, ...]) -> Tensor:
     """c [16, bits + 1], float64: what levels 1 ... m of a block take off the variance, with c_1 = 1
     and c_0 = 0, where J_ij^2 falls as (1 + r/l)^-2 with the distance r of two pixels, whatever
-    their channels; one row a length l, from infinity (as in a flat event, where nothing is known
-    and every level halves what is left) down to a tenth of a pixel. Sums over 32 components.
+    their channels; one row a length l, from infinity (where every level halves what is left) down
+    to a tenth of a pixel. Sums over 32 components.
     """
     labels, bits = colours(event_shape)
     g = torch.Generator("cpu").manual_seed(0)
     some = torch.randperm(len(labels), generator=g, device="cpu")[:32]
     apart = labels[some, None] ^ labels
     level = (apart & -apart).double().log2().clamp(min=-1).long()  # that parts a pair; -1: itself
-    where, r = _grid(event_shape), torch.zeros(level.shape, dtype=torch.float64, device="cpu")
-    if where is not None:
-        row, col = ((v[some, None] - v).double() for v in where[1:])
-        r = torch.sqrt(row.square() + col.square())
+    row, col = ((v[some, None] - v).double() for v in _grid(event_shape)[1:])
+    r = torch.sqrt(row.square() + col.square())
     found = []
     for inverse in [0.0, *torch.logspace(-3, 1, 15, dtype=torch.float32, device="cpu").tolist()]:
         gone = torch.bincount(level.flatten() + 1, (1 + inverse * r).pow(-2).flatten(), bits + 1)

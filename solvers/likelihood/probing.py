@@ -8,6 +8,7 @@ so it tells the variance without bias.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -124,7 +125,11 @@ class Prober:
     ) -> None:
         self.flow, self.nodes, self.ids, self.chunk = flow, nodes, ids, chunk
         self.seed, self.control = seed, control
-        self.labels, self.bits = traces.colours(tuple(nodes.x_hat.shape[1:]))
+        event, d = tuple(nodes.x_hat.shape[1:]), nodes.x_hat[0].numel()
+        self.events = [event, (1, d)] if traces.may_be_image(event) else [event]
+        found = [traces.colours(e) for e in self.events]
+        self.labels, self.bits = torch.stack([v for v, _ in found]), max(b for _, b in found)
+        self.reach = nodes.lam.new_zeros(flow.batch, 3)
         self.products = torch.zeros(flow.batch, dtype=torch.int64, device=nodes.sample.device)
 
     def visit(self, rows: Tensor, size: int, exact: bool = False) -> None:
@@ -163,14 +168,16 @@ class Prober:
     def extend(self, part: Tensor, out: Tensor, x: Tensor, before: int, size: int) -> None:
         """Probes before ... size - 1 of each node's Walsh block."""
         nodes = self.nodes
-        signs = self.signs(part, x)
+        signs, labels = self.signs(part, x), self.labels_of(part)
         total = nodes.total[part]
         last = total / max(before, 1)
         gains, square = nodes.gains[part], nodes.square[part]
         for k in range(before, size):
-            v = signs * traces.walsh(k, self.labels).to(x).reshape(x.shape[1:])
+            v = signs * traces.walsh(k, labels).to(x).reshape(-1, *x.shape[1:])
             keep = k + 1 < size
             w = traces.products(out, x, v[None], keep=keep)[0]
+            if k == 0 and len(self.events) > 1:
+                self.look(part, v, w)
             square = square + dot(w, w)
             w, known = self.less_known(part, v, w)
             total = total + v * w
@@ -182,6 +189,30 @@ class Prober:
                 last = level
         nodes.total[part], nodes.gains[part], nodes.square[part] = total, gains, square
         nodes.form[part] = dot(last) + known
+
+    def labels_of(self, part: Tensor) -> Tensor:
+        """Colours of the components at these nodes, [d], or [n, d] for a flat event of n^2, which
+        is an image, or a line where `lines` has it."""
+        if len(self.events) == 1:
+            return self.labels[0]
+        return self.labels[self.lines()[self.nodes.sample[part]].long()]
+
+    def lines(self) -> Tensor:
+        """Which samples are lines, bool [B]: where the J_ij of second and third neighbours along
+        the line exceed those of neighbours across it by a standard error of the difference."""
+        along, across, noise = self.reach.unbind(1)
+        return along - across > 2 * noise.sqrt()
+
+    def look(self, part: Tensor, v: Tensor, w: Tensor) -> None:
+        """Add to `reach` what a first probe tells: sums of J_ij + J_ji over pairs of components,
+        each over the root of their number, of noise 2 |w|^2/d each."""
+        nodes, d = self.nodes, v.shape[1]
+        weight, side = nodes.weight[part].abs() * nodes.b[part], math.isqrt(d)
+        for k, lags in enumerate(((2, 3), (side,))):
+            pairs = [dot(v[:, n:], w[:, :-n]) + dot(v[:, :-n], w[:, n:]) for n in lags]
+            found = weight * sum(pairs) / math.sqrt(len(lags) * d - sum(lags))
+            self.reach[:, k].index_add_(0, nodes.sample[part], found)
+        self.reach[:, 2].index_add_(0, nodes.sample[part], weight.square() * dot(w, w) / d)
 
     def less_known(self, part: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, float | Tensor]:
         """(w - P v/b, tr P/b) for the control, (w, 0) without."""
@@ -238,8 +269,7 @@ class Prober:
         however far).
         """
         zero = torch.zeros(self.flow.batch, dtype=torch.float64, device=gone.device)
-        model = traces.removed(tuple(self.nodes.x_hat.shape[1:])).to(gone.device)
-        model = model if self.control is None else model[:1]
+        model = self.removed().to(gone.device)
         total = zero + 1
         found = [total, total]
         for m in range(2, self.bits + 1):
@@ -250,12 +280,25 @@ class Prober:
             here = gone[:, m - 1]
             prior = 0.5 * add(here, m - 1) / add(torch.ones_like(here), m - 1).clamp(min=1)
             before = add(here, m) + prior
-            like = (model[:, m - 1] - total[:, None]).abs().argmin(1)
-            guess = model[like, m] / model[like, m - 1] - 1
+            like = (model[:, :, m - 1] - total[:, None]).abs().argmin(1)
+            row = model[torch.arange(len(like), device=like.device), like]
+            guess = row[:, m] / row[:, m - 1] - 1
             ratio = (add(gone[:, m] - here, m) + prior * guess) / before
             total = total * (1 + torch.where(before > 0, ratio, guess))
             found.append(total)
         return torch.stack(found, 1)
+
+    def removed(self) -> Tensor:
+        """`traces.removed` of each sample's colouring, [B, rows, bits + 1]; with a control its
+        first row alone."""
+        ways = []
+        for event in self.events:
+            found = traces.removed(event)
+            more = self.bits + 1 - found.shape[1]  # levels at which all pairs are parted
+            ways.append(torch.cat([found, found[:, -1:].expand(-1, more)], 1))
+        rows = 1 if self.control is not None else len(ways[0])
+        kind = self.lines().long() if len(ways) > 1 else torch.zeros_like(self.products)
+        return torch.stack(ways)[kind.cpu(), :rows]
 
     def single_probe_noise(self) -> Tensor:
         """sum_i n_i^2 for nodes with one probe, [R], where a_i = J_ii + n_i.

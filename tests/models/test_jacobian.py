@@ -82,6 +82,17 @@ def test_colours_of_an_image_are_far_apart():
     assert all(len(set(pixel[:, i].tolist())) == 3 for i in range(16))
 
 
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (1, 1, 24)])
+def test_colours_of_a_line_part_neighbours_first(shape):
+    """Who shares a colour of 2^m is a multiple of 2^m apart: of an autoregressive field with
+    correlation rho^|i - j| 2^m probes leave no pair nearer than that."""
+    labels, bits = traces.colours(shape)
+    apart = (torch.arange(24)[:, None] - torch.arange(24)).abs()
+    for m in range(bits):
+        same = (labels[:, None] ^ labels) & (1 << m) - 1 == 0
+        assert torch.equal(same, apart % (1 << m) == 0)
+
+
 def test_a_full_block_leaves_pairs_of_one_colour_only():
     """sum_i a_i = tr M + sum over same-coloured pairs, exactly, for every level of the block."""
     m = torch.randn(16, 16, dtype=torch.float64, generator=torch.manual_seed(3))
@@ -105,11 +116,9 @@ def test_what_levels_remove_of_a_field_that_falls(shape):
     found = traces.removed(shape)
     pair = labels[:, None] ^ labels
     steps = [0.0, *torch.logspace(-3, 1, 15).tolist()]
-    r = torch.zeros(d, d, dtype=torch.float64)
-    if len(shape) > 1:
-        side = shape[-1]
-        where = torch.stack([(torch.arange(d) // side) % side, torch.arange(d) % side], 1).double()
-        r = torch.cdist(where, where)
+    side = shape[-1]
+    where = torch.stack([(torch.arange(d) // side) % side, torch.arange(d) % side], 1).double()
+    r = torch.cdist(where, where)
     for k in (0, 8, 15):
         square = (1 + steps[k] * r).pow(-2).fill_diagonal_(0)
         left = torch.stack([(square * ((pair & (1 << m) - 1) == 0)).sum() for m in range(bits + 1)])
