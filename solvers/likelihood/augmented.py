@@ -16,8 +16,9 @@ and an M of low rank c is small where the error is large, so that two standard e
 95 %. For Gaussian probes the diagonal counts too: K >= 2 takes the spread of the K estimates.
 
 A step that errs by e_u in u and e_L in L = int d - tr dD/dx^ moves log p by s . e_u - e_L, with the
-score s of u: `path_error` is the sum of |s . e_u| + |e_L| over the steps, with the pair's own error
-estimates in place of e_u and e_L, times 1 + RUGGED of the steps' share that were rejected.
+score s of u: `path_error` is the sum of |s . e_u - e_L| over the steps, with the pair's own error
+estimates in place of e_u and e_L. Where s is no density's, guided or of velocities, the two do not
+cancel, and networks jump: |s . e_u| + |e_L|, times 1 + RUGGED of the share of rejected steps.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def native(
     """
     batch, d = len(x), x[0].numel()
     count, parts = (1, 1) if v is None else (len(v), d)  # each probe keeps its components
-    width, course = count * parts, InTime(flow) if in_own_time(flow) else InLambda(flow)
+    width, own = count * parts, in_own_time(flow)
+    course, no_score = InTime(flow) if own else InLambda(flow), own or flow.guided
 
     def rhs(place: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -136,7 +138,8 @@ def native(
 
     def audit(place: Tensor, y: Tensor, slope: Tensor, e: Tensor) -> Tensor:
         grad = course.score(place, y[:, :d], slope[:, :d])
-        return (grad * e[:, :d]).sum(1).abs() + (e[:, d:].double().sum(1) / count).abs()
+        moved, missed = (grad * e[:, :d]).sum(1), e[:, d:].double().sum(1) / count
+        return moved.abs() + missed.abs() if no_score else (moved - missed).abs()
 
     y0 = torch.cat([course.enter(x).flatten(1), x.new_zeros(batch, width)], 1)
     relative, absolute = torch.zeros(2, d + width, dtype=x.dtype, device=x.device)
@@ -157,7 +160,9 @@ def native(
     forms, error = _spread(sums, v, gaussian)
     products = s.nfe * (d if v is None else count)
     value = course.prior(z) + forms
-    told = s.audited * (1 + RUGGED * s.rejected / (s.accepted + s.rejected).clamp(min=1))
+    told = s.audited
+    if no_score:
+        told = told * (1 + RUGGED * s.rejected / (s.accepted + s.rejected).clamp(min=1))
     return Augmented(z, value, error, told, flow.forwards, products, s.rejected, s.status)
 
 
