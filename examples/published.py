@@ -4,8 +4,9 @@
         examples/published.py:signals examples/published.py:hea examples/published.py:mnist_unet
 
 The folder holds swiss_ddpm/, signals_ddpm/, hea_tabddpm/ and ddpm_mnist_unet/ as they were
-published (the first two without a licence; P. Kumar's HEA-TabDDPM and B. Pulfer's DDPM under MIT);
-none is part of the package.
+published (the first two without a licence; P. Kumar's HEA-TabDDPM and B. Pulfer's DDPM under MIT)
+and, as held-out data of the last, mnist_test/t10k-images-idx3-ubyte.gz; none is part of the
+package.
 """
 
 from __future__ import annotations
@@ -25,9 +26,17 @@ CLASSES = 4
 """Phases of alloys: intermetallic, BCC, FCC, and both of the last."""
 
 
+IMAGES = "mnist_test", "t10k-images-idx3-ubyte.gz"
+
+
+def _data(*parts: str) -> Path:
+    """A file below UNDIFFUSE_DATA, by default ../shared/data."""
+    return Path(os.environ.get("UNDIFFUSE_DATA", Path("..", "shared", "data")), *parts)
+
+
 def _weights(*parts: str) -> dict[str, Tensor]:
-    """The tensors of a file below UNDIFFUSE_DATA, by default ../shared/data."""
-    path = Path(os.environ.get("UNDIFFUSE_DATA", Path("..", "shared", "data")), *parts)
+    """The tensors of a file below UNDIFFUSE_DATA."""
+    path = _data(*parts)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; set UNDIFFUSE_DATA to the data folder")
     held = torch.load(path, weights_only=True, map_location="cpu")
@@ -229,4 +238,5 @@ def mnist_unet() -> Checkpoint:
     net = MnistUNet()
     net.load_state_dict({k.removeprefix("network."): v for k, v in held.items()})
     model = Denoiser(_ready(net), _linear(1000), predicts="noise", time="index")
-    return Checkpoint(model, (1, 28, 28), (-1.0, 1.0))
+    record = {"data": str(_data(*IMAGES)), "split": None}
+    return Checkpoint(model, (1, 28, 28), (-1.0, 1.0), 2 / 255, training=record)

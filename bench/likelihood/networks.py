@@ -2,10 +2,10 @@
 
 A network's log p is that of its own flow, whatever density it was trained on. The reference of an
 item is the mean of both methods at tolerance 1e-5, with the exact trace up to EXACT components and
-`PROBES` probes beyond. Their probes' own error, and half of what the methods differ by beyond
-DEVIATIONS of it, is the reference's error, which every coverage counts. The items are those that
-the network never saw, or draws of its own where it does not say which those are. All rows leave out
-what happens at the two ends of the flow (`prior_gap`, `truncation`), as other code does.
+`PROBES` probes beyond; half of what they differ by, and their probes' own error, is the reference's
+error, which every coverage counts. The items are those that the network never saw, or draws of its
+own where it does not say which those are. All rows leave out what happens at the two ends of the
+flow (`prior_gap`, `truncation`), as other code does.
 
 'rms', 'mean': of the errors, bits/dim. 'std in 1', 'in 2': the share of errors within one and two
 std_error; 'total in 1', 'in 2': within total_error. 's': seconds an item, of the batch together.
@@ -40,7 +40,6 @@ from ..report.table import Table, markdown, short, show
 
 EXACT = 128  # components up to which a reference takes the exact trace
 PROBES = {"quadrature": 16, "augmented": 4}  # of a reference beyond
-DEVIATIONS = 2.0  # of their probes that both methods may be apart and count as agreed
 TIGHT = 1e-5  # tolerance of a reference
 NUMBERS = 8192, 6, 300  # numbers in all items of a network; its fewest items, its most
 UNSURE = 0.05  # bits/dim of a reference's error, from which on its item is left out
@@ -127,8 +126,7 @@ def _items(checkpoint: Checkpoint, batch: int | None, seed: int) -> Tensor:
 
 def _reference(model: Denoiser, x: Tensor, kept: Path, seed: int) -> tuple[Tensor, Tensor]:
     """log p of x, nats, and its error, [B] each; read back where it was made of the same x."""
-    how_made = f"{TIGHT} {PROBES} {DEVIATIONS}"
-    mark = hashlib.sha256(x.cpu().numpy().tobytes() + how_made.encode()).hexdigest()
+    mark = hashlib.sha256(x.cpu().numpy().tobytes() + f"{TIGHT} {PROBES}".encode()).hexdigest()
     if kept.is_file():
         held: dict[str, Any] = torch.load(kept, weights_only=True)
         if held["mark"] == mark:
@@ -145,8 +143,7 @@ def _reference(model: Denoiser, x: Tensor, kept: Path, seed: int) -> tuple[Tenso
     weight = torch.where(a + b > 0, b / (a + b).clamp(min=1e-300), 0.5)
     value = weight * values[0] + (1 - weight) * values[1]
     noise = weight.square() * a + (1 - weight).square() * b
-    between = (values[0] - values[1]).square()
-    apart = torch.where(between > DEVIATIONS**2 * (a + b), 0.25 * (between - a - b), 0.0)
+    apart = (0.25 * ((values[0] - values[1]).square() - a - b)).clamp(min=0)
     error = (noise + apart).sqrt()
     torch.save({"mark": mark, "value": value, "error": error}, kept)
     return value, error
