@@ -30,7 +30,7 @@ def solved(name, count=300):
     [
         ("table-linear-noise-mlp", {}, 0.9),
         ("table-linear-noise-mlp", {"target_std_error": 0.005}, 0.9),
-        ("moons-flow-mlp", {}, 0.9),
+        ("moons-flow-mlp", {"method": "quadrature"}, 0.9),
         ("moons-cosine-data-mlp", {}, 0.85),
         ("wine-edm-mlp", {}, 0.9),
     ],
