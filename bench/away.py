@@ -286,11 +286,13 @@ def measure(
 ) -> Iterator[Record]:
     """A record for every number of calls: {'rows': {what: [each start's error]}, 'tables': {what:
     digest}, 'absent': {what: why}, 'tuning': what the pilot chose, in how many seconds of a
-    processor, ...}.
+    processor, 'seconds': of a processor that the cell took, its share of the reference's among
+    them, ...}.
 
     kept: the file of the reference.
     before: records from the same starts; the rows of their peers, and of equal tables, count.
     """
+    began = time.process_time()
     tables: dict[int, dict[str, Tableau]] = {}
     peers: dict[int, dict[str, Plan]] = {}
     absent: dict[int, dict[str, str]] = {n: {} for n in nfe}
@@ -328,6 +330,7 @@ def measure(
     ended = {n: ends(posed, held) for n, held in tables.items()}
     shown.say(f"{posed.name}: reference and peers")
     reference, off = _resolved(posed, tables, ended, peers, done, kept)
+    spent = (time.process_time() - began) / len(nfe)  # a network's runs are made together
     for n in nfe:
         yield {
             "network": posed.name,
@@ -338,6 +341,7 @@ def measure(
             "absent": absent[n],
             "reference_error": _short(reference.error),
             "tuning": notes[n],
+            "seconds": _short(spent),
         }
 
 

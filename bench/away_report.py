@@ -33,11 +33,11 @@ CANDIDATES: dict[str, tuple[Relay, Blend]] = {
         Blend(w, short=short),
     )
     for pace, thirds, w, short in product(
-        (4.0, 5.0, 6.0), (0, 1, 2), (0.5, 0.6, 0.7), (0.3, 0.45, 0.6)
+        (1.0, 2.0, 4.0), (1, 2), (0.5, 0.6, 0.7), (0.3, 0.45, 0.6)
     )
 }
-"""Constants of the default. `few` and `many` are as they were chosen before in the same way, of
-(6, 9) and (36, 1000), whichever network was left out."""
+"""Constants of the default. Its form, `few` and `many` were made with some of these networks in
+sight."""
 
 
 def score(values: Sequence[float]) -> float:

@@ -84,6 +84,14 @@ def moons() -> Tensor:
     return torch.tensor(x).float() - torch.tensor([0.5, 0.25])
 
 
+def rings() -> Tensor:
+    """Two circles of radii 1 and 2, blurred by 0.05."""
+    g = torch.Generator().manual_seed(0)
+    angle = 2 * math.pi * torch.rand(8000, generator=g)
+    x = torch.stack([angle.cos(), angle.sin()], 1) * (1 + torch.arange(8000) % 2)[:, None]
+    return x + 0.05 * torch.randn(8000, 2, generator=g)
+
+
 def table() -> Tensor:
     """Wisconsin's 569 tumours, 30 features, each made normal by its quantiles."""
     from sklearn.datasets import load_breast_cancer
@@ -169,6 +177,12 @@ RECIPES = {
     ),
     "checker-linear-v-mlp": Recipe(checker, linear, "v", "index"),
     "moons-cosine-data-mlp": Recipe(moons, VP.cosine, "data", "continuous"),
+    "moons-ve-score-mlp": Recipe(moons, lambda: VE(sigma_max=10.0), "score", "continuous"),
+    "digits-ve-noise-unet": Recipe(digits, lambda: VE(sigma_max=50.0), "noise", "edm", "unet"),
+    "signals-ve-edm-mlp": Recipe(signals, lambda: VE(sigma_max=100.0), "edm", "edm"),
+    "wine-ve-noise-mlp": Recipe(wine, lambda: VE(sigma_max=50.0), "noise", "continuous"),
+    "checker-edm-mlp": Recipe(checker, EDM, "edm", "edm"),
+    "rings-ve-data-mlp": Recipe(rings, lambda: VE(sigma_max=20.0), "data", "edm"),
 }
 """Named after data, process, what is predicted and network."""
 

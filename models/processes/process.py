@@ -212,7 +212,8 @@ class Process(ABC):
         return lam if lam >= -math.log(self.pure_noise) else -math.log(self.first_ratio)
 
     def clock(self, t: Tensor) -> Tensor:
-        """What networks of this process are trained evenly in, a rising function of t: t itself."""
+        """What a default grid is laid evenly in for one share, a rising function of t: t itself,
+        which networks are trained evenly in for the most part."""
         return t
 
     def add_noise(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:

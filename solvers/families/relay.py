@@ -23,52 +23,59 @@ would take a call from the steps (it removes 0.02 of the data's deviation, and a
 more)."""
 
 
+FEWEST = 4
+"""Intervals up to which all is iPNDM-2: over a quarter of the range a corrector overshoots."""
 SHORT = 12
-"""Intervals up to which a part of iPNDM-2 is kept: `FEW` calls and a spared one."""
+"""Intervals up to which a run is short: `FEW` calls and a spared one."""
 FAINT = 300.0
 """sigma/alpha above which a run of any length is forgiving: a schedule that goes on to 20,000 there
 tells the network nothing."""
+LATER = 4.0
+"""By how much later the change comes in a longer run on such a schedule."""
 
 
 @dataclass(frozen=True)
 class Relay(Solver):
     """Three methods by turns; n intervals, r = n/pace:
 
-        sigma/alpha      up to `few`     up to `SHORT`   more        `many` and more
-        above `FAINT`    iPNDM-2         iPNDM-2         iPNDM-2     iPNDM-2
-        above r          iPNDM-2         iPNDM-2         iPNDM-2     UniPC-2
-        below r          iPNDM-2         a mean of both  UniPC-2     UniPC-3
+        sigma/alpha      up to `SHORT`    more             `many` and more
+        above `FAINT`    iPNDM-2          iPNDM-2          iPNDM-2
+        above r          iPNDM-2          iPNDM-2          UniPC-2
+        below r          kept iPNDM-2     kept/2 iPNDM-2   UniPC-3
 
-    UniPC's in the noise prediction. Networks err at high noise, where they saw little signal, and a
-    corrector or a third point multiplies their errors by the length of the step; constant weights
-    on two noise predictions do not (Zhang & Chen 2023). Where the signal shows, and the sooner the
-    shorter the steps, UniPC's corrector costs no call and gains an order (Zhao et al. 2023). Each
-    row is a formula in past states and predictions, so one method takes over from another, and the
-    mean of two formulas is a third: of few and long steps `kept` iPNDM-2 + (1 - `kept`) UniPC-2
-    errs less than the worse of both on any network, and often less than either.
+    and UniPC-2 for the rest of what is kept; UniPC's in the noise prediction. Of `FEWEST` intervals
+    all is iPNDM-2. Networks err at high
+    noise, where they saw little signal, and a corrector or a third point multiplies their errors by
+    the length of the step; constant weights on two noise predictions do not (Zhang & Chen 2023).
+    Where the signal shows, UniPC's corrector costs no call and gains an order (Zhao et al. 2023).
+    Each row is a formula in past states and predictions, so one method takes over from another, and
+    the mean of two formulas is a third: of long steps it errs less than the worse of both on any
+    network, and often less than either.
 
-    A run of at most `FEW` steps that starts in noise spares its first call: there is little to hear
-    at sigma/alpha above `noisy`. Its grid has an interval more, so that it makes as many calls as
-    it was given steps. It ends at t_min unless asked otherwise. On times of the user's own no call
-    is spared.
+    A run of at most `few` steps that starts in noise spares its first call: there is little to hear
+    at sigma/alpha above `noisy`. So does one of at most `FEW` steps from above `FAINT`. No other
+    does: what a network says of noise is a part of its flow. The grid has an interval more, so that
+    the run makes as many calls as it was given steps. It ends at t_min unless asked otherwise. On
+    times of the user's own no call is spared. From above `FAINT` r is n/(`LATER` pace) in a run
+    that is not short.
 
     Steps without end make all of it UniPC-3, of order 4, but what is above `FAINT`, of order 2.
-    `pace`, `few`, `many` and the default grid's share w
-    are chosen by `undiffuse bench away` on the networks of examples/, and so is what it tells: the
-    error on each of them of what is chosen on the others.
+    `pace`, `kept` and the default grid's shares are chosen by `undiffuse bench away` on the
+    networks of examples/, and so is what it tells: the error on each of them of what is chosen on
+    the others.
 
     pace: > 0; the larger it is the later the change.
-    few, many: intervals, whole numbers >= 0.
+    few: steps up to which the first call is spared, many: intervals; whole numbers >= 0.
     kept: iPNDM-2's share of the mean, in [0, 1].
-    noisy: sigma/alpha at the start from which a short run spares its first call, > 0.
+    noisy: sigma/alpha at the start from which a run of few steps spares its first call, > 0.
     Raises ValueError for another value.
     """
 
-    pace: float = 4.0
+    pace: float = 1.0
     few: int = 6
     many: int = 36
     noisy: float = 30.0
-    kept: float = 1 / 3
+    kept: float = 2 / 3
 
     order: ClassVar[float] = 4.0
     weak_order: ClassVar[float] = 4.0
@@ -89,22 +96,25 @@ class Relay(Solver):
         noisiest, cleanest = torch.exp(-process.log_snr(ends)).tolist()
         short = 1 < steps <= FEW
         final = "t_min" if short and cleanest <= CLEAN else "denoise"
-        if short and noisiest > self.noisy:
+        if short and noisiest > (self.noisy if steps <= self.few else FAINT):
             return SparedStart(self), steps + 1, final
         return self, steps, final
 
     def rows(self, path: Path) -> Tableau:
         steps = len(path.t) - 1
         ratio, change = torch.exp(-path.lam[:steps]), steps / self.pace
-        faint, low = ratio > FAINT, ratio <= change
-        mild, sharp = IPNDM(2).rows(path), UniPC(2, form="noise")
+        faint = ratio > FAINT
+        if steps > SHORT and bool(faint.any()):
+            change /= LATER
+        low = (ratio <= change) & ~faint
+        mild, sharp = IPNDM(2).rows(path), UniPC(2, form="noise").rows(path)
         parts: list[tuple[Tensor, Tableau]] = [(torch.ones_like(ratio), mild)]
-        if self.few < steps < self.many:
-            kept = self.kept if steps <= SHORT else 0.0
-            parts += [((1 - kept) * low.double(), sharp.rows(path))]
-        elif steps > self.few:
+        if steps < self.many:
+            kept = 1.0 if steps <= FEWEST else self.kept if steps <= SHORT else self.kept / 2
+            parts += [((1 - kept) * low.double(), sharp)]
+        else:
             third = UniPC(3, form="noise").rows(path)
-            parts += [((~faint).double(), sharp.rows(path)), ((low & ~faint).double(), third)]
+            parts += [((~faint).double(), sharp), (low.double(), third)]
         order = 2.0 if bool(faint.any()) else self.order
         table = _by_turns(parts)
         return replace(table, name="relay", order=order, weak_order=order)

@@ -36,15 +36,16 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
 
 @pytest.mark.parametrize("steps", [5, 14, 40])
 def test_each_row_is_one_of_three_solvers(steps):
-    """By the table in its docstring: r = n/pace, 300 the bound beyond which all is iPNDM-2."""
+    """By the table in its docstring: r = n/pace, 300 the bound beyond which all is iPNDM-2, and from
+    beyond which r is a fourth where a run is not short."""
     process = ud.VP.cosine()  # from sigma/alpha 20,000 down
     t = times(Blend(1.0), process, steps)
-    made = Relay(pace=4.0, few=6, many=36).tableau(process, t)
+    made = Relay(pace=0.5, many=36, kept=0.0).tableau(process, t)
     ratio = torch.exp(-process.log_snr(made.times))
-    steady, change = IPNDM(2), steps / 4.0
+    steady, change = IPNDM(2), 2 * steps if steps <= 12 else steps / 2
     low, high, faint = ratio <= change, (ratio > change) & (ratio <= 300.0), ratio > 300.0
     by_steps = {
-        5: [(ratio > 0, steady)],
+        5: [(low, UniPC(2, form="noise")), (~low, steady)],
         14: [(low, UniPC(2, form="noise")), (~low, steady)],
         40: [(low, UniPC(3, form="noise")), (high, UniPC(2, form="noise")), (faint, steady)],
     }
@@ -66,12 +67,12 @@ def test_each_row_is_one_of_three_solvers(steps):
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.25, 1.0])
-def test_below_the_change_a_short_run_goes_by_a_mean_of_two_solvers(kept):
-    """Of twelve intervals; thirteen have UniPC-2 alone."""
+def test_below_the_change_a_run_goes_by_a_mean_of_two_solvers(kept):
+    """From five to twelve intervals `kept` of it is iPNDM-2, of fewer all, of more half of that."""
     process = ud.VP()
-    for steps, share in ((12, kept), (13, 0.0)):
+    for steps, share in ((4, 1.0), (5, kept), (12, kept), (13, kept / 2), (35, kept / 2)):
         t = times("blend", process, steps)
-        made = Relay(pace=4.0, few=6, kept=kept).tableau(process, t)
+        made = Relay(pace=4.0, kept=kept).tableau(process, t)
         mild, sharp = (s.tableau(process, t) for s in (IPNDM(2), UniPC(2, form="noise")))
         low = torch.exp(-process.log_snr(made.times)) <= steps / 4.0
         for name in ("state", "data"):
@@ -82,18 +83,31 @@ def test_below_the_change_a_short_run_goes_by_a_mean_of_two_solvers(kept):
             torch.testing.assert_close(found, mean, rtol=1e-12, atol=1e-12)
 
 
-def test_short_runs_from_noise_spare_a_call_and_lay_an_interval_more():
-    """Eleven steps of the default are a relay on twelve intervals, the first without a call."""
-    model = LAW.denoiser(ud.VP())
-    short = ud.Sampler(model, steps=11).tableau
-    t = times("blend", model.process, 12, "t_min", model.t_min)
-    other = SparedStart(Relay()).tableau(model.process, t)
-    assert short.nfe == 11 and torch.equal(short.state, other.state)
-    assert torch.equal(short.data, other.data) and short.entry == other.entry
-    assert ud.Sampler(model, steps=12).tableau.entry == (1.0, 0.0)
+@pytest.mark.parametrize(
+    ("process", "calls"), [(ud.VP(), 6), (ud.VP.cosine(), 11)], ids=("from 150", "from 20,000")
+)
+def test_the_shortest_runs_from_noise_spare_a_call_and_lay_an_interval_more(process, calls):
+    """Six steps of the default are a relay on seven intervals, the first without a call; eleven
+    where the start tells a network nothing."""
+    model = LAW.denoiser(process)
+    short = ud.Sampler(model, steps=calls).tableau
+    t = times("blend", process, calls + 1, "t_min", model.t_min)
+    other = SparedStart(Relay()).tableau(process, t)
+    assert short.nfe == calls and torch.equal(short.state, other.state)
+    assert torch.equal(short.data, other.data) and short.entry == other.entry != (1.0, 0.0)
+    assert ud.Sampler(model, steps=calls + 1).tableau.entry == (1.0, 0.0)
     # a schedule that ends at sigma/alpha = 1.3 has something to hear from the first call on
     early = ud.VP.from_betas(torch.linspace(1e-4, 0.02, 100).double())
     assert ud.Sampler(LAW.denoiser(early), steps=5).tableau.entry == (1.0, 0.0)
+
+
+def test_exploding_variances_by_any_name_have_one_grid():
+    """VE, EDM and Brownian motion over the same noise levels are one flow in three times."""
+    every = (ud.VE(0.02, 50.0, 0.0), ud.EDM(0.02, 50.0), ud.Brownian(1.0, 0.0004, 2500.0))
+    for steps in (7, 20):
+        sigmas = [process.sigma(times("blend", process, steps)) for process in every]
+        for other in sigmas[1:]:
+            torch.testing.assert_close(other, sigmas[0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("nodes", [4, 9, 21])
