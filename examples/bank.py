@@ -178,7 +178,6 @@ RECIPES = {
     "checker-linear-v-mlp": Recipe(checker, linear, "v", "index"),
     "moons-cosine-data-mlp": Recipe(moons, VP.cosine, "data", "continuous"),
     "moons-ve-score-mlp": Recipe(moons, lambda: VE(sigma_max=10.0), "score", "continuous"),
-    "digits-ve-noise-unet": Recipe(digits, lambda: VE(sigma_max=50.0), "noise", "edm", "unet"),
     "signals-ve-edm-mlp": Recipe(signals, lambda: VE(sigma_max=100.0), "edm", "edm"),
     "wine-ve-noise-mlp": Recipe(wine, lambda: VE(sigma_max=50.0), "noise", "continuous"),
     "checker-edm-mlp": Recipe(checker, EDM, "edm", "edm"),

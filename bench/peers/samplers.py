@@ -57,6 +57,8 @@ class DiffusersPeer:
         if calls < 1 or calls > nfe:
             raise Unavailable(f"{steps} steps make {calls} calls, not within {nfe}")
         ratios = _ratios(made)
+        if min(ratios[:calls]) <= 0:
+            raise Unavailable("its float32 table rounds the noise of a call to 0")
 
         def run(model: Denoiser, w: Tensor, seed: int) -> Tensor:
             return self._run(copy.deepcopy(made), ratios, calls, model, w, seed)

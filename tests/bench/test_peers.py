@@ -14,7 +14,7 @@ from undiffuse.bench.peers.samplers import DiffusersPeer, KDiffusionPeer
 from undiffuse.bench.problems import problem as problems
 from undiffuse.bench.problems.plans import Ours, Unavailable
 from undiffuse.bench.problems.problem import from_unit, time_at, to_unit
-from undiffuse.models import Flow, GaussianMixture
+from undiffuse.models import Flow, GaussianMixture, SubVP
 from undiffuse.models.named_targets import get
 from undiffuse.solvers import DDIM, DPMSolverPP, Heun
 from undiffuse.solvers.portable.published import neural_solver, read_published
@@ -173,6 +173,15 @@ def test_stopping_short_leaves_the_jump_out_and_ends_at_sigma_min():
 def test_the_discrete_table_of_a_process_has_its_marginals():
     given = torch.tensor(RING.process.betas, dtype=torch.float64)
     torch.testing.assert_close(peers.betas(RING.process), given)
+
+
+def test_a_table_that_rounds_a_calls_noise_to_nothing_is_no_peer():
+    """SubVP at its t_min has sigma/alpha = 1e-4: alpha_bar = 1 - 1e-8, which is 1 in float32."""
+    pytest.importorskip("diffusers")
+    model = GaussianMixture([1.0], [[0.0, 0.0]], 0.1).denoiser(SubVP())
+    posed = problems.network("gauss", "", model, torch.eye(2), 4)
+    with pytest.raises(Unavailable, match="float32 table rounds the noise of a call to 0"):
+        DiffusersPeer("DDIM", "DDIMScheduler").plan(posed, 5)
 
 
 def test_a_peer_that_is_absent_says_so(monkeypatch):
