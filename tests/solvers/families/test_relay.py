@@ -36,8 +36,8 @@ def test_what_is_used_where_none_is_named_is_one_pair_everywhere():
 
 @pytest.mark.parametrize("steps", [5, 14, 40])
 def test_each_row_is_one_of_three_solvers(steps):
-    """By the table in its docstring: r = n/pace, 300 the bound beyond which all is iPNDM-2, and from
-    beyond which r is a fourth where a run is not short."""
+    """By the table in its docstring: r = n/pace, 300 the bound beyond which all is iPNDM-2. From
+    beyond it r is a fourth in a run that is not short."""
     process = ud.VP.cosine()  # from sigma/alpha 20,000 down
     t = times(Blend(1.0), process, steps)
     made = Relay(pace=0.5, many=36, kept=0.0).tableau(process, t)
