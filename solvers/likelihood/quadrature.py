@@ -35,6 +35,7 @@ from ..adaptive.ode import OdeSolution, integrate
 from ..flow import ScaledFlow
 from ..outcome import Status, status_failed
 from .options import Chosen
+from .path_errors import change, path_error, roughness
 from .probing import DECAY, Nodes, Prober
 from .result import LogProb
 
@@ -58,26 +59,30 @@ KEPT, MORE = 0.5, 4
 """Of what a tenth of the tolerance changes, the share that it may leave: the error falls at least
 as the root of the tolerance, to a third, and half of the change is that third. There are about
 MORE times the nodes then."""
-LUCK = 3.0  # deviations of |score|^2 that a datum of an exact score may lie above its mean
-ROUGH = 0.8  # exact scores leave less than .7, smooth trained networks .6 to .84
-RELATIVE = 0.4
-"""Of a score, what it may be wrong by beyond what `trusted` tells. Chosen on networks in the plane
-and in 13 to 64 dimensions, for their errors with the exact trace to lie within one and two
-`defect_error` about as often as a normal's. Most networks of `undiffuse bench likelihood` were
-looked at, so its coverage is no evidence for others."""
+FEWEST = 24
+"""Nodes of a path at least, with a target and more components than max_probes. More nodes miss less
+of a rough rate, and probes tell as much at them."""
 
 
 def lay(
-    flow: ScaledFlow, path: DensePath, orders: Sequence[int], miss: float, fine: Tensor
+    flow: ScaledFlow,
+    path: DensePath,
+    orders: Sequence[int],
+    miss: float,
+    fine: Tensor,
+    fewest: int = 0,
 ) -> tuple[Nodes, Tensor]:
     """Gauss-Legendre nodes on every step of the samples that are fine ([B] mask), and a bound of
     what they miss of each step, nats, [B, steps].
 
     orders: how many nodes a step may have, rising; it gets the first that misses no more than
     `miss` nats of it, or the last.
+    fewest: nodes of a sample at least, as far as the last of `orders` allows.
     """
     missed = misses(flow, path, orders)
-    choice = (missed > miss).long().cumprod(2).sum(2).clamp(max=len(orders) - 1)
+    least = (fewest / (path.h == path.h).sum(1).clamp(min=1)).ceil().long() - orders[0]
+    choice = (missed > miss).long().cumprod(2).sum(2).maximum(least[:, None])
+    choice = choice.clamp(0, len(orders) - 1)
     table = torch.full((2, len(orders), orders[-1]), torch.nan, dtype=torch.float64, device="cpu")
     for i, m in enumerate(orders):
         table[:, i, :m] = torch.from_numpy(np.stack(legendre.leggauss(m)))
@@ -130,130 +135,6 @@ def misses(flow: ScaledFlow, path: DensePath, orders: Sequence[int]) -> Tensor:
         x, w = legendre.leggauss(m)
         rest[i, 2 * m :] = torch.from_numpy(np.abs(w @ legendre.legvander(x, len(z) - 1)))[2 * m :]
     return (c[..., None, :] * rest).sum(3) * (0.5 * path.h.abs())[..., None]
-
-
-def trusted(nodes: Nodes) -> tuple[Tensor, Tensor]:
-    """tr E with E = 1 - dD/dx^, and the share in [0, 1] of the network's score that is believed to
-    be its density's, float64 [R] each.
-
-    A density's score s has E |s|^2 = -E div s (Fisher), here E |r|^2/s^^2 = tr E. What an
-    independent error adds to the score lengthens it and leaves its divergence alone, so that the
-    linear estimate of the true score from the network's is tr E s^^2/|r|^2 times it. Of normal data
-    |r|^2/s^^2 has the variance 2 tr E^2; a datum within LUCK deviations is no reason for doubt.
-    """
-    d = nodes.x_hat[0].numel()
-    rate = d - (nodes.a * d + nodes.b * nodes.form)
-    plain, cross = (1 - nodes.a).square() * d, 2 * (1 - nodes.a) * nodes.b * nodes.form
-    square = plain - cross + nodes.b.square() * nodes.square / nodes.size.clamp(min=1)
-    usual = rate + LUCK * (2 * square.clamp(min=0)).sqrt()
-    return rate, (usual / nodes.energy.clamp(min=1e-300)).clamp(0, 1)
-
-
-def change(nodes: Nodes, batch: int, guided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """int (d - tr dD/dx^) + defect dlambda from the data to the noise, what the defect has added to
-    log p, and the standard error of that; float64 [B] each.
-
-    Of each node's defect the share counts that its score is `trusted` with. What is left, of
-    variance share (1 - share) + RELATIVE^2 in units of |s|^2, is taken to point anywhere, as far as
-    a step goes the same way, and in each step another. guided: the score is no density's, of which
-    nothing is believed.
-    """
-    rate, share = trusted(nodes)
-    share, relative = (0 * share, 1.0) if guided else (share, RELATIVE)
-    defect = share * nodes.defect
-    steps = int(nodes.step.max()) + 1
-    sums = torch.zeros(2, batch, dtype=torch.float64, device=rate.device)
-    sums[0].index_add_(0, nodes.sample, nodes.weight * (rate + defect))
-    sums[1].index_add_(0, nodes.sample, -nodes.weight * defect)
-    left = (share * (1 - share) + relative**2).sqrt() * nodes.reach * nodes.weight.abs()
-    each = left.new_zeros(batch * steps).index_add_(0, nodes.sample * steps + nodes.step, left)
-    return sums[0], sums[1], each.reshape(batch, steps).square().sum(1).sqrt()
-
-
-def path_error(nodes: Nodes, path: DensePath, bound: Tensor, variance: Tensor, most: int) -> Tensor:
-    """Estimate of what the quadrature contributes, nats, [B] >= 0: over the steps, the sum of the
-    largest of `bound` (from `lay`) and of what the nodes beside the step say of two rates.
-
-    Polynomials of degree > 2m through the m nodes of a step and as many beside it integrate a rate
-    over the step otherwise than the m alone, which are right up to 2m - 1: the difference is what
-    these miss, as far as the rate is smooth across steps. The rates are |r|^2/s^^2, which no probe
-    touches, and d - tr dD/dx^ itself, of which counts what is beyond three standard errors of the
-    difference.
-
-    variance: of the trace's estimate at each node, [R].
-    most: nodes a step at most.
-    """
-    place = torch.stack([nodes.sample, nodes.step])
-    (sample, step), m = torch.unique_consecutive(place, dim=1, return_counts=True)
-    have = torch.bincount(nodes.sample, minlength=len(bound))
-    end, have, beside, last = have.cumsum(0)[sample], have[sample], m // 2 + 1, m.cumsum(0)
-    count = (m + 2 * beside).minimum(have)
-    low = (last - m - beside).maximum(end - have).minimum(end - count)
-    place = torch.arange(2 * most + 2, device=low.device)  # as wide whatever the batch
-    used, pick = place < count[:, None], low[:, None] + place
-    inside = (pick >= (last - m)[:, None]) & (pick < last[:, None])
-    pick = pick.clamp(max=len(nodes.lam) - 1)
-    left, right = nodes.lam[low], nodes.lam[low + count - 1]
-    middle, half = 0.5 * (left + right)[:, None], 0.5 * (left - right)[:, None].clamp(min=1e-300)
-    z, w = (torch.from_numpy(v).to(low.device) for v in legendre.leggauss(most + 2))
-    start, h = path.start[sample, step][:, None], path.h[sample, step][:, None]
-
-    def basis(lam: Tensor) -> Tensor:
-        x = ((lam - middle) / half).cpu().numpy()
-        return torch.from_numpy(legendre.legvander(x, len(place) - 1)).to(low.device)
-
-    over = (w[:, None] * basis(start + h * (0.5 + 0.5 * z))).sum(1)  # of the step, of each P_k
-    system = torch.where(
-        used[:, None] & used[..., None],
-        basis(nodes.lam[pick]).mT,
-        torch.eye(len(place), dtype=h.dtype, device=h.device),
-    )
-    goal = torch.where(used, 0.5 * h * over, 0.0)
-    weight = torch.linalg.solve_ex(system, goal)[0]  # not finite where two nodes are one
-    more = torch.where(used, weight - inside * nodes.weight[pick], 0.0)
-    more = more * (h.abs() / more.abs().sum(1, keepdim=True)).clamp(max=1)  # no wild extrapolation
-
-    def rest(rate: Tensor) -> Tensor:
-        return (more * rate[pick]).sum(1)
-
-    d = nodes.x_hat[0].numel()
-    noise = 9 * (more.square() * variance[pick]).sum(1)
-    clear = (rest(d * (1 - nodes.a) - nodes.b * nodes.form).square() - noise).clamp(min=0).sqrt()
-    missed = torch.fmax(bound[sample, step], torch.fmax(rest(nodes.energy).abs(), clear))
-    return bound.new_zeros(len(bound)).index_add_(0, sample, missed)
-
-
-def roughness(nodes: Nodes, variance: Tensor) -> Tensor:
-    """What a rate that jumps or oscillates from node to node adds to the error, nats, [B] >= 0.
-
-    Networks of rectifiers have divergences that jump, embeddings of whole times ones that oscillate
-    between them. A node's residual is its distance from the polynomial through its nearest 4, or 8,
-    neighbours, each over the root of 1 + sum l^2, with Lagrange's weights l: of a smooth rate it
-    falls with their number, of a rough one it does not, and is then the node's own error. The less
-    it falls, the more of it counts; none where 8 leave less than ROUGH of what 4 do.
-    variance: of the rate by its probes; what counts is beyond three of their standard errors.
-    """
-    d = nodes.x_hat[0].numel()
-    rate, batch = d - (nodes.a * d + nodes.b * nodes.form), int(nodes.sample.max()) + 1
-    count = torch.bincount(nodes.sample, minlength=batch)
-    begin, many = (count.cumsum(0) - count)[nodes.sample], count[nodes.sample]
-    place = torch.arange(len(rate), device=rate.device) - begin
-    found = []
-    for k in (4, 8):
-        first = (place - k // 2).minimum(many - k - 1).clamp(min=0)
-        others = first[:, None] + torch.arange(k, device=rate.device)
-        others = others + (others >= place[:, None])  # without the node itself
-        others = begin[:, None] + others.minimum(many[:, None] - 1)
-        x, one = nodes.lam[others], torch.eye(k, dtype=torch.float64, device=rate.device)
-        top = nodes.lam[:, None, None] - x[:, None, :]
-        weight = torch.where(one > 0, 1.0, top / (x[:, :, None] - x[:, None, :] + one)).prod(2)
-        square = (rate - (weight * rate[others]).sum(1)).square()
-        square = square - 9 * (variance + (weight.square() * variance[others]).sum(1))
-        square = nodes.weight.square() * square / (1 + weight.square().sum(1))
-        found.append(torch.zeros_like(count, dtype=rate.dtype).index_add_(0, nodes.sample, square))
-    few, more = (v.clamp(min=0).sqrt() for v in found)
-    share = ((more / few.clamp(min=1e-300) - ROUGH) / (1 - ROUGH)).clamp(0, 1)
-    return torch.where(count > 8, share * more.minimum(few), 0.0)
 
 
 def spend(
@@ -339,7 +220,9 @@ def run(
         points = how.points
         orders = range(least, MOST + 1) if points is None else range(points, points + 1)
         allowed = min(atol * d, math.inf if path_goal is None else math.sqrt(path_goal))
-        nodes, bound = lay(flow, cast(DensePath, path.path), orders, share * allowed, fine)
+        fewest = FEWEST if goal is not None and how.max_probes < d else 0
+        dense = cast(DensePath, path.path)
+        nodes, bound = lay(flow, dense, orders, share * allowed, fine, fewest)
         chunk = how.max_rows or chunk_rows(batch, d)
         prober = Prober(flow, nodes, seed, ids, chunk, how.control)
         if trace == "exact":
@@ -351,18 +234,18 @@ def run(
             def hold(left: Tensor) -> Tensor:
                 over = strange.clone()
                 if free and path_goal is not None:
-                    error = torch.hypot(bound.nansum(1), change(nodes, batch, flow.guided)[2])
-                    over = error.square() > path_goal
+                    rough = roughness(nodes, prober.variance() / nodes.weight.square(), batch)
+                    doubt = change(nodes, batch, rough.share, flow.guided)[2]
+                    over = torch.hypot(bound.nansum(1), doubt).square() > path_goal
                 if goal is not None and how.max_probes < d:  # as many as d leave nothing
                     over = over | (left * how.max_probes**-DECAY > HOPELESS * goal)
                 return over
 
             variance = spend(prober, how.probes, how.max_probes, goals, hold)
             noise = prober.variance() / nodes.weight.square()
-        total, defect, doubt = change(nodes, batch, flow.guided)
-        error = path_error(nodes, cast(DensePath, path.path), bound, noise, orders[-1])
-        rough = roughness(nodes, noise)
-        error[: len(rough)] = torch.hypot(error[: len(rough)], rough)
+        rough = roughness(nodes, noise, batch)
+        total, defect, doubt = change(nodes, batch, rough.share, flow.guided)
+        error = torch.hypot(path_error(nodes, dense, bound, noise, orders[-1]), rough.missed)
         value = flow.prior(latent) - total
         odd = fine & ~torch.isfinite(value)  # at a node, or at the far end
         status[odd] = int(Status.NETWORK_NOT_FINITE)

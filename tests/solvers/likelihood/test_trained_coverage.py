@@ -1,5 +1,6 @@
-"""Error bars of trained networks: 300 draws of each against the coupled flow, tightly solved."""
+"""Error bars of trained networks: draws of each, mostly 300, against the coupled flow, tightly solved."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import undiffuse as ud
 
 BANK = Path(__file__).parents[3] / "examples" / "bank"
+DATA = Path(os.environ.get("UNDIFFUSE_DATA", "../shared/data")) / "swiss_ddpm"
 FLOW = {"prior": "normal", "truncation": False}
 
 
@@ -32,19 +34,41 @@ def solved(name, count=300):
         ("table-linear-noise-mlp", {}, 0.9),
         ("table-linear-noise-mlp", {"target_std_error": 0.005}, 0.9),
         ("moons-flow-mlp", {"method": "quadrature"}, 0.9),
-        ("moons-cosine-data-mlp", {}, 0.85),
+        ("moons-cosine-data-mlp", {}, 0.9),
+        ("checker-ve-noise-mlp", {}, 0.9),
         ("wine-edm-mlp", {}, 0.9),
     ],
 )
 def test_total_error_covers_the_errors_of_trained_networks(name, options, least):
-    """Within one and two total_error lie at least 63 % and 90 %, five points below a normal's (85 %
-    of moons-cosine, whose errors have longer tails). They may be more: where a score is nearly
+    """Within one and two total_error lie at least 63 % and 90 %, five points below a normal's. They
+    may be more: where a score is nearly
     exact, what it may be wrong by is said too large."""
     model, x, wanted = solved(name)
     found = ud.log_prob(model, x, seed=1, on_failure="return", **options, **FLOW)
     z = (found.log_prob - wanted).abs() / found.total_error
     assert (z < 1).double().mean() > 0.63, float((z < 1).double().mean())
     assert (z < 2).double().mean() > least, float((z < 2).double().mean())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the published networks, UNDIFFUSE_DATA")
+def test_total_error_covers_a_network_whose_rate_is_rough(monkeypatch):
+    """The Swiss roll's network oscillates between its whole times. Its score says too little of how
+    its density changes: taken for a smooth one's, half of the errors lie outside one error bar."""
+    monkeypatch.setenv("UNDIFFUSE_DATA", str(DATA.parent))
+    checkpoint = ud.load(f"{BANK.parent / 'published.py'}:swiss")
+    model = checkpoint.denoiser
+    x = ud.sample(model, (160, 2), nfe=60, final="t_min") / float(model.process.alpha(model.t_min))
+    values = [
+        ud.log_prob(model, x, trace="exact", rtol=1e-5, atol=1e-5, method=method, **FLOW)
+        for method in ("quadrature", "augmented")
+    ]
+    wanted = (values[0].log_prob + values[1].log_prob) / 2
+    unsure = (values[0].log_prob - values[1].log_prob).abs() / 2
+    found = ud.log_prob(model, x, on_failure="return", **FLOW)
+    z = (found.log_prob - wanted).abs() / torch.hypot(found.total_error, unsure)
+    assert 0.63 < (z < 1).double().mean() < 0.78, float((z < 1).double().mean())
+    assert (z < 2).double().mean() > 0.86, float((z < 2).double().mean())
 
 
 @pytest.mark.slow

@@ -81,6 +81,6 @@ def test_repeats_do_not_loosen_the_path_s_target():
     found = bits_per_dim(model, x, Levels(17), repeats=4, **options)
     assert (found.solver_error <= 0.004).all() and (found.status == 0).all()
     bits = 64 * 0.693147  # a target of its own needs no other
-    r = ud.log_prob(model, x, trace="exact", t_min=1e-3, target_solver_error=1e-4)
+    r = ud.log_prob(model, x, trace="exact", t_min=1e-3, target_solver_error=2e-4)
     once = ud.log_prob(model, x, trace="exact", t_min=1e-3)
-    assert (r.solver_error <= 1e-4 * bits).all() and (once.solver_error > 1e-4 * bits).any()
+    assert (r.solver_error <= 2e-4 * bits).all() and (once.solver_error > 2e-4 * bits).any()
