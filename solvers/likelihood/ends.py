@@ -40,7 +40,7 @@ from ...models import jacobian as traces
 from .. import arguments
 from ..flow import ScaledFlow
 from .options import SMALL
-from .quadrature import LUCK
+from .path_errors import LUCK
 
 FULL = 256
 """Components up to which an exact trace takes the whole matrix at the ends: one more node."""
