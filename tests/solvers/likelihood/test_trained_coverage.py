@@ -1,4 +1,4 @@
-"""Error bars of trained networks: draws of each, mostly 300, against the coupled flow, tightly solved."""
+"""Error bars of trained networks: draws of each against the coupled flow, tightly solved."""
 
 import os
 from functools import cache
