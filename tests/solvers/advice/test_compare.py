@@ -76,9 +76,10 @@ def test_conditions_are_handed_to_every_run():
     model = MODEL
     told = ud.Denoiser(net, MODEL.process, predicts="data")
     cond = {"shift": torch.full((4, 1), 3.0)}
-    mine, plain = ud.compare(told, SHAPE, (5,), cond=cond), ud.compare(MODEL, SHAPE, (5,))
+    # of eight calls the default spares none: at a spared one data are taken to be about 0
+    mine, plain = ud.compare(told, SHAPE, (8,), cond=cond), ud.compare(MODEL, SHAPE, (8,))
     for kind in ("default", "others"):
-        assert mine.row(5, kind).error == pytest.approx(plain.row(5, kind).error, rel=0.5)
+        assert mine.row(8, kind).error == pytest.approx(plain.row(8, kind).error, rel=0.5)
 
 
 def test_it_shows_itself_in_80_columns_in_notebooks_and_as_json(found, tmp_path):
