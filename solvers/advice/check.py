@@ -30,6 +30,7 @@ from .. import arguments
 from ..outcome import status_failed
 from ..sampling.sample import sample
 
+SAME = 0.05  # of log(alpha/sigma), between processes that count as one
 LEVELS = (0.15, 0.4, 1.0, 2.5, 6.0)
 """sigma/alpha over the deviation of the data."""
 
@@ -346,13 +347,20 @@ def _processes(model: Denoiser, mine: Declaration, seen: Seen) -> list[Declarati
                 other = replace(model, process=make(n))
         except ValueError:  # no such times on it
             continue
-        found.append((_score_or_inf(other, few), words.format(n=n), other))
+        if not _alike(model.process, other.process):
+            found.append((_score_or_inf(other, few), words.format(n=n), other))
     found.sort(key=lambda f: f[0])
     return [
         mine._replace(process=words, score=_score_or_inf(other, seen))
         for score, words, other in found[:2]
         if score < math.inf
     ]
+
+
+def _alike(a: Process, b: Process) -> bool:
+    """Whether the times of both have the same noise levels to SAME: scores cannot tell them."""
+    lam = [torch.tensor(-math.log(level), dtype=torch.float64, device="cpu") for level in LEVELS]
+    return all(abs(float(b.log_snr(a.inverse_log_snr(v)) - v)) < SAME for v in lam)
 
 
 def _tuned(model: Denoiser, best: Declaration, seen: Seen) -> list[Declaration]:

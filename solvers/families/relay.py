@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,8 +22,6 @@ CLEAN = 0.02
 """sigma/alpha at t_min up to which its noise is left in the sample of a short run: a denoising jump
 would take a call from the steps (it removes 0.02 of the data's deviation, and a step errs by
 more)."""
-
-
 FEWEST = 4
 """Intervals up to which all is iPNDM-2: over a quarter of the range a corrector overshoots."""
 SHORT = 12
@@ -44,13 +43,12 @@ class Relay(Solver):
         below r          kept iPNDM-2     kept/2 iPNDM-2   UniPC-3
 
     and UniPC-2 for the rest of what is kept; UniPC's in the noise prediction. Of `FEWEST` intervals
-    all is iPNDM-2. Networks err at high
-    noise, where they saw little signal, and a corrector or a third point multiplies their errors by
-    the length of the step; constant weights on two noise predictions do not (Zhang & Chen 2023).
-    Where the signal shows, UniPC's corrector costs no call and gains an order (Zhao et al. 2023).
-    Each row is a formula in past states and predictions, so one method takes over from another, and
-    the mean of two formulas is a third: of long steps it errs less than the worse of both on any
-    network, and often less than either.
+    all is iPNDM-2. Networks err at high noise, where they saw little signal, and a corrector or a
+    third point multiplies their errors by the length of the step; constant weights on two noise
+    predictions do not (Zhang & Chen 2023). Where the signal shows, UniPC's corrector costs no call
+    and gains an order (Zhao et al. 2023). Each row is a formula in past states and predictions, so
+    one method takes over from another, and the mean of two formulas is a third: of long steps it
+    errs less than the worse of both on any network, and often less than either.
 
     A run of at most `few` steps that starts in noise spares its first call: there is little to hear
     at sigma/alpha above `noisy`. So does one of at most `FEW` steps from above `FAINT`. No other
@@ -96,7 +94,8 @@ class Relay(Solver):
         noisiest, cleanest = torch.exp(-process.log_snr(ends)).tolist()
         short = 1 < steps <= FEW
         final = "t_min" if short and cleanest <= CLEAN else "denoise"
-        if short and noisiest > (self.noisy if steps <= self.few else FAINT):
+        heard = self.noisy if steps <= self.few else FAINT if short else math.inf
+        if steps > 1 and noisiest > heard:
             return SparedStart(self), steps + 1, final
         return self, steps, final
 

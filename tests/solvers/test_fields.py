@@ -188,8 +188,9 @@ CASES = {
         "noise_level": (1.2, louder),
         # on a grid down to sigma = 0: elsewhere it does nothing
         "noisy_end": (True, lambda a, b: a == b and jump_is_noisy(True) > jump_is_noisy(False)),
+        "window": ((0, 2), lambda a, b: louder(b, a)),
     },
-    CPS(): {"noise_level": (0.9, louder)},
+    CPS(): {"noise_level": (0.9, louder), "window": ((0, 2), lambda a, b: louder(b, a))},
     Within(DDIM(1.0), DDIM(), (2, 4)): {
         "inside": (CPS(1.0), louder),
         "outside": (DPMSolverPP(2), wider),
@@ -215,9 +216,9 @@ CASES = {
     },
     Relay(): {
         "pace": (0.5, other),
-        "few": (20, other),
         "many": (5, other),
         # what stands for it in so many steps, and on how many intervals: see `Solver.on`
+        "few": (20, lambda a, b: Relay(few=20).on(PROCESS, 20)[1] == 21),
         "noisy": (1e3, lambda a, b: Relay(noisy=1e3).on(PROCESS, 6)[1] == 6),
         "kept": (0.5, other),
     },
