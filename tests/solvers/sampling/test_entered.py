@@ -15,7 +15,7 @@ X = torch.zeros(4, 16)
     ("call", "files", "functions"),
     [
         (lambda: ud.sample(MODEL, (4, 16), steps=10, x_init=X), 30, 165),
-        (lambda: ud.log_prob(MODEL, X), 30, 211),
+        (lambda: ud.log_prob(MODEL, X), 30, 223),
     ],
     ids=["sample", "log_prob"],
 )
