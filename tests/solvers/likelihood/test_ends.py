@@ -41,7 +41,8 @@ def test_a_schedule_that_stops_early_counts_what_its_prior_leaves_out(name):
     x = law.sample(100, seed=3)
     r = ud.log_prob(law.denoiser(EARLY), x, trace="exact")
     error = (r.log_prob - law.log_prob(x)).abs()
-    assert error.square().mean().sqrt() > 0.3 and (r.path_error < 0.1 * r.ends_error).all()
+    assert error.square().mean().sqrt() > 0.3
+    assert r.path_error.square().mean() < 0.1**2 * r.ends_error.square().mean()
     assert (error < r.total_error).double().mean() > 0.65
     assert (error < 2 * r.total_error).double().mean() > 0.95
     assert (r.status != Status.OK).equal(r.prior_gap.isnan() & (r.status == Status.UNMIXED))
